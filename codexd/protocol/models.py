@@ -1,0 +1,178 @@
+"""Model names: what a client calls a model, and which slug, effort and request shape that means.
+
+Three layers, the later winning: names that clients have in their configuration from earlier days, a snapshot of the
+catalogue that the official client shipped in November 2026, and the live catalogue of the signed-in account.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import msgspec
+
+from codexd import errors
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
+EFFORTS: tuple[str, ...] = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
+Verbosity = Literal["low", "medium", "high"]
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    """One model. ``lite`` chooses the shape of the upstream request, by the catalogue's flag and never by the name."""
+
+    slug: str
+    efforts: tuple[str, ...]
+    default_effort: str | None
+    lite: bool = False
+    listed: bool = True
+    context_window: int | None = None
+    verbosity: str = "medium"
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """A client's model name, understood. ``effort`` is set only when the name itself carried one."""
+
+    model: Model
+    effort: str | None
+
+
+class Catalogue:
+    """An immutable view of all models known at one moment."""
+
+    def __init__(self, aliases: Mapping[str, str], live: Iterable[Model] | None = None) -> None:
+        self._aliases = aliases
+        self._models = {model.slug: model for model in BUILT_IN}
+        # With a live catalogue only its models are listed: the account has no others. The rest can still be named,
+        # and then the backend's own words say what became of them.
+        listed = self._models
+        if live is not None:
+            listed = {model.slug: model for model in live}
+            self._models.update(listed)
+        self.listed = [m.slug for m in listed.values() if m.listed] + sorted(set(aliases) - set(listed))
+
+    def resolve(self, name: str) -> Resolved:
+        """Raises ApiError: 404 for an unknown name, 400 for an effort in the name that the model lacks."""
+        found = self._find(name, self._aliases)
+        if found is None:
+            near = difflib.get_close_matches(name, [*self._models, *self._aliases], n=2)
+            raise errors.model_not_found(name, near, self.listed)
+        if found.effort is not None:
+            check_effort(found.model, found.effort)
+        return found
+
+    def _find(self, name: str, aliases: Mapping[str, str]) -> Resolved | None:
+        # An alias wins over a model of the same name: it is how a retired name gets a successor. Its target is no
+        # alias again, which also keeps a circle from turning.
+        if (target := aliases.get(name)) is not None:
+            return self._find(target, {})
+        if (model := self._models.get(name)) is not None:
+            return Resolved(model, None)
+        # gpt-5.1-codex-max is a slug, gpt-6-sol-max a slug and an effort: hence the whole name first.
+        stem, _, effort = name.rpartition("-")
+        if effort in EFFORTS and (stem in aliases or stem in self._models):
+            found = self._find(stem, aliases)
+            return found and Resolved(found.model, effort)
+        return None
+
+
+def check_effort(model: Model, effort: str) -> None:
+    """Raises ApiError 400 naming what the model offers."""
+    if effort not in model.efforts:
+        raise errors.bad_request(
+            f"The model {model.slug!r} has no reasoning effort {effort!r}. It offers: {', '.join(model.efforts)}.",
+            param="reasoning_effort",
+            code="unsupported_value",
+        )
+
+
+def _family(efforts: str, default: str, *slugs: str, **rest: object) -> list[Model]:
+    """``efforts`` is a space-separated list, weakest first."""
+    facts = {"efforts": efforts.split(), "default_effort": default, **rest}
+    return [msgspec.convert({"slug": slug, **facts}, Model) for slug in slugs]
+
+
+_TO_XHIGH = "low medium high xhigh"
+_TO_MAX = "low medium high xhigh max"
+_TO_ULTRA = "low medium high xhigh max ultra"
+_LITE = {"lite": True, "context_window": 272_000, "verbosity": "low"}
+
+BUILT_IN: tuple[Model, ...] = (
+    # The catalogue of the official client 0.169.0, by its priority.
+    *_family(_TO_ULTRA, "low", "gpt-6.1-sol", "gpt-6-astra", **_LITE),
+    *_family(_TO_ULTRA, "medium", "gpt-6-sol", **_LITE),
+    *_family(_TO_MAX, "medium", "gpt-6-luna", **_LITE),
+    *_family(_TO_ULTRA, "low", "gpt-5.6-sol", **_LITE),
+    *_family(_TO_ULTRA, "low", "gpt-6.1-terra", **(_LITE | {"context_window": 500_000})),
+    *_family(_TO_ULTRA, "medium", "gpt-5.6-terra", **_LITE),
+    *_family(_TO_MAX, "medium", "gpt-5.6-luna", **_LITE),
+    *_family(_TO_ULTRA, "low", "gpt-daybreak-blue-latest", listed=False, **_LITE),
+    *_family(
+        _TO_ULTRA,
+        "medium",
+        "gpt-daybreak-red-latest",
+        lite=True,
+        listed=False,
+        context_window=372_000,
+        verbosity="high",
+    ),
+    *_family(_TO_XHIGH, "medium", "gpt-5.5", context_window=272_000, verbosity="low"),
+    *_family(_TO_MAX, "medium", "codex-auto-review", listed=False, **_LITE),
+    # Names from before. They are in no catalogue any more, and in many people's configurations.
+    *_family("none low medium high", "none", "gpt-5.1"),
+    *_family("none low medium high xhigh", "none", "gpt-5.2"),
+    *_family("low medium high", "medium", "gpt-5.1-codex"),
+    *_family(_TO_XHIGH, "high", "gpt-5.1-codex-max", "gpt-5.2-codex"),
+    *_family("medium high", "medium", "gpt-5.1-codex-mini"),
+)
+
+
+class _Level(msgspec.Struct):
+    effort: str
+
+
+class _Entry(msgspec.Struct):
+    """An entry of ``GET /codex/models``: the keys that codexd uses, of some forty. Read leniently."""
+
+    slug: str
+    supported_reasoning_levels: list[_Level] = []
+    default_reasoning_level: str | None = None
+    visibility: str = "list"
+    use_responses_lite: bool = False
+    context_window: int | None = None
+    default_verbosity: str | None = None
+    priority: float = 1e9
+
+
+class _Answer(msgspec.Struct):
+    models: list[msgspec.Raw]
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+_ENTRY = msgspec.json.Decoder(_Entry)
+
+
+def decode_catalogue(body: bytes) -> list[Model]:
+    """Read the answer of ``GET /codex/models``, in the order of its priorities.
+
+    An entry that cannot be read is left out; the others count. Raises ValueError when nothing is left.
+    """
+    entries: list[_Entry] = []
+    for raw in _ANSWER.decode(body).models:
+        try:
+            entries.append(_ENTRY.decode(raw))
+        except msgspec.ValidationError:
+            continue
+    if not entries:
+        raise ValueError("the catalogue holds no readable model")
+    return [
+        Model(
+            slug=entry.slug,
+            efforts=tuple(level.effort for level in entry.supported_reasoning_levels),
+            default_effort=entry.default_reasoning_level,
+            lite=entry.use_responses_lite,
+            listed=entry.visibility == "list",
+            context_window=entry.context_window,
+            verbosity=entry.default_verbosity or "medium",
+        )
+        for entry in sorted(entries, key=lambda entry: entry.priority)
+    ]

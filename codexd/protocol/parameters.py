@@ -1,0 +1,119 @@
+"""What becomes of each request parameter: one table a dialect, from which the README's is made.
+
+The backend refuses what it does not know (an allow-list, before any token), so a parameter is forwarded, adjusted,
+dropped by a rule that the answer's ``x-codexd-adjusted`` header reports, or refused by name.
+"""
+
+import re
+from typing import Literal, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from codexd import errors
+
+
+class Rule(NamedTuple):
+    """``harmless`` are JSON values that ask for what happens anyway: neither reported nor refused."""
+
+    treatment: Literal["forwarded", "adjusted", "dropped", "refused"]
+    note: str = ""
+    harmless: tuple[str, ...] = ()
+
+
+_BACKEND = "the backend refuses it"
+_SHARED: dict[str, Rule] = {
+    "model": Rule("adjusted", "resolved to a model and, from a `NAME-EFFORT` name, its reasoning effort"),
+    "stream": Rule("adjusted", "the backend is always streamed; codexd collects the answer when the client is not"),
+    "tools": Rule("forwarded", "in the shape that the model asks for"),
+    "tool_choice": Rule("forwarded", "`auto` for responses-lite models; `none` then leaves the tools out"),
+    "parallel_tool_calls": Rule("forwarded", "`false` for responses-lite models"),
+    "service_tier": Rule(
+        "adjusted", "`fast` and `priority` become `priority`; others are dropped", ('"auto"', '"default"')
+    ),
+    "prompt_cache_key": Rule("forwarded", "derived from instructions, tools and first user turn when absent"),
+    "temperature": Rule("dropped", _BACKEND),
+    "top_p": Rule("dropped", _BACKEND),
+    "user": Rule("dropped", _BACKEND),
+    "metadata": Rule("dropped", _BACKEND, ("{}",)),
+    "safety_identifier": Rule("dropped", _BACKEND),
+    "prompt_cache_retention": Rule("dropped", _BACKEND),
+    "prompt_cache_options": Rule("dropped", _BACKEND),
+    "moderation": Rule("dropped", _BACKEND),
+    "store": Rule("dropped", "nothing is stored, here or at the backend", ("false",)),
+}
+
+CHAT: dict[str, Rule] = _SHARED | {
+    "messages": Rule("adjusted", "converted to input items; `system` becomes `developer`"),
+    "stream_options": Rule("adjusted", "`include_usage` is honoured here"),
+    "response_format": Rule("forwarded", "as `text.format`"),
+    "reasoning_effort": Rule("forwarded", "must be one that the model offers"),
+    "verbosity": Rule("forwarded"),
+    "max_tokens": Rule("dropped", _BACKEND),
+    "max_completion_tokens": Rule("dropped", _BACKEND),
+    "stop": Rule("dropped", _BACKEND, ("[]",)),
+    "presence_penalty": Rule("dropped", _BACKEND, ("0", "0.0")),
+    "frequency_penalty": Rule("dropped", _BACKEND, ("0", "0.0")),
+    "logit_bias": Rule("dropped", _BACKEND, ("{}",)),
+    "seed": Rule("dropped", _BACKEND),
+    "prediction": Rule("dropped", _BACKEND),
+    "web_search_options": Rule("dropped", _BACKEND),
+    "n": Rule("refused", "one answer a request", ("1",)),
+    "logprobs": Rule("refused", _BACKEND, ("false",)),
+    "top_logprobs": Rule("refused", _BACKEND, ("0",)),
+    "audio": Rule("refused", "the backend has no audio"),
+    "modalities": Rule("refused", "the backend answers in text", ('["text"]',)),
+    "functions": Rule("refused", "use `tools`", ("[]",)),
+    "function_call": Rule("refused", "use `tool_choice`"),
+}
+
+RESPONSES: dict[str, Rule] = _SHARED | {
+    "input": Rule("adjusted", "a string becomes a list; `system` becomes `developer`; ids and item references go"),
+    "instructions": Rule("adjusted", "follow the model family's text when `codex.mode` is on"),
+    "reasoning": Rule("forwarded", "effort and summary; the effort must be one that the model offers"),
+    "text": Rule("forwarded"),
+    "include": Rule("adjusted", "always `reasoning.encrypted_content`", ("[]", '["reasoning.encrypted_content"]')),
+    "client_metadata": Rule("forwarded", "the official client's own"),
+    "max_output_tokens": Rule("dropped", _BACKEND),
+    "max_tool_calls": Rule("dropped", _BACKEND),
+    "truncation": Rule("dropped", _BACKEND, ('"disabled"',)),
+    "context_management": Rule("dropped", _BACKEND),
+    "top_logprobs": Rule("dropped", _BACKEND, ("0",)),
+    "stream_options": Rule("dropped", "events pass as they come"),
+    "background": Rule("refused", "nothing runs on without a client", ("false",)),
+    "previous_response_id": Rule("refused", "nothing is stored: send the whole input"),
+    "conversation": Rule("refused", "nothing is stored: send the whole input"),
+    "prompt": Rule("refused", "the backend has no prompt templates for this sign-in"),
+}
+
+_KEYS = msgspec.json.Decoder(dict[str, Raw])
+_SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def sort_out(body: bytes, rules: dict[str, Rule]) -> list[str]:
+    """Apply the rules to a request body that has been decoded before: what to report, as ``NAME=what``.
+
+    Raises ApiError 400 for the first parameter that is refused. Null means absent.
+    """
+    adjusted: list[str] = []
+    for name, raw in _KEYS.decode(body).items():
+        value = bytes(raw).decode()
+        if value == "null":
+            continue
+        rule = rules.get(name)
+        if rule is None:
+            # Unknown names are dropped like known ones; what cannot stand in a header is only counted.
+            adjusted.append(f"{name if _SANE_NAME.fullmatch(name) else 'unknown'}=dropped")
+        elif value in rule.harmless:
+            continue
+        elif rule.treatment == "refused":
+            raise errors.unsupported(name, f"{name!r} is not supported with this value: {rule.note}.")
+        elif rule.treatment == "dropped":
+            adjusted.append(f"{name}=dropped")
+    return adjusted
+
+
+def table(rules: dict[str, Rule]) -> str:
+    """The rules as a Markdown table."""
+    rows = [f"| `{name}` | {rule.treatment} | {rule.note} |" for name, rule in sorted(rules.items())]
+    return "\n".join(["| parameter | what happens | |", "|---|---|---|", *rows])

@@ -1,0 +1,240 @@
+"""The Responses dialect on its way back: events pass through, mended where this backend falls short.
+
+What is mended: the terminal event's ``output``, empty on this backend, is rebuilt from ``output_item.done``; the
+response object gets every key that OpenAI's schema has and echoes what the client asked, not what codexd made of it;
+tool calls lose the namespace that codexd put on them; ``sequence_number`` never repeats, also after a keepalive.
+"""
+
+import msgspec
+from msgspec import Raw, Struct
+
+from codexd import errors
+from codexd.errors import ApiError, ErrorObject
+from codexd.protocol import sse
+from codexd.protocol.request import NAMESPACE
+from codexd.protocol.responses import Cancelled, ErrorEvent, Failed, RawObject, Usage, decode_event
+from codexd.protocol.stream import failed
+
+_SILENT = frozenset({"response.created", "response.in_progress", "response.queued"})
+"""Events that say nothing of the answer yet."""
+
+_WITH_RESPONSE = _SILENT | {"response.completed", "response.incomplete", "response.failed"}
+_TERMINAL = {"response.completed": "completed", "response.incomplete": "incomplete"}
+_FAILURES = frozenset({"response.failed", "response.cancelled", "error"})
+
+ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls", "safety_identifier",
+          "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user")  # fmt: skip
+"""Keys of the response object that repeat the request: the client's own value wins."""
+
+_DEFAULTS: RawObject = {
+    key: Raw(value)
+    for key, value in {
+        "object": b'"response"',
+        "background": b"false",
+        "completed_at": b"null",
+        "error": b"null",
+        "incomplete_details": b"null",
+        "instructions": b"null",
+        "max_output_tokens": b"null",
+        "max_tool_calls": b"null",
+        "metadata": b"{}",
+        "parallel_tool_calls": b"true",
+        "previous_response_id": b"null",
+        "prompt_cache_key": b"null",
+        "reasoning": b'{"effort":null,"summary":null}',
+        "safety_identifier": b"null",
+        "service_tier": b'"default"',
+        "store": b"false",
+        "temperature": b"1.0",
+        "text": b'{"format":{"type":"text"}}',
+        "tool_choice": b'"auto"',
+        "tools": b"[]",
+        "top_logprobs": b"0",
+        "top_p": b"1.0",
+        "truncation": b'"disabled"',
+        "usage": b"null",
+        "user": b"null",
+    }.items()
+}
+_HIDDEN: RawObject = {"instructions": Raw(b"null"), "tools": Raw(b"[]"), "tool_choice": Raw(b'"auto"')}
+"""What codexd adds upstream and the client did not ask for."""
+
+
+class _Head(Struct):
+    type: str
+    sequence_number: int | None = None
+
+
+class _StreamError(Struct, frozen=True):
+    """OpenAI's ``error`` event. ``error`` repeats it as the object that Chat clients know; SDKs raise on that key."""
+
+    type: str
+    sequence_number: int
+    code: str | None
+    message: str
+    param: str | None
+    error: ErrorObject
+
+
+class _Keepalive(Struct, frozen=True):
+    type: str
+    sequence_number: int
+
+
+_HEAD = msgspec.json.Decoder(_Head)
+_OBJECT = msgspec.json.Decoder(RawObject)
+_NAMESPACE_KEY = b'"namespace"'
+
+
+class ResponsesStream:
+    """One answer. ``echo`` holds the client's own values of ECHOED keys."""
+
+    def __init__(self, echo: RawObject) -> None:
+        self._echo = _HIDDEN | echo
+        self._items: dict[int, Raw] = {}
+        self._sequence = -1
+        self._failure: bytes | None = None
+        self.begun = False
+        self.done = False
+        self.error: ApiError | None = None
+        self.usage: Usage | None = None
+        self.response: bytes | None = None
+        """The final response object, once done."""
+
+    def push(self, data: bytes) -> bytes:
+        """Take the ``data`` of one event; the bytes of the event that the client gets, if any."""
+        if self.done or self.error is not None:
+            return b""
+        try:
+            head = _HEAD.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return b""
+        if not head.type.startswith("response.") and head.type != "error":
+            return b""
+        try:
+            return self._push(head, data)
+        except msgspec.DecodeError:
+            # A shape that nobody has seen yet. An event on the way can be done without; the last one cannot.
+            if head.type in _TERMINAL:
+                self.error = errors.stream_ended()
+            return b""
+
+    def _push(self, head: _Head, data: bytes) -> bytes:
+        kind = head.type
+        if kind in _FAILURES:
+            return self._fail(data)
+        if kind == "response.metadata":
+            return b""
+        changes: RawObject = {}
+        if kind in _WITH_RESPONSE:
+            changes["response"] = self._response(kind, _OBJECT.decode(data).get("response", Raw(b"{}")))
+            if self.error is not None:
+                return b""
+        elif kind.startswith("response.output_item."):
+            changes = self._item(kind, data)
+        else:
+            self.begun = True
+        return self._event(kind, head.sequence_number, data, changes)
+
+    def eof(self) -> None:
+        """The upstream has ended its stream. Without a terminal event before, that is a failure."""
+        if not self.done and self.error is None:
+            self.error = errors.stream_ended()
+
+    def failure(self, error: ApiError) -> bytes:
+        """The one frame that ends a stream which fails after its beginning: the upstream's own, if it had one."""
+        if self._failure is not None:
+            return self._event("response.failed", None, self._failure, {})
+        it = error.error
+        frame = _StreamError("error", self._next(), it.code, it.message, it.param, it)
+        return sse.encode(b"error", msgspec.json.encode(frame))
+
+    def keepalive(self) -> bytes:
+        # An event and no comment: clients of this dialect, the official one among them, reset their idle timer on
+        # events alone.
+        return sse.encode(b"keepalive", msgspec.json.encode(_Keepalive("keepalive", self._next())))
+
+    # --- events
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _event(self, kind: str, number: int | None, data: bytes, changes: RawObject) -> bytes:
+        if number is None or number <= self._sequence:
+            changes["sequence_number"] = Raw(b"%d" % self._next())
+        else:
+            self._sequence = number
+        if changes:
+            data = msgspec.json.encode(_OBJECT.decode(data) | changes)
+        return sse.encode(kind.encode(), data)
+
+    def _fail(self, data: bytes) -> bytes:
+        event = decode_event(data)
+        match event:
+            case Failed():
+                raw = _OBJECT.decode(data)
+                self._failure = msgspec.json.encode(raw | {"response": self._complete(raw["response"])})
+                self.error = failed(event)
+            case Cancelled() | ErrorEvent():
+                self.error = failed(event)
+            case _:
+                # A failure in a shape that nobody has seen yet is still a failure.
+                self.error = failed(ErrorEvent())
+        return b""
+
+    def _item(self, kind: str, data: bytes) -> RawObject:
+        event = _OBJECT.decode(data)
+        raw = event.get("item", Raw(b"{}"))
+        item = _OBJECT.decode(raw)
+        changes: RawObject = {}
+        if _NAMESPACE_KEY in data and item.get("namespace") == Raw(msgspec.json.encode(NAMESPACE)):
+            del item["namespace"]
+            raw = changes["item"] = Raw(msgspec.json.encode(item))
+        if item.get("type") != Raw(b'"reasoning"'):
+            self.begun = True
+        if kind == "response.output_item.done":
+            index = msgspec.json.decode(event.get("output_index", Raw(b"0")), type=int)
+            self._items[index] = raw
+        return changes
+
+    # --- the response object
+
+    def _response(self, kind: str, raw: Raw) -> Raw:
+        if kind not in _TERMINAL:
+            return self._complete(raw)
+        response = _OBJECT.decode(raw)
+        if self._items:
+            output = [item for _, item in sorted(self._items.items())]
+            response["output"] = Raw(msgspec.json.encode(output))
+        elif kind == "response.completed" and bytes(response.get("output", b"[]")) in (b"[]", b"null"):
+            self.error = errors.empty_answer()
+        self.begun = self.done = self.error is None
+        complete = self._complete(Raw(msgspec.json.encode(response)), status=_TERMINAL[kind])
+        self.response = bytes(complete)
+        return complete
+
+    def _complete(self, raw: Raw, status: str | None = None) -> Raw:
+        given = {
+            key: value for key, value in _OBJECT.decode(raw).items() if value != Raw(b"null") or key not in _DEFAULTS
+        }
+        response = {**_DEFAULTS, **given, **self._echo}
+        response.setdefault("output", Raw(b"[]"))
+        if status is not None:
+            response.setdefault("status", Raw(msgspec.json.encode(status)))
+        if response["usage"] != Raw(b"null"):
+            self.usage = msgspec.json.decode(response["usage"], type=Usage)
+            response["usage"] = _complete_usage(response["usage"])
+        return Raw(msgspec.json.encode(response))
+
+
+def _complete_usage(raw: Raw) -> Raw:
+    """Usage with its details, which the backend sometimes leaves null."""
+    usage = _OBJECT.decode(raw)
+    for key, value in (
+        ("input_tokens_details", b'{"cached_tokens":0,"cache_write_tokens":0}'),
+        ("output_tokens_details", b'{"reasoning_tokens":0}'),
+    ):
+        if usage.get(key, Raw(b"null")) == Raw(b"null"):
+            usage[key] = Raw(value)
+    return Raw(msgspec.json.encode(usage))

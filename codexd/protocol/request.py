@@ -1,0 +1,412 @@
+"""A client's request, in either dialect, into the one that the Codex backend accepts. Pure functions.
+
+Both dialects become an ``UpstreamRequest`` in the classic shape; ``to_lite`` turns that into the shape of the
+responses-lite models. Source of both shapes: requests captured from the official client.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from typing import Any, Literal, TypeGuard, assert_never
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from codexd import errors
+from codexd.protocol import chat
+from codexd.protocol.models import Resolved, check_effort
+from codexd.protocol.responses import (
+    AdditionalTools,
+    FunctionCall,
+    FunctionCallOutput,
+    FunctionTool,
+    InputFile,
+    InputImage,
+    InputItem,
+    InputPart,
+    InputText,
+    Message,
+    NamedTool,
+    Namespace,
+    OutputText,
+    RawObject,
+    Reasoning,
+    ResponsesRequest,
+    Text,
+    Tool,
+    UpstreamRequest,
+)
+
+NAMESPACE = "functions"
+"""The namespace that codexd wraps a client's flat tools into for responses-lite models, and takes off again."""
+
+NEUTRAL = "You are a helpful assistant."
+"""Instructions for a request that has none: the backend refuses a classic request without."""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What the configuration adds to a request. ``prompt`` is None when ``codex.mode`` is off."""
+
+    prompt: str | None = None
+    effort: str | None = None
+    verbosity: str | None = None
+
+
+class Converted(Struct, frozen=True):
+    request: UpstreamRequest
+    lite: bool
+    adjusted: list[str]
+
+
+def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings) -> Converted:
+    """Convert a Chat Completions request. Raises ApiError 400 naming what cannot be converted."""
+    if not asked.messages:
+        raise errors.bad_request("messages must hold at least one message.", param="messages")
+    adjusted: list[str] = []
+    instructions, messages = settings.prompt, asked.messages
+    if instructions is None:
+        instructions, messages = _leading_instructions(asked.messages)
+    if any(isinstance(message, chat.SystemMessage) for message in asked.messages):
+        adjusted.append("system=developer" if messages is asked.messages else "system=instructions")
+    items: list[InputItem] = []
+    for index, message in enumerate(messages, len(asked.messages) - len(messages)):
+        items += _message_items(message, f"messages[{index}]")
+    tools: list[Tool] = [_function_tool(tool.function) for tool in asked.tools or ()]
+    model = resolved.model
+    request = UpstreamRequest(
+        model=model.slug,
+        instructions=instructions,
+        service_tier=_tier(asked.service_tier, adjusted),
+        input=items,
+        tools=tools or UNSET,
+        tool_choice=_chat_tool_choice(asked.tool_choice),
+        parallel_tool_calls=asked.parallel_tool_calls is not False,
+        reasoning=Reasoning(effort=_effort(asked.reasoning_effort, resolved, settings, adjusted), summary="auto"),
+        prompt_cache_key=asked.prompt_cache_key or _cache_key(instructions, tools, items),
+        text=Text(verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=_chat_format(asked)),
+    )
+    return _shaped(request, model.lite, adjusted, forced=asked.parallel_tool_calls)
+
+
+def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settings) -> Converted:
+    """Convert a Responses request: the same protocol, made fit for a backend that stores nothing."""
+    adjusted: list[str] = []
+    if isinstance(asked.input, str):
+        items: list[InputItem] = [Message(role="user", content=[InputText(text=asked.input)])]
+    else:
+        items = [fit for item in asked.input if (fit := _fit_item(item, adjusted)) is not None]
+    if not items:
+        raise errors.bad_request("input must hold at least one item that can be sent.", param="input")
+    own = asked.instructions or None
+    instructions = "\n\n".join(filter(None, (settings.prompt, own))) or NEUTRAL
+    tools: list[Tool] = list(asked.tools or ())
+    reasoning, model = asked.reasoning, resolved.model
+    summary = (reasoning and (reasoning.summary or reasoning.generate_summary)) or "auto"
+    request = UpstreamRequest(
+        model=model.slug,
+        instructions=instructions,
+        service_tier=_tier(asked.service_tier, adjusted),
+        input=items,
+        tools=tools or UNSET,
+        tool_choice=asked.tool_choice if _given(asked.tool_choice) else "auto",
+        parallel_tool_calls=asked.parallel_tool_calls is not False,
+        reasoning=Reasoning(
+            effort=_effort(reasoning.effort if reasoning else None, resolved, settings, adjusted),
+            summary=UNSET if summary == "none" else summary,
+        ),
+        prompt_cache_key=asked.prompt_cache_key or _cache_key(instructions, tools, items),
+        text=Text(
+            verbosity=(asked.text and asked.text.verbosity) or settings.verbosity or model.verbosity,
+            format=asked.text.format if asked.text is not None and _given(asked.text.format) else UNSET,
+        ),
+        client_metadata=asked.client_metadata if _given(asked.client_metadata) else UNSET,
+    )
+    return _shaped(request, model.lite, adjusted, forced=asked.parallel_tool_calls)
+
+
+def _shaped(request: UpstreamRequest, lite: bool, adjusted: list[str], *, forced: bool | None) -> Converted:
+    if lite:
+        if forced:
+            adjusted.append("parallel_tool_calls=false")
+        request = to_lite(request, adjusted)
+    return Converted(request, lite, list(dict.fromkeys(adjusted)))
+
+
+# --- responses-lite
+
+
+def to_lite(request: UpstreamRequest, adjusted: list[str]) -> UpstreamRequest:
+    """The same request in the shape of responses-lite models.
+
+    Four conditions are coupled there, and each one missed is a 400: the marker header (codexd.upstream), the tools in
+    an ``additional_tools`` item, ``parallel_tool_calls: false``, and ``reasoning.context: all_turns``.
+    """
+    choice = request.tool_choice
+    tools = [] if request.tools is UNSET else list(request.tools)
+    if choice == "none" or choice == Raw(b'"none"'):
+        # The only choice here is auto; leaving the tools out is what none means.
+        adjusted.append("tools=dropped")
+        tools = []
+    elif choice not in ("auto", Raw(b'"auto"')):
+        adjusted.append("tool_choice=auto")
+    items = [_lite_item(item, adjusted) for item in request.input]
+    head: list[InputItem] = []
+    if items and _type_of(items[0]) == "additional_tools":
+        # The official client as our client: its tools come first, and stay there.
+        head.append(items.pop(0))
+    elif tools:
+        head.append(_wrapped(tools))
+    if request.instructions is not UNSET:
+        head.append(Message(role="developer", content=[InputText(text=request.instructions)]))
+    return msgspec.structs.replace(
+        request,
+        instructions=UNSET,
+        input=[*head, *items],
+        tools=UNSET,
+        tool_choice="auto",
+        parallel_tool_calls=False,
+        reasoning=msgspec.structs.replace(request.reasoning, context="all_turns"),
+    )
+
+
+def _wrapped(tools: Sequence[Tool]) -> AdditionalTools:
+    own = [tool for tool in tools if _type_of(tool) in ("function", "custom")]
+    rest = [tool for tool in tools if isinstance(tool, dict) and _type_of(tool) not in ("function", "custom")]
+    wrapped: list[Namespace | RawObject] = [Namespace(name=NAMESPACE, tools=own)] if own else []
+    return AdditionalTools(tools=[*wrapped, *rest])
+
+
+def _lite_item(item: InputItem, adjusted: list[str]) -> InputItem:
+    match item:
+        case Message():
+            return msgspec.structs.replace(item, content=[_without_detail(part, adjusted) for part in item.content])
+        case FunctionCall():
+            return msgspec.structs.replace(item, namespace=NAMESPACE)
+        case FunctionCallOutput(output=list() as parts):
+            return msgspec.structs.replace(item, output=[_without_detail(part, adjusted) for part in parts])
+        case dict():
+            if _type_of(item) in ("function_call", "custom_tool_call"):
+                return {"namespace": Raw(msgspec.json.encode(NAMESPACE)), **item}
+            for key in ("content", "output"):
+                if key in item and b'"detail"' in bytes(item[key]):
+                    adjusted.append("image_detail=dropped")
+                    item = {**item, key: _raw_without_detail(item[key])}
+            return item
+        case _:
+            return item
+
+
+def _without_detail(part: InputPart, adjusted: list[str]) -> InputPart:
+    if isinstance(part, InputImage) and part.detail is not UNSET:
+        adjusted.append("image_detail=dropped")
+        return msgspec.structs.replace(part, detail=UNSET)
+    return part
+
+
+def _raw_without_detail(content: Raw) -> Raw:
+    try:
+        parts = msgspec.json.decode(content, type=list[RawObject])
+    except msgspec.ValidationError:
+        return content
+    return _raw(
+        [
+            {key: value for key, value in part.items() if key != "detail" or _type_of(part) != "input_image"}
+            for part in parts
+        ]
+    )
+
+
+# --- what both dialects share
+
+
+def _effort(asked: str | None, resolved: Resolved, settings: Settings, adjusted: list[str]) -> str | UnsetType:
+    model = resolved.model
+    if asked is not None:
+        check_effort(model, asked)
+    if resolved.effort is not None and asked not in (None, resolved.effort):
+        adjusted.append(f"reasoning_effort={resolved.effort}")
+    configured = settings.effort if settings.effort in model.efforts else None
+    effort = resolved.effort or asked or configured or model.default_effort
+    # "ultra" is a mode of the official client; on the wire it is "max".
+    return UNSET if effort is None else "max" if effort == "ultra" else effort
+
+
+def _tier(asked: str | None, adjusted: list[str]) -> Literal["priority"] | UnsetType:
+    if asked in ("fast", "priority"):
+        if asked == "fast":
+            adjusted.append("service_tier=priority")
+        return "priority"
+    if asked not in (None, "auto", "default"):
+        adjusted.append("service_tier=dropped")
+    return UNSET
+
+
+def _cache_key(instructions: str, tools: Sequence[Tool], items: Sequence[InputItem]) -> str:
+    """A key that stays the same for all turns of a conversation, in the shape of the official client's thread id."""
+    first_turn = next((item for item in items if _role_of(item) == "user"), None)
+    digest = hashlib.sha256(msgspec.json.encode((instructions, tools, first_turn))).digest()
+    return str(uuid.UUID(bytes=digest[:16], version=4))
+
+
+def _raw(value: object) -> Raw:
+    return Raw(msgspec.json.encode(value))
+
+
+def _given(raw: Raw | UnsetType) -> TypeGuard[Raw]:
+    """Neither missing nor null: Raw cannot stand in a union with None."""
+    return raw is not UNSET and bytes(raw) != b"null"
+
+
+def _plain(raw: Raw | None) -> str | None:
+    """The string in a raw value; None for anything else."""
+    try:
+        return None if raw is None else msgspec.json.decode(raw, type=str)
+    except msgspec.ValidationError:
+        return None
+
+
+def _type_of(value: InputItem | Tool | RawObject) -> str | None:
+    if isinstance(value, dict):
+        return _plain(value.get("type"))
+    tag = type(value).__struct_config__.tag
+    return tag if isinstance(tag, str) else None
+
+
+def _role_of(item: InputItem) -> str | None:
+    return _plain(item.get("role")) if isinstance(item, dict) else getattr(item, "role", None)
+
+
+# --- the Responses dialect
+
+
+def _fit_item(item: RawObject, adjusted: list[str]) -> InputItem | None:
+    """An input item without what refers to things stored at OpenAI; None for one that is nothing else."""
+    kind = _type_of(item)
+    if kind == "item_reference":
+        adjusted.append("item_reference=dropped")
+        return None
+    if kind == "reasoning" and not _plain(item.get("encrypted_content")):
+        # Its id alone means nothing to a backend that stores nothing: "Item with id 'rs_...' not found".
+        adjusted.append("reasoning=dropped")
+        return None
+    item = {key: value for key, value in item.items() if key != "id"}
+    if kind not in (None, "message"):
+        return item
+    role = _role_of(item)
+    if role == "system":
+        adjusted.append("system=developer")
+        item["role"] = Raw(b'"developer"')
+    text = _plain(item.get("content"))
+    if text is not None:
+        part = OutputText(text=text) if role == "assistant" else InputText(text=text)
+        item["content"] = _raw([part])
+    return {"type": Raw(b'"message"'), **item}
+
+
+# --- the Chat Completions dialect
+
+
+def _leading_instructions(messages: list[chat.Message]) -> tuple[str, list[chat.Message]]:
+    """The client's own system texts as instructions, when it gave some at the start, and the messages after them."""
+    texts: list[str] = []
+    for message in messages:
+        if not isinstance(message, chat.SystemMessage | chat.DeveloperMessage):
+            break
+        texts.append(_all_text(message.content))
+    rest = messages[len(texts) :]
+    text = "\n\n".join(filter(None, texts))
+    # The backend wants something in the input: with nothing after them the texts stay where they are.
+    return (text, rest) if text and rest else (NEUTRAL, messages)
+
+
+def _all_text(content: chat.Content) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.text for part in content or () if isinstance(part, chat.TextPart))
+
+
+def _message_items(message: chat.Message, where: str) -> list[InputItem]:
+    match message:
+        case chat.SystemMessage() | chat.DeveloperMessage():
+            parts = _parts(message.content, where)
+            return [Message(role="developer", content=parts)] if parts else []
+        case chat.UserMessage():
+            parts = _parts(message.content, where)
+            return [Message(role="user", content=parts)] if parts else []
+        case chat.AssistantMessage():
+            return _assistant_items(message)
+        case chat.ToolMessage():
+            content = message.content
+            output = content if isinstance(content, str) else _parts(content, where)
+            return [FunctionCallOutput(call_id=message.tool_call_id, output=output or "")]
+        case _:  # pragma: no cover
+            assert_never(message)
+
+
+def _assistant_items(message: chat.AssistantMessage) -> list[InputItem]:
+    text = _all_text(message.content)
+    if not isinstance(message.content, str):
+        text += "\n".join(part.refusal for part in message.content or () if isinstance(part, chat.RefusalPart))
+    text = text or message.refusal or ""
+    items: list[InputItem] = [Message(role="assistant", content=[OutputText(text=text)])] if text else []
+    items += [
+        FunctionCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments)
+        for call in message.tool_calls or ()
+    ]
+    return items
+
+
+def _parts(content: chat.Content, where: str) -> list[InputPart]:
+    if isinstance(content, str):
+        return [InputText(text=content)]
+    return [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content or ())]
+
+
+def _part(part: chat.Part, where: str) -> InputPart:
+    match part:
+        case chat.TextPart(text=text) | chat.RefusalPart(refusal=text):
+            return InputText(text=text)
+        case chat.ImagePart(image_url=image):
+            if isinstance(image, str):
+                return InputImage(image_url=image)
+            return InputImage(image_url=image.url, detail=image.detail or UNSET)
+        case chat.FilePart(file=file):
+            if file.file_data is None:
+                raise errors.unsupported(
+                    where,
+                    "Files are sent with the request, as file.file_data (a data URL): there is no files API here.",
+                )
+            return InputFile(filename=file.filename or "file", file_data=file.file_data)
+        case chat.AudioPart():
+            raise errors.unsupported(where, "Audio input is not supported: the backend takes text, images and files.")
+        case _:  # pragma: no cover
+            assert_never(part)
+
+
+def _function_tool(function: chat.Function) -> FunctionTool:
+    return FunctionTool(
+        name=function.name,
+        description=function.description if function.description is not None else UNSET,
+        strict=function.strict or False,
+        parameters=function.parameters if _given(function.parameters) else Raw(b'{"type":"object","properties":{}}'),
+    )
+
+
+def _chat_tool_choice(
+    asked: Literal["none", "auto", "required"] | chat.NamedToolChoice | None,
+) -> Literal["none", "auto", "required"] | NamedTool:
+    if isinstance(asked, chat.NamedToolChoice):
+        return NamedTool(name=asked.function.name)
+    return asked or "auto"
+
+
+def _chat_format(asked: chat.ChatRequest) -> Any:
+    match asked.response_format:
+        case chat.FormatJsonSchema(json_schema=schema):
+            wanted: dict[str, Any] = {"type": "json_schema", "name": schema.name}
+            given = {"description": schema.description, "schema": schema.schema, "strict": schema.strict}
+            return wanted | {key: value for key, value in given.items() if value is not None and value is not UNSET}
+        case chat.FormatJsonObject():
+            return {"type": "json_object"}
+        case _:
+            return UNSET

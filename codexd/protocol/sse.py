@@ -1,0 +1,89 @@
+"""Server-sent events: bytes in, events out, whatever the network's cuts.
+
+Written for this wire and not taken from a client library, because line splitters of HTTP clients break at U+2028,
+U+0085, VT and FF, which are legal inside JSON strings, and because the backend sends no ``content-type``, which the
+usual helpers insist on. The event stream format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from typing import NamedTuple
+
+MAX_EVENT_BYTES = 64 * 1024 * 1024
+"""An event beyond this is not one. Images come back as base64 inside one event, so the bound is generous."""
+
+
+class EventTooLarge(ValueError):
+    """The upstream sent more than ``MAX_EVENT_BYTES`` without ending the event."""
+
+
+class Sse(NamedTuple):
+    """One event: ``name`` is the ``event:`` field (empty when there is none), ``data`` the joined ``data:`` lines."""
+
+    name: bytes
+    data: bytes
+
+
+class Decoder:
+    """Splits a byte stream into events; ``feed`` returns those that became complete.
+
+    The pieces of an unfinished event are kept in a list and joined once, so that an event which arrives byte by byte
+    costs linear time. An event that the stream leaves unfinished is dropped, as the format demands.
+    """
+
+    __slots__ = ("_cr", "_pieces", "_size", "_start")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._cr = False
+        self._start = True
+
+    def feed(self, data: bytes) -> list[Sse]:
+        """Take the next bytes. Raises EventTooLarge."""
+        if self._cr or b"\r" in data:
+            data = self._unify(data)
+        if not data:
+            return []
+        pieces = self._pieces
+        # A blank line ends an event. It lies inside the new bytes or across the seam; else there is nothing to do.
+        if b"\n\n" not in data and not (data[0] == 0x0A and pieces and pieces[-1].endswith(b"\n")):
+            pieces.append(data)
+            self._size += len(data)
+            if self._size > MAX_EVENT_BYTES:
+                raise EventTooLarge(f"an event of more than {MAX_EVENT_BYTES} bytes")
+            return []
+        pieces.append(data)
+        blocks = b"".join(pieces).split(b"\n\n")
+        rest = blocks.pop()
+        self._pieces = [rest] if rest else []
+        self._size = len(rest)
+        return [event for block in blocks if (event := self._parse(block)) is not None]
+
+    def _unify(self, data: bytes) -> bytes:
+        # CR, LF and CRLF all end a line. A CR at the end of the last read was already taken for a line end.
+        if self._cr and data.startswith(b"\n"):
+            data = data[1:]
+            self._cr = False
+        if data:
+            self._cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _parse(self, block: bytes) -> Sse | None:
+        if self._start:
+            self._start = False
+            block = block.removeprefix(b"\xef\xbb\xbf")
+        name = b""
+        data: list[bytes] = []
+        for line in block.split(b"\n"):
+            field, _, value = line.partition(b":")
+            if field == b"data":
+                data.append(value.removeprefix(b" "))
+            elif field == b"event":
+                name = value.removeprefix(b" ")
+        return Sse(name, b"\n".join(data)) if data else None
+
+
+def encode(name: bytes, data: bytes) -> bytes:
+    """One event as bytes. ``data`` is JSON; its line ends are white space and become blanks, so that it is one line."""
+    if b"\n" in data:
+        data = data.replace(b"\n", b" ")
+    return b"event: %b\ndata: %b\n\n" % (name, data)

@@ -1,0 +1,297 @@
+"""The automaton: Responses events in, Chat Completions chunks out.
+
+Theory of operation. The answer is in one of four states:
+
+    state     | left by                                              | to
+    ----------|------------------------------------------------------|---------
+    waiting   | the first event that carries something of the answer | begun
+    waiting   | completed without anything                           | failed
+    begun     | completed, incomplete                                | done
+    waiting   | incomplete                                           | done
+    any       | failed, error, cancelled, end without a terminal     | failed
+    done      | –                                                    | –
+    failed    | –                                                    | –
+
+Until it has begun nothing was said to the client, so a failure can still have its own HTTP status and the request can
+be tried again. The beginning of a reasoning item does not count: it says nothing, and overload often strikes after it.
+The first chunk after the beginning carries the role. Done yields exactly one ``finish_reason``, failed yields none.
+
+``output_item.done`` is the upstream's source of truth and deltas may be missing, so whatever an item holds beyond what
+was already sent for it is sent then; the final event's ``output`` (empty on this backend, by experience) is treated
+the same way. Items are kept apart by ``output_index`` and not by id, because ids were seen to change between events.
+
+Text of messages in the phase ``commentary`` is the model talking while it works. It goes out as reasoning, never into
+the answer.
+"""
+
+from collections.abc import Iterable
+
+from msgspec import UNSET
+
+from codexd import errors
+from codexd.errors import ApiError
+from codexd.protocol import failure
+from codexd.protocol.chat import (
+    Chunk,
+    ChunkChoice,
+    CompletionTokensDetails,
+    CompletionUsage,
+    Delta,
+    FinishReason,
+    FunctionDelta,
+    PromptTokensDetails,
+    ToolCallDelta,
+)
+from codexd.protocol.responses import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    Cancelled,
+    Completed,
+    ErrorEvent,
+    Event,
+    Failed,
+    Incomplete,
+    Item,
+    OutputItemAdded,
+    OutputItemDone,
+    Part,
+    ReasoningDelta,
+    RefusalDelta,
+    Response,
+    ResponseError,
+    SummaryDelta,
+    TextDelta,
+    Usage,
+)
+
+_INCOMPLETE: dict[str | None, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
+
+
+class _Open:
+    """What was sent so far for one output item: characters of text, refusal, reasoning and arguments."""
+
+    __slots__ = ("arguments", "commentary", "done", "index", "reasoning", "refusal", "text")
+
+    def __init__(self) -> None:
+        self.text = self.refusal = self.reasoning = self.arguments = 0
+        self.commentary = False
+        self.done = False
+        self.index: int | None = None
+
+
+class ChatStream:
+    """One answer. ``id``, ``model`` and ``created`` (Unix seconds) are the chunks' own and come from the caller."""
+
+    def __init__(self, *, id: str, model: str, created: int, include_usage: bool) -> None:  # noqa: A002 - the API's own word
+        self._id = id
+        self._model = model
+        self._created = created
+        self._include_usage = include_usage
+        self._items: dict[int, _Open] = {}
+        self._calls = 0
+        self._said = False
+        self._reasoned: tuple[int, int] | None = None
+        self.begun = False
+        self.done = False
+        self.error: ApiError | None = None
+        self.usage: Usage | None = None
+
+    def push(self, event: Event) -> list[Chunk]:
+        """Take one event; the chunks that it makes. After the end, and after a failure, nothing makes any."""
+        if self.done or self.error is not None:
+            return []
+        match event:
+            case TextDelta():
+                return self._text(event.output_index, event.delta)
+            case ArgumentsDelta():
+                return self._arguments(event.output_index, event.delta)
+            case SummaryDelta():
+                return self._reasoning(event.output_index, event.summary_index, event.delta)
+            case ReasoningDelta():
+                return self._reasoning(event.output_index, 0, event.delta)
+            case RefusalDelta():
+                return self._refusal(event.output_index, event.delta)
+            case _:
+                return self._push_structure(event)
+
+    def _push_structure(self, event: Event) -> list[Chunk]:
+        match event:
+            case OutputItemAdded():
+                return self._added(event.output_index, event.item)
+            case ArgumentsDone():
+                return self._rest_of_arguments(event.output_index, event.arguments)
+            case OutputItemDone():
+                return self._item_done(event.output_index, event.item)
+            case Completed():
+                return self._completed(event.response)
+            case Incomplete():
+                return self._incomplete(event.response)
+            case Failed() | Cancelled() | ErrorEvent():
+                self.error = failed(event)
+                return []
+            case _:
+                return []
+
+    def eof(self) -> None:
+        """The upstream has ended its stream. Without a terminal event before, that is a failure."""
+        if not self.done and self.error is None:
+            self.error = errors.stream_ended()
+
+    # --- items
+
+    def _open(self, output_index: int) -> _Open:
+        item = self._items.get(output_index)
+        if item is None:
+            item = self._items[output_index] = _Open()
+        return item
+
+    def _added(self, output_index: int, item: Item) -> list[Chunk]:
+        state = self._open(output_index)
+        if item.phase is not None and not state.text:
+            state.commentary = item.phase == "commentary"
+        if item.type == "function_call" and state.index is None:
+            state.index, self._calls = self._calls, self._calls + 1
+            start = ToolCallDelta(
+                index=state.index,
+                id=item.call_id,
+                type="function",
+                function=FunctionDelta(name=item.name, arguments=""),
+            )
+            return self._chunks(Delta(tool_calls=[start]))
+        return [] if item.type == "reasoning" else self._chunks()
+
+    def _item_done(self, output_index: int, item: Item) -> list[Chunk]:
+        state = self._open(output_index)
+        if state.done:
+            return []
+        chunks = self._added(output_index, item) if item.type != "reasoning" else []
+        state.done = True
+        match item.type:
+            case "message":
+                text = "".join(part.text for part in item.content or ())
+                refusal = "".join(part.refusal for part in item.content or ())
+                chunks += self._text(output_index, text[self._sent_text(state) :])
+                chunks += self._refusal(output_index, refusal[state.refusal :])
+            case "function_call":
+                chunks += self._rest_of_arguments(output_index, item.arguments)
+            case "reasoning" if not state.reasoning:
+                chunks += self._whole_reasoning(output_index, item.summary or item.content or ())
+        return chunks
+
+    @staticmethod
+    def _sent_text(state: _Open) -> int:
+        return state.reasoning if state.commentary else state.text
+
+    # --- what the items hold
+
+    def _text(self, output_index: int, text: str) -> list[Chunk]:
+        state = self._open(output_index)
+        if state.commentary:
+            return self._reasoning(output_index, 0, text)
+        state.text += len(text)
+        return self._chunks(Delta(content=text)) if text else []
+
+    def _refusal(self, output_index: int, text: str) -> list[Chunk]:
+        self._open(output_index).refusal += len(text)
+        return self._chunks(Delta(refusal=text)) if text else []
+
+    def _reasoning(self, output_index: int, summary_index: int, text: str) -> list[Chunk]:
+        if not text:
+            return []
+        self._open(output_index).reasoning += len(text)
+        here = (output_index, summary_index)
+        if self._reasoned not in (None, here):
+            text = f"\n\n{text}"
+        self._reasoned = here
+        return self._chunks(Delta(reasoning_content=text))
+
+    def _whole_reasoning(self, output_index: int, parts: Iterable[Part]) -> list[Chunk]:
+        return [chunk for index, part in enumerate(parts) for chunk in self._reasoning(output_index, index, part.text)]
+
+    def _arguments(self, output_index: int, text: str) -> list[Chunk]:
+        state = self._open(output_index)
+        if state.index is None or not text:
+            # A delta for a call that was never announced: its item comes whole with output_item.done.
+            return []
+        state.arguments += len(text)
+        return self._chunks(
+            Delta(tool_calls=[ToolCallDelta(index=state.index, function=FunctionDelta(arguments=text))])
+        )
+
+    def _rest_of_arguments(self, output_index: int, arguments: str) -> list[Chunk]:
+        return self._arguments(output_index, arguments[self._open(output_index).arguments :])
+
+    # --- the end
+
+    def _completed(self, response: Response) -> list[Chunk]:
+        chunks = self._leftovers(response)
+        if not self._said:
+            self.error = errors.empty_answer()
+            return []
+        return chunks + self._finish("tool_calls" if self._calls else "stop", response)
+
+    def _incomplete(self, response: Response) -> list[Chunk]:
+        details = response.incomplete_details
+        reason = details.reason if details else None
+        return self._leftovers(response) + self._finish(_INCOMPLETE.get(reason, "length"), response)
+
+    def _leftovers(self, response: Response) -> list[Chunk]:
+        return [chunk for index, item in enumerate(response.output or ()) for chunk in self._item_done(index, item)]
+
+    def _finish(self, reason: FinishReason, response: Response) -> list[Chunk]:
+        self.done = True
+        self.usage = response.usage
+        chunks = self._chunks(Delta(), finish_reason=reason)
+        if self._include_usage and self.usage is not None:
+            chunks.append(self._chunk([], chat_usage(self.usage)))
+        return chunks
+
+    # --- chunks
+
+    def _chunks(self, delta: Delta | None = None, finish_reason: FinishReason | None = None) -> list[Chunk]:
+        """The chunk of a delta, after the one with the role if that has not gone out yet."""
+        chunks = []
+        if not self.begun:
+            self.begun = True
+            chunks.append(self._chunk([ChunkChoice(0, Delta(role="assistant", content=""))]))
+        if delta is not None:
+            self._said = True
+            chunks.append(self._chunk([ChunkChoice(0, delta, finish_reason=finish_reason)]))
+        return chunks
+
+    def _chunk(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> Chunk:
+        return Chunk(
+            self._id,
+            "chat.completion.chunk",
+            self._created,
+            self._model,
+            choices,
+            usage if self._include_usage else UNSET,
+        )
+
+
+def failed(event: Failed | Cancelled | ErrorEvent) -> ApiError:
+    """The error that a terminal event without success stands for."""
+    match event:
+        case Failed(response=response):
+            said = response.error or ResponseError()
+            return failure.in_stream(said.code, said.message)
+        case ErrorEvent():
+            inner = event.error or event
+            return failure.in_stream(inner.code, inner.message)
+        case Cancelled():
+            return failure.in_stream("upstream_cancelled", "The ChatGPT backend cancelled the answer.")
+
+
+def chat_usage(usage: Usage) -> CompletionUsage:
+    """Token counts in Chat Completions' words. Cached and reasoning tokens are part of the totals."""
+    prompt, completion = usage.input_tokens_details, usage.output_tokens_details
+    return CompletionUsage(
+        prompt_tokens=usage.input_tokens,
+        completion_tokens=usage.output_tokens,
+        total_tokens=usage.total_tokens or usage.input_tokens + usage.output_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=(prompt and prompt.cached_tokens) or 0),
+        completion_tokens_details=CompletionTokensDetails(
+            reasoning_tokens=(completion and completion.reasoning_tokens) or 0
+        ),
+    )
