@@ -1,0 +1,1 @@
+"""Credentials of one ChatGPT account: reading them, keeping them fresh, never losing them."""

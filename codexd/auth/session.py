@@ -1,0 +1,263 @@
+"""A valid access token, whatever it takes: one refresh in flight for all who wait, and never a lost refresh token.
+
+Refresh tokens are single-use. So a refresh is a transaction: under a lock of this process and a file lock against
+others, re-read the file, POST, save durably. It is shielded from the client that happened to start it, with a deadline
+inside. What the issuer refuses for good is not tried again until the file changes; what fails for now is tried again
+after a growing pause, and the old access token serves as long as it is valid.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import msgspec
+import structlog
+import trio
+
+from codexd import errors
+from codexd.auth import store
+from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, RefreshRequest, TokenResponse, claims, refusal
+from codexd.auth.store import Credentials, StoreError
+from codexd.errors import ApiError
+
+REFRESH_DEADLINE = 30.0
+"""Seconds for lock, POST and save together; it bounds the one shield in the request path."""
+
+_BACKOFF = (2.0, 5.0, 15.0, 60.0, 300.0)
+_KEEP_INTERVAL = 60.0
+_JUST_REFRESHED = 60.0
+"""A token younger than this that the backend refuses is not refreshed again: a new one would be refused as well."""
+
+log = structlog.get_logger()
+
+
+class Access(NamedTuple):
+    """What a request to the backend carries."""
+
+    token: str
+    account_id: str | None
+
+    def __repr__(self) -> str:
+        return f"Access(account_id={self.account_id!r})"
+
+
+class _Transient(Exception):
+    """The refresh did not work this time."""
+
+
+class Session:
+    """The credentials in use. ``clock`` gives Unix seconds; ``headers`` go with every refresh."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        client: httpx.AsyncClient,
+        issuer: str,
+        client_id: str,
+        headers: Mapping[str, str],
+        clock: Callable[[], float],
+    ) -> None:
+        self._path = path
+        self._client = client
+        self._url = f"{issuer.rstrip('/')}/oauth/token"
+        self._client_id = client_id
+        self._headers = {"content-type": "application/json", "accept": "*/*", **headers}
+        self._clock = clock
+        self._lock = trio.Lock()
+        self._credentials: Credentials | None = None
+        self._signature: store.Signature | None = None
+        self._fault: str | None = "Not signed in"
+        self._unsaved = False
+        self._failures = 0
+        self._retry_at = -float("inf")
+        self._refreshed_at = -float("inf")
+
+    @property
+    def signed_in(self) -> bool:
+        """Whether a request has a chance: credentials that are valid or can be renewed."""
+        self._reread()
+        credentials = self._credentials
+        if credentials is None or self._fault is not None:
+            return False
+        return credentials.refresh_token is not None or self._seconds_left(credentials) > 0
+
+    async def token(self) -> Access:
+        """The access token, renewed first when it is about to expire. Raises ApiError 401 or 503."""
+        self._reread()
+        credentials = self._require()
+        if self._seconds_left(credentials) > REFRESH_MARGIN:
+            return _access(credentials)
+        return await self._renew("proactive_expiry", credentials.access_token)
+
+    async def replace(self, rejected: str) -> Access | None:
+        """Another token than the one that the backend has just refused; None when there is none to be had.
+
+        Raises ApiError 401 when the sign-in has ended and 503 when the issuer cannot be reached.
+        """
+        self._reread()
+        credentials = self._require()
+        if credentials.access_token != rejected:
+            return _access(credentials)
+        if credentials.refresh_token is None or trio.current_time() - self._refreshed_at < _JUST_REFRESHED:
+            return None
+        return await self._renew("unauthorized_recovery", rejected)
+
+    async def keep(self) -> None:
+        """Renew ahead of expiry so that requests need not wait for it. Runs until cancelled."""
+        while True:
+            try:
+                if self.signed_in:
+                    await self.token()
+            except ApiError as error:
+                log.debug("token keeper", error=error.error.message)
+            if self._unsaved:
+                await self._save(self._require())
+            await trio.sleep(_KEEP_INTERVAL)
+
+    # --- the file
+
+    def _reread(self) -> None:
+        try:
+            signature = store.signature(self._path)
+            if signature is None and self._credentials is not None and not self._unsaved:
+                self._adopt(None, None, "Not signed in")
+                log.warning("signed out: the credentials file is gone", path=str(self._path))
+            elif signature is not None and signature != self._signature:
+                credentials = store.load(self._path)
+                self._adopt(credentials, signature, None if credentials else "Not signed in")
+                log.info("credentials loaded", account_id=credentials and credentials.account())
+        except StoreError as error:
+            if self._fault != str(error):
+                log.error("credentials cannot be used", reason=str(error))
+            self._adopt(None, None, str(error))
+
+    def _adopt(self, credentials: Credentials | None, signature: store.Signature | None, fault: str | None) -> None:
+        self._credentials, self._signature, self._fault = credentials, signature, fault
+        self._unsaved = False
+        self._failures, self._retry_at = 0, -float("inf")
+
+    def _require(self) -> Credentials:
+        if self._credentials is None or self._fault is not None:
+            raise errors.signed_out(self._fault or "Not signed in")
+        return self._credentials
+
+    def _seconds_left(self, credentials: Credentials) -> float:
+        expiry = credentials.expiry()
+        return float("inf") if expiry is None else expiry - self._clock()
+
+    # --- the refresh
+
+    async def _renew(self, reason: RefreshReason, stale: str) -> Access:
+        async with self._lock:
+            self._reread()
+            credentials = self._require()
+            if credentials.access_token == stale:
+                if credentials.refresh_token is None:
+                    return self._without_refresh(credentials)
+                await self._try_refresh(reason, credentials)
+                credentials = self._require()
+            if credentials.access_token != stale or (
+                reason == "proactive_expiry" and self._seconds_left(credentials) > 0
+            ):
+                return _access(credentials)
+            raise errors.issuer_unavailable(
+                "the sign-in server did not answer", max(1, round(self._retry_at - trio.current_time()))
+            )
+
+    def _without_refresh(self, credentials: Credentials) -> Access:
+        if self._seconds_left(credentials) > 0:
+            return _access(credentials)
+        raise errors.signed_out("The access token has expired and there is no refresh token")
+
+    async def _try_refresh(self, reason: RefreshReason, credentials: Credentials) -> None:
+        """One attempt, unless the last failure was too recent. Failing leaves everything as it was."""
+        if trio.current_time() < self._retry_at:
+            return
+        try:
+            with trio.fail_after(REFRESH_DEADLINE) as scope:
+                scope.shield = True
+                await self._rotate(reason, credentials)
+        except (_Transient, trio.TooSlowError) as error:
+            pause = _BACKOFF[min(self._failures, len(_BACKOFF) - 1)]
+            self._failures += 1
+            self._retry_at = trio.current_time() + pause
+            log.warning("token refresh failed", reason=str(error) or "no answer in time", next_try_seconds=pause)
+
+    async def _rotate(self, reason: RefreshReason, credentials: Credentials) -> None:
+        try:
+            # Another process's flock has no event to wait for.
+            while (descriptor := store.try_lock(self._path)) is None:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        except OSError as error:
+            # What cannot be locked cannot be saved, and a refresh that cannot be saved would lose the account.
+            raise _Transient(f"the state directory cannot be written: {error.strerror}") from error
+        try:
+            self._reread()
+            if self._require() != credentials:
+                return  # another process was faster; its tokens are ours now
+            renewed = await self._post(reason, credentials)
+            self._credentials = renewed
+            self._failures, self._refreshed_at = 0, trio.current_time()
+            await self._save(renewed)
+            log.info("token refreshed", reason=reason, expires_at=renewed.expires_at)
+        finally:
+            os.close(descriptor)
+
+    async def _save(self, credentials: Credentials) -> None:
+        try:
+            await trio.to_thread.run_sync(store.save, self._path, credentials)
+        except OSError as error:
+            # The old refresh token is spent: this process goes on with what it holds, and tries again to save it.
+            self._unsaved = True
+            log.error("refreshed tokens could not be saved; codexd must not stop before this works", reason=str(error))
+        else:
+            self._unsaved = False
+            self._signature = store.signature(self._path)
+
+    async def _post(self, reason: RefreshReason, credentials: Credentials) -> Credentials:
+        body = RefreshRequest(self._client_id, "refresh_token", reason, credentials.refresh_token or "")
+        try:
+            response = await self._client.post(
+                self._url,
+                content=msgspec.json.encode(body),
+                headers=self._headers,
+                timeout=None,
+            )
+        except httpx.HTTPError as error:
+            raise _Transient(f"{type(error).__name__}: {error}") from error
+        if response.status_code != 200:
+            refused = refusal(response.status_code, response.content)
+            if refused.permanent:
+                self._fault = f"The ChatGPT sign-in has ended ({refused.why})"
+                log.error("signed out: the refresh token was refused", reason=refused.why)
+                raise errors.signed_out(self._fault)
+            raise _Transient(refused.why)
+        try:
+            answer = msgspec.json.decode(response.content, type=TokenResponse)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise _Transient(f"the sign-in server's answer cannot be read: {error}") from error
+        if answer.access_token is None and answer.refresh_token is None:
+            raise _Transient("the sign-in server's answer holds no token")
+        return self._merged(credentials, answer)
+
+    def _merged(self, old: Credentials, answer: TokenResponse) -> Credentials:
+        now = self._clock()
+        access_token = answer.access_token or old.access_token
+        expires_at = claims(access_token).exp
+        if expires_at is None and answer.expires_in is not None:
+            expires_at = now + answer.expires_in
+        return msgspec.structs.replace(
+            old,
+            access_token=access_token,
+            refresh_token=answer.refresh_token or old.refresh_token,
+            id_token=answer.id_token or old.id_token,
+            expires_at=expires_at,
+            updated_at=now,
+        )
+
+
+def _access(credentials: Credentials) -> Access:
+    return Access(credentials.access_token, credentials.account())

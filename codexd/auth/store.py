@@ -1,0 +1,160 @@
+"""``tokens.json``: the credentials of one account, on disk in a way that no crash can lose.
+
+A save writes a temporary file with mode 0600, syncs it, renames it over the old one and syncs the directory: at any
+moment the file is the old one or the new one, whole.
+"""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from codexd.auth.oauth import MAX_AGE, claims
+
+_MILLISECONDS = 1e11
+"""A time above this is in milliseconds: as seconds it would be the year 5138."""
+
+
+class StoreError(Exception):
+    """``tokens.json`` is there but cannot be used. The message says what to do."""
+
+
+class Credentials(Struct, frozen=True, kw_only=True):
+    """Times are Unix seconds. ``extra`` keeps keys that codexd does not know, for whoever wrote them."""
+
+    access_token: str
+    refresh_token: str | None = None
+    expires_at: float | None = None
+    account_id: str | None = None
+    updated_at: float | None = None
+    id_token: str | None = None
+    extra: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        # Tokens must not reach a log by way of a traceback.
+        return f"Credentials(account_id={self.account_id!r}, expires_at={self.expires_at!r})"
+
+    def account(self) -> str | None:
+        """The account id: as stored, else from the id token's claim, else from the access token's."""
+        return (
+            self.account_id
+            or claims(self.id_token).auth.chatgpt_account_id
+            or claims(self.access_token).auth.chatgpt_account_id
+        )
+
+    def expiry(self) -> float | None:
+        """When the access token ends: the earlier of what the file and the token itself say."""
+        known = [moment for moment in (self.expires_at, claims(self.access_token).exp) if moment is not None]
+        if known:
+            return min(known)
+        return None if self.updated_at is None else self.updated_at + MAX_AGE
+
+
+class _Stored(Struct, kw_only=True):
+    access_token: str
+    refresh_token: str | None = None
+    expires_at: float | None = None
+    account_id: str | None = None
+    updated_at: float | None = None
+    id_token: str | None = None
+
+
+Signature = tuple[int, int, int]
+"""Tells whether the file was replaced: inode, size, time of change."""
+
+
+def signature(path: Path) -> Signature | None:
+    """None when there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def load(path: Path) -> Credentials | None:
+    """The stored credentials; None when there are none. Raises StoreError."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        stored = msgspec.json.decode(data, type=_Stored)
+        tree = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} is not a usable credentials file ({error})") from error
+    known = msgspec.structs.asdict(stored)
+    extra = {key: value for key, value in tree.items() if key not in known}
+    known["expires_at"] = _seconds(stored.expires_at)
+    known["updated_at"] = _seconds(stored.updated_at)
+    return Credentials(**known, extra=extra)
+
+
+def _seconds(moment: float | None) -> float | None:
+    return moment / 1000 if moment is not None and moment > _MILLISECONDS else moment
+
+
+def save(path: Path, credentials: Credentials) -> None:
+    """Replace the file, durably. Raises OSError; then the old file is as it was."""
+    tree = msgspec.structs.asdict(credentials)
+    extra = tree.pop("extra")
+    tree["expires_at"] = _whole(credentials.expires_at)
+    tree["updated_at"] = _whole(credentials.updated_at)
+    document = {key: value for key, value in tree.items() if value is not None or key in _REQUIRED} | extra
+    write_durably(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+
+
+_REQUIRED = ("access_token", "refresh_token", "expires_at", "account_id", "updated_at")
+
+
+def _whole(moment: float | None) -> int | None:
+    return None if moment is None else int(moment)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600 so that a crash leaves the old one or the new one. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def try_lock(path: Path) -> int | None:
+    """Try for the lock that keeps two processes from spending one refresh token; the descriptor to close, or None.
+
+    Raises OSError when the lock file cannot be made.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
