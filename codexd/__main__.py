@@ -1,0 +1,58 @@
+"""``codexd``: command line to configuration to daemon to exit code."""
+
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import trio
+
+from codexd import __version__, config, daemon
+
+EX_CONFIG = 78
+"""sysexits' "configuration error"; systemd's RestartPreventExitStatus can name it."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="codexd", description="An OpenAI-compatible API for your own tools, over your own ChatGPT account."
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the configuration file (TOML, or JSON)")
+    parser.add_argument("--check-config", action="store_true", help="read and check the configuration, then exit")
+    parser.add_argument("--demo", action="store_true", help="run over a simulated ChatGPT: no account, no network")
+    parser.add_argument("--version", action="version", version=f"codexd {__version__}")
+    options = parser.parse_args(argv)
+    environ = dict(os.environ)
+    if options.demo and options.config is None:
+        # A demonstration must not depend on, or touch, what this machine has configured.
+        environ = {
+            name: value for name, value in environ.items() if name in ("HOST", "PORT") or name.startswith("CODEXD_")
+        }
+        options.config = Path(os.devnull)
+    try:
+        settings, origin = config.load(options.config, environ)
+    except config.ConfigError as error:
+        return _fail(f"{error}", EX_CONFIG)
+    if options.check_config:
+        print(f"{origin or 'built-in defaults'}: ok")  # noqa: T201
+        return 0
+    try:
+        trio.run(daemon.demo if options.demo else partial(daemon.run, origin=origin), settings)
+    except daemon.CannotStart as error:
+        return _fail(f"{error}", 1)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"codexd: {message}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def cli() -> NoReturn:
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    cli()

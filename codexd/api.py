@@ -1,0 +1,426 @@
+"""An HTTP request into protocol values and back; with ``server`` the only room that knows the host.
+
+Each request becomes a ``Record`` (who, what, how it went), which the end of the request logs. Streamed answers do not
+go through Quart's response bodies, which are async generators, where a nursery would be illegal: ``HttpConnection``
+lets ``relay`` write to the client from its own task.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import msgspec
+import structlog
+import trio
+from hypercorn.typing import ASGISendCallable
+from quart import Response, request
+from quart.wrappers import Request
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers import TrioRequest
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from codexd import __version__, errors, observe, prompts
+from codexd.auth.session import Session
+from codexd.catalog import Catalog
+from codexd.config import Config
+from codexd.errors import ApiError
+from codexd.protocol import chat, parameters, responses
+from codexd.protocol import request as convert
+from codexd.protocol.conversion import ChatConversion, Conversion, ResponsesConversion
+from codexd.protocol.models import Resolved
+from codexd.protocol.passthrough import ECHOED, ResponsesStream
+from codexd.protocol.responses import Usage
+from codexd.protocol.stream import ChatStream
+from codexd.relay import Header, Relay, Source
+from codexd.upstream import Call, Upstream, limit_headers
+
+BODY_TIMEOUT = 300.0
+"""Seconds for a request body to arrive: big images over a slow line."""
+
+STREAM_HEADERS: Sequence[Header] = (
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-cache, no-transform"),
+    ("x-accel-buffering", "no"),
+)
+
+log = structlog.get_logger()
+
+_T = TypeVar("_T")
+
+
+class Record:
+    """One request, for the log: filled in as it is understood."""
+
+    __slots__ = ("adjusted", "complete", "error", "id", "key", "model", "started", "status", "streamed", "usage")
+
+    def __init__(self, request_id: str) -> None:
+        self.id = request_id
+        self.started = trio.current_time()
+        self.status = 0
+        self.streamed = False
+        self.complete = False
+        self.adjusted: list[str] = []
+        self.key: str | None = None
+        self.model: str | None = None
+        self.error: str | None = None
+        self.usage: Callable[[], Usage | None] = lambda: None
+
+    def finish(self, method: str, path: str) -> None:
+        """Log the end of the request. 499 is a client that left, in nginx's word for it."""
+        fields: dict[str, Any] = {
+            "status": self.status if self.complete else 499,
+            "key": self.key,
+            "model": self.model,
+            "error": self.error,
+        }
+        if (usage := self.usage()) is not None:
+            cached = usage.input_tokens_details and usage.input_tokens_details.cached_tokens
+            fields |= {"tokens_in": usage.input_tokens, "tokens_cached": cached, "tokens_out": usage.output_tokens}
+        fields["adjusted"] = ", ".join(self.adjusted) or None
+        fields["ms"] = round((trio.current_time() - self.started) * 1000)
+        shown = {key: value for key, value in fields.items() if value is not None}
+        _level_for(path)("request finished", method=method, path=path, **shown)
+
+
+def _level_for(path: str) -> Callable[..., None]:
+    """Probes come every few seconds and say nothing."""
+    return cast("Callable[..., None]", log.debug if path.endswith("/health") else log.info)
+
+
+class ApiRequest(TrioRequest):
+    """Quart's request, with our record of it."""
+
+    record: Record
+
+
+class Streamed(Response):
+    """A response whose body a relay writes."""
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__(b"", 200)
+        self.relay = relay
+
+
+class _AsgiClient:
+    """The client's side of a relay, over ASGI."""
+
+    def __init__(self, send: ASGISendCallable, headers: Sequence[Header]) -> None:
+        self._send = send
+        self._headers = headers
+
+    async def start(self, headers: Sequence[Header]) -> None:
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*self._headers, *headers)]
+        await self._send({"type": "http.response.start", "status": 200, "headers": encoded})
+
+    async def write(self, data: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class HttpConnection(TrioASGIHTTPConnection):
+    """One request on its way through Quart: the request id, the log lines, and streamed answers."""
+
+    async def handle_request(  # type: ignore[override]  # quart-trio's own signature differs from Quart's
+        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
+    ) -> None:
+        made = f"req_{secrets.token_hex(16)}"
+        record = Record(observe.request_id(request.headers.get("x-request-id"), made))
+        cast("ApiRequest", request).record = record
+        structlog.contextvars.bind_contextvars(request_id=record.id)
+        _level_for(request.path)("request started", method=request.method, path=request.path)
+
+        async def noting(message: Any) -> None:
+            # The host cancels this task as soon as the last message is out, so what comes after may never run.
+            record.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        try:
+            response: Response | None = cast("Response", await self.app.handle_request(request))
+            if isinstance(response, Streamed):
+                response = await self._stream(noting, response, record)
+            if response is not None:
+                record.status = response.status_code
+                response.headers.update(_trace_headers(record))
+                await self._send_response(noting, response)
+        finally:
+            record.finish(request.method, request.path)
+        nursery.cancel_scope.cancel()
+
+    async def _stream(self, send: ASGISendCallable, response: Streamed, record: Record) -> Response | None:
+        """Relay; a failure from before the first byte comes back as an ordinary response."""
+        relay = response.relay
+        record.status = 200
+        try:
+            await relay.stream(_AsgiClient(send, [*STREAM_HEADERS, *_trace_headers(record)]))
+        except ApiError as error:
+            return _error_response(error, record)
+        finally:
+            if relay.error is not None:
+                record.error = relay.error.error.code
+        return None
+
+
+def _trace_headers(record: Record) -> list[Header]:
+    headers = [("x-request-id", record.id)]
+    if record.adjusted:
+        headers.append(("x-codexd-adjusted", ", ".join(record.adjusted)))
+    return headers
+
+
+def _error_response(error: ApiError, record: Record) -> Response:
+    record.error = error.error.code or error.error.type
+    response = Response(error.body(), error.status, content_type="application/json")
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(error.retry_after)
+    for name, value in error.headers:
+        response.headers[name] = value
+    return response
+
+
+class _ModelObject(msgspec.Struct):
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "openai"
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_ModelObject]
+    object: str = "list"
+
+
+class _Health(msgspec.Struct):
+    status: str
+    version: str
+    signed_in: bool
+    uptime_seconds: int
+
+
+class Api:
+    """The endpoints. ``clock`` gives Unix seconds."""
+
+    def __init__(
+        self, config: Config, *, session: Session, catalog: Catalog, upstream: Upstream, clock: Callable[[], float]
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._catalog = catalog
+        self._upstream = upstream
+        self._clock = clock
+        self._started = trio.current_time()
+        self._keys = {name: _digest_of(key) for name, key in config.server.client_keys.items()}
+
+    def app(self) -> QuartTrio:
+        """The ASGI application."""
+        app = QuartTrio("codexd", static_folder=None, template_folder=None)
+        app.asgi_http_class = HttpConnection
+        app.request_class = ApiRequest
+        # Quart's own limits, set on purpose: its 60 s for a response would cut streams, 16 MiB is one photograph.
+        app.config["RESPONSE_TIMEOUT"] = None
+        app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
+        app.config["MAX_CONTENT_LENGTH"] = self._config.server.max_body_bytes
+        plain = {"provide_automatic_options": False}
+        for prefix in ("/v1", ""):
+            app.add_url_rule(
+                f"{prefix}/chat/completions", f"{prefix}chat", self.chat_completions, methods=["POST"], **plain
+            )
+            app.add_url_rule(f"{prefix}/responses", f"{prefix}responses", self.responses, methods=["POST"], **plain)
+            app.add_url_rule(f"{prefix}/models", f"{prefix}models", self.models, methods=["GET"], **plain)
+            app.add_url_rule(f"{prefix}/models/<path:name>", f"{prefix}model", self.model, methods=["GET"], **plain)
+            app.add_url_rule(f"{prefix}/health", f"{prefix}health", self.health, methods=["GET"], **plain)
+        app.before_request(self._authenticate)
+        app.register_error_handler(ApiError, _handle_api_error)
+        app.register_error_handler(HTTPException, self._handle_http_error)
+        app.register_error_handler(Exception, _handle_bug)
+        return app
+
+    # --- endpoints
+
+    async def chat_completions(self) -> Response:
+        body = await _body()
+        asked = _decode(chat.REQUEST, body)
+        record = _record()
+        resolved = self._understand(record, asked.model, body, parameters.CHAT, streamed=bool(asked.stream))
+        converted = convert.from_chat(asked, resolved, self._settings(resolved))
+        streamed = record.streamed
+        include_usage = not streamed or (asked.stream_options is not None and asked.stream_options.include_usage)
+        id, created = f"chatcmpl-{secrets.token_hex(14)}", int(self._clock())  # noqa: A001 - the API's own word
+
+        def conversion() -> Conversion:
+            stream = ChatStream(id=id, model=resolved.model.slug, created=created, include_usage=include_usage)
+            return ChatConversion(stream, streamed=streamed)
+
+        return await self._answer(record, converted, conversion)
+
+    async def responses(self) -> Response:
+        body = await _body()
+        asked = _decode(responses.REQUEST, body)
+        record = _record()
+        resolved = self._understand(record, asked.model, body, parameters.RESPONSES, streamed=bool(asked.stream))
+        converted = convert.from_responses(asked, resolved, self._settings(resolved))
+        given = msgspec.json.decode(body, type=responses.RawObject)
+        echo = {key: given[key] for key in ECHOED if key in given and bytes(given[key]) != b"null"}
+        return await self._answer(record, converted, lambda: ResponsesConversion(ResponsesStream(echo)))
+
+    async def models(self) -> Response:
+        listed = [_ModelObject(slug) for slug in self._catalog.models.listed]
+        return _json(_ModelList(listed))
+
+    async def model(self, name: str) -> Response:
+        self._catalog.resolve(name)
+        return _json(_ModelObject(name))
+
+    async def health(self) -> Response:
+        signed_in = self._session.signed_in
+        ready = signed_in or "ready" not in request.args
+        uptime = int(trio.current_time() - self._started)
+        response = _json(_Health("ok" if signed_in else "signed out", __version__, signed_in, uptime))
+        response.status_code = 200 if ready else 503
+        return response
+
+    # --- the steps of a request
+
+    async def _authenticate(self) -> None:
+        """Raises ApiError 401. All keys are compared, each in constant time."""
+        if not self._keys or request.path in ("/health", "/v1/health"):
+            return
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        digest = hashlib.sha256(given.encode()).digest()
+        names = [name for name, known in self._keys.items() if hmac.compare_digest(digest, known)]
+        if not names:
+            raise errors.invalid_key(
+                "This codexd asks for a client key: send one of [server.client_keys] as 'Authorization: Bearer KEY' or "
+                "'x-api-key: KEY'."
+                if not given
+                else "The client key is not known to this codexd: check [server.client_keys] in its configuration."
+            )
+        _record().key = names[0]
+
+    def _understand(
+        self, record: Record, model: str, body: bytes, rules: dict[str, parameters.Rule], *, streamed: bool
+    ) -> Resolved:
+        record.streamed = streamed
+        if not model:
+            raise errors.bad_request("model must not be empty; GET /v1/models lists the names.", param="model")
+        record.adjusted += parameters.sort_out(body, rules)
+        resolved = self._catalog.resolve(model)
+        record.model = resolved.model.slug
+        if self._config.logging.enable_request_logging:
+            log.debug("request as it came", body=body.decode(errors="replace"))
+        return resolved
+
+    def _settings(self, resolved: Resolved) -> convert.Settings:
+        codex = self._config.codex
+        return convert.Settings(
+            prompt=prompts.for_model(resolved.model.slug) if codex.mode else None,
+            effort=codex.default_reasoning_effort,
+            verbosity=codex.default_text_verbosity,
+        )
+
+    async def _answer(
+        self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]
+    ) -> Response:
+        record.adjusted += converted.adjusted
+        up = converted.request
+        call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite)
+        if self._config.logging.enable_request_logging:
+            log.debug("request as it goes up", body=call.body.decode())
+        relay = Relay(lambda: self._upstream.open(call), conversion, self._limits, self._config.backend)
+        record.usage = lambda: relay.usage
+        if record.streamed:
+            return Streamed(relay)
+        document, headers = await relay.collect()
+        response = Response(document, 200, content_type="application/json")
+        for name, value in headers:
+            response.headers[name] = value
+        return response
+
+    def _limits(self, source: Source) -> Sequence[Header]:
+        return limit_headers(source.headers, self._clock())
+
+    async def _handle_http_error(self, error: HTTPException) -> Response:
+        """Quart's and Werkzeug's own refusals, in OpenAI's shape."""
+        status = error.code or 500
+        match status:
+            case 404:
+                known = (
+                    "POST /v1/chat/completions, POST /v1/responses, GET /v1/models, GET /v1/models/{id}, GET /health"
+                )
+                message = f"There is no {request.method} {request.path} here. There is: {known}."
+            case 405:
+                allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+                message = f"{request.path} does not take {request.method}, but {allowed}."
+            case 413:
+                limit = self._config.server.max_body_bytes
+                message = f"The request body is larger than {limit} bytes (server.max_body_bytes)."
+            case 408:
+                message = f"The request body did not arrive within {BODY_TIMEOUT:g} seconds."
+            case _:
+                message = error.description or error.name
+        codes = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large", 408: "request_timeout"}
+        failure = ApiError(status, message, code=codes.get(status))
+        failure.headers += [(name, value) for name, value in error.get_headers() if name.lower() == "allow"]
+        if isinstance(error, RequestEntityTooLarge):
+            # The rest of the body is still on its way, and nobody will read it.
+            failure.headers.append(("connection", "close"))
+        return _error_response(failure, _record())
+
+
+async def _handle_api_error(error: ApiError) -> Response:
+    return _error_response(error, _record())
+
+
+async def _handle_bug(error: Exception) -> Response:
+    log.error("a request met a fault of codexd itself", exc_info=error)
+    return _error_response(errors.internal(_record().id), _record())
+
+
+def _record() -> Record:
+    return cast("ApiRequest", request).record
+
+
+async def _body() -> bytes:
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding not in ("", "identity"):
+        raise ApiError(
+            415,
+            f"Request bodies in {encoding!r} encoding are not understood; send the JSON as it is.",
+            code="unsupported_encoding",
+        )
+    return cast("bytes", await request.get_data(cache=False))
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        said, _, place = str(error).partition(" - at `$")
+        param = place.rstrip("`").removeprefix(".") or None
+        if param is None and "`" in said and said.startswith("Object missing required field"):
+            param = said.split("`")[1]
+        raise errors.bad_request(f"{said}{f' at {param}' if place else ''}.", param=param) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), 200, content_type="application/json")
+
+
+def _digest_of(key: str) -> bytes:
+    """A configured key is the key itself, or its SHA-256 in hex behind ``sha256:``."""
+    scheme, _, digest = key.partition(":")
+    return bytes.fromhex(digest) if scheme == "sha256" else hashlib.sha256(key.encode()).digest()
+
+
+def _header_key(key: str) -> str:
+    """A prompt cache key that can stand in a header: itself, or a hash of it when it cannot."""
+    if key.isascii() and key.isprintable() and len(key) <= 256 and key == key.strip():
+        return key
+    return hashlib.sha256(key.encode()).hexdigest()

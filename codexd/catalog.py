@@ -1,0 +1,103 @@
+"""The model catalogue: what is known at once, made better in the background, never in a request's way.
+
+The live catalogue comes from the backend and is kept on disk, so that a restart without a network still knows the
+account's models. A copy that is old is served while a new one is fetched.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+from msgspec import Raw, Struct
+
+from codexd.auth.store import write_durably
+from codexd.errors import ApiError
+from codexd.protocol.models import Catalogue, Resolved, decode_catalogue
+from codexd.upstream import Upstream
+
+REFRESH_INTERVAL = 3600.0
+RETRY_INTERVAL = 60.0
+
+log = structlog.get_logger()
+
+
+class _Copy(Struct):
+    """The copy on disk. ``client_version`` decided what the backend listed: another version needs another copy."""
+
+    fetched_at: int
+    client_version: str
+    etag: str | None
+    answer: Raw
+
+
+class Catalog:
+    """``models`` is the catalogue at this moment; ``keep`` replaces it as a whole."""
+
+    def __init__(
+        self, path: Path, *, aliases: Mapping[str, str], client_version: str, clock: Callable[[], float]
+    ) -> None:
+        self._path = path
+        self._aliases = aliases
+        self._client_version = client_version
+        self._etag: str | None = None
+        self._clock = clock
+        self._due = trio.Event()
+        self.models = Catalogue(aliases)
+        self._load()
+
+    def resolve(self, name: str) -> Resolved:
+        """Raises ApiError for an unknown model or an effort that it lacks."""
+        return self.models.resolve(name)
+
+    def on_models_etag(self, etag: str) -> None:
+        """The backend has told its catalogue's version with an answer; another one than ours makes a refresh due."""
+        if etag != self._etag and self._etag is not None:
+            self._due.set()
+
+    async def keep(self, upstream: Upstream) -> None:
+        """Refresh now, then hourly and when the backend says that there is news. Runs until cancelled."""
+        while True:
+            pause = REFRESH_INTERVAL if await self.refresh(upstream) else RETRY_INTERVAL
+            with trio.move_on_after(pause):
+                await self._due.wait()
+            self._due = trio.Event()
+
+    async def refresh(self, upstream: Upstream) -> bool:
+        """Fetch the catalogue once; whether that worked. What is known stays known when it did not."""
+        try:
+            response = await upstream.models(self._etag)
+        except ApiError as error:
+            log.debug("the model catalogue could not be fetched", reason=error.error.message)
+            return False
+        if response.status_code == 304:
+            return True
+        if response.status_code != 200:
+            log.warning("the model catalogue could not be fetched", status=response.status_code)
+            return False
+        try:
+            live = decode_catalogue(response.content)
+        except (msgspec.DecodeError, ValueError) as error:
+            log.warning("the model catalogue cannot be read; the last one stays in use", reason=str(error))
+            return False
+        self.models = Catalogue(self._aliases, live)
+        self._etag = response.headers.get("etag")
+        log.info("model catalogue refreshed", models=len(live))
+        copy = _Copy(int(self._clock()), self._client_version, self._etag, Raw(response.content))
+        try:
+            await trio.to_thread.run_sync(write_durably, self._path, msgspec.json.encode(copy))
+        except OSError as error:
+            log.warning("the model catalogue could not be saved", reason=str(error))
+        return True
+
+    def _load(self) -> None:
+        try:
+            copy = msgspec.json.decode(self._path.read_bytes(), type=_Copy)
+            if copy.client_version == self._client_version:
+                self.models = Catalogue(self._aliases, decode_catalogue(copy.answer))
+                self._etag = copy.etag
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.DecodeError, ValueError) as error:
+            log.warning("the saved model catalogue cannot be used", path=str(self._path), reason=str(error))

@@ -1,0 +1,362 @@
+"""The configuration: one frozen struct, decoded and validated once, from TOML or JSON and the environment on top.
+
+Wrong keys and values are refused with their place and what was expected; nothing is guessed.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from codexd.protocol.models import Effort, Verbosity
+
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+CLIENT_ID = "app_EMoamEEZ73f0CkXaXp7hrann"  # the public client of the official CLI; it has no secret
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message names file, key and what was expected."""
+
+
+def _about(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    bind: Annotated[
+        tuple[str, ...], _about("Addresses to listen on: `host:port`, `[ipv6]:port` or `unix:/path`, several at once.")
+    ] = ("127.0.0.1:3000",)
+    host: Annotated[
+        str | None, _about("Short form of one TCP address, with `port`; stands in for those of `bind`.")
+    ] = None
+    port: Annotated[Port | None, _about("See `host`. 0 takes a free port.")] = None
+    allow_unauthenticated: Annotated[
+        bool,
+        _about("Listen beyond loopback although no client key is set: anyone who reaches the port uses the account."),
+    ] = False
+    client_keys: Annotated[
+        dict[str, Annotated[str, Meta(min_length=16)]],
+        _about(
+            "Keys that clients must present (`Authorization: Bearer` or `x-api-key`), by a name for the logs. A value "
+            "is the key itself or `sha256:` and its hash in hex. Empty: no key is asked for."
+        ),
+    ] = msgspec.field(default_factory=dict)
+    max_body_bytes: Annotated[int, Meta(ge=1024), _about("Largest request body. Images travel inside it.")] = (
+        64 * 1024 * 1024
+    )
+    drain_seconds: Annotated[float, Meta(ge=0, le=86400), _about("How long open streams may finish after SIGTERM.")] = (
+        30.0
+    )
+
+
+class OAuth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    client_id: Annotated[str, _about("The OAuth client that the sign-in belongs to.")] = CLIENT_ID
+    issuer: Annotated[str, Meta(pattern="^https?://"), _about("The OAuth issuer.")] = "https://auth.openai.com"
+    redirect_uri: Annotated[str, _about("Where the browser returns to after signing in.")] = (
+        "http://127.0.0.1:1455/auth/callback"
+    )
+    local_server_port: Annotated[Port, _about("Port of the server that waits for that return.")] = 1455
+
+
+class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    url: Annotated[str, Meta(pattern="^https?://"), _about("The ChatGPT backend.")] = "https://chatgpt.com/backend-api"
+    first_event_timeout: Annotated[Seconds, _about("Seconds that the backend may take until its first event.")] = 120.0
+    idle_timeout: Annotated[Seconds, _about("Seconds of silence after which a stream counts as dead.")] = 300.0
+    originator: Annotated[str, _about("Sent as `originator`; the backend knows the official client's names.")] = (
+        "codex_cli_rs"
+    )
+    client_version: Annotated[
+        str, _about("The official client's version to speak as: too low a value hides or refuses newer models.")
+    ] = "0.169.0"
+
+
+class Logging(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    level: Annotated[
+        Literal["debug", "info", "warn", "error"], _about("Warnings and errors are logged at any level.")
+    ] = "info"
+    dir: Annotated[
+        str | None, _about("Also write `DIR/{date}-{level}.log`. A relative path is below the state directory.")
+    ] = None
+    format: Annotated[
+        Literal["auto", "console", "journal", "logfmt", "json"],
+        _about("`auto`: journal under systemd, else console (coloured on a terminal)."),
+    ] = "auto"
+    enable_request_logging: Annotated[
+        bool, _about("At level debug, log each request before and after conversion, contents included.")
+    ] = False
+
+
+class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    mode: Annotated[
+        bool, _about("Put the model family's instructions (`prompts/`) before the client's own system texts.")
+    ] = True
+    default_reasoning_effort: Annotated[
+        Effort | None, _about("For requests that name none, where the model has it. Unset: the model's own default.")
+    ] = None
+    default_text_verbosity: Annotated[
+        Verbosity | None, _about("For requests that name none. Unset: the model's own default.")
+    ] = None
+
+
+class Models(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    aliases: Annotated[
+        dict[str, str], _about("Names that clients use, and the model (or `NAME-EFFORT`) that each stands for.")
+    ] = msgspec.field(default_factory=dict)
+
+
+class Storage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    dir: Annotated[
+        str | None,
+        _about("The state directory, where there is no `$STATE_DIRECTORY`. Unset: `$XDG_STATE_HOME/codexd`."),
+    ] = None
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    server: Server = Server()
+    oauth: OAuth = OAuth()
+    backend: Backend = Backend()
+    logging: Logging = Logging()
+    codex: Codex = Codex()
+    models: Models = Models()
+    storage: Storage = Storage()
+
+    def listen(self) -> list[str]:
+        """The addresses to listen on, with ``host`` and ``port`` worked in."""
+        server = self.server
+        if server.host is None and server.port is None:
+            return list(server.bind)
+        host = server.host or "127.0.0.1"
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return [f"{host}:{3000 if server.port is None else server.port}"] + [
+            b for b in server.bind if b.startswith("unix:")
+        ]
+
+
+# --- where it comes from
+
+
+def search_path(environ: Mapping[str, str]) -> list[Path]:
+    """The places where a configuration file is looked for, first match wins (after ``--config`` and $CONFIG_PATH)."""
+    home = Path(environ.get("HOME", "/"))
+    places = [Path("/etc/codexd/config.toml")]
+    if directory := environ.get("CONFIGURATION_DIRECTORY"):
+        places.insert(0, Path(directory.split(":", maxsplit=1)[0]) / "config.toml")
+    places.append(Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "codexd" / "config.toml")
+    places.append(home / ".chatgpt-codex-router" / "config.json")
+    return places
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, Path | None]:
+    """Find, read and validate; the configuration and the file that it came from. Raises ConfigError."""
+    if path is None and (named := environ.get("CONFIG_PATH")):
+        path = Path(named)
+    if path is None:
+        path = next((place for place in search_path(environ) if place.is_file()), None)
+    tree = {} if path is None else _read(path)
+    origins = {} if path is None else _check_keys(tree, str(path))
+    _apply_environment(tree, origins, environ)
+    config = _convert(tree, origins)
+    _check(config)
+    return config, path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        if path.suffix == ".json":
+            tree = msgspec.json.decode(data)
+            return _from_camel_case(tree, path)
+        return tomllib.loads(data.decode())
+    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from error
+
+
+def _from_camel_case(tree: Any, path: Path) -> dict[str, Any]:
+    """The keys of the JSON form in TOML's words. Its ``backend.timeout`` is in milliseconds and means both of ours."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected an object, got {type(tree).__name__}")
+    result: dict[str, Any] = {}
+    for section, table in tree.items():
+        if isinstance(table, dict):
+            table = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower(): value for key, value in table.items()}
+            if section == "backend" and "timeout" in table:
+                timeout = table.pop("timeout")
+                if not isinstance(timeout, int | float) or isinstance(timeout, bool) or timeout <= 0:
+                    raise ConfigError(f"{path}: backend.timeout: expected milliseconds above 0, got {timeout!r}")
+                table = {"first_event_timeout": timeout / 1000, "idle_timeout": timeout / 1000} | table
+        result[section] = table
+    return result
+
+
+def _sections() -> dict[str, type[Struct]]:
+    return {field.name: field.type for field in msgspec.structs.fields(Config)}
+
+
+def _check_keys(tree: dict[str, Any], origin: str) -> dict[str, str]:
+    """Refuse unknown sections and keys by name; where each known one came from."""
+    origins: dict[str, str] = {}
+    sections = _sections()
+    for section, table in tree.items():
+        if section not in sections:
+            raise ConfigError(f"{origin}: [{section}]: unknown section{_nearest(section, sections)}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{origin}: {section}: expected a table, got {type(table).__name__}")
+        known = sections[section].__struct_fields__
+        for key in table:
+            if key not in known:
+                raise ConfigError(f"{origin}: {section}.{key}: unknown key{_nearest(key, known)}")
+            origins[f"{section}.{key}"] = origin
+    server = tree.get("server", {})
+    if "bind" in server and ("host" in server or "port" in server):
+        raise ConfigError(f"{origin}: server.bind: expected either bind, or host and port, not both")
+    return origins
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
+
+
+_SHORT = {
+    "PORT": ("server", "port"),
+    "HOST": ("server", "host"),
+    "LOG_LEVEL": ("logging", "level"),
+    "ENABLE_REQUEST_LOGGING": ("logging", "enable_request_logging"),
+}
+
+
+def _apply_environment(tree: dict[str, Any], origins: dict[str, str], environ: Mapping[str, str]) -> None:
+    sections = _sections()
+    places: list[tuple[str, str, str]] = [(name, *place) for name, place in _SHORT.items() if environ.get(name)]
+    for name in sorted(environ):
+        if name.startswith("CODEXD_") and "__" in name:
+            section, _, key = name.removeprefix("CODEXD_").lower().partition("__")
+            if section not in sections:
+                raise ConfigError(f"${name}: unknown section {section!r}{_nearest(section, sections)}")
+            known = sections[section].__struct_fields__
+            if key not in known:
+                raise ConfigError(f"${name}: unknown key{_nearest(key, known)}")
+            places.append((name, section, key))
+    for name, section, key in places:
+        text = environ[name].lower() if name == "LOG_LEVEL" else environ[name]
+        tree[section] = {**tree.get(section, {}), key: _from_text(text, get_type_hints(sections[section])[key], name)}
+        origins[f"{section}.{key}"] = f"${name}"
+
+
+def _from_text(text: str, kind: Any, name: str) -> Any:
+    """An environment variable's text as the type that the key has. Lists are comma-separated, tables NAME=VALUE,…"""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if get_origin(kind) is tuple:
+        return words
+    if get_origin(kind) is dict:
+        pairs = [word.partition("=") for word in words]
+        if not all(equals for _, equals, _ in pairs):
+            raise ConfigError(f"${name}: expected NAME=VALUE, separated by commas")
+        return {key.strip(): value.strip() for key, _, value in pairs}
+    if kind is bool and text.lower() in ("yes", "on", "no", "off"):
+        return text.lower() in ("yes", "on")
+    for wanted in (int, float, bool):
+        if wanted is kind or wanted in get_args(kind):
+            try:
+                return msgspec.convert(text, wanted, strict=False)
+            except msgspec.ValidationError:
+                return text
+    return text
+
+
+def _convert(tree: dict[str, Any], origins: Mapping[str, str]) -> Config:
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        said, _, place = str(error).partition(" - at `$.")
+        key = place.rstrip("`")
+        section, name = [*re.split(r"[.\[]", key), ""][:2]
+        origin = origins.get(f"{section}.{name}", "configuration")
+        raise ConfigError(f"{origin}: {key}: {_expected(said, section, name)}") from error
+
+
+def _expected(said: str, section: str, name: str) -> str:
+    said = said[:1].lower() + said[1:].replace(" | null`", "`")
+    if said.startswith("invalid enum value"):
+        kind = get_type_hints(_sections()[section])[name]
+        choices = [
+            str(choice)
+            for option in (kind, *get_args(kind))
+            if get_origin(option) is Literal
+            for choice in get_args(option)
+        ]
+        return f"expected one of {', '.join(choices)}, got{said.removeprefix('invalid enum value')}"
+    return said
+
+
+def _check(config: Config) -> None:
+    for name, key in config.server.client_keys.items():
+        if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
+            raise ConfigError(f"server.client_keys.{name}: expected sha256: and 64 hexadecimal digits")
+    for bind in config.listen():
+        address = split_bind(bind)
+        if isinstance(address, str):
+            continue
+        server = config.server
+        if not is_loopback(address[0]) and not server.client_keys and not server.allow_unauthenticated:
+            raise ConfigError(
+                f"server.bind: {bind} is reachable from other machines, and anyone who reaches it would use your "
+                "account. Either set a client key in [server.client_keys], or, if something in front checks who comes, "
+                "set server.allow_unauthenticated = true."
+            )
+
+
+def split_bind(bind: str) -> str | tuple[str, int]:
+    """``unix:/path`` as the path, ``host:port`` as a pair. Raises ConfigError."""
+    if bind.startswith("unix:"):
+        path = bind.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise ConfigError(f"server.bind: expected an absolute path after unix:, got {bind!r}")
+        return path
+    host, _, port = bind.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"server.bind: expected host:port or unix:/path, got {bind!r}")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+# --- directories
+
+
+def state_dir(config: Config, environ: Mapping[str, str]) -> Path:
+    """``$STATE_DIRECTORY``, else ``storage.dir``, else ``$XDG_STATE_HOME/codexd``."""
+    if given := environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":", maxsplit=1)[0])
+    if config.storage.dir is not None:
+        return Path(config.storage.dir).expanduser()
+    home = Path(environ.get("HOME", "/"))
+    return Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "codexd"
+
+
+def table() -> str:
+    """All keys as a Markdown table, for the README."""
+    rows = []
+    for section, struct in _sections().items():
+        for field in msgspec.structs.fields(struct):
+            default = field.default if field.default is not msgspec.NODEFAULT else {}
+            shown = "unset" if default is None else f"`{msgspec.json.encode(default).decode()}`"
+            rows.append(f"| `{section}.{field.name}` | {shown} | {_description(struct, field.name)} |")
+    return "\n".join(["| key | default | |", "|---|---|---|", *rows])
+
+
+def _description(struct: type[Struct], name: str) -> str:
+    annotated = get_type_hints(struct, include_extras=True)[name]
+    return next((meta.description for meta in get_args(annotated) if isinstance(meta, Meta) and meta.description), "")

@@ -1,0 +1,203 @@
+"""Logging: one line shape, to stderr and to files by day and level, and nothing secret in any of them.
+
+A line reads ``[timestamp] [LEVEL] [request-id] message key=value``. Everything that logs in this process comes through
+here, the standard library's loggers of Hypercorn, Quart and httpx included.
+"""
+
+import datetime
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+import structlog
+from structlog.typing import EventDict, WrappedLogger
+
+from codexd.config import Logging
+
+_PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+_COLOUR = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31;1m"}
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.WARNING}
+
+_SECRETS = re.compile(
+    r"""(?xi)
+    (?P<before>
+        \b(?:bearer|basic)\s+
+      | ["']?\b(?:[a-z0-9_-]*(?:access|refresh|id)[_-]?token|authorization|x-api-key|api[_-]?key|client_secret
+        |code_verifier|set-cookie|cookie)["']?\s*[:=]\s*["']?(?!\s*(?:bearer|basic)\s)
+    )
+    [^\s"',}&;]+
+    | \beyJ[\w-]{4,}\.[\w-]*(?:\.[\w-]*)?      # a JSON web token, whole or cut off
+    | \b(?:sk|rt|ac|at)[-_][\w-]{12,}           # API keys and opaque tokens by their usual prefixes
+    """
+)
+
+
+def redact(line: str) -> str:
+    """The line without tokens, keys and cookies, whatever name or quoting they stand in."""
+    return _SECRETS.sub(lambda found: f"{found['before'] or ''}[redacted]", line)
+
+
+def _timestamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    now = datetime.datetime.now(datetime.UTC)
+    event["timestamp"] = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return event
+
+
+def _value(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    if text and not re.search(r'[\s"=\\\x00-\x1f\x7f]', text):
+        return text
+    return msgspec.json.encode(text).decode()
+
+
+def _pairs(event: Mapping[str, Any]) -> str:
+    return "".join(f" {key}={_value(value)}" for key, value in event.items())
+
+
+def _shape(event: EventDict, colour: bool = False) -> str:
+    """``[timestamp] [LEVEL] [request-id] message key=value``, and a traceback below it if there is one."""
+    fields = dict(event)
+    level, moment = fields.pop("level"), fields.pop("timestamp")
+    label = {"warning": "WARN"}.get(level, level.upper())
+    label = f"{_COLOUR[level]}{label}\x1b[0m" if colour else label
+    trace = fields.pop("exception", None)
+    # A client's text may hold line ends; a log line may not, or it can be forged.
+    message = str(fields.pop("event")).replace("\n", "\\n").replace("\r", "\\r")
+    line = f"[{moment}] [{label}] [{fields.pop('request_id', '-')}] {message}{_pairs(fields)}"
+    return f"{line}\n{trace}" if trace else line
+
+
+def _journal(event: EventDict) -> str:
+    prefix = f"<{_PRIORITY[event['level']]}>"
+    return "\n".join(prefix + line for line in _shape(event).split("\n"))
+
+
+def _logfmt(event: EventDict) -> str:
+    fields = dict(event)
+    first = {"ts": fields.pop("timestamp"), "level": fields.pop("level"), "msg": fields.pop("event")}
+    return _pairs(first | fields).removeprefix(" ")
+
+
+def _json(event: EventDict) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode()
+
+
+_RENDERERS: dict[str, Callable[[EventDict], str]] = {
+    "console": lambda event: _shape(event, colour=True),
+    "plain": _shape,
+    "journal": _journal,
+    "logfmt": _logfmt,
+    "json": _json,
+}
+
+
+def renderer(wanted: str, stream: TextIO, environ: Mapping[str, str]) -> Callable[[EventDict], str]:
+    """The renderer for ``logging.format``; ``auto`` looks at where stderr goes."""
+    if wanted == "auto":
+        wanted = "journal" if _is_journal(stream, environ) else "console"
+    if wanted == "console" and (environ.get("NO_COLOR") or not stream.isatty()):
+        wanted = "plain"
+    return _RENDERERS[wanted]
+
+
+def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    # systemd says which device and inode the journal's stream has: a redirected stderr is something else.
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+class _Files:
+    """``DIR/{date}-{level}.log``, a file a day and level, opened when its first line comes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._date = ""
+        self._open: dict[str, TextIO] = {}
+
+    def write(self, event: EventDict) -> None:
+        date = event["timestamp"][:10]
+        if date != self._date:
+            for file in self._open.values():
+                file.close()
+            self._date, self._open = date, {}
+        level: str = event["level"]
+        level = {"warning": "warn", "critical": "error"}.get(level, level)
+        if level not in self._open:
+            path = self._directory / f"{date}-{level}.log"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+            self._open[level] = os.fdopen(descriptor, "a", buffering=1)
+        self._open[level].write(redact(_shape(event)) + "\n")
+
+
+class _Output:
+    """structlog's last processor and logger in one: renders, redacts, writes, and lets nothing through to a second."""
+
+    def __init__(self, render: Callable[[EventDict], str], stream: TextIO, files: _Files | None) -> None:
+        self._render = render
+        self._stream = stream
+        self._files = files
+
+    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        try:
+            self._stream.write(redact(self._render(event)) + "\n")
+            self._stream.flush()
+            if self._files is not None:
+                self._files.write(event)
+        except OSError:
+            # A full disk or a closed terminal must not end a request.
+            pass
+        raise structlog.DropEvent
+
+
+class _Bridge(logging.Handler):
+    """The standard library's log records, as ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger()
+        level = {"critical": "error"}.get(record.levelname.lower(), record.levelname.lower())
+        getattr(log, level)(record.getMessage(), logger=record.name, exc_info=record.exc_info or None)
+
+
+def configure(
+    config: Logging, state_dir: Path, *, stream: TextIO = sys.stderr, environ: Mapping[str, str] = os.environ
+) -> None:
+    """Set logging up for the process. Raises OSError when the log directory cannot be made."""
+    files = None
+    if config.dir is not None:
+        directory = state_dir / Path(config.dir).expanduser()
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        files = _Files(directory)
+    level = _LEVELS[config.level]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            _timestamp,
+            structlog.processors.format_exc_info,
+            _Output(renderer(config.format, stream, environ), stream, files),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_Bridge()]
+    root.setLevel(max(level, logging.INFO))
+    # httpx writes a line for each request, with its URL, and hypercorn one for each listener; ours say more.
+    for chatty in ("httpx", "httpcore", "hypercorn.error", "quart.app", "quart.serving"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+
+
+def request_id(given: str | None, made: str) -> str:
+    """The client's own request id when it can stand in a header and a log line, else the one made here."""
+    return given if given is not None and _SANE_ID.fullmatch(given) else made

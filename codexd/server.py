@@ -1,0 +1,204 @@
+"""Hypercorn, made safe: the cures for faults of hypercorn 0.18.0 under trio, and listening sockets of our own.
+
+As released, one odd request of one client ends the whole daemon, idle connections live for ever, ``Connection: close``
+is not honoured, and a client that does not read blocks shutdown without limit. Each cure below is a few lines round a
+private name, which is why the version is pinned; each has a test with the hostile bytes themselves, and goes when the
+version that carries the upstream fix is taken.
+"""
+
+import logging
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import h11
+import hypercorn.protocol
+import hypercorn.trio
+import hypercorn.trio.run
+import structlog
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Sockets
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import ASGIFramework
+
+from codexd import config
+
+WRITE_TIMEOUT = 60.0
+"""Seconds that a client may take to read what was sent to it, before it counts as gone."""
+
+KEEP_ALIVE_TIMEOUT = 75.0
+"""Seconds that an idle connection is kept; longer than nginx's own 60, so that nginx is the one that closes."""
+
+BACKLOG = 1024
+
+log = structlog.get_logger()
+
+
+class Connection(TCPServer):
+    """One client connection, with a bulkhead round it and an end to every wait."""
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        except* Exception as group:
+            # B0: hypercorn catches OSError alone, and anything else ends serve() and so the daemon: three kinds of
+            # h2c upgrade, websocket upgrades with a trailing byte (hypercorn issues 225, 329, 334, 365) and more.
+            log.error("a connection failed; the others go on", exc_info=group)
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            await self._send_data(event.data)
+        elif isinstance(event, Closed | Updated):
+            # B1, B2: quart-trio cancels its own task when the response is complete, just before these events are
+            # acted upon: the idle timer was never armed again and Connection: close never closed.
+            with trio.CancelScope(shield=True):
+                await super().protocol_send(event)
+
+    async def _send_data(self, data: bytes) -> None:
+        # B3: hypercorn shields this write without a deadline, so a client that does not read outlives every shutdown.
+        # Unshielded it can be cut in the middle; then nothing else may be written, hence the close.
+        async with self.send_lock:
+            try:
+                with trio.fail_after(WRITE_TIMEOUT):
+                    await self.stream.send_all(data)
+            except trio.TooSlowError:
+                log.info("a client stopped reading", seconds=WRITE_TIMEOUT)
+                self._tear()
+                await self.protocol.handle(Closed())
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
+            except trio.Cancelled:
+                self._tear()
+                raise
+
+    def _tear(self) -> None:
+        transport = getattr(self.stream, "transport_stream", self.stream)
+        transport.socket.close()
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # B4: the descriptor of a peer that has closed stayed open until its idle timer ran out.
+        await self.idle_task.stop()
+
+
+class Http1Only(H11Protocol):
+    """HTTP/1.1 without the ways out of it: on plaintext hypercorn always offers HTTP/2, and no option stops that."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return
+
+
+def _install() -> None:
+    # serve() builds the connections and the connections build the protocol, both by these module-level names.
+    vars(hypercorn.trio.run)["TCPServer"] = Connection
+    vars(hypercorn.protocol)["H11Protocol"] = Http1Only
+
+
+async def serve(
+    app: ASGIFramework,
+    sockets: list[socket.socket],
+    *,
+    drain_seconds: float,
+    stop: Callable[[], Awaitable[None]],
+    task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve on listening sockets until ``stop`` returns, then drain. Started means that all of them accept."""
+    _install()
+    settings = HypercornConfig()
+    settings.accesslog = None
+    settings.errorlog = logging.getLogger("hypercorn.error")
+    settings.backlog = BACKLOG
+    settings.include_server_header = False
+    settings.graceful_timeout = drain_seconds
+    settings.keep_alive_timeout = KEEP_ALIVE_TIMEOUT
+    settings.keep_alive_max_requests = 1_000_000
+    settings.alpn_protocols = ["http/1.1"]
+    # The sockets are ours: port 0, modes of unix sockets and TCP options are settled before hypercorn sees them.
+    settings.create_sockets = lambda: Sockets([], sockets, [])  # type: ignore[method-assign]
+    await hypercorn.trio.serve(
+        app,
+        settings,
+        shutdown_trigger=cast("Callable[..., Awaitable[None]]", stop),
+        task_status=task_status,
+        mode="asgi",
+    )
+
+
+# --- listening sockets
+
+
+def listen(bind: str) -> socket.socket:
+    """A bound socket for ``host:port`` or ``unix:/path``. Raises OSError, its message fit for a person."""
+    address = config.split_bind(bind)
+    if isinstance(address, str):
+        return _listen_unix(Path(address))
+    host, port = address
+    try:
+        family, kind, proto, _, target = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise OSError(f"cannot listen on {bind}: {host} is no address of this machine ({error.strerror})") from error
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Accepted sockets inherit both: small events must not wait for acknowledgements, and a peer whose network is
+        # gone must not hold a stream open for the kernel's quarter of an hour.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT * 1000))
+        listener.bind(target)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {bind}: {error.strerror}{_who(error)}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _who(error: OSError) -> str:
+    return "; another program uses it: stop that one, or choose another server.port" if error.errno == 98 else ""
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    # B5: hypercorn removes a socket file unseen and so steals it from a daemon that is alive. Asking first tells.
+    if path.exists() or path.is_symlink():
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError(f"cannot listen on unix:{path}: there is a file of that name that is no socket")
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                raise OSError(f"cannot listen on unix:{path}: another process is serving on it")
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    # nginx and the daemon share a group: read and write for both, nothing for others.
+    before = os.umask(0o117)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on unix:{path}: {error.strerror}") from error
+    finally:
+        os.umask(before)
+    listener.setblocking(False)
+    return listener
+
+
+def remove(unix_paths: Iterable[str]) -> None:
+    """Take the files of unix sockets away at the end, so that nginx sees at once that nobody serves."""
+    for path in unix_paths:
+        Path(path).unlink(missing_ok=True)
+
+
+def describe(listener: socket.socket) -> str:
+    """The listener's base URL, or ``unix:/path``."""
+    name = listener.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
