@@ -1,0 +1,208 @@
+"""What the simulated model answers: pure, and the same for the same request.
+
+It calls a tool when the user's words name it, fills a schema when one is asked for, reports what a tool returned, and
+else repeats what it was told. Enough to see every kind of answer; nobody should mistake it for a model.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+Json = dict[str, Any]
+
+
+def events(body: Json, response_id: str, created_at: int) -> Iterator[Json]:
+    """The events of one answer, in the shapes and with the bad habits of the real backend."""
+    counter = iter(range(1_000_000))
+    response: Json = {
+        "id": response_id, "object": "response", "created_at": created_at, "status": "in_progress", "background": False,
+        "error": None, "incomplete_details": None, "instructions": body.get("instructions"), "model": body["model"],
+        "output": [], "parallel_tool_calls": body["parallel_tool_calls"], "previous_response_id": None,
+        "reasoning": {"effort": body["reasoning"].get("effort"), "summary": body["reasoning"].get("summary")},
+        "service_tier": "auto", "store": False, "temperature": 1.0, "text": body["text"],
+        "tool_choice": body["tool_choice"], "tools": body.get("tools", []), "top_p": 1.0, "truncation": "disabled",
+        "usage": None, "metadata": {},
+    }  # fmt: skip
+
+    def event(kind: str, **fields: Any) -> Json:
+        return {"type": kind, **fields, "sequence_number": next(counter)}
+
+    yield event("response.created", response=response)
+    yield event("response.in_progress", response=response)
+    # Informational, without a sequence number, and not what ends a stream.
+    yield {"type": "codex.rate_limits", "plan_type": "plus", "rate_limits": {"allowed": True, "limit_reached": False}}
+    words = 0
+    for index, item in enumerate(_items(body, response_id)):
+        for kind, fields in _item_events(item):
+            yield event(kind, output_index=index, **fields)
+            words += 1
+    tokens_in = len(msgspec.json.encode(body["input"])) // 4 + 1
+    usage = {
+        "input_tokens": tokens_in,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": words,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": tokens_in + words,
+    }
+    yield event("response.completed", response=response | {"status": "completed", "usage": usage})
+
+
+def _items(body: Json, seed: str) -> Iterator[Json]:
+    reasoning = body["reasoning"]
+    if reasoning.get("effort") not in (None, "none"):
+        summary = [{"type": "summary_text", "text": "**Reading** the request."}] if reasoning.get("summary") else []
+        yield {"id": f"rs_{seed}", "type": "reasoning", "summary": summary, "encrypted_content": "gAAAAA-simulated"}
+    calls = list(_calls(body))
+    for number, (namespace, tool) in enumerate(calls):
+        call = {
+            "id": f"fc_{seed}{number}", "type": "function_call", "call_id": f"call_{seed[-12:]}{number}",
+            "name": tool["name"], "status": "completed",
+            "arguments": _json(sample(tool.get("parameters") or {}, _topic(body))),
+        }  # fmt: skip
+        yield call if namespace is None else call | {"namespace": namespace}
+    if not calls:
+        text = {"type": "output_text", "text": _text(body), "annotations": [], "logprobs": []}
+        yield {
+            "id": f"msg_{seed}", "type": "message", "role": "assistant", "phase": "final_answer", "status": "completed",
+            "content": [text],
+        }  # fmt: skip
+
+
+def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
+    """(type, fields) of the events that bring one item."""
+    started: dict[str, Json] = {
+        "message": {"content": []},
+        "function_call": {"arguments": ""},
+        "reasoning": {"summary": []},
+    }
+    status = {} if item["type"] == "reasoning" else {"status": "in_progress"}
+    yield "response.output_item.added", {"item": item | started[item["type"]] | status}
+    here = {"item_id": item["id"]}
+    match item["type"]:
+        case "message":
+            part = item["content"][0]
+            here |= {"content_index": 0}
+            yield "response.content_part.added", {**here, "part": part | {"text": ""}}
+            for piece in pieces(part["text"]):
+                yield "response.output_text.delta", {**here, "delta": piece, "logprobs": [], "obfuscation": "x"}
+            yield "response.output_text.done", {**here, "text": part["text"], "logprobs": []}
+            yield "response.content_part.done", {**here, "part": part}
+        case "function_call":
+            for piece in pieces(item["arguments"]):
+                yield "response.function_call_arguments.delta", {**here, "delta": piece}
+            yield (
+                "response.function_call_arguments.done",
+                {**here, "arguments": item["arguments"], "name": item["name"]},
+            )
+        case _:
+            for number, part in enumerate(item["summary"]):
+                at = {**here, "summary_index": number}
+                yield "response.reasoning_summary_part.added", {**at, "part": part | {"text": ""}}
+                for piece in pieces(part["text"]):
+                    yield "response.reasoning_summary_text.delta", {**at, "delta": piece}
+                yield "response.reasoning_summary_text.done", {**at, "text": part["text"]}
+                yield "response.reasoning_summary_part.done", {**at, "part": part}
+    yield "response.output_item.done", {"item": item}
+
+
+def pieces(text: str) -> list[str]:
+    """The text in words, each with the white space before it, as tokens come."""
+    return re.findall(r"\s*\S+|\s+$", text)
+
+
+def tools_of(body: Json) -> list[tuple[str | None, Json]]:
+    """(namespace, function tool) for each that was offered, in the classic shape or in the lite one."""
+    offered = list(body.get("tools", []))
+    for item in body["input"]:
+        if item.get("type") == "additional_tools":
+            offered += item["tools"]
+    flat: list[tuple[str | None, Json]] = []
+    for tool in offered:
+        inner = [(tool["name"], each) for each in tool["tools"]] if tool["type"] == "namespace" else [(None, tool)]
+        flat += [(namespace, each) for namespace, each in inner if each["type"] == "function"]
+    return flat
+
+
+def _calls(body: Json) -> Iterator[tuple[str | None, Json]]:
+    choice, last = body["tool_choice"], body["input"][-1]
+    tools = tools_of(body)
+    if isinstance(choice, dict):
+        yield from (each for each in tools if each[1]["name"] == choice.get("name"))
+        return
+    if choice == "none" or last.get("type") == "function_call_output":
+        return
+    said = set(re.findall(r"[a-z]{3,}", _user_text(body).lower()))
+    wanted = [each for each in tools if said & set(re.findall(r"[a-z]{3,}", each[1]["name"].lower()))]
+    if choice == "required" and not wanted:
+        wanted = tools
+    yield from wanted if body["parallel_tool_calls"] else wanted[:1]
+
+
+def _text(body: Json) -> str:
+    last = body["input"][-1]
+    wanted = body["text"].get("format") or {}
+    if wanted.get("type") == "json_schema":
+        return _json(sample(wanted["schema"], _topic(body)))
+    if wanted.get("type") == "json_object":
+        return _json({"answer": _user_text(body)})
+    if last.get("type") == "function_call_output":
+        output = last["output"]
+        return f"The tool returned: {output if isinstance(output, str) else _json(output)}"
+    images = sum(part.get("type") == "input_image" for part in _parts(body))
+    seen = f" I also got {images} image{'s' if images > 1 else ''}." if images else ""
+    return f"This is a simulated answer. You wrote: {_user_text(body)}{seen}"
+
+
+def _parts(body: Json) -> list[Json]:
+    for item in reversed(body["input"]):
+        if item.get("role") == "user":
+            content = item["content"]
+            return [{"type": "input_text", "text": content}] if isinstance(content, str) else content
+    return []
+
+
+def _user_text(body: Json) -> str:
+    return " ".join(part["text"] for part in _parts(body) if "text" in part)
+
+
+def _topic(body: Json) -> str:
+    """The last word that the user wrote: good enough a value for any string that a schema wants."""
+    words = re.findall(r"[\w-]+", _user_text(body))
+    return words[-1] if words else "nothing"
+
+
+def sample(schema: Json, topic: str, root: Json | None = None) -> Any:
+    """A value that fits a JSON schema of the kinds that structured outputs allow."""
+    root = schema if root is None else root
+    if reference := schema.get("$ref"):
+        target: Any = root
+        for step in reference.removeprefix("#").strip("/").split("/"):
+            target = target[step] if step else target
+        return sample(target, topic, root)
+    for key in ("enum", "anyOf", "oneOf"):
+        if options := schema.get(key):
+            return options[0] if key == "enum" else sample(options[0], topic, root)
+    if "const" in schema:
+        return schema["const"]
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    match kind if isinstance(kind, str) else kind[0]:
+        case "object":
+            return {name: sample(each, topic, root) for name, each in schema.get("properties", {}).items()}
+        case "array":
+            return [sample(schema.get("items", {}), topic, root)]
+        case "integer":
+            return int(schema.get("minimum", 1))
+        case "number":
+            return float(schema.get("minimum", 1.5))
+        case "boolean":
+            return True
+        case "null":
+            return None
+        case _:
+            return topic
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
