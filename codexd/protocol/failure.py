@@ -155,9 +155,10 @@ def _from_edge(status: int) -> ApiError:
     if status == 403:
         return ApiError(
             502,
-            "Cloudflare, in front of the ChatGPT backend, refused the request (403, an HTML page). This is no fault "
-            "of the sign-in: it happens to addresses of data centres, and to requests whose originator, chatgpt-account-id "
-            "or user-agent headers are missing. Try again later or from another network, and check backend.originator.",
+            "Cloudflare, in front of the ChatGPT backend, refused the request (403, an HTML page). The sign-in is not "
+            "at fault: this happens to addresses of data centres, and to requests without the originator, "
+            "chatgpt-account-id or user-agent headers. Try again later or from another network, and check "
+            "backend.originator.",
             type="server_error",
             code="upstream_blocked",
         )

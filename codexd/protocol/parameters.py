@@ -72,7 +72,7 @@ RESPONSES: dict[str, Rule] = _SHARED | {
     "instructions": Rule("adjusted", "follow the model family's text when `codex.mode` is on"),
     "reasoning": Rule("forwarded", "effort and summary; the effort must be one that the model offers"),
     "text": Rule("forwarded"),
-    "include": Rule("adjusted", "always `reasoning.encrypted_content`", ("[]", '["reasoning.encrypted_content"]')),
+    "include": Rule("adjusted", "always `reasoning.encrypted_content`"),
     "client_metadata": Rule("forwarded", "the official client's own"),
     "max_output_tokens": Rule("dropped", _BACKEND),
     "max_tool_calls": Rule("dropped", _BACKEND),

@@ -209,8 +209,8 @@ class ResponsesStream:
             response["output"] = Raw(msgspec.json.encode(output))
         elif kind == "response.completed" and bytes(response.get("output", b"[]")) in (b"[]", b"null"):
             self.error = errors.empty_answer()
-        self.begun = self.done = self.error is None
         complete = self._complete(Raw(msgspec.json.encode(response)), status=_TERMINAL[kind])
+        self.begun = self.done = self.error is None
         self.response = bytes(complete)
         return complete
 

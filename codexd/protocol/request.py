@@ -16,6 +16,7 @@ from codexd import errors
 from codexd.protocol import chat
 from codexd.protocol.models import Resolved, check_effort
 from codexd.protocol.responses import (
+    INCLUDE,
     AdditionalTools,
     FunctionCall,
     FunctionCallOutput,
@@ -85,7 +86,7 @@ def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings) -
         prompt_cache_key=asked.prompt_cache_key or _cache_key(instructions, tools, items),
         text=Text(verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=_chat_format(asked)),
     )
-    return _shaped(request, model.lite, adjusted, forced=asked.parallel_tool_calls)
+    return _shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls)
 
 
 def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settings) -> Converted:
@@ -97,6 +98,8 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         items = [fit for item in asked.input if (fit := _fit_item(item, adjusted)) is not None]
     if not items:
         raise errors.bad_request("input must hold at least one item that can be sent.", param="input")
+    if set(asked.include or ()) - set(INCLUDE):
+        adjusted.append(f"include={INCLUDE[0]}")
     own = asked.instructions or None
     instructions = "\n\n".join(filter(None, (settings.prompt, own))) or NEUTRAL
     tools: list[Tool] = list(asked.tools or ())
@@ -121,21 +124,23 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         ),
         client_metadata=asked.client_metadata if _given(asked.client_metadata) else UNSET,
     )
-    return _shaped(request, model.lite, adjusted, forced=asked.parallel_tool_calls)
+    return _shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls)
 
 
-def _shaped(request: UpstreamRequest, lite: bool, adjusted: list[str], *, forced: bool | None) -> Converted:
+def _shaped(
+    request: UpstreamRequest, instructions: str, lite: bool, adjusted: list[str], *, forced: bool | None
+) -> Converted:
     if lite:
         if forced:
             adjusted.append("parallel_tool_calls=false")
-        request = to_lite(request, adjusted)
+        request = to_lite(request, instructions, adjusted)
     return Converted(request, lite, list(dict.fromkeys(adjusted)))
 
 
 # --- responses-lite
 
 
-def to_lite(request: UpstreamRequest, adjusted: list[str]) -> UpstreamRequest:
+def to_lite(request: UpstreamRequest, instructions: str, adjusted: list[str]) -> UpstreamRequest:
     """The same request in the shape of responses-lite models.
 
     Four conditions are coupled there, and each one missed is a 400: the marker header (codexd.upstream), the tools in
@@ -156,8 +161,7 @@ def to_lite(request: UpstreamRequest, adjusted: list[str]) -> UpstreamRequest:
         head.append(items.pop(0))
     elif tools:
         head.append(_wrapped(tools))
-    if request.instructions is not UNSET:
-        head.append(Message(role="developer", content=[InputText(text=request.instructions)]))
+    head.append(Message(role="developer", content=[InputText(text=instructions)]))
     return msgspec.structs.replace(
         request,
         instructions=UNSET,

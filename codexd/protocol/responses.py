@@ -8,6 +8,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+INCLUDE = ("reasoning.encrypted_content",)
+"""What is always asked for, and all that there is: reasoning that can be sent back, since nothing is stored."""
+
 RawObject = dict[str, Raw]
 """A JSON object of which codexd touches a key or two and carries the rest as it is."""
 
@@ -106,7 +109,7 @@ class UpstreamRequest(Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     reasoning: Reasoning
     store: Literal[False] = False
-    include: tuple[str, ...] = ("reasoning.encrypted_content",)
+    include: tuple[str, ...] = INCLUDE
     prompt_cache_key: str
     text: Text
     client_metadata: Raw | UnsetType = UNSET
@@ -139,6 +142,7 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True):
     service_tier: str | None = None
     prompt_cache_key: str | None = None
     client_metadata: Raw | UnsetType = UNSET
+    include: list[str] | None = None
 
 
 REQUEST = msgspec.json.Decoder(ResponsesRequest)

@@ -279,7 +279,7 @@ def failed(event: Failed | Cancelled | ErrorEvent) -> ApiError:
         case ErrorEvent():
             inner = event.error or event
             return failure.in_stream(inner.code, inner.message)
-        case Cancelled():
+        case _:
             return failure.in_stream("upstream_cancelled", "The ChatGPT backend cancelled the answer.")
 
 

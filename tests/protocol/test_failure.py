@@ -1,0 +1,112 @@
+import msgspec
+import pytest
+
+from codexd.errors import ApiError
+from codexd.protocol import failure
+
+NOW = 1_795_325_000.0
+
+
+def http(status: int, body: object, **headers: str) -> ApiError:
+    encoded = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return failure.from_http(status, {name.replace("_", "-"): value for name, value in headers.items()}, encoded, NOW)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (400, {"detail": "Unsupported parameter: foo"}, (400, "Unsupported parameter: foo", None, "foo")),
+        (400, {"detail": [{"loc": ["body"]}]}, (400, '[{"loc":["body"]}]', None, None)),
+        (400, {"error": "plain"}, (400, "plain", "plain", None)),
+        (400, {}, (400, "The ChatGPT backend refused the request with status 400.", None, None)),
+        (422, {"error": {"message": "m", "param": "p", "code": 7}}, (400, "m", "7", "p")),
+        (402, {"detail": {"code": "deactivated_workspace"}}, (402, "deactivated_workspace", "deactivated_workspace", None)),
+        (403, {"detail": "no"}, (403, "no", "forbidden", None)),
+        (413, b"", (413, "The ChatGPT backend answered 413 without a reason.", "request_too_large", None)),
+        (429, {"error": {"type": "usage_not_included", "message": "m"}}, (429, "m", "usage_not_included", None)),
+        (429, {"detail": None}, (429, "The ChatGPT backend is limiting requests.", "rate_limit_exceeded", None)),
+        (500, {"error": {"message": "m"}}, (502, "m", "upstream_error", None)),
+        (500, b"\xff", (502, "The ChatGPT backend failed with status 500.", "upstream_error", None)),
+        (503, {"error": {"code": "server_is_overloaded"}}, (503, "The ChatGPT backend failed with status 503.",
+                                                            "server_is_overloaded", None)),
+        (502, {"error": {"code": "slow_down", "message": "m"}}, (503, "m", "slow_down", None)),
+    ],
+)  # fmt: skip
+def test_http_errors_keep_their_words_and_get_a_status(
+    status: int, body: object, expected: tuple[int, str, str | None, str | None]
+) -> None:
+    error = http(status, body)
+    assert (error.status, error.error.message, error.error.code, error.error.param) == expected
+
+
+def test_a_refused_sign_in_says_what_to_do() -> None:
+    error = http(401, {"detail": "Unauthorized"})
+    assert (error.status, error.error.code) == (401, "upstream_unauthorized")
+    assert "(Unauthorized)" in error.error.message
+    assert "codexctl login" in error.error.message
+    assert "no reason given" in http(401, b"").error.message
+
+
+@pytest.mark.parametrize("detail", ["The 'x' model is not supported when using Codex with a ChatGPT account."])
+def test_a_retired_model_points_to_the_aliases(detail: str) -> None:
+    assert http(400, {"detail": detail}).error.message.startswith(detail)
+    assert "models.aliases" in http(400, {"detail": detail}).error.message
+    assert "models.aliases" in http(404, {"error": {"message": "Model not found x"}}).error.message
+
+
+def test_a_client_version_that_is_too_old_points_to_its_key() -> None:
+    message = http(400, {"detail": "The 'x' model requires a newer version of Codex. Please upgrade."}).error.message
+    assert "backend.client_version" in message
+
+
+def test_the_edges_html_is_no_fault_of_the_sign_in() -> None:
+    error = http(403, b"\n<!DOCTYPE html><html>Just a moment</html>")
+    assert (error.status, error.error.code, error.retryable) == (502, "upstream_blocked", False)
+    assert "Cloudflare" in error.error.message
+    bad_gateway = http(520, b"", content_type="text/html")
+    assert (bad_gateway.status, bad_gateway.error.code, bad_gateway.retryable) == (502, "upstream_error", True)
+    assert not http(400, b"<html>").retryable
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "wait"),
+    [
+        ({"error": {"type": "usage_limit_reached", "resets_at": NOW + 90.2}}, {}, 91),
+        ({"error": {"type": "usage_limit_reached", "resets_at": NOW - 5}}, {}, 1),
+        ({"error": {"type": "usage_limit_reached", "resets_at": 9e15}}, {}, 31 * 86400),
+        ({"error": {"resets_in_seconds": 12}}, {}, 12),
+        ({"error": {"resets_at": NOW + 90}}, {"retry_after": "3"}, 3),
+        ({"error": {"message": "Please try again in 1.2s."}}, {"retry_after": "Wed, 21 Oct"}, 2),
+        ({"error": {"message": "try again in 900ms"}}, {}, 1),
+        ({"error": {"message": "try again in 1500 milliseconds"}}, {}, 2),
+        ({"error": {"message": "try again in 2 minutes"}}, {}, 120),
+        ({"error": {"message": "try again in 20 seconds"}}, {}, 20),
+        ({"error": {"message": "no"}}, {}, None),
+    ],
+)
+def test_a_limit_says_when_to_come_back(body: object, headers: dict[str, str], wait: int | None) -> None:
+    error = http(429, body, **headers)
+    assert (error.status, error.retry_after, error.retryable) == (429, wait, False)
+
+
+def test_a_server_error_is_tried_again_unless_it_names_a_time() -> None:
+    assert http(500, {}).retryable
+    assert not http(503, {}, retry_after="5").retryable
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind", "retryable"),
+    [
+        ("context_length_exceeded", 400, "invalid_request_error", False),
+        ("insufficient_quota", 429, "insufficient_quota", False),
+        ("rate_limit_exceeded", 429, "rate_limit_error", False),
+        ("server_is_overloaded", 503, "server_error", True),
+        ("server_error", 502, "server_error", True),
+        (None, 502, "server_error", True),
+    ],
+)
+def test_failures_inside_a_200_get_a_status(code: str | None, status: int, kind: str, retryable: bool) -> None:
+    error = failure.in_stream(code, None)
+    assert (error.status, error.error.type, error.retryable) == (status, kind, retryable)
+    assert error.error.code == (code or "upstream_failed")
+    assert error.error.message

@@ -1,0 +1,107 @@
+import msgspec
+import pytest
+
+from codexd.errors import ApiError
+from codexd.protocol.models import BUILT_IN, EFFORTS, Catalogue, Model, decode_catalogue
+
+
+def refused(catalogue: Catalogue, name: str) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        catalogue.resolve(name)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("slug", "efforts", "default"),
+    [
+        ("gpt-5.1", "none low medium high", "none"),
+        ("gpt-5.2", "none low medium high xhigh", "none"),
+        ("gpt-5.1-codex", "low medium high", "medium"),
+        ("gpt-5.1-codex-max", "low medium high xhigh", "high"),
+        ("gpt-5.2-codex", "low medium high xhigh", "high"),
+        ("gpt-5.1-codex-mini", "medium high", "medium"),
+    ],
+)
+def test_the_built_in_names_have_their_efforts_also_as_a_suffix(slug: str, efforts: str, default: str) -> None:
+    catalogue = Catalogue({})
+    model = catalogue.resolve(slug).model
+    assert (model.efforts, model.default_effort, model.lite) == (tuple(efforts.split()), default, False)
+    for effort in EFFORTS:
+        if effort in model.efforts:
+            assert catalogue.resolve(f"{slug}-{effort}").effort == effort
+        elif f"{slug}-{effort}" != "gpt-5.1-codex-max":
+            error = refused(catalogue, f"{slug}-{effort}")
+            assert (error.status, error.error.param) == (400, "reasoning_effort")
+
+
+def test_a_slug_that_ends_like_an_effort_is_the_slug() -> None:
+    found = Catalogue({}).resolve("gpt-5.1-codex-max")
+    assert (found.model.slug, found.effort) == ("gpt-5.1-codex-max", None)
+
+
+def test_todays_catalogue_is_built_in_with_its_shapes() -> None:
+    shapes = {model.slug: model.lite for model in BUILT_IN}
+    assert shapes["gpt-6.1-sol"]
+    assert not shapes["gpt-5.5"]
+    assert Catalogue({}).resolve("gpt-6-sol-max").effort == "max"
+
+
+def test_an_unknown_name_gets_the_nearest_and_the_list() -> None:
+    error = refused(Catalogue({}), "gpt-5.1-codecs")
+    assert (error.status, error.error.code, error.error.param) == (404, "model_not_found", "model")
+    assert "Did you mean 'gpt-5.1-codex'" in error.error.message
+    assert "gpt-6-sol" in error.error.message
+    assert "Did you mean" not in refused(Catalogue({}), "zzz").error.message
+
+
+def test_an_alias_stands_for_a_model_and_takes_an_effort() -> None:
+    catalogue = Catalogue({"fast": "gpt-6-luna-low", "gpt-5.2": "gpt-6-sol", "gpt-5.1-codex": "gpt-6-sol"})
+    assert catalogue.resolve("fast").effort == "low"
+    assert catalogue.resolve("fast-high").effort == "high"
+    assert catalogue.resolve("gpt-5.2").model.slug == "gpt-6-sol"
+    assert catalogue.resolve("gpt-5.1-codex-max").model.slug == "gpt-5.1-codex-max"
+    assert {"fast", "gpt-5.2"} <= set(catalogue.listed)
+
+
+@pytest.mark.parametrize("aliases", [{"a": "b", "b": "a"}, {"a": "a-high"}, {"a": "nothing"}])
+def test_an_alias_that_leads_nowhere_is_an_unknown_name(aliases: dict[str, str]) -> None:
+    assert refused(Catalogue(aliases), "a").status == 404
+    assert refused(Catalogue(aliases), "a-high").status == 404
+
+
+def test_the_live_catalogue_wins_and_is_what_is_listed() -> None:
+    live = [
+        Model(slug="gpt-5.5", efforts=("high",), default_effort="high", lite=True),
+        Model(slug="gpt-hidden", efforts=(), default_effort=None, listed=False),
+    ]
+    catalogue = Catalogue({"mine": "gpt-5.5"}, live)
+    assert catalogue.listed == ["gpt-5.5", "mine"]
+    assert catalogue.resolve("gpt-5.5").model.lite
+    assert catalogue.resolve("gpt-hidden").model.slug == "gpt-hidden"
+    assert catalogue.resolve("gpt-5.1").model.slug == "gpt-5.1"
+
+
+def test_a_catalogue_is_read_leniently_and_in_its_order() -> None:
+    answer = {
+        "models": [
+            {"slug": "b", "priority": 2, "visibility": "none", "minimal_client_version": [0, 1, 2]},
+            {"slug": 7},
+            "nonsense",
+            {
+                "slug": "a",
+                "priority": 1,
+                "supported_reasoning_levels": [{"effort": "low", "description": "…"}],
+                "default_reasoning_level": "low",
+                "use_responses_lite": True,
+                "default_verbosity": "low",
+            },
+        ]
+    }
+    first, second = decode_catalogue(msgspec.json.encode(answer))
+    assert (first.slug, first.efforts, first.lite, first.verbosity) == ("a", ("low",), True, "low")
+    assert (second.slug, second.listed, second.verbosity) == ("b", False, "medium")
+
+
+def test_a_catalogue_without_a_readable_model_is_none() -> None:
+    with pytest.raises(ValueError, match="no readable model"):
+        decode_catalogue(b'{"models": [{}]}')

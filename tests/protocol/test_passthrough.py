@@ -1,0 +1,153 @@
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from codexd.protocol import sse
+from codexd.protocol.conversion import ChatConversion, ResponsesConversion
+from codexd.protocol.passthrough import ResponsesStream
+from codexd.protocol.stream import ChatStream
+
+
+def push(stream: ResponsesStream, *events: Any) -> list[Any]:
+    """Push events; what came out, decoded."""
+    out = b"".join(stream.push(e if isinstance(e, bytes) else msgspec.json.encode(e)) for e in events)
+    return [msgspec.json.decode(event.data) for event in sse.Decoder().feed(out)]
+
+
+TEXT = {"type": "response.output_text.delta", "output_index": 0, "delta": "x", "sequence_number": 1}
+ITEM = {"type": "response.output_item.done", "output_index": 0, "item": {"type": "message", "id": "m"}}
+
+
+def completed(**response: Any) -> dict[str, Any]:
+    return {"type": "response.completed", "response": {"id": "r", **response}}
+
+
+def test_numbers_never_repeat_also_after_a_keepalive() -> None:
+    stream = ResponsesStream({})
+    assert push(stream, TEXT)[0]["sequence_number"] == 1
+    assert b'"sequence_number":2' in stream.keepalive()
+    later = push(
+        stream, TEXT | {"sequence_number": 2}, TEXT | {"sequence_number": 9}, {k: TEXT[k] for k in ("type", "delta")}
+    )
+    assert [event["sequence_number"] for event in later] == [3, 9, 10]
+
+
+def test_noise_is_skipped_and_nothing_follows_the_end() -> None:
+    stream = ResponsesStream({})
+    noise = [
+        b"[DONE]",
+        b"\xff",
+        b"{}",
+        {"type": "keepalive"},
+        {"type": "codex.rate_limits"},
+        {"type": "response.metadata"},
+    ]
+    assert push(stream, *noise) == []
+    assert not stream.begun
+    assert [event["type"] for event in push(stream, ITEM, completed(), TEXT)] == [
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert stream.done
+
+
+def test_the_beginning_of_reasoning_says_nothing_yet() -> None:
+    stream = ResponsesStream({})
+    push(stream, {"type": "response.created", "response": {}}, {**ITEM, "item": {"type": "reasoning"}})
+    assert not stream.begun
+    push(stream, TEXT)
+    assert stream.begun
+
+
+def test_the_response_is_complete_and_echoes_the_client() -> None:
+    stream = ResponsesStream({"instructions": Raw(b'"mine"')})
+    push(stream, ITEM, completed(instructions="ours", tools=[1], temperature=None, usage=None))
+    assert stream.response is not None
+    response = msgspec.json.decode(stream.response)
+    assert (response["instructions"], response["tools"], response["temperature"]) == ("mine", [], 1.0)
+    assert response["output"] == [{"type": "message", "id": "m"}]
+    assert (response["status"], response["usage"]) == ("completed", None)
+
+
+def test_an_output_that_the_final_event_has_is_kept() -> None:
+    stream = ResponsesStream({})
+    push(stream, completed(output=[{"type": "message"}], status="completed"))
+    assert stream.response is not None
+    assert msgspec.json.decode(stream.response)["output"] == [{"type": "message"}]
+
+
+@pytest.mark.parametrize("output", [[], None])
+def test_an_empty_success_is_a_failure(output: Any) -> None:
+    stream = ResponsesStream({})
+    assert push(stream, completed(output=output)) == []
+    assert stream.error is not None
+    assert stream.error.error.code == "upstream_empty_answer"
+    assert ResponsesStream({}).push(msgspec.json.encode({"type": "response.incomplete", "response": {}}))
+
+
+def test_somebody_elses_namespace_stays() -> None:
+    stream = ResponsesStream({})
+    item = {"type": "function_call", "namespace": "clock", "name": "namespace"}
+    assert push(stream, {**ITEM, "item": item})[0]["item"] == item
+
+
+@pytest.mark.parametrize("event", [{"type": "response.completed", "response": 7}, completed(usage="x")])
+def test_a_last_event_that_cannot_be_read_is_a_failure(event: dict[str, Any]) -> None:
+    stream = ResponsesStream({})
+    push(stream, ITEM, event)
+    assert stream.error is not None
+    assert not stream.done
+
+
+def test_an_event_on_the_way_that_cannot_be_read_is_left_out() -> None:
+    stream = ResponsesStream({})
+    assert (
+        push(
+            stream,
+            {"type": "response.output_item.done", "output_index": "x", "item": {}},
+            {"type": "response.created", "response": 7},
+        )
+        == []
+    )
+    assert stream.error is None
+
+
+@pytest.mark.parametrize(
+    ("event", "status"),
+    [
+        ({"type": "response.failed", "response": {"error": {"code": "context_length_exceeded", "message": "m"}}}, 400),
+        ({"type": "response.failed", "response": "?"}, 502),
+        ({"type": "error", "code": "rate_limit_exceeded", "message": "m"}, 429),
+        ({"type": "response.cancelled"}, 502),
+    ],
+)
+def test_failures_are_kept_for_the_one_frame_that_ends_the_stream(event: dict[str, Any], status: int) -> None:
+    stream = ResponsesStream({})
+    push(stream, TEXT)
+    assert push(stream, event) == []
+    assert stream.error is not None
+    assert stream.error.status == status
+    (frame,) = sse.Decoder().feed(stream.failure(stream.error))
+    decoded = msgspec.json.decode(frame.data)
+    assert decoded["sequence_number"] == 2
+    if status == 400:
+        assert (decoded["type"], decoded["response"]["error"]["code"]) == ("response.failed", "context_length_exceeded")
+    else:
+        assert (frame.name, decoded["type"]) == (b"error", "error")
+        assert set(decoded["error"]) == {"message", "type", "param", "code"}
+
+
+def test_an_endless_event_fails_either_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 10)
+    chat = ChatConversion(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=True)
+    responses = ResponsesConversion(ResponsesStream({}))
+    for conversion in (chat, responses):
+        assert conversion.feed(b"x" * 11) == b""
+        assert conversion.error is not None
+        assert conversion.feed(b"data: {}\n\n") == b""
+        with pytest.raises(ValueError, match="without an end"):
+            conversion.document()
+    assert chat.keepalive() == b": keepalive\n\n"
+    assert responses.keepalive().startswith(b"event: keepalive\n")

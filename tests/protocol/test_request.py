@@ -1,0 +1,293 @@
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codexd.errors import ApiError
+from codexd.protocol import chat, parameters, responses
+from codexd.protocol.models import Catalogue, Model, Resolved
+from codexd.protocol.request import NEUTRAL, Converted, Settings, from_chat, from_responses
+
+CATALOGUE = Catalogue({})
+
+
+def chat_request(model: str = "gpt-5.5", settings: Settings = Settings(prompt="P"), **fields: Any) -> Converted:  # noqa: B008
+    asked = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
+    return from_chat(msgspec.convert(asked, chat.ChatRequest), CATALOGUE.resolve(model), settings)
+
+
+def responses_request(model: str = "gpt-5.5", settings: Settings = Settings(prompt="P"), **fields: Any) -> Converted:  # noqa: B008
+    body = msgspec.json.encode({"model": model, "input": "hi", **fields})
+    return from_responses(responses.REQUEST.decode(body), CATALOGUE.resolve(model), settings)
+
+
+def up(converted: Converted) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(converted.request))
+
+
+def refusal(**fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        chat_request(**fields)
+    return caught.value
+
+
+def test_the_request_asks_for_what_the_backend_insists_on() -> None:
+    for body in (up(chat_request()), up(responses_request())):
+        assert (body["stream"], body["store"], body["include"]) == (True, False, ["reasoning.encrypted_content"])
+        assert body["reasoning"] == {"effort": "medium", "summary": "auto"}
+        assert body["text"] == {"verbosity": "low"}
+
+
+@pytest.mark.parametrize("model", ["gpt-5.5", "gpt-6-sol"])
+def test_the_cache_key_stays_for_all_turns_of_a_conversation_and_no_longer(model: str) -> None:
+    first = [{"role": "user", "content": "hi"}]
+    later = [*first, {"role": "assistant", "content": "hello"}, {"role": "user", "content": "more"}]
+    key = chat_request(model, messages=first).request.prompt_cache_key
+    assert chat_request(model, messages=later).request.prompt_cache_key == key
+    assert chat_request(model, messages=[{"role": "user", "content": "other"}]).request.prompt_cache_key != key
+    assert chat_request(model, Settings(prompt="Q")).request.prompt_cache_key != key
+    assert chat_request(model, prompt_cache_key="mine").request.prompt_cache_key == "mine"
+    assert responses_request(model, prompt_cache_key="mine").request.prompt_cache_key == "mine"
+    only_system = [{"role": "system", "content": "a"}]
+    assert chat_request(model, messages=only_system).request.prompt_cache_key
+
+
+def test_the_effort_comes_from_the_name_then_the_request_then_the_configuration_then_the_model() -> None:
+    def effort(model: str, configured: str | None = None, **fields: Any) -> Any:
+        return up(chat_request(model, Settings(prompt="P", effort=configured), **fields))["reasoning"].get("effort")
+
+    assert effort("gpt-5.1") == "none"
+    assert effort("gpt-5.1", "medium") == "medium"
+    assert effort("gpt-5.1-codex-mini", "none") == "medium"
+    assert effort("gpt-5.1", "medium", reasoning_effort="low") == "low"
+    assert effort("gpt-5.1-high", "medium", reasoning_effort="low") == "high"
+    assert effort("gpt-6-sol-ultra") == "max"
+
+
+def test_an_effort_in_the_name_that_wins_over_the_request_is_reported() -> None:
+    assert chat_request("gpt-5.1-high", reasoning_effort="low").adjusted == ["reasoning_effort=high"]
+    assert chat_request("gpt-5.1-high", reasoning_effort="high").adjusted == []
+    both = responses_request("gpt-5.1-high", reasoning={"effort": "low"})
+    assert both.adjusted == ["reasoning_effort=high"]
+
+
+def test_a_model_without_efforts_is_asked_for_none() -> None:
+    model = Model(slug="m", efforts=(), default_effort=None)
+    asked = msgspec.convert({"model": "m", "messages": [{"role": "user", "content": "hi"}]}, chat.ChatRequest)
+    assert up(from_chat(asked, Resolved(model, None), Settings()))["reasoning"] == {"summary": "auto"}
+
+
+def test_an_effort_that_the_model_lacks_is_refused_by_name() -> None:
+    error = refusal(model="gpt-5.1-codex", reasoning_effort="none")
+    assert (error.status, error.error.param) == (400, "reasoning_effort")
+    assert "low, medium, high" in error.error.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent", "adjusted"),
+    [
+        ("priority", "priority", []),
+        ("fast", "priority", ["service_tier=priority"]),
+        ("flex", None, ["service_tier=dropped"]),
+        ("auto", None, []),
+        (None, None, []),
+    ],
+)
+def test_the_backend_knows_one_service_tier(asked: str | None, sent: str | None, adjusted: list[str]) -> None:
+    converted = chat_request(service_tier=asked)
+    assert (up(converted).get("service_tier"), converted.adjusted) == (sent, adjusted)
+
+
+def test_verbosity_comes_from_the_request_then_the_configuration_then_the_model() -> None:
+    assert up(chat_request(verbosity="high"))["text"]["verbosity"] == "high"
+    assert up(chat_request(settings=Settings(verbosity="medium")))["text"]["verbosity"] == "medium"
+    assert up(responses_request(text={"verbosity": "high"}))["text"]["verbosity"] == "high"
+    assert up(responses_request(text={"format": None}))["text"] == {"verbosity": "low"}
+
+
+def test_empty_messages_are_refused() -> None:
+    assert refusal(messages=[]).error.param == "messages"
+
+
+@pytest.mark.parametrize("input", [[], [{"type": "item_reference", "id": "a"}]])
+def test_an_input_with_nothing_to_send_is_refused(input: list[Any]) -> None:  # noqa: A002
+    with pytest.raises(ApiError) as caught:
+        responses_request(input=input)
+    assert caught.value.error.param == "input"
+
+
+def test_messages_without_content_are_left_out() -> None:
+    messages = [
+        {"role": "system"},
+        {"role": "user", "content": []},
+        {"role": "assistant"},
+        {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]},
+        {"role": "assistant", "refusal": "c"},
+        {"role": "user", "content": [{"type": "refusal", "refusal": "d"}]},
+        {"role": "tool", "tool_call_id": "x"},
+    ]
+    body = up(chat_request(messages=messages))
+    texts = [item["content"][0]["text"] for item in body["input"] if item["type"] == "message"]
+    assert texts == ["ab", "c", "d"]
+    assert body["input"][-1] == {"type": "function_call_output", "call_id": "x", "output": ""}
+
+
+def test_files_and_audio_that_cannot_be_sent_are_refused_with_their_place() -> None:
+    by_id = [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]
+    assert refusal(messages=by_id).error.param == "messages[0].content[0]"
+    audio = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]},
+    ]
+    body = msgspec.json.encode({"model": "gpt-5.5", "messages": audio})
+    with pytest.raises(ApiError) as caught:
+        from_chat(chat.REQUEST.decode(body), CATALOGUE.resolve("gpt-5.5"), Settings())
+    assert caught.value.error.param == "messages[1].content[0]"
+    unnamed = [{"role": "user", "content": [{"type": "file", "file": {"file_data": "data:,"}}]}]
+    assert up(chat_request(messages=unnamed))["input"][0]["content"][0]["filename"] == "file"
+
+
+def test_a_tool_without_parameters_takes_none() -> None:
+    for function in ({"name": "f"}, {"name": "f", "parameters": None, "strict": True, "description": "d"}):
+        body = msgspec.json.encode(
+            {"model": "gpt-5.5", "messages": [{"role": "user", "content": "hi"}], "tools": [{"function": function}]}
+        )
+        tool = up(from_chat(chat.REQUEST.decode(body), CATALOGUE.resolve("gpt-5.5"), Settings()))["tools"][0]
+        assert tool["parameters"] == {"type": "object", "properties": {}}
+        assert tool["strict"] is bool(function.get("strict"))
+
+
+def test_with_the_mode_off_the_clients_own_text_is_the_instructions() -> None:
+    off = Settings()
+    system, user = {"role": "system", "content": "S"}, {"role": "user", "content": "hi"}
+    assert up(chat_request(settings=off))["instructions"] == NEUTRAL
+    both = up(chat_request(settings=off, messages=[system, user, system]))
+    assert both["instructions"] == "S"
+    assert [item["role"] for item in both["input"]] == ["user", "developer"]
+    alone = up(chat_request(settings=off, messages=[system]))
+    assert (alone["instructions"], alone["input"][0]["role"]) == (NEUTRAL, "developer")
+    assert chat_request(settings=off, messages=[system, user]).adjusted == ["system=instructions"]
+    assert up(responses_request(settings=off))["instructions"] == NEUTRAL
+    assert up(responses_request(settings=off, instructions="mine"))["instructions"] == "mine"
+    assert up(responses_request(instructions="mine"))["instructions"] == "P\n\nmine"
+
+
+def test_the_official_clients_tools_keep_their_place_before_the_instructions() -> None:
+    tools = {
+        "type": "additional_tools",
+        "role": "developer",
+        "tools": [{"type": "namespace", "name": "n", "tools": []}],
+    }
+    call = {"type": "function_call", "namespace": "n", "name": "f", "call_id": "c", "arguments": "{}"}
+    body = up(responses_request("gpt-6-sol", input=[tools, {"role": "user", "content": "hi"}, call]))
+    assert [item["type"] for item in body["input"]] == ["additional_tools", "message", "message", "function_call"]
+    assert body["input"][0] == tools
+    assert body["input"][3]["namespace"] == "n"
+
+
+def test_lite_leaves_alone_what_it_does_not_know() -> None:
+    items = [
+        {"type": "function_call_output", "call_id": "c", "output": '{"detail": 1}'},
+        {"type": "custom_tool_call", "name": "x", "call_id": "d", "input": ""},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "other", "detail": 2}]},
+        {"type": "function_call_output", "call_id": "c", "output": {"detail": 3}},
+    ]
+    body = up(responses_request("gpt-6-sol", input=items))
+    assert body["input"][1] == items[0]
+    assert body["input"][2]["namespace"] == "functions"
+    assert body["input"][3:] == items[2:]
+
+
+def test_lite_wraps_hosted_tools_beside_the_namespace() -> None:
+    body = up(responses_request("gpt-6-sol", tools=[{"type": "web_search"}, {"type": 7}]))
+    assert body["input"][0]["tools"] == [{"type": "web_search"}, {"type": 7}]
+
+
+@pytest.mark.parametrize("choice", ["none", {"type": "function", "function": {"name": "f"}}])
+def test_tool_choice_for_lite_is_auto_or_no_tools(choice: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    converted = chat_request("gpt-6-sol", tools=tools, tool_choice=choice)
+    assert converted.adjusted == (["tools=dropped"] if choice == "none" else ["tool_choice=auto"])
+    assert (up(converted)["input"][0]["type"] == "additional_tools") is (choice != "none")
+    dropped = responses_request("gpt-6-sol", tools=[{"type": "function", "name": "f"}], tool_choice="none")
+    assert dropped.adjusted == ["tools=dropped"]
+
+
+def test_what_the_official_client_adds_passes() -> None:
+    body = up(
+        responses_request(client_metadata={"a": "b"}, tool_choice=None, reasoning={"generate_summary": "concise"})
+    )
+    assert body["client_metadata"] == {"a": "b"}
+    assert body["tool_choice"] == "auto"
+    assert body["reasoning"]["summary"] == "concise"
+    assert "client_metadata" not in up(responses_request(client_metadata=None))
+
+
+# --- the parameter tables
+
+
+def test_parameters_are_dropped_refused_or_left_alone_by_the_table() -> None:
+    body = b'{"model":"m","temperature":1,"user":null,"n":1,"stop":[],"x y":1,"foo":2,"metadata":{}}'
+    assert parameters.sort_out(body, parameters.CHAT) == ["temperature=dropped", "unknown=dropped", "foo=dropped"]
+    with pytest.raises(ApiError) as caught:
+        parameters.sort_out(b'{"n":2}', parameters.CHAT)
+    assert (caught.value.status, caught.value.error.param) == (400, "n")
+    with pytest.raises(ApiError):
+        parameters.sort_out(b'{"background":true}', parameters.RESPONSES)
+
+
+def test_every_field_that_is_decoded_has_its_rule() -> None:
+    assert set(chat.ChatRequest.__struct_fields__) <= set(parameters.CHAT)
+    assert set(responses.ResponsesRequest.__struct_fields__) <= set(parameters.RESPONSES)
+
+
+# --- the law: what can be decoded is converted, or refused with a parameter
+
+CONTENT = st.one_of(
+    st.none(),
+    st.text(max_size=5),
+    st.lists(
+        st.one_of(
+            st.builds(lambda text: {"type": "text", "text": text}, st.text(max_size=5)),
+            st.just({"type": "image_url", "image_url": "data:,"}),
+            st.just({"type": "file", "file": {"file_id": "f"}}),
+            st.just({"type": "input_audio", "input_audio": {}}),
+        ),
+        max_size=3,
+    ),
+)
+MESSAGES = st.lists(
+    st.one_of(
+        st.builds(lambda role, content: {"role": role, "content": content},
+                  st.sampled_from(["system", "developer", "user", "assistant"]), CONTENT),
+        st.builds(lambda content: {"role": "tool", "tool_call_id": "c", "content": content}, CONTENT),
+        st.just({"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f"}}]}),
+    ),
+    max_size=5,
+)  # fmt: skip
+
+
+@given(
+    MESSAGES,
+    st.sampled_from(["gpt-5.5", "gpt-6-sol", "gpt-5.1-high"]),
+    st.sampled_from([None, "none", "auto", "required"]),
+    st.sampled_from([None, "low", "none", "what"]),
+    st.booleans(),
+)
+def test_every_decodable_request_converts_or_is_refused_naming_a_parameter(
+    messages: list[Any], model: str, choice: str | None, effort: str | None, mode: bool
+) -> None:
+    asked = {"model": model, "messages": messages, "tool_choice": choice, "reasoning_effort": effort,
+             "tools": [{"function": {"name": "f"}}]}  # fmt: skip
+    decoded = chat.REQUEST.decode(msgspec.json.encode(asked))
+    try:
+        converted = from_chat(decoded, CATALOGUE.resolve(model), Settings(prompt="P" if mode else None))
+    except ApiError as error:
+        assert error.status == 400
+        assert error.error.param
+    else:
+        body = up(converted)
+        assert ("instructions" in body) is not converted.lite
+        assert all(item.get("role") != "system" for item in body["input"])

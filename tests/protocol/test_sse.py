@@ -1,0 +1,72 @@
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codexd.protocol import sse
+from codexd.protocol.sse import Decoder, Sse
+
+STREAM = (
+    b"\xef\xbb\xbf: a comment\r\n\r\n"
+    b'event: one\ndata: {"a": "\xe2\x80\xa8\xc2\x85\x0b\x0c"}\n\n'
+    b"data:no space\r\rid: 7\nretry: 3\nevent: two\ndata:  two spaces\ndata\ndata: third\n\n\n\n"
+    b"event: without data\n\ndata: last\r\n\r\n"
+)
+EVENTS = [
+    Sse(b"one", b'{"a": "\xe2\x80\xa8\xc2\x85\x0b\x0c"}'),
+    Sse(b"", b"no space"),
+    Sse(b"two", b" two spaces\n\nthird"),
+    Sse(b"", b"last"),
+]
+
+
+def fed(pieces: list[bytes]) -> list[Sse]:
+    decoder = Decoder()
+    return [event for piece in pieces for event in decoder.feed(piece)]
+
+
+def test_reads_a_stream_whole() -> None:
+    assert fed([STREAM]) == EVENTS
+
+
+def test_reads_a_stream_a_byte_at_a_time() -> None:
+    assert fed([bytes([byte]) for byte in STREAM]) == EVENTS
+
+
+@pytest.mark.parametrize("cut", range(len(STREAM) + 1))
+def test_reads_a_stream_cut_anywhere(cut: int) -> None:
+    assert fed([STREAM[:cut], STREAM[cut:]]) == EVENTS
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_every_line_end_ends_a_line(end: bytes) -> None:
+    assert fed([STREAM.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", end)]) == EVENTS
+
+
+def test_an_unfinished_event_is_dropped() -> None:
+    assert fed([b"data: whole\n\ndata: unfinished\n"]) == [Sse(b"", b"whole")]
+
+
+def test_an_endless_event_is_refused_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 1000)
+    decoder = Decoder()
+    with pytest.raises(sse.EventTooLarge):
+        for _ in range(1002):
+            decoder.feed(b"x")
+
+
+def test_an_encoded_event_is_one_line() -> None:
+    assert sse.encode(b"e", b'{\n"a": 1}') == b'event: e\ndata: { "a": 1}\n\n'
+
+
+LINES = st.sampled_from([b"data: x", b"data:", b"event: e", b": c", b"", b"id", b"data: \xe2\x80\xa8"])
+ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
+
+
+@given(st.lists(st.tuples(LINES, ENDS), max_size=12), st.lists(st.integers(0, 120), max_size=6))
+def test_decoding_does_not_depend_on_where_the_network_cuts(lines: list[tuple[bytes, bytes]], cuts: list[int]) -> None:
+    stream = b"".join(line + end for line, end in lines)
+    places = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
+    pieces = [stream[start:stop] for start, stop in itertools.pairwise(places)]
+    assert fed(pieces) == fed([stream])

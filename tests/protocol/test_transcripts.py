@@ -1,0 +1,120 @@
+"""Golden transcripts: a client's request, what goes up, what comes, what the client sees streamed and folded.
+
+``pytest --accept`` rewrites what is expected; the diff is the review.
+"""
+
+import difflib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from codexd.errors import ApiError
+from codexd.protocol import chat, parameters, responses, sse
+from codexd.protocol import request as convert
+from codexd.protocol.conversion import ChatConversion, Conversion, ResponsesConversion
+from codexd.protocol.models import Catalogue
+from codexd.protocol.passthrough import ECHOED, ResponsesStream
+from codexd.protocol.stream import ChatStream
+
+FOLDER = Path(__file__).parent.parent / "transcripts"
+NAMES = sorted(folder.name for folder in FOLDER.iterdir())
+
+
+MODE_OFF = ("chat-own-instructions", "chat-no-instructions-lite")
+"""Transcripts with ``codex.mode`` off."""
+
+
+def settings(folder: Path) -> convert.Settings:
+    return convert.Settings(prompt=None if folder.name in MODE_OFF else "(the family's instructions)")
+
+
+def sent(folder: Path) -> tuple[convert.Converted, list[str]]:
+    body = (folder / "request.json").read_bytes()
+    catalogue = Catalogue({})
+    if folder.name.startswith("chat"):
+        asked = chat.REQUEST.decode(body)
+        return convert.from_chat(asked, catalogue.resolve(asked.model), settings(folder)), parameters.sort_out(
+            body, parameters.CHAT
+        )
+    wanted = responses.REQUEST.decode(body)
+    return convert.from_responses(wanted, catalogue.resolve(wanted.model), settings(folder)), parameters.sort_out(
+        body, parameters.RESPONSES
+    )
+
+
+def conversion(folder: Path, *, streamed: bool) -> Conversion:
+    body = (folder / "request.json").read_bytes()
+    if folder.name.startswith("chat"):
+        asked = chat.REQUEST.decode(body)
+        usage = not streamed or (asked.stream_options is not None and asked.stream_options.include_usage)
+        stream = ChatStream(id="chatcmpl-1", model=asked.model, created=1795324300, include_usage=usage)
+        return ChatConversion(stream, streamed=streamed)
+    given = msgspec.json.decode(body, type=responses.RawObject)
+    return ResponsesConversion(ResponsesStream({key: given[key] for key in ECHOED if key in given}))
+
+
+def upstream(folder: Path) -> bytes:
+    lines = (folder / "upstream.jsonl").read_bytes().splitlines()
+    return b"".join(sse.encode(msgspec.json.decode(line, type=responses.Other).type.encode(), line) for line in lines)
+
+
+def failure(error: ApiError) -> str:
+    wait = f" after {error.retry_after} s" if error.retry_after is not None else ""
+    again = ", tried once more" if error.retryable else ""
+    return f"HTTP {error.status}{wait}{again}\n{error.body().decode()}\n"
+
+
+def streamed(folder: Path) -> str:
+    converter = conversion(folder, streamed=True)
+    out = converter.feed(upstream(folder))
+    converter.eof()
+    if converter.error is None:
+        return out.decode()
+    if not converter.begun:
+        return failure(converter.error)
+    return (out + converter.failure(converter.error)).decode()
+
+
+def folded(folder: Path) -> str:
+    converter = conversion(folder, streamed=False)
+    converter.feed(upstream(folder))
+    converter.eof()
+    if converter.error is not None:
+        return failure(converter.error)
+    return msgspec.json.format(converter.document()).decode() + "\n"
+
+
+def expected(folder: Path) -> dict[str, str]:
+    converted, dropped = sent(folder)
+    adjusted = ", ".join([*dropped, *converted.adjusted])
+    head = f"lite: {converted.lite}\nx-codexd-adjusted: {adjusted}\n\n"
+    body = msgspec.json.format(msgspec.json.encode(converted.request)).decode()
+    return {"sent.txt": f"{head}{body}\n", "streamed.txt": streamed(folder), "folded.txt": folded(folder)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transcript_is_what_was_accepted(name: str, accept: bool) -> None:
+    folder = FOLDER / name
+    differences = []
+    for file, text in expected(folder).items():
+        path = folder / file
+        if accept:
+            path.write_text(text)
+        before = path.read_text() if path.exists() else ""
+        differences += difflib.unified_diff(before.splitlines(), text.splitlines(), file, "now", lineterm="")
+    assert not differences, "\n".join(differences)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_transcript_does_not_depend_on_where_the_network_cuts(name: str) -> None:
+    folder = FOLDER / name
+    whole = conversion(folder, streamed=True)
+    out = whole.feed(upstream(folder))
+    cut = conversion(folder, streamed=True)
+    pieces = b"".join(cut.feed(bytes([byte])) for byte in upstream(folder))
+    whole.eof()
+    cut.eof()
+    assert pieces == out
+    assert (cut.begun, cut.done, cut.usage) == (whole.begun, whole.done, whole.usage)
+    assert repr(cut.error) == repr(whole.error)
