@@ -54,7 +54,8 @@ def make_client() -> httpx.AsyncClient:
         follow_redirects=False,
     )
     # The official client asks for no compression; a compressed event stream arrives in lumps.
-    client.headers = httpx.Headers({"user-agent": USER_AGENT})
+    del client.headers["accept-encoding"]
+    client.headers["user-agent"] = USER_AGENT
     return client
 
 

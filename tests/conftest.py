@@ -1,4 +1,15 @@
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
 import pytest
+import structlog
+import trio
+from support.secrets import leaks
+from support.upstream import Upstream
+
+from codexd import observe
+from codexd.config import Logging
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -10,3 +21,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def accept(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--accept"))
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where every log of the suite goes. At its end none of them may hold a secret."""
+    folder = tmp_path_factory.mktemp("logs")
+    yield folder
+    assert list(leaks(folder)) == []
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _in_process_log(logs: Path) -> Iterator[None]:
+    """What runs inside the test process logs as the daemon does, everything, into one file."""
+    with (logs / "in-process.log").open("w") as stream:
+        observe.configure(Logging(level="debug"), logs, stream=stream, environ={})
+        yield
+        logging.getLogger().handlers.clear()
+        structlog.reset_defaults()
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    """A misbehaving ChatGPT on a loopback port."""
+    async with trio.open_nursery() as nursery:
+        fake = Upstream()
+        await nursery.start(fake.serve)
+        yield fake
+        nursery.cancel_scope.cancel()

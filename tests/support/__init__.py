@@ -1,0 +1,1 @@
+"""Fakes, never mocks: a byte-level upstream, the daemon as a process, a raw client."""

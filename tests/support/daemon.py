@@ -1,0 +1,157 @@
+"""The daemon as a process, its log in a file, and a raw client to be rude with."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from support.secrets import ACCOUNT, access_token, refresh_token
+from support.upstream import Upstream
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Daemon:
+    def __init__(self, process: trio.Process, base: str, log: Path, state: Path) -> None:
+        self.process = process
+        self.base = base
+        self.log = log
+        self.state = state
+
+    @property
+    def port(self) -> int:
+        return int(self.base.rpartition(":")[2])
+
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    async def logged(self, pattern: str) -> str:
+        """Wait for a log line that matches."""
+        with trio.fail_after(20):
+            while True:
+                if found := re.search(f".*{pattern}.*", self.log.read_text()):
+                    return found[0]
+                await trio.sleep(0.02)
+
+
+def environment(home: Path) -> dict[str, str]:
+    """A clean one: what this machine has configured must not reach the daemon."""
+    keep = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "COVERAGE_PROCESS_START")}
+    return keep | {"HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def credentials(state: Path, **changes: Any) -> None:
+    """A valid ``tokens.json``."""
+    now = time.time()
+    document = {
+        "access_token": access_token(now + 864000),
+        "refresh_token": refresh_token(),
+        "expires_at": int(now + 864000),
+        "account_id": ACCOUNT,
+        "updated_at": int(now),
+    }
+    (state / "tokens.json").write_bytes(msgspec.json.encode(document | changes))
+
+
+@asynccontextmanager
+async def running(
+    folder: Path,
+    logs: Path,
+    upstream: Upstream,
+    *,
+    signed_in: bool = True,
+    env: dict[str, str] | None = None,
+    **sections: Any,
+) -> AsyncIterator[Daemon]:
+    """A daemon over that upstream, ready; killed at the end if it has not ended by itself."""
+    state = folder / "state"
+    state.mkdir(exist_ok=True)
+    if signed_in and not (state / "tokens.json").exists():
+        credentials(state)
+    config = {
+        "server": {"bind": ["127.0.0.1:0"], "drain_seconds": 5} | sections.pop("server", {}),
+        "oauth": {"issuer": upstream.url},
+        "backend": {"url": f"{upstream.url}/backend-api"} | sections.pop("backend", {}),
+        "logging": {"level": "debug", "enable_request_logging": True} | sections.pop("logging", {}),
+        **sections,
+    }
+    path = folder / "config.json"
+    path.write_bytes(msgspec.json.encode(config))
+    log = logs / f"{folder.name}-{time.monotonic_ns()}.log"
+    command = [sys.executable, "-m", "codexd", "--config", str(path)]
+    environ = environment(folder) | {"STATE_DIRECTORY": str(state)} | (env or {})
+    with log.open("wb") as output:
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environ, cwd=folder
+        )
+    try:
+        daemon = Daemon(process, "", log, state)
+        waiter = trio.fail_after(30)
+        with waiter:
+            while not (found := re.findall(r"listening address=(\S+)", log.read_text())):
+                if process.returncode is not None or process.poll() is not None:
+                    raise AssertionError(f"the daemon did not start:\n{log.read_text()}")
+                await trio.sleep(0.02)
+        daemon.base = next((address for address in found if address.startswith("http")), found[0])
+        yield daemon
+    finally:
+        if process.poll() is None:
+            process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+class Raw:
+    """A client that writes bytes and reads bytes."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.data = b""
+
+    async def send(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def until(self, marker: bytes, seconds: float = 10) -> bytes:
+        """Read until the marker has come; all that came so far."""
+        with trio.fail_after(seconds):
+            while marker not in self.data:
+                data = await self.stream.receive_some(65536)
+                if not data:
+                    raise AssertionError(f"closed before {marker!r}: {self.data!r}")
+                self.data += data
+        return self.data
+
+    async def all(self, seconds: float = 10) -> bytes:
+        """Read until the other side closes."""
+        with trio.fail_after(seconds):
+            try:
+                while data := await self.stream.receive_some(65536):
+                    self.data += data
+            except trio.BrokenResourceError:
+                pass
+        return self.data
+
+
+@asynccontextmanager
+async def connected(daemon: Daemon) -> AsyncIterator[Raw]:
+    async with await trio.open_tcp_stream("127.0.0.1", daemon.port) as stream:
+        yield Raw(stream)
+
+
+def post(path: str, body: Any, *headers: str) -> bytes:
+    data = msgspec.json.encode(body)
+    lines = [f"POST {path} HTTP/1.1", "host: x", *headers, f"content-length: {len(data)}", "", ""]
+    return "\r\n".join(lines).encode() + data
+
+
+def hello(**fields: Any) -> dict[str, Any]:
+    return {"model": "gpt-5.5", "messages": [{"role": "user", "content": "hi"}], **fields}

@@ -1,0 +1,213 @@
+"""A ChatGPT that misbehaves to the byte: each test says what it writes, and when."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import h11
+import msgspec
+import trio
+
+from codexd.protocol import sse
+from codexd.protocol.models import BUILT_IN
+from support.secrets import MARKER
+
+Json = dict[str, Any]
+
+
+class Call:
+    """One request as it arrived, and the bare connection to answer on."""
+
+    def __init__(self, request: h11.Request, body: bytes, stream: trio.SocketStream) -> None:
+        self.target = request.target.decode()
+        self.headers = [(name.decode(), value.decode()) for name, value in request.headers]
+        self.body = body
+        self.stream = stream
+
+    def header(self, name: str) -> str | None:
+        return dict(self.headers).get(name)
+
+    @property
+    def json(self) -> Json:
+        decoded: Json = msgspec.json.decode(self.body)
+        return decoded
+
+    async def raw(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def start(self, status: int = 200, *headers: str) -> None:
+        """A status line and headers; chunked, and by default as bare as the real backend's."""
+        lines = [f"HTTP/1.1 {status} X", *headers, "transfer-encoding: chunked", "", ""]
+        await self.raw("\r\n".join(lines).encode())
+
+    async def chunk(self, data: bytes) -> None:
+        await self.raw(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def events(self, *events: Json) -> None:
+        for event in events:
+            await self.chunk(sse.encode(event["type"].encode(), msgspec.json.encode(event)))
+
+    async def end(self) -> None:
+        await self.raw(b"0\r\n\r\n")
+
+    async def answer(self, status: int, body: bytes | Json, *headers: str) -> None:
+        data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        lines = [f"HTTP/1.1 {status} X", *headers, f"content-length: {len(data)}", "", ""]
+        await self.raw("\r\n".join(lines).encode() + data)
+
+    async def gone(self) -> None:
+        """Wait until the other side has closed the connection."""
+        try:
+            while await self.stream.receive_some(65536):
+                pass
+        except trio.BrokenResourceError:
+            pass
+
+
+Script = Callable[[Call], Awaitable[None]]
+
+
+class Upstream:
+    """Serves ``/codex/responses`` by the scripts in ``plays``, one a call, the last one for ever; the rest politely."""
+
+    def __init__(self) -> None:
+        self.plays: list[Script] = [polite]
+        self.calls: list[Call] = []
+        self.token_calls: list[Call] = []
+        self.token_plays: list[Script] = []
+        self.open = 0
+        self.port = 0
+
+    async def serve(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.port = listeners[0].socket.getsockname()[1]
+        task_status.started(self.port)
+        await trio.serve_listeners(self._connection, listeners)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def _connection(self, stream: trio.SocketStream) -> None:
+        self.open += 1
+        try:
+            async with stream:
+                while (call := await read_call(stream)) is not None:
+                    await self._play(call)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self.open -= 1
+
+    async def _play(self, call: Call) -> None:
+        if call.target.startswith("/oauth/token"):
+            self.token_calls.append(call)
+            await self.token_plays[min(len(self.token_calls), len(self.token_plays)) - 1](call)
+        elif call.target.startswith("/backend-api/codex/models"):
+            entries = [{"slug": m.slug, "use_responses_lite": m.lite,
+                        "supported_reasoning_levels": [{"effort": e} for e in m.efforts],
+                        "default_reasoning_level": m.default_effort} for m in BUILT_IN]  # fmt: skip
+            await call.answer(200, {"models": entries}, 'etag: "1"')
+        else:
+            self.calls.append(call)
+            await self.plays[min(len(self.calls), len(self.plays)) - 1](call)
+
+
+async def read_call(stream: trio.SocketStream) -> Call | None:
+    connection = h11.Connection(h11.SERVER)
+    request: h11.Request | None = None
+    body = b""
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            data = await stream.receive_some(65536)
+            connection.receive_data(data)
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage) and request is not None:
+            return Call(request, body, stream)
+        else:
+            return None
+
+
+# --- what a good answer is made of
+
+CREATED: Json = {"type": "response.created", "response": {"id": "resp_1", "model": "gpt-5.5", "status": "in_progress"}}
+ADDED: Json = {
+    "type": "response.output_item.added",
+    "output_index": 0,
+    "item": {"id": "msg_1", "type": "message", "role": "assistant", "content": []},
+}
+USAGE: Json = {"input_tokens": 7, "output_tokens": 3, "total_tokens": 10, "input_tokens_details": {"cached_tokens": 4}}
+
+
+def text(delta: str) -> Json:
+    return {
+        "type": "response.output_text.delta",
+        "output_index": 0,
+        "item_id": "msg_1",
+        "content_index": 0,
+        "delta": delta,
+    }
+
+
+def done(whole: str) -> Json:
+    item = ADDED["item"] | {
+        "content": [{"type": "output_text", "text": whole, "annotations": []}],
+        "status": "completed",
+    }
+    return {"type": "response.output_item.done", "output_index": 0, "item": item}
+
+
+COMPLETED: Json = {
+    "type": "response.completed",
+    "response": {
+        "id": "resp_1",
+        "model": "gpt-5.5",
+        "created_at": 1,
+        "status": "completed",
+        "output": [],
+        "usage": USAGE,
+    },
+}
+
+
+def failed(code: str, message: str = "It failed.") -> Json:
+    return {"type": "response.failed", "response": {"id": "resp_1", "error": {"code": code, "message": message}}}
+
+
+async def polite(call: Call) -> None:
+    """A whole answer, with limits and cookies, and without a content type."""
+    await call.start(
+        200,
+        "x-codex-primary-used-percent: 12.5",
+        "x-codex-secondary-used-percent: 60",
+        "x-codex-secondary-reset-after-seconds: 3600",
+        f"set-cookie: __cf_bm={MARKER}; path=/",
+        f"set-cookie: session={MARKER}; path=/",
+    )
+    await call.events(CREATED, ADDED, text("Hel"), text("lo"), done("Hello"), COMPLETED)
+    await call.end()
+
+
+def refuse(status: int, body: bytes | Json, *headers: str) -> Script:
+    async def play(call: Call) -> None:
+        await call.answer(status, body, *headers)
+
+    return play
+
+
+def stream_of(*events: Json) -> Script:
+    """These events and the end of the stream."""
+
+    async def play(call: Call) -> None:
+        await call.start()
+        await call.events(*events)
+        await call.end()
+
+    return play
+
+
+def token_answer(access_token: str, refresh_token: str) -> Script:
+    return refuse(200, {"access_token": access_token, "refresh_token": refresh_token})
