@@ -114,7 +114,7 @@ class Session:
             except ApiError as error:
                 log.debug("token keeper", error=error.error.message)
             if self._unsaved:
-                await self._save(self._require())
+                self._save(self._require())
             await trio.sleep(_KEEP_INTERVAL)
 
     # --- the file
@@ -201,14 +201,16 @@ class Session:
             renewed = await self._post(reason, credentials)
             self._credentials = renewed
             self._failures, self._refreshed_at = 0, trio.current_time()
-            await self._save(renewed)
+            self._save(renewed)
             log.info("token refreshed", reason=reason, expires_at=renewed.expires_at)
         finally:
             os.close(descriptor)
 
-    async def _save(self, credentials: Credentials) -> None:
+    def _save(self, credentials: Credentials) -> None:
+        # In this task and not in a thread: some milliseconds every few days, and nothing can come between the issuer's
+        # answer and the file.
         try:
-            await trio.to_thread.run_sync(store.save, self._path, credentials)
+            store.save(self._path, credentials)
         except OSError as error:
             # The old refresh token is spent: this process goes on with what it holds, and tries again to save it.
             self._unsaved = True

@@ -97,7 +97,7 @@ async def running(
         daemon = Daemon(process, "", log, state)
         waiter = trio.fail_after(30)
         with waiter:
-            while not (found := re.findall(r"listening address=(\S+)", log.read_text())):
+            while not (found := re.findall(r"listening.*?((?:http|unix):[^\s\"]+)", log.read_text())):
                 if process.returncode is not None or process.poll() is not None:
                     raise AssertionError(f"the daemon did not start:\n{log.read_text()}")
                 await trio.sleep(0.02)

@@ -1,0 +1,259 @@
+"""The main job on real input: the openai SDK and curl, talking to ``codexd --demo`` as a person starts it."""
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import openai
+import pytest
+from openai import OpenAI
+from pydantic import BaseModel
+from support.daemon import ROOT, environment
+
+pytestmark = pytest.mark.loopback
+
+MODELS = ("gpt-5.5", "gpt-6-sol")  # one of each shape
+CHAT_TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+TIME_TOOL: Any = {
+    "type": "function",
+    "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}},
+}
+TOOL: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "parameters": CHAT_TOOL["function"]["parameters"] | {"additionalProperties": False},
+    "strict": True,
+}
+
+
+class Weather(BaseModel):
+    city: str
+    degrees: float
+
+
+class Demo(NamedTuple):
+    base: str
+    curl: str
+    client: OpenAI
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Demo]:
+    home = tmp_path_factory.mktemp("demo")
+    environ = environment(home) | {"PORT": "0", "CODEXD_LOGGING__LEVEL": "debug"}
+    with (logs / "demo.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "codexd", "--demo"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environ,
+            cwd=home,
+        )
+        try:
+            assert process.stdout is not None
+            said = ""
+            for line in process.stdout:
+                said += line
+                if "Ctrl-C" in line:
+                    break
+            base = re.search(r"Base URL +(\S+)", said)
+            curl = re.search(r"^ +(curl .*)$", said, re.MULTILINE)
+            assert base is not None, said
+            assert curl is not None, said
+            yield Demo(base[1], curl[1], OpenAI(base_url=base[1], api_key="any", max_retries=0))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=10) == 0
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def test_the_curl_line_works_when_pasted(demo: Demo) -> None:
+    done = subprocess.run(shlex.split(demo.curl), capture_output=True, text=True, check=True, timeout=20)
+    assert '"content":" codexd!"' in done.stdout
+    assert done.stdout.rstrip().endswith("data: [DONE]")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_chat_streamed_and_not(demo: Demo, model: str) -> None:
+    messages: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello there"}]
+    whole = demo.client.chat.completions.create(model=model, messages=messages)
+    said = whole.choices[0].message.content
+    assert said is not None
+    assert said.endswith("You wrote: Hello there")
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens_details is not None
+    stream = demo.client.chat.completions.create(
+        model=model, messages=messages, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices) == said
+    assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == ["stop"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-1].usage is not None
+    assert chunks[-1].choices == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_chat_tools_go_round(demo: Demo, model: str) -> None:
+    messages: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    first = demo.client.chat.completions.create(model=model, messages=messages, tools=[CHAT_TOOL])
+    message = first.choices[0].message
+    assert first.choices[0].finish_reason == "tool_calls"
+    assert message.content is None
+    assert message.tool_calls is not None
+    call: Any = message.tool_calls[0]
+    assert (call.function.name, call.function.arguments) == ("get_weather", '{"city":"Paris"}')
+    messages += [message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    second = demo.client.chat.completions.create(model=model, messages=messages, tools=[CHAT_TOOL])
+    assert second.choices[0].message.content == "The tool returned: sunny"
+
+
+def test_chat_tools_in_parallel_and_by_name(demo: Demo) -> None:
+    messages: Any = [{"role": "user", "content": "Weather and time, please"}]
+    tools = [CHAT_TOOL, TIME_TOOL]
+    with demo.client.chat.completions.stream(model="gpt-5.5", messages=messages, tools=tools) as stream:
+        final = stream.get_final_completion()
+    calls: Any = final.choices[0].message.tool_calls
+    assert [call.function.name for call in calls] == ["get_weather", "get_time"]
+    named = demo.client.chat.completions.create(
+        model="gpt-5.5",
+        messages=[{"role": "user", "content": "Hi"}],
+        tools=tools,
+        tool_choice={"type": "function", "function": {"name": "get_time"}},
+    )
+    forced: Any = named.choices[0].message.tool_calls
+    assert [call.function.name for call in forced] == ["get_time"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_structured_outputs(demo: Demo, model: str) -> None:
+    chat = demo.client.chat.completions.parse(
+        model=model, messages=[{"role": "user", "content": "Weather in Graz"}], response_format=Weather
+    )
+    assert chat.choices[0].message.parsed == Weather(city="Graz", degrees=1.5)
+    response = demo.client.responses.parse(model=model, input="Weather in Graz", text_format=Weather)
+    assert response.output_parsed == Weather(city="Graz", degrees=1.5)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_responses_streamed_and_not(demo: Demo, model: str) -> None:
+    whole = demo.client.responses.create(
+        model=model, input="Hello there", instructions="Be brief.", metadata={"a": "b"}
+    )
+    assert whole.output_text.endswith("You wrote: Hello there")
+    assert (whole.status, whole.instructions, whole.metadata) == ("completed", "Be brief.", {"a": "b"})
+    with demo.client.responses.stream(model=model, input="Hello there") as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert kinds[0] == "response.created"
+    assert kinds[-1] == "response.completed"
+    assert final.output_text == whole.output_text
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_responses_tools_go_round(demo: Demo, model: str) -> None:
+    history: Any = [{"role": "user", "content": "What is the weather in Rome?"}]
+    first = demo.client.responses.create(model=model, input=history, tools=[TOOL])
+    call: Any = first.output[-1]
+    assert (call.type, call.name, call.arguments) == ("function_call", "get_weather", '{"city":"Rome"}')
+    assert getattr(call, "namespace", None) is None
+    history += [item.model_dump() for item in first.output]
+    history.append({"type": "function_call_output", "call_id": call.call_id, "output": "rain"})
+    second = demo.client.responses.create(model=model, input=history, tools=[TOOL])
+    assert second.output_text == "The tool returned: rain"
+
+
+def test_reasoning_and_images(demo: Demo) -> None:
+    picture: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"}}
+    answer = demo.client.chat.completions.create(
+        model="gpt-6-sol-high",
+        messages=[{"role": "user", "content": [{"type": "text", "text": "What is this?"}, picture]}],
+    )
+    message: Any = answer.choices[0].message
+    assert message.reasoning_content == "**Reading** the request."
+    assert message.content.endswith("I also got 1 image.")
+
+
+def test_models_are_listed_and_found(demo: Demo) -> None:
+    names = [model.id for model in demo.client.models.list()]
+    assert {"gpt-5.1", "gpt-5.5", "gpt-6-sol"} <= set(names)
+    assert "codex-auto-review" not in names
+    assert demo.client.models.retrieve("gpt-6-sol-high").id == "gpt-6-sol-high"
+    with pytest.raises(openai.NotFoundError) as caught:
+        demo.client.models.retrieve("gpt-9")
+    assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "param"),
+    [
+        ({"model": "gpt-9"}, openai.NotFoundError, "model"),
+        ({"model": ""}, openai.BadRequestError, "model"),
+        ({"model": "gpt-5.1-codex-none"}, openai.BadRequestError, "reasoning_effort"),
+        ({"n": 3}, openai.BadRequestError, "n"),
+        ({"messages": []}, openai.BadRequestError, "messages"),
+        ({"messages": [{"role": "user", "content": 7}]}, openai.BadRequestError, "messages[0].content"),
+        ({"messages": [{"role": "king", "content": "x"}]}, openai.BadRequestError, "messages[0].role"),
+        ({"messages": [{"role": "tool", "tool_call_id": "x", "content": "y"}]}, openai.BadRequestError, "input"),
+    ],
+)
+def test_mistakes_are_openai_errors_that_name_the_place(
+    demo: Demo, fields: Any, kind: type[openai.APIError], param: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        demo.client.chat.completions.create(
+            **({"model": "gpt-5.5", "messages": [{"role": "user", "content": "x"}]} | fields)
+        )
+    assert caught.value.param == param
+    body: Any = caught.value.body
+    assert set(body) == {"message", "type", "param", "code"}
+
+
+def curl(*arguments: str) -> tuple[str, str]:
+    """(head, body) of a request with curl."""
+    done = subprocess.run(["curl", "-sS", "-i", *arguments], capture_output=True, text=True, check=True, timeout=20)
+    head, _, body = done.stdout.partition("\n\n")
+    return head, body
+
+
+def test_curl_sees_plain_errors_and_the_paths_without_v1(demo: Demo) -> None:
+    root = demo.base.removesuffix("/v1")
+    head, body = curl(f"{root}/nope")
+    assert " 404" in head
+    assert msgspec.json.decode(body)["error"]["code"] == "unknown_url"
+    head, body = curl(f"{root}/v1/chat/completions")
+    assert " 405" in head
+    assert "allow: POST" in head
+    assert msgspec.json.decode(body)["error"]["code"] == "method_not_allowed"
+    head, body = curl(f"{root}/chat/completions", "-d", "{not json")
+    assert " 400" in head
+    assert "not JSON" in msgspec.json.decode(body)["error"]["message"]
+    head, body = curl(f"{root}/models", "-H", "x-request-id: mine-1")
+    assert " 200" in head
+    assert "x-request-id: mine-1" in head
+    head, body = curl(f"{root}/health")
+    health = msgspec.json.decode(body)
+    assert (health["status"], health["signed_in"]) == ("ok", True)
+    head, body = curl(f"{root}/v1/responses", "-H", "content-encoding: zstd", "-d", "x")
+    assert " 415" in head
+
+
+def test_make_demo_is_the_same_program() -> None:
+    assert "-m codexd --demo" in (ROOT / "Makefile").read_text()

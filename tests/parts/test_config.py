@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from codexd import config
+from codexd.config import Config, ConfigError, load, state_dir
+
+
+def loaded(tmp_path: Path, text: str = "", name: str = "config.toml", **environ: str) -> Config:
+    path = tmp_path / name
+    path.write_text(text)
+    return load(path, environ)[0]
+
+
+def refusal(tmp_path: Path, text: str = "", name: str = "config.toml", **environ: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, text, name, **environ)
+    return str(caught.value).removeprefix(f"{tmp_path}/")
+
+
+def test_without_a_file_it_listens_on_loopback(tmp_path: Path) -> None:
+    settings, origin = load(None, {"HOME": str(tmp_path)})
+    assert (settings, origin) == (Config(), None)
+    assert settings.listen() == ["127.0.0.1:3000"]
+
+
+JSON = """{"server": {"port": 3000, "host": "127.0.0.1"},
+ "oauth": {"clientId": "app_x", "redirectUri": "http://localhost:1455/auth/callback", "localServerPort": 1455},
+ "backend": {"url": "https://chatgpt.com/backend-api", "timeout": 120000},
+ "logging": {"level": "info", "dir": "logs", "enableRequestLogging": false},
+ "codex": {"mode": true, "defaultReasoningEffort": "medium", "defaultTextVerbosity": "medium"}}"""
+
+
+def test_the_camel_case_json_form_is_read(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, JSON, "config.json")
+    assert settings.listen() == ["127.0.0.1:3000"]
+    assert (settings.backend.first_event_timeout, settings.backend.idle_timeout) == (120.0, 120.0)
+    assert (settings.oauth.client_id, settings.oauth.local_server_port) == ("app_x", 1455)
+    assert settings.codex.default_reasoning_effort == "medium"
+
+
+def test_all_of_toml(tmp_path: Path) -> None:
+    text = """
+    [server]
+    bind = ["127.0.0.1:1", "[::1]:2", "unix:/run/x.sock"]
+    drain_seconds = 5
+    client_keys = { laptop = "0123456789abcdef" }
+    [models.aliases]
+    fast = "gpt-6-luna-low"
+    [storage]
+    dir = "~/x"
+    """
+    settings = loaded(tmp_path, text)
+    assert settings.listen() == ["127.0.0.1:1", "[::1]:2", "unix:/run/x.sock"]
+    assert settings.models.aliases == {"fast": "gpt-6-luna-low"}
+
+
+def test_places_are_searched_in_order(tmp_path: Path) -> None:
+    home, etc = tmp_path / "home", tmp_path / "etc"
+    last = home / ".chatgpt-codex-router" / "config.json"
+    xdg = home / ".config" / "codexd" / "config.toml"
+    first = etc / "config.toml"
+    environ = {"HOME": str(home), "CONFIGURATION_DIRECTORY": str(etc)}
+    for path, text in ((last, "{}"), (xdg, ""), (first, "")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        assert load(None, environ)[1] == path
+    assert Path("/etc/codexd/config.toml") in config.search_path(environ)
+    assert load(None, environ | {"CONFIG_PATH": str(xdg)})[1] == xdg
+    assert load(last, environ | {"CONFIG_PATH": str(xdg)})[1] == last
+
+
+def test_the_environment_is_on_top(tmp_path: Path) -> None:
+    environ = {
+        "PORT": "81",
+        "LOG_LEVEL": "DEBUG",
+        "ENABLE_REQUEST_LOGGING": "yes",
+        "CODEXD_SERVER__DRAIN_SECONDS": "2.5",
+        "CODEXD_MODELS__ALIASES": "a=gpt-5.5, b=gpt-6-sol",
+        "CODEXD_CODEX__DEFAULT_REASONING_EFFORT": "low",
+        "CODEXD_SERVER__ALLOW_UNAUTHENTICATED": "true",
+        "CODEXD_HOME": "ignored, it names no key",
+    }
+    settings = loaded(tmp_path, "[server]\nbind = ['127.0.0.1:1', 'unix:/x']\n", **environ)
+    assert settings.listen() == ["127.0.0.1:81", "unix:/x"]
+    assert (settings.logging.level, settings.logging.enable_request_logging) == ("debug", True)
+    assert (settings.server.drain_seconds, settings.server.allow_unauthenticated) == (2.5, True)
+    assert settings.models.aliases == {"a": "gpt-5.5", "b": "gpt-6-sol"}
+    assert loaded(tmp_path, "", HOST="::1").listen() == ["[::1]:3000"]
+    assert loaded(tmp_path, "", CODEXD_SERVER__BIND="unix:/a, 127.0.0.1:5").listen() == ["unix:/a", "127.0.0.1:5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[serve]\n", "config.toml: [serve]: unknown section; did you mean server?"),
+        ("[zzz]\n", "config.toml: [zzz]: unknown section; expected one of server, oauth"),
+        ("[server]\nzzz = 1\n", "config.toml: server.zzz: unknown key; expected one of bind"),
+        ("[server]\nport = 70000\n", "config.toml: server.port: expected `int` <= 65535"),
+        ("[server]\nbind = [1]\n", "config.toml: server.bind[0]: expected `str`, got `int`"),
+        ("[server]\nbind = ['a']\nport = 1\n", "config.toml: server.bind: expected either bind, or host and port"),
+        ("[server]\nbind = ['unix:x']\n", "server.bind: expected an absolute path after unix:"),
+        ("[server]\nbind = ['localhost']\n", "server.bind: expected host:port or unix:/path, got 'localhost'"),
+        (
+            "[server]\nclient_keys = { a = 'short' }\n",
+            "config.toml: server.client_keys[...]: expected `str` of length >= 16",
+        ),
+        ("[server]\nclient_keys = { a = 'sha256:0123456789' }\n", "server.client_keys.a: expected sha256: and 64"),
+        (
+            "[codex]\ndefault_reasoning_effort = 'x'\n",
+            "expected one of none, minimal, low, medium, high, xhigh, max, ultra, got 'x'",
+        ),
+        ("[backend]\nurl = 'ftp://x'\n", "config.toml: backend.url: expected `str` matching regex"),
+        ("[backend]\nidle_timeout = 0\n", "config.toml: backend.idle_timeout: expected `float` > 0.0"),
+    ],
+)
+def test_mistakes_are_named_with_file_key_and_expectation(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(tmp_path, text)
+
+
+def test_mistakes_in_json_and_the_environment_are_named_too(tmp_path: Path) -> None:
+    assert "not valid JSON" in refusal(tmp_path, "{", "config.json")
+    assert "expected an object, got list" in refusal(tmp_path, "[]", "config.json")
+    assert "expected milliseconds above 0" in refusal(tmp_path, '{"backend": {"timeout": "x"}}', "config.json")
+    assert "server: expected a table" in refusal(tmp_path, '{"server": 1}', "config.json")
+    assert refusal(tmp_path, PORT="x").startswith("$PORT: server.port: expected `int`")
+    assert refusal(tmp_path, CODEXD_X__Y="1").startswith("$CODEXD_X__Y: unknown section 'x'")
+    assert refusal(tmp_path, CODEXD_SERVER__Y="1").startswith("$CODEXD_SERVER__Y: unknown key")
+    assert "expected NAME=VALUE" in refusal(tmp_path, CODEXD_MODELS__ALIASES="a")
+    assert "expected `bool`" in refusal(tmp_path, CODEXD_CODEX__MODE="maybe")
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "example.test:1"])
+def test_beyond_loopback_needs_a_key_or_the_word(tmp_path: Path, bind: str) -> None:
+    text = f"[server]\nbind = ['{bind}']\n"
+    said = refusal(tmp_path, text)
+    assert "[server.client_keys]" in said
+    assert "server.allow_unauthenticated = true" in said
+    loaded(tmp_path, f"{text}allow_unauthenticated = true\n")
+    loaded(tmp_path, f"{text}client_keys = {{ a = '0123456789abcdef' }}\n")
+
+
+def test_where_state_lives() -> None:
+    stored = msgspec.structs.replace(Config(), storage=config.Storage(dir="/s"))
+    assert state_dir(stored, {"STATE_DIRECTORY": "/a:/b"}) == Path("/a")
+    assert state_dir(stored, {}) == Path("/s")
+    assert state_dir(Config(), {"XDG_STATE_HOME": "/x"}) == Path("/x/codexd")
+    assert state_dir(Config(), {"HOME": "/h"}) == Path("/h/.local/state/codexd")
+
+
+def test_every_key_is_described() -> None:
+    assert all(row.rpartition(" | ")[2].removesuffix(" |") for row in config.table().splitlines()[2:])

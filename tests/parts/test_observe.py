@@ -1,0 +1,143 @@
+import io
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import structlog
+
+from codexd import observe
+from codexd.config import Logging
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """The process's logging as it was."""
+    root = logging.getLogger()
+    before, handlers, level = structlog.get_config(), list(root.handlers), root.level
+    yield
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def logged(
+    tmp_path: Path, config: Logging, environ: dict[str, str] | None = None, stream: io.StringIO | None = None
+) -> str:
+    stream = stream or io.StringIO()
+    observe.configure(config, tmp_path, stream=stream, environ=environ or {})
+    log = structlog.get_logger()
+    with structlog.contextvars.bound_contextvars(request_id="req_1"):
+        log.debug("d")
+        log.info("hello world", a=1, b="x y", c='q"')
+        log.warning("w\nforged", n=None)
+        log.error("e")
+        logging.getLogger("elsewhere").critical("from %s", "there")
+        try:
+            raise ValueError("oops")
+        except ValueError:
+            log.exception("bug")
+    return stream.getvalue()
+
+
+@pytest.mark.usefixtures("restored")
+class TestShape:
+    def test_the_line_is_timestamp_level_request_message_pairs(self, tmp_path: Path) -> None:
+        lines = logged(tmp_path, Logging()).splitlines()
+        stamp = r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\]"
+        assert re.fullmatch(stamp + r' \[INFO\] \[req_1\] hello world a=1 b="x y" c="q\\""', lines[0])
+        assert re.fullmatch(stamp + r" \[WARN\] \[req_1\] w\\nforged n=None", lines[1])
+        assert lines[3].endswith("from there logger=elsewhere")
+        assert "Traceback" in lines[5]
+        assert lines[-1] == "ValueError: oops"
+
+    def test_the_journal_gets_a_priority_on_every_line(self, tmp_path: Path) -> None:
+        lines = logged(tmp_path, Logging(format="journal")).splitlines()
+        assert [line[:3] for line in lines[:3]] == ["<6>", "<4>", "<3>"]
+        assert all(re.match(r"<\d>", line) for line in lines)
+
+    def test_logfmt_and_json(self, tmp_path: Path) -> None:
+        first = logged(tmp_path, Logging(format="logfmt")).splitlines()[0]
+        assert re.match(r'ts=\S+ level=info msg="hello world" a=1 b="x y"', first)
+        record = msgspec.json.decode(logged(tmp_path, Logging(format="json")).splitlines()[0])
+        assert (record["event"], record["a"], record["request_id"]) == ("hello world", 1, "req_1")
+
+    def test_a_terminal_gets_colour_unless_it_asks_not_to(self, tmp_path: Path) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        assert "\x1b[32mINFO" in logged(tmp_path, Logging(), stream=Terminal())
+        assert "\x1b" not in logged(tmp_path, Logging(), {"NO_COLOR": "1"}, stream=Terminal())
+        assert "\x1b" not in logged(tmp_path, Logging(format="console"))
+
+    def test_the_journal_is_recognised_by_its_stream(self, tmp_path: Path) -> None:
+        with (tmp_path / "out").open("w") as stream:
+            status = (tmp_path / "out").stat()
+            environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+            assert observe.renderer("auto", stream, environ) is observe._journal
+            assert observe.renderer("auto", stream, {"JOURNAL_STREAM": "1:2"}) is observe._shape
+
+    @pytest.mark.parametrize(
+        ("level", "expected"), [("debug", "DIWEEE"), ("info", "IWEEE"), ("warn", "WEEE"), ("error", "WEEE")]
+    )
+    def test_warnings_and_errors_are_logged_at_any_level(self, tmp_path: Path, level: str, expected: str) -> None:
+        out = logged(tmp_path, Logging(level=level))  # type: ignore[arg-type]
+        assert "".join(found[0] for found in re.findall(r"\] \[(\w+)\]", out)) == expected
+
+    def test_files_by_day_and_level(self, tmp_path: Path) -> None:
+        logged(tmp_path, Logging(dir="sub", level="debug"))
+        names = sorted(path.name[11:] for path in (tmp_path / "sub").iterdir())
+        assert names == ["debug.log", "error.log", "info.log", "warn.log"]
+        error = next((tmp_path / "sub").glob("*-error.log"))
+        assert error.stat().st_mode & 0o007 == 0
+        assert error.read_text().count("] [ERROR] [") == 3
+
+    def test_a_stream_that_cannot_be_written_ends_nothing(self, tmp_path: Path) -> None:
+        class Full(io.StringIO):
+            def write(self, _: str) -> int:
+                raise OSError("disk full")
+
+        logged(tmp_path, Logging(), stream=Full())
+
+
+JWT = "eyJhbGciOiJub25lIn0.eyJleHAiOjF9.c2ln"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "authorization: Bearer opaque-value-1",
+        "Authorization=Basic b3BhcXVlLXZhbHVlLTE=",
+        '{"access_token": "opaque-value-1", "x": 1}',
+        r'{"body":"{\"refresh_token\": \"opaque-value-1\"}"}',
+        r'{"body":"{\\\"id_token\\\":\\\"opaque-value-1\\\"}"}',
+        "refresh_token=opaque-value-1&grant_type=x",
+        "x-api-key: opaque-value-1",
+        "cookie: __cf_bm=opaque-value-1; a=b",
+        f"the token is {JWT} here",
+        f"the token is {JWT[:30]}",
+        "rt_opaque-value-1 and sk-codexd-opaque-value-1",
+    ],
+)
+def test_secrets_are_redacted_whatever_they_stand_in(line: str) -> None:
+    clean = observe.redact(line)
+    assert "opaque" not in clean
+    assert "b3BhcXV" not in clean
+    assert "eyJ" not in clean
+    assert "[redacted]" in clean
+
+
+def test_ordinary_lines_stay() -> None:
+    line = "tokens_in=12 tokens_out=3 prompt_cache_key=abc task-list risk-based art_deco"
+    assert observe.redact(line) == line
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("abc-1.2:3", True), (None, False), ("", False), ("a b", False), ("x\n", False), ("x" * 129, False)],
+)
+def test_a_clients_request_id_is_kept_when_it_is_sane(given: str | None, kept: bool) -> None:
+    assert observe.request_id(given, "made") == (given if kept else "made")

@@ -1,0 +1,248 @@
+"""One stream to one client, with the autojump clock and fakes on both sides."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import trio
+from support.upstream import ADDED, COMPLETED, CREATED, Json, done, failed, text
+from trio.testing import MockClock
+
+from codexd.config import Backend
+from codexd.errors import ApiError
+from codexd.protocol import sse
+from codexd.protocol.conversion import ChatConversion, Conversion, ResponsesConversion
+from codexd.protocol.passthrough import ResponsesStream
+from codexd.protocol.stream import ChatStream
+from codexd.relay import KEEPALIVE_INTERVAL, Header, Relay
+
+KEEPALIVE = b": keepalive\n\n"
+WHOLE: list["Json | float"] = [CREATED, ADDED, text("Hel"), text("lo"), done("Hello"), COMPLETED]
+
+
+class Fake:
+    """An upstream response: events and pauses in seconds. Counts how many are open."""
+
+    headers: dict[str, str] = {"x-codex-plan-type": "plus"}  # noqa: RUF012
+
+    def __init__(self, *plays: "list[Json | float]") -> None:
+        self.plays = list(plays)
+        self.opened = self.closed = 0
+        self.fault: ApiError | None = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Fake"]:
+        self.opened += 1
+        try:
+            await trio.lowlevel.checkpoint()
+            if self.fault is not None:
+                raise self.fault
+            yield self
+        finally:
+            self.closed += 1
+
+    def aiter_bytes(self) -> AsyncIterator[bytes]:
+        return Play(self.plays[min(self.opened, len(self.plays)) - 1])
+
+
+class Play:
+    """The steps of one answer. A class: an async generator that is left half-way is another matter than this test's."""
+
+    def __init__(self, steps: "list[Json | float]") -> None:
+        self._steps = iter(steps)
+
+    def __aiter__(self) -> "Play":
+        return self
+
+    async def __anext__(self) -> bytes:
+        for step in self._steps:
+            if isinstance(step, int | float):
+                await trio.sleep(step)
+            else:
+                await trio.lowlevel.checkpoint()
+                return sse.encode(step["type"].encode(), msgspec.json.encode(step))
+        raise StopAsyncIteration
+
+
+class Client:
+    """What a client gets, and when. ``patience`` is what each write takes."""
+
+    def __init__(self, write_seconds: float = 0) -> None:
+        self.started_at: float | None = None
+        self.writes: list[tuple[float, bytes]] = []
+        self.ended = False
+        self.busy = False
+        self._seconds = write_seconds
+
+    async def start(self, headers: Sequence[Header]) -> None:
+        assert self.started_at is None
+        assert headers == [("x-codex-plan-type", "plus")] or not headers
+        self.started_at = trio.current_time()
+        await trio.lowlevel.checkpoint()
+
+    async def write(self, data: bytes) -> None:
+        assert not self.busy, "two writes at once"
+        assert not self.ended
+        self.busy = True
+        await trio.sleep(self._seconds)
+        self.busy = False
+        self.writes.append((trio.current_time(), data))
+
+    async def end(self) -> None:
+        assert not self.busy
+        self.ended = True
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(data for _, data in self.writes)
+
+
+def chat(*, streamed: bool = True) -> Conversion:
+    return ChatConversion(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=streamed)
+
+
+def responses() -> Conversion:
+    return ResponsesConversion(ResponsesStream({}))
+
+
+def relay(fake: Fake, convert: Callable[[], Conversion] = chat, **deadlines: float) -> Relay:
+    return Relay(fake.open, convert, lambda source: list(source.headers.items()), Backend(**deadlines))
+
+
+async def test_an_answer_goes_through_with_one_write_a_read(autojump_clock: MockClock) -> None:
+    fake, client = Fake(WHOLE), Client()
+    await relay(fake).stream(client)
+    assert client.body.endswith(b"data: [DONE]\n\n")
+    assert client.ended
+    assert len(client.writes) == 4  # the beginning, two deltas, the end
+    assert (fake.opened, fake.closed) == (1, 1)
+
+
+@pytest.mark.parametrize("convert", [chat, responses])
+async def test_silence_is_filled_every_fifteen_seconds(
+    autojump_clock: MockClock, convert: Callable[[], Conversion]
+) -> None:
+    fake, client = Fake([CREATED, ADDED, text("Hel"), 50.0, text("lo"), done("Hello"), COMPLETED]), Client()
+    await relay(fake, convert).stream(client)
+    beats = [moment for moment, data in client.writes if b"keepalive" in data]
+    assert beats == pytest.approx([15, 30, 45])
+    assert client.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_the_status_is_held_back_for_a_beginning_but_not_longer_than_a_beat(autojump_clock: MockClock) -> None:
+    client = Client()
+    await relay(Fake([CREATED, 5.0, *WHOLE])).stream(client)
+    assert client.started_at == pytest.approx(5)
+    client = Client()
+    begun = trio.current_time()
+    await relay(Fake([CREATED, 20.0, *WHOLE]), responses).stream(client)
+    assert client.started_at == pytest.approx(begun + KEEPALIVE_INTERVAL)
+    kinds = [event.name for event in sse.Decoder().feed(client.body)]
+    assert kinds[:2] == [b"response.created", b"keepalive"]
+
+
+async def test_a_failure_after_an_early_start_is_a_frame_and_is_not_tried_again(autojump_clock: MockClock) -> None:
+    fake, client = Fake([20.0, failed("server_error")], WHOLE), Client()
+    await relay(fake).stream(client)
+    assert client.writes[0][1] == KEEPALIVE
+    assert b'"error":' in client.body
+    assert b"[DONE]" not in client.body
+    assert client.ended
+    assert fake.opened == 1
+
+
+async def test_one_retry_before_the_first_byte_with_a_fresh_conversion(autojump_clock: MockClock) -> None:
+    fake, client = Fake([CREATED, failed("server_is_overloaded")], WHOLE), Client()
+    await relay(fake, responses).stream(client)
+    assert [event.name for event in sse.Decoder().feed(client.body)].count(b"response.created") == 1
+    assert fake.opened == fake.closed == 2
+    stubborn = Fake([CREATED])
+    with pytest.raises(ApiError) as caught:
+        await relay(stubborn).stream(Client())
+    assert (caught.value.status, stubborn.opened) == (502, 2)
+
+
+async def test_what_is_not_retryable_is_raised_before_the_first_byte(autojump_clock: MockClock) -> None:
+    fake = Fake(WHOLE)
+    fake.fault = ApiError(400, "no")
+    client = Client()
+    with pytest.raises(ApiError):
+        await relay(fake).stream(client)
+    assert (fake.opened, client.started_at) == (1, None)
+
+
+async def test_deadlines_for_the_first_event_and_between_events(autojump_clock: MockClock) -> None:
+    with pytest.raises(ApiError) as caught:
+        await relay(Fake([100.0, *WHOLE]), lambda: chat(streamed=False), first_event_timeout=7).collect()
+    assert (caught.value.status, trio.current_time()) == (504, pytest.approx(7))
+    client = Client()
+    fake = Fake([CREATED, ADDED, text("Hel"), 100.0, *WHOLE])
+    await relay(fake, idle_timeout=20).stream(client)
+    assert b"backend.idle_timeout" in client.body
+    assert fake.closed == 1
+    # There is no deadline on the whole: an answer may take as long as it keeps coming.
+    long = Fake([CREATED, ADDED, *([19.0, text("x")] * 500), done("x" * 500), COMPLETED])
+    client = Client()
+    await relay(long, idle_timeout=20).stream(client)
+    assert client.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_slow_client_stalls_nobody_but_itself(autojump_clock: MockClock) -> None:
+    client = Client(write_seconds=40)
+    await relay(Fake(WHOLE), idle_timeout=20).stream(client)
+    assert client.body.endswith(b"data: [DONE]\n\n")
+    assert KEEPALIVE not in client.body
+
+
+async def test_a_beat_and_an_event_at_once_do_not_mix(autojump_clock: MockClock) -> None:
+    client = Client(write_seconds=1)
+    gaps = [step for _ in range(20) for step in (14.5, text("x"))]
+    await relay(Fake([CREATED, ADDED, *gaps, done("x" * 20), COMPLETED])).stream(client)
+    assert client.body.count(b'"content":"x"') == 20
+
+
+async def test_collecting_gives_one_document(autojump_clock: MockClock) -> None:
+    running = relay(Fake(WHOLE), lambda: chat(streamed=False))
+    document, headers = await running.collect()
+    assert msgspec.json.decode(document)["choices"][0]["message"]["content"] == "Hello"
+    assert headers == [("x-codex-plan-type", "plus")]
+    assert running.usage is not None
+    assert running.usage.input_tokens == 7
+
+
+async def test_an_upstream_that_does_not_end_its_stream_is_not_waited_for(autojump_clock: MockClock) -> None:
+    client = Client()
+    await relay(Fake([*WHOLE, 1000.0])).stream(client)
+    assert client.ended
+    assert trio.current_time() < 2
+
+
+@pytest.mark.parametrize("step", range(40))
+async def test_a_client_that_leaves_at_any_await_closes_the_upstream(autojump_clock: MockClock, step: int) -> None:
+    """Cancel after every number of scheduler passes that an answer takes."""
+    fake, client = Fake(WHOLE), Client(write_seconds=0)
+    async with trio.open_nursery() as nursery:
+
+        async def leave() -> None:
+            for _ in range(step):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(leave)
+        await relay(fake).stream(client)
+        nursery.cancel_scope.cancel()
+    assert fake.opened == fake.closed
+
+
+async def test_a_bug_is_loud(autojump_clock: MockClock) -> None:
+    class Broken(Client):
+        async def write(self, data: bytes) -> None:
+            raise ZeroDivisionError
+
+    fake = Fake(WHOLE)
+    with pytest.raises(ExceptionGroup) as caught:
+        await relay(fake).stream(Broken())
+    assert caught.group_contains(ZeroDivisionError)
+    assert fake.closed == 1
