@@ -198,7 +198,7 @@ async def test_a_slow_client_stalls_nobody_but_itself(autojump_clock: MockClock)
 
 async def test_a_beat_and_an_event_at_once_do_not_mix(autojump_clock: MockClock) -> None:
     client = Client(write_seconds=1)
-    gaps = [step for _ in range(20) for step in (14.5, text("x"))]
+    gaps = [step for _ in range(20) for step in (KEEPALIVE_INTERVAL + 0.5, text("x"))]
     await relay(Fake([CREATED, ADDED, *gaps, done("x" * 20), COMPLETED])).stream(client)
     assert client.body.count(b'"content":"x"') == 20
 

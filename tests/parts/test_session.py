@@ -118,6 +118,15 @@ async def test_all_who_wait_share_one_refresh(autojump_clock: MockClock, make: M
     assert (len(issuer.requests), len(tokens)) == (1, 1)
 
 
+async def test_all_who_wait_share_one_failure(autojump_clock: MockClock, make: Make, issuer: Issuer) -> None:
+    session = make()
+    issuer.faults = [httpx.Response(500)] * 20
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(session.token)
+    assert len(issuer.requests) == 1
+
+
 async def test_the_one_who_started_a_refresh_may_leave(
     autojump_clock: MockClock, make: Make, issuer: Issuer, path: Path
 ) -> None:
