@@ -277,7 +277,7 @@ class Api:
 
     async def health(self) -> Response:
         signed_in = self._session.signed_in
-        ready = signed_in or "ready" not in request.args
+        ready = signed_in or request.args.get("ready", "0") in ("0", "false")
         uptime = int(trio.current_time() - self._started)
         response = _json(_Health("ok" if signed_in else "signed out", __version__, signed_in, uptime))
         response.status_code = 200 if ready else 503

@@ -1,0 +1,214 @@
+"""The whole app on a jumping clock: minutes of silence in no time."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+from support.asgi import client
+from support.daemon import hello
+from support.upstream import ADDED, COMPLETED, CREATED, Json, done, text
+from trio.testing import MockClock
+
+from codexd.config import Codex, Config, Models, Server
+from codexd.protocol import sse
+
+WHOLE: Sequence["Json | float"] = [CREATED, ADDED, text("Hel"), text("lo"), done("Hello"), COMPLETED]
+
+
+class Body(httpx.AsyncByteStream):
+    """Events and pauses in seconds; knows whether it was closed."""
+
+    def __init__(self, steps: Sequence["Json | float"]) -> None:
+        self._steps = iter(steps)
+        self.closed = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for step in self._steps:
+            if isinstance(step, int | float):
+                await trio.sleep(step)
+            else:
+                return sse.encode(step["type"].encode(), msgspec.json.encode(step))
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class Backend:
+    def __init__(self, steps: Sequence["Json | float"] = WHOLE) -> None:
+        self.steps = steps
+        self.requests: list[httpx.Request] = []
+        self.bodies: list[Body] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        self.bodies.append(Body(self.steps))
+        return httpx.Response(200, stream=self.bodies[-1])
+
+    @property
+    def sent(self) -> Any:
+        return msgspec.json.decode(self.requests[-1].content)
+
+
+async def test_a_long_silence_is_filled_and_the_answer_arrives(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Backend([CREATED, ADDED, text("Hel"), 100.0, text("lo"), done("Hello"), COMPLETED])
+    async with client(tmp_path, backend) as app:
+        answer = await app.request("POST", "/v1/chat/completions", hello(stream=True))
+    assert answer.status == 200
+    assert [round(moment) for moment, data in answer.pieces if data == b": keepalive\n\n"] == [15, 30, 45, 60, 75, 90]
+    assert answer.body.endswith(b"data: [DONE]\n\n")
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers["cache-control"] == "no-cache, no-transform"
+    assert answer.headers["x-accel-buffering"] == "no"
+
+
+async def test_an_answer_longer_than_the_hosts_own_limit_is_not_cut(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Backend([CREATED, ADDED, *([30.0, text("x")] * 240), done("x" * 240), COMPLETED])
+    async with client(tmp_path, backend) as app:
+        for streamed in (True, False):
+            answer = await app.request("POST", "/v1/chat/completions", hello(stream=streamed))
+            assert answer.body.count(b"x") >= 240
+            assert answer.ended
+    assert trio.current_time() >= 2 * 2 * 3600
+
+
+@pytest.mark.parametrize("moment", [0.5, 1.5, 2.5, 40])
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_client_that_leaves_closes_the_upstream(
+    autojump_clock: MockClock, tmp_path: Path, moment: float, streamed: bool
+) -> None:
+    backend = Backend([1.0, CREATED, 1.0, ADDED, text("Hel"), 100.0, COMPLETED])
+    async with client(tmp_path, backend) as app:
+        answer = await app.request("POST", "/v1/chat/completions", hello(stream=streamed), leave_after=moment)
+    assert trio.current_time() == pytest.approx(moment)
+    assert not answer.ended
+    assert [body.closed for body in backend.bodies] == [True]
+
+
+async def test_a_request_id_is_kept_or_made_and_always_sent(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Backend()) as app:
+        for path in ("/v1/models", "/nope", "/v1/models/nope"):
+            kept = await app.request("GET", path, headers={"x-request-id": "mine"})
+            assert kept.headers["x-request-id"] == "mine"
+            made = await app.request("GET", path, headers={"x-request-id": "not sane"})
+            assert made.headers["x-request-id"].startswith("req_")
+
+
+async def test_a_bug_is_a_500_with_the_request_id(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("codexd.protocol.request.from_chat", broken)
+    async with client(tmp_path, Backend()) as app:
+        answer = await app.request("POST", "/v1/chat/completions", hello(), headers={"x-request-id": "mine"})
+    assert answer.status == 500
+    assert answer.json["error"]["code"] == "internal_error"
+    assert "mine" in answer.json["error"]["message"]
+    assert "oops" not in answer.body.decode()
+
+
+async def test_a_bug_on_the_way_ends_its_answer_alone(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    backend = Backend()
+    async with client(tmp_path, backend) as app:
+        with monkeypatch.context() as patched, pytest.raises(ExceptionGroup):
+            patched.setattr("codexd.protocol.conversion.ChatConversion.feed", broken)
+            await app.request("POST", "/v1/chat/completions", hello(stream=True))
+        assert backend.bodies[0].closed
+        assert (await app.request("POST", "/v1/chat/completions", hello())).status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "said", "param"),
+    [
+        (b"", "not JSON", None),
+        (b"[]", "Expected `object`, got `array`.", None),
+        (b'{"messages": []}', "missing required field `model`", "model"),
+        (b'{"model": 7, "messages": []}', "at model", "model"),
+        (b'{"model": "", "messages": [{"role": "user", "content": "x"}]}', "must not be empty", "model"),
+        (
+            b'{"model": "gpt-5.5", "messages": [{"role": "user", "content": [{"type": "x"}]}]}',
+            "'x'",
+            "messages[0].content[0].type",
+        ),
+        (b'{"model": "gpt-5.5", "messages": [{"content": "x"}]}', "missing required field `role`", "messages[0]"),
+        (b'{"model": "gpt-5.5", "messages": "x"}', "Expected `array`", "messages"),
+        (b"\xff\xfe", "not JSON", None),
+        (b'{"model": "gpt-5.5", "messages": [], "x": ' + b"[" * 100_000, "not JSON", None),
+    ],
+)
+async def test_a_wrong_body_is_a_400_that_names_the_place(
+    autojump_clock: MockClock, tmp_path: Path, body: bytes, said: str, param: str | None
+) -> None:
+    backend = Backend()
+    async with client(tmp_path, backend) as app:
+        answer = await app.request("POST", "/v1/chat/completions", body)
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)
+    assert said in answer.json["error"]["message"]
+    assert backend.requests == []
+
+
+async def test_the_configuration_reaches_the_request(autojump_clock: MockClock, tmp_path: Path) -> None:
+    config = Config(
+        codex=Codex(mode=False, default_reasoning_effort="low", default_text_verbosity="high"),
+        models=Models(aliases={"fast": "gpt-5.5"}),
+        server=Server(client_keys={"a": "0123456789abcdef"}),
+    )
+    backend = Backend()
+    async with client(tmp_path, backend, config) as app:
+        key = {"authorization": "bearer 0123456789abcdef"}
+        assert (await app.request("POST", "/chat/completions", hello(model="fast"), headers=key)).status == 200
+        assert backend.sent["model"] == "gpt-5.5"
+        assert backend.sent["instructions"] == "You are a helpful assistant."
+        assert (backend.sent["reasoning"]["effort"], backend.sent["text"]["verbosity"]) == ("low", "high")
+        for wrong in (
+            {},
+            {"authorization": "Bearer x"},
+            {"authorization": "Basic 0123456789abcdef"},
+            {"x-api-key": "é"},
+        ):
+            refused = await app.request("POST", "/chat/completions", hello(model="fast"), headers=wrong)
+            assert refused.status == 401
+
+
+async def test_instructions_of_the_family_go_first(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Backend()
+    async with client(tmp_path, backend) as app:
+        await app.request("POST", "/v1/responses", {"model": "gpt-5.2-codex", "input": "hi", "instructions": "Mine."})
+    assert backend.sent["instructions"].startswith("You are a careful software engineer and reviewer")
+    assert backend.sent["instructions"].endswith("\n\nMine.")
+
+
+async def test_an_odd_cache_key_stays_out_of_the_headers(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Backend()
+    async with client(tmp_path, backend) as app:
+        for key in ("é", "a\nb", "x" * 300, " a"):
+            assert (await app.request("POST", "/v1/chat/completions", hello(prompt_cache_key=key))).status == 200
+            assert backend.sent["prompt_cache_key"] == key
+            assert len(backend.requests[-1].headers["session-id"]) == 64
+
+
+async def test_models_and_health(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Backend()) as app:
+        listed = (await app.request("GET", "/models")).json
+        assert listed["object"] == "list"
+        assert {"id", "object", "created", "owned_by"} <= set(listed["data"][0])
+        assert (await app.request("GET", "/v1/models/gpt-5.1-high")).json["id"] == "gpt-5.1-high"
+        (tmp_path / "tokens.json").unlink()
+        health = await app.request("GET", "/health")
+        assert (health.status, health.json["status"], health.json["signed_in"]) == (200, "signed out", False)
+        assert (await app.request("GET", "/health?ready=1")).status == 503
+        assert (await app.request("GET", "/health?ready=0")).status == 200

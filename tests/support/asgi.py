@@ -1,0 +1,105 @@
+"""The whole app without a socket: ASGI in, ``httpx.MockTransport`` out, so that the clock can jump."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import trio
+
+from codexd.api import Api
+from codexd.auth import store
+from codexd.auth.session import Session
+from codexd.auth.store import Credentials
+from codexd.catalog import Catalog
+from codexd.config import Config
+from codexd.upstream import Upstream
+from support.secrets import ACCOUNT, access_token
+
+
+class Answer:
+    """What the app sent: status, headers, and the pieces of the body with their times."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.pieces: list[tuple[float, bytes]] = []
+        self.ended = False
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(data for _, data in self.pieces)
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+
+class Client:
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = b"",
+        *,
+        headers: dict[str, str] | None = None,
+        leave_after: float = 1e9,
+    ) -> Answer:
+        """One request; the client leaves after so many seconds."""
+        data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        path, _, query = path.partition("?")
+        scope = {
+            "type": "http", "http_version": "1.1", "asgi": {"spec_version": "2.1", "version": "3.0"}, "method": method,
+            "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
+            "headers": [(name.encode(), value.encode()) for name, value in {"host": "x", **(headers or {})}.items()],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "extensions": {}, "state": {},
+        }  # fmt: skip
+        answer = Answer()
+        sent, finished = False, trio.Event()
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": data, "more_body": False}
+            with trio.move_on_after(leave_after):
+                await finished.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            await trio.lowlevel.checkpoint()
+            if message["type"] == "http.response.start":
+                answer.status = message["status"]
+                answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            elif message.get("body"):
+                answer.pieces.append((trio.current_time(), message["body"]))
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                answer.ended = True
+                finished.set()
+
+        await self._app(scope, receive, send)
+        return answer
+
+
+@asynccontextmanager
+async def client(
+    folder: Path, backend: Callable[[httpx.Request], Any], config: Config | None = None
+) -> AsyncIterator[Client]:
+    """The app over a backend that is a function from request to response."""
+    config = config or Config()
+    store.save(folder / "tokens.json", Credentials(access_token=access_token(9e9), account_id=ACCOUNT))
+    async with httpx.AsyncClient(transport=httpx.MockTransport(backend)) as http:
+        session = Session(
+            folder / "tokens.json", client=http, issuer="http://i", client_id="c", headers={}, clock=lambda: 1.8e9
+        )
+        catalog = Catalog(
+            folder / "models.json", aliases=config.models.aliases, client_version="1", clock=lambda: 1.8e9
+        )
+        upstream = Upstream(http, session, config.backend, clock=lambda: 1.8e9)
+        api = Api(config, session=session, catalog=catalog, upstream=upstream, clock=lambda: 1.8e9)
+        yield Client(api.app())
