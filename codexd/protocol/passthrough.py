@@ -53,7 +53,6 @@ _DEFAULTS: RawObject = {
         "top_p": b"1.0",
         "truncation": b'"disabled"',
         "usage": b"null",
-        "user": b"null",
     }.items()
 }
 _HIDDEN: RawObject = {"instructions": Raw(b"null"), "tools": Raw(b"[]"), "tool_choice": Raw(b'"auto"')}
@@ -92,6 +91,7 @@ class ResponsesStream:
     def __init__(self, echo: RawObject) -> None:
         self._echo = _HIDDEN | echo
         self._items: dict[int, Raw] = {}
+        self._names: dict[int, Raw] = {}
         self._sequence = -1
         self._failure: bytes | None = None
         self.begun = False
@@ -134,6 +134,8 @@ class ResponsesStream:
             changes = self._item(kind, data)
         else:
             self.begun = True
+            if kind == "response.function_call_arguments.done":
+                changes = self._named(data)
         return self._event(kind, head.sequence_number, data, changes)
 
     def eof(self) -> None:
@@ -193,10 +195,18 @@ class ResponsesStream:
             raw = changes["item"] = Raw(msgspec.json.encode(item))
         if item.get("type") != Raw(b'"reasoning"'):
             self.begun = True
+        index = _index(event)
         if kind == "response.output_item.done":
-            index = msgspec.json.decode(event.get("output_index", Raw(b"0")), type=int)
             self._items[index] = raw
+        elif "name" in item:
+            self._names[index] = item["name"]
         return changes
+
+    def _named(self, data: bytes) -> RawObject:
+        """The function's name, which OpenAI's schema wants in this event and the backend leaves out."""
+        event = _OBJECT.decode(data)
+        name = self._names.get(_index(event))
+        return {} if name is None or "name" in event else {"name": name}
 
     # --- the response object
 
@@ -219,6 +229,8 @@ class ResponsesStream:
             key: value for key, value in _OBJECT.decode(raw).items() if value != Raw(b"null") or key not in _DEFAULTS
         }
         response = {**_DEFAULTS, **given, **self._echo}
+        if response.get("user") == Raw(b"null"):
+            del response["user"]  # the one key of the schema that may be missing but not null
         response.setdefault("output", Raw(b"[]"))
         if status is not None:
             response.setdefault("status", Raw(msgspec.json.encode(status)))
@@ -228,13 +240,20 @@ class ResponsesStream:
         return Raw(msgspec.json.encode(response))
 
 
+def _index(event: RawObject) -> int:
+    return msgspec.json.decode(event.get("output_index", Raw(b"0")), type=int)
+
+
 def _complete_usage(raw: Raw) -> Raw:
-    """Usage with its details, which the backend sometimes leaves null."""
+    """Usage with all of its details; the backend leaves some of them out, or null."""
     usage = _OBJECT.decode(raw)
-    for key, value in (
-        ("input_tokens_details", b'{"cached_tokens":0,"cache_write_tokens":0}'),
-        ("output_tokens_details", b'{"reasoning_tokens":0}'),
-    ):
-        if usage.get(key, Raw(b"null")) == Raw(b"null"):
-            usage[key] = Raw(value)
+    for key, defaults in _DETAILS.items():
+        given = usage.get(key, Raw(b"null"))
+        usage[key] = Raw(msgspec.json.encode(defaults | ({} if given == Raw(b"null") else _OBJECT.decode(given))))
     return Raw(msgspec.json.encode(usage))
+
+
+_DETAILS: dict[str, RawObject] = {
+    "input_tokens_details": {"cached_tokens": Raw(b"0"), "cache_write_tokens": Raw(b"0")},
+    "output_tokens_details": {"reasoning_tokens": Raw(b"0")},
+}

@@ -124,7 +124,7 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
 
     backend = Backend()
     async with client(tmp_path, backend) as app:
-        with monkeypatch.context() as patched, pytest.raises(ExceptionGroup):
+        with monkeypatch.context() as patched, pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
             patched.setattr("codexd.protocol.conversion.ChatConversion.feed", broken)
             await app.request("POST", "/v1/chat/completions", hello(stream=True))
         assert backend.bodies[0].closed

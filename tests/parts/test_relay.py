@@ -242,7 +242,6 @@ async def test_a_bug_is_loud(autojump_clock: MockClock) -> None:
             raise ZeroDivisionError
 
     fake = Fake(WHOLE)
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.RaisesGroup(ZeroDivisionError):
         await relay(fake).stream(Broken())
-    assert caught.group_contains(ZeroDivisionError)
     assert fake.closed == 1

@@ -87,6 +87,15 @@ def test_an_empty_success_is_a_failure(output: Any) -> None:
     assert ResponsesStream({}).push(msgspec.json.encode({"type": "response.incomplete", "response": {}}))
 
 
+def test_arguments_that_are_done_get_their_functions_name() -> None:
+    stream = ResponsesStream({})
+    finished = {"type": "response.function_call_arguments.done", "output_index": 1, "arguments": "{}"}
+    call = {"type": "response.output_item.added", "output_index": 1, "item": {"type": "function_call", "name": "f"}}
+    unannounced, _, named, already = push(stream, finished, call, finished, {**finished, "name": "g"})
+    assert "name" not in unannounced
+    assert (named["name"], already["name"]) == ("f", "g")
+
+
 def test_somebody_elses_namespace_stays() -> None:
     stream = ResponsesStream({})
     item = {"type": "function_call", "namespace": "clock", "name": "namespace"}

@@ -95,8 +95,7 @@ async def running(
         )
     try:
         daemon = Daemon(process, "", log, state)
-        waiter = trio.fail_after(30)
-        with waiter:
+        with trio.fail_after(30):
             while not (found := re.findall(r"listening.*?((?:http|unix):[^\s\"]+)", log.read_text())):
                 if process.returncode is not None or process.poll() is not None:
                     raise AssertionError(f"the daemon did not start:\n{log.read_text()}")

@@ -1,0 +1,70 @@
+"""What codexd writes, against OpenAI's published schemas, where they lie beside the project."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+from codexd.protocol import sse
+
+SCHEMAS = Path(__file__).parent.parent.parent.parent / "shared" / "spec" / "openai-schemas.json"
+TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
+
+pytestmark = pytest.mark.skipif(not SCHEMAS.exists(), reason="OpenAI's schemas are not beside this checkout")
+
+
+@pytest.fixture(scope="module")
+def registry() -> Any:
+    contents = {"$id": "urn:openai", **msgspec.json.decode(SCHEMAS.read_bytes())}
+    return Registry().with_resource("urn:openai", Resource.from_contents(contents, default_specification=DRAFT202012))
+
+
+def type_of(schema: Any) -> str | None:
+    """The ``type`` that an event's schema is for."""
+    options = schema.get("properties", {}).get("type", {}).get("enum", [None])
+    return str(options[0])
+
+
+def complaint(registry: Any, schema: str, value: Any) -> str | None:
+    # The real API has "usage": null until the end and strict clients want the key; only this schema has no null for it.
+    response = value.get("response", value)
+    if "usage" in response and response["usage"] is None and schema != "CreateChatCompletionStreamResponse":
+        del response["usage"]
+    schemas = registry.contents("urn:openai")["components"]["schemas"]
+    if schema == "ResponseStreamEvent":  # straight to the one of its type: a union complains in riddles
+        schema = next(
+            name for name, each in schemas.items() if name.endswith("Event") and type_of(each) == value["type"]
+        )
+    validator = Draft202012Validator({"$ref": f"urn:openai#/components/schemas/{schema}"}, registry=registry)
+    error = best_match(validator.iter_errors(value))
+    return error and f"{error.json_path}: {error.message[:300]}"
+
+
+def documents(folder: Path) -> Iterator[tuple[str, Any]]:
+    """(schema, value) for all that the client of a transcript gets."""
+    chat = folder.name.startswith("chat")
+    folded, streamed = (folder / "folded.txt").read_text(), (folder / "streamed.txt").read_text()
+    if not folded.startswith("HTTP"):
+        yield "CreateChatCompletionResponse" if chat else "Response", msgspec.json.decode(folded)
+    for text in (folded, streamed):
+        if text.startswith("HTTP"):
+            yield "ErrorResponse", msgspec.json.decode(text.partition("\n")[2])
+    if not streamed.startswith("HTTP"):
+        for event in sse.Decoder().feed(streamed.encode()):
+            if event.data != b"[DONE]":
+                value = msgspec.json.decode(event.data)
+                schema = "CreateChatCompletionStreamResponse" if chat else "ResponseStreamEvent"
+                yield "ErrorResponse" if chat and "error" in value else schema, value
+
+
+@pytest.mark.parametrize("name", sorted(folder.name for folder in TRANSCRIPTS.iterdir()))
+def test_what_a_client_gets_is_what_the_schemas_say(name: str, registry: Any) -> None:
+    found = list(documents(TRANSCRIPTS / name))
+    assert found
+    assert [said for schema, value in found if (said := complaint(registry, schema, value))] == []
