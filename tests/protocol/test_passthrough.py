@@ -63,12 +63,13 @@ def test_the_beginning_of_reasoning_says_nothing_yet() -> None:
 
 def test_the_response_is_complete_and_echoes_the_client() -> None:
     stream = ResponsesStream({"instructions": Raw(b'"mine"')})
-    push(stream, ITEM, completed(instructions="ours", tools=[1], temperature=None, usage=None))
+    push(stream, ITEM, completed(instructions="ours", tools=[1], temperature=None, usage=None, user=None))
     assert stream.response is not None
     response = msgspec.json.decode(stream.response)
     assert (response["instructions"], response["tools"], response["temperature"]) == ("mine", [], 1.0)
     assert response["output"] == [{"type": "message", "id": "m"}]
     assert (response["status"], response["usage"]) == ("completed", None)
+    assert "user" not in response
 
 
 def test_an_output_that_the_final_event_has_is_kept() -> None:
