@@ -92,7 +92,7 @@ class Relay:
         self._heard = False
         self._stalled = False
         now = trio.current_time()
-        self._last_read = now
+        self._waiting_since = now
         self._last_write = now
         self.error: ApiError | None = None
 
@@ -109,8 +109,8 @@ class Relay:
             if not self._started:
                 raise error
             log.warning("the answer failed on its way", code=error.error.code, reason=error.error.message)
-            await self._write(client, self._conversion.failure(error))
-            await client.end()
+            await client.write(self._conversion.failure(error))
+        await client.end()
 
     async def collect(self) -> tuple[bytes, Sequence[Header]]:
         """The whole answer as one document, and its headers. Raises ApiError."""
@@ -127,6 +127,7 @@ class Relay:
                 await self._drive(client)
             except ApiError as error:
                 self.error = error
+            await self._no_tick()
             nursery.cancel_scope.cancel()
         if self._stalled:
             self.error = self._stall_error()
@@ -150,7 +151,7 @@ class Relay:
             self._headers = self._headers_of(source)
             chunks = source.aiter_bytes()
             async for data in chunks:
-                self._last_read = trio.current_time()
+                self._waiting_since = trio.current_time()
                 self._heard = True
                 out = conversion.feed(data)
                 if out and client is not None:
@@ -167,32 +168,30 @@ class Relay:
             with trio.move_on_after(DRAIN_PATIENCE):
                 async for _ in chunks:
                     pass
-        self._client = None  # from here on a keep-alive would come too late
-        if client is not None:
-            await client.end()
 
     async def _pass_on(self, client: Client, out: bytes) -> None:
-        if not self._started:
+        if not self._started and not self._conversion.begun:
             self._held += out
-            if not self._conversion.begun:
-                return
-            out = await self._start(client)
+            return
+        self._writing = True
+        await self._no_tick()
         await self._write(client, out)
+        self._writing = False
+        # The upstream was not read meanwhile: its silence starts now.
+        self._waiting_since = self._last_write
 
-    async def _start(self, client: Client) -> bytes:
-        """Send the status line; the bytes that were held back for it."""
-        self._started = True
-        held, self._held = self._held, b""
-        await client.start(self._headers)
-        return held
-
-    async def _write(self, client: Client, data: bytes) -> None:
-        # The ticker's write may be under way. A lock would say the same and costs 4 µs for each chunk.
+    async def _no_tick(self) -> None:
+        """Let a write of the ticker end that is under way. A lock would say the same and costs 4 µs for each chunk."""
         while self._tick is not None:
             await self._tick.wait()
-        self._writing = True
+
+    async def _write(self, client: Client, data: bytes) -> None:
+        """Write, after the status line and what was held back with it if they have not gone out yet."""
+        if not self._started:
+            self._started = True
+            data, self._held = self._held + data, b""
+            await client.start(self._headers)
         await client.write(data)
-        self._writing = False
         self._last_write = trio.current_time()
 
     # --- the ticker
@@ -200,7 +199,7 @@ class Relay:
     async def _ticker(self, scope: trio.CancelScope) -> None:
         while True:
             limit = self._deadlines.idle_timeout if self._heard else self._deadlines.first_event_timeout
-            stall_at = self._last_read + limit
+            stall_at = self._waiting_since + limit
             # While a write is pending the upstream is not read: its silence is ours, and the client is not idle.
             if self._writing:
                 stall_at = trio.current_time() + limit
@@ -223,9 +222,7 @@ class Relay:
             return
         self._tick = trio.Event()
         try:
-            held = b"" if self._started else await self._start(client)
-            await client.write(held + self._conversion.keepalive())
-            self._last_write = trio.current_time()
+            await self._write(client, self._conversion.keepalive())
         finally:
             self._tick.set()
             self._tick = None

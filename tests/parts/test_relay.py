@@ -196,6 +196,13 @@ async def test_a_slow_client_stalls_nobody_but_itself(autojump_clock: MockClock)
     assert KEEPALIVE not in client.body
 
 
+async def test_the_upstreams_silence_is_counted_from_the_end_of_a_write(autojump_clock: MockClock) -> None:
+    client = Client(write_seconds=40)
+    steps = [CREATED, ADDED, *([15.0, text("x")] * 10), done("x" * 10), COMPLETED]
+    await relay(Fake(steps), idle_timeout=20).stream(client)
+    assert client.body.endswith(b"data: [DONE]\n\n")
+
+
 async def test_a_beat_and_an_event_at_once_do_not_mix(autojump_clock: MockClock) -> None:
     client = Client(write_seconds=1)
     gaps = [step for _ in range(20) for step in (KEEPALIVE_INTERVAL + 0.5, text("x"))]
