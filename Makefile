@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
+PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
 .PHONY: help demo test lint format lock clean
 help:
