@@ -23,17 +23,19 @@ _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _COLOUR = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31;1m"}
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.WARNING}
 
+# Clients choose much of what is logged, so no part of this may look twice at the same text: every repetition is bounded
+# or takes what it matches for good.
 _SECRETS = re.compile(
     r"""(?xi)
     (?P<before>
-        \b(?:bearer|basic)\s+
-        # A name that tells a secret, with any quoting: a JSON body inside a JSON line has its quotes escaped.
-      | \b(?:[a-z0-9_-]*(?:access|refresh|id)[_-]?token|authorization|x-api-key|api[_-]?key|client_secret|code_verifier
-          |set-cookie|cookie) \\*["']? \s*[:=]\s* \\*["']? (?!(?:bearer|basic)\s)
+        \b(?:bearer|basic)\s{1,8}
+        # The end of a name that tells a secret, with any quoting: JSON inside JSON has its quotes escaped.
+      | (?:access_token|refresh_token|id_token|accesstoken|refreshtoken|authorization|api[_-]?key|client_secret
+          |code_verifier|cookie) \\{0,8}["']? \s{0,8}[:=]\s{0,8} \\{0,8}["']? (?!(?:bearer|basic)\s)
     )
-    [^\s"',}&;\\]+
-    | \beyJ[\w-]{4,}\.[\w-]*(?:\.[\w-]*)?      # a JSON web token, whole or cut off
-    | \b(?:sk|rt|ac|at)[-_][\w-]{12,}           # API keys and opaque tokens by their usual prefixes
+    [^\s"',}&;\\]++
+    | \beyJ[\w-]{4,400}+\.[\w-]*+(?:\.[\w-]*+)?     # a JSON web token, whole or cut off
+    | \b(?:sk|rt|ac|at)[-_][\w-]{12,}+              # API keys and opaque tokens by their usual prefixes
     """
 )
 
