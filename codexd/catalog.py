@@ -19,6 +19,8 @@ from codexd.upstream import Upstream
 
 REFRESH_INTERVAL = 3600.0
 RETRY_INTERVAL = 60.0
+MIN_INTERVAL = 60.0
+"""Seconds between two refreshes, whatever the backend says with its answers."""
 
 log = structlog.get_logger()
 
@@ -53,7 +55,8 @@ class Catalog:
 
     def on_models_etag(self, etag: str) -> None:
         """The backend has told its catalogue's version with an answer; another one than ours makes a refresh due."""
-        if etag != self._etag and self._etag is not None:
+        # Weak or strong makes no difference here, and the two headers were seen to differ in it.
+        if self._etag is not None and etag.removeprefix("W/") != self._etag.removeprefix("W/"):
             self._due.set()
 
     async def keep(self, upstream: Upstream) -> None:
@@ -61,6 +64,7 @@ class Catalog:
         while True:
             pause = REFRESH_INTERVAL if await self.refresh(upstream) else RETRY_INTERVAL
             with trio.move_on_after(pause):
+                await trio.sleep(MIN_INTERVAL)
                 await self._due.wait()
             self._due = trio.Event()
 

@@ -1,5 +1,6 @@
 """The Codex backend over httpx: its headers, its cookies, its refusals. Foreign exceptions end here."""
 
+import math
 import platform
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -41,8 +42,8 @@ class _CloudflareOnly(DefaultCookiePolicy):
         return wanted and super().set_ok(cookie, request)
 
 
-def make_client() -> httpx.AsyncClient:
-    """The one HTTP client of the process, for backend and issuer.
+def make_client(*, trust_env: bool = True) -> httpx.AsyncClient:
+    """The one HTTP client of the process, for backend and issuer. ``trust_env`` honours the environment's proxies.
 
     HTTP/1.1: over one HTTP/2 connection only 100 streams run, and the rest wait without an error. The pool is unbounded
     because one stream is one connection. Reads have no deadline of their own: ``relay`` and ``session`` set those.
@@ -52,6 +53,7 @@ def make_client() -> httpx.AsyncClient:
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=90),
         follow_redirects=False,
+        trust_env=trust_env,
     )
     # The official client asks for no compression; a compressed event stream arrives in lumps.
     del client.headers["accept-encoding"]
@@ -168,6 +170,9 @@ def _foreign(error: Exception) -> errors.ApiError:
         return errors.upstream_unreachable(f"no connection within {CONNECT_TIMEOUT:g} seconds")
     if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
         return errors.upstream_unreachable(str(error) or type(error).__name__)
+    if isinstance(error, httpx.LocalProtocolError):
+        # Its text quotes the header that could not be sent, and that may be the authorization.
+        return errors.upstream_unreachable("the request cannot be sent: a header holds what HTTP does not allow")
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError | httpx.CloseError):
         return errors.stream_ended()
     return errors.upstream_unreachable(str(error) or type(error).__name__)
@@ -181,7 +186,11 @@ def limit_headers(headers: Mapping[str, str], now: float) -> list[tuple[str, str
 
     The backend gives percentages, so the limit is 100 and what remains is the rest of it.
     """
-    passed = [(name, value) for name, value in headers.items() if name.startswith("x-codex-") and value.isprintable()]
+    passed = [
+        (name, value)
+        for name, value in headers.items()
+        if name.startswith("x-codex-") and value.isascii() and value.isprintable()
+    ]
     passed = [(name, value) for name, value in passed if name != "x-codex-turn-state"]
     fullest: tuple[float, str] | None = None
     for window in _WINDOWS:
@@ -204,6 +213,7 @@ def limit_headers(headers: Mapping[str, str], now: float) -> list[tuple[str, str
 
 def _number(text: str | None) -> float | None:
     try:
-        return None if text is None else float(text)
+        number = float(text or "nan")
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

@@ -16,21 +16,19 @@ REFRESH_MARGIN = 300.0
 MAX_AGE = 8 * 86400.0
 """Seconds after which a token that does not say when it expires is renewed; the official client's figure."""
 
-RefreshReason = Literal["proactive_expiry", "unauthorized_recovery", "scheduled"]
+RefreshReason = Literal["proactive_expiry", "unauthorized_recovery"]
 
 _PERMANENT = frozenset({"invalid_grant", "refresh_token_invalidated", "refresh_token_expired", "refresh_token_reused"})
 
 
 class AuthClaim(Struct, frozen=True):
     chatgpt_account_id: str | None = None
-    chatgpt_plan_type: str | None = None
 
 
 class Claims(Struct, frozen=True, rename={"auth": "https://api.openai.com/auth"}):
     """The claims that codexd reads; the signature is the issuer's business and not checked."""
 
     exp: float | None = None
-    email: str | None = None
     auth: AuthClaim = AuthClaim()
 
 

@@ -84,6 +84,13 @@ class Session:
             return False
         return credentials.refresh_token is not None or self._seconds_left(credentials) > 0
 
+    @property
+    def ready(self) -> bool:
+        """Whether a request made now would get past the sign-in."""
+        if not self.signed_in or self._credentials is None:
+            return False
+        return self._seconds_left(self._credentials) > 0 or trio.current_time() >= self._retry_at
+
     async def token(self) -> Access:
         """The access token, renewed first when it is about to expire. Raises ApiError 401 or 503."""
         self._reread()
@@ -113,8 +120,8 @@ class Session:
                     await self.token()
             except ApiError as error:
                 log.debug("token keeper", error=error.error.message)
-            if self._unsaved:
-                self._save(self._require())
+            if self._unsaved and self._credentials is not None:
+                self._save(self._credentials)
             await trio.sleep(_KEEP_INTERVAL)
 
     # --- the file
@@ -130,6 +137,8 @@ class Session:
                 self._adopt(credentials, signature, None if credentials else "Not signed in")
                 log.info("credentials loaded", account_id=credentials and credentials.account())
         except StoreError as error:
+            if self._unsaved:
+                return  # what this process holds is newer than any file, and the only copy
             if self._fault != str(error):
                 log.error("credentials cannot be used", reason=str(error))
             self._adopt(None, None, str(error))

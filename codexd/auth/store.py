@@ -7,6 +7,7 @@ moment the file is the old one or the new one, whole.
 import contextlib
 import fcntl
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ class _Stored(Struct, kw_only=True):
     id_token: str | None = None
 
 
+_SENDABLE = re.compile(r"[\x21-\x7e]+")
+"""What can stand in a header: a token pasted with a line end or an ellipsis cannot."""
+
 Signature = tuple[int, int, int]
 """Tells whether the file was replaced: inode, size, time of change."""
 
@@ -91,6 +95,9 @@ def load(path: Path) -> Credentials | None:
         tree = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} is not a usable credentials file ({error})") from error
+    for key in ("access_token", "refresh_token", "account_id"):
+        if not _SENDABLE.fullmatch(getattr(stored, key) or "x"):
+            raise StoreError(f"{path} is not a usable credentials file ({key} holds characters that cannot be sent)")
     known = msgspec.structs.asdict(stored)
     extra = {key: value for key, value in tree.items() if key not in known}
     known["expires_at"] = _seconds(stored.expires_at)

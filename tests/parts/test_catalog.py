@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from codexd.auth import store
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
-from codexd.catalog import REFRESH_INTERVAL, RETRY_INTERVAL, Catalog
+from codexd.catalog import MIN_INTERVAL, REFRESH_INTERVAL, RETRY_INTERVAL, Catalog
 from codexd.config import Backend
 from codexd.upstream import Upstream
 
@@ -127,10 +127,16 @@ async def test_it_is_refreshed_hourly_sooner_after_a_failure_and_on_news(
         await trio.sleep(RETRY_INTERVAL)
         assert len(backend.requests) == 2
         await trio.sleep(REFRESH_INTERVAL / 2)
-        models.on_models_etag('W/"1"')
+        models.on_models_etag('"1"')  # weak or strong is the same
         await trio.sleep(1)
         assert len(backend.requests) == 2
         models.on_models_etag('W/"2"')
         await trio.sleep(1)
         assert len(backend.requests) == 3
+        for _ in range(20):  # a backend that never agrees with itself
+            models.on_models_etag('W/"3"')
+            await trio.sleep(1)
+        assert len(backend.requests) == 3
+        await trio.sleep(MIN_INTERVAL)
+        assert len(backend.requests) == 4
         nursery.cancel_scope.cancel()

@@ -279,6 +279,41 @@ async def test_tokens_that_cannot_be_saved_are_used_and_saved_later(
     assert len(issuer.requests) == 1
 
 
+async def test_tokens_that_cannot_be_saved_outlive_a_broken_file_and_a_refusal(
+    autojump_clock: MockClock, make: Make, issuer: Issuer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "write_durably", full)
+    fresh = (await session.token()).token
+    path.write_text("{")
+    assert (await session.token()).token == fresh
+    await trio.sleep(61)
+    issuer.faults = [httpx.Response(401)]
+    assert (await refused(session.replace(fresh))).status == 401
+    monkeypatch.undo()
+    with trio.move_on_after(1):
+        await session.keep()  # does not end the daemon
+    stored = store.load(path)
+    assert stored is not None
+    assert stored.access_token == fresh
+
+
+async def test_ready_means_that_a_request_would_get_past_the_sign_in(
+    autojump_clock: MockClock, make: Make, issuer: Issuer
+) -> None:
+    session = make(seconds_left=-5)
+    assert session.ready  # a refresh may well work
+    issuer.faults = [httpx.Response(500)]
+    await refused(session.token())
+    assert not session.ready
+    await trio.sleep(2)
+    assert session.ready
+
+
 async def test_a_directory_that_cannot_be_written_spends_no_refresh_token(
     autojump_clock: MockClock, make: Make, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

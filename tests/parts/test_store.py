@@ -43,10 +43,23 @@ def test_milliseconds_are_read_as_what_they_are(tmp_path: Path) -> None:
     assert (loaded.expires_at, loaded.updated_at) == (1795330000.0, 1795320000)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"refresh_token": "r"}', '{"access_token": 7}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"access_token": "a\\n"}',
+        '{"access_token": "…"}',
+        '{"access_token": "a", "account_id": "é"}',
+        "",
+        "{",
+        "[]",
+        '{"refresh_token": "r"}',
+        '{"access_token": 7}',
+        "\xff",
+    ],
+)
 def test_a_file_that_cannot_be_used_says_so(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokens.json"
-    path.write_bytes(text.encode("latin-1"))
+    path.write_bytes(text.encode() if text.startswith("{") else text.encode("latin-1"))
     with pytest.raises(StoreError, match="not a usable credentials file"):
         store.load(path)
     path.unlink()

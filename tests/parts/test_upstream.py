@@ -1,0 +1,38 @@
+import math
+
+import httpx
+import pytest
+
+from codexd.upstream import _foreign, limit_headers
+
+NOW = 1_795_000_000.0
+
+
+def limits(**headers: str) -> dict[str, str]:
+    return dict(limit_headers({f"x-codex-{name.replace('_', '-')}": value for name, value in headers.items()}, NOW))
+
+
+def test_the_fullest_window_is_told_in_openais_words() -> None:
+    found = limits(primary_used_percent="12.5", secondary_used_percent="60", secondary_reset_at=str(NOW + 90))
+    assert found["x-ratelimit-remaining-requests"] == "40"
+    assert found["x-ratelimit-reset-requests"] == "90s"
+    assert found["x-codex-primary-used-percent"] == "12.5"
+    assert limits(primary_used_percent="150")["x-ratelimit-remaining-requests"] == "0"
+    assert limits(plan_type="plus") == {"x-codex-plan-type": "plus"}
+
+
+@pytest.mark.parametrize("odd", ["nan", "inf", "-inf", "x", "", "1e999"])
+def test_odd_numbers_are_no_numbers(odd: str) -> None:
+    assert "x-ratelimit-limit-requests" not in limits(primary_used_percent=odd)
+    assert "x-ratelimit-reset-requests" not in limits(primary_used_percent="1", primary_reset_at=odd)
+    assert math.isfinite(float(limits(primary_used_percent="1")["x-ratelimit-remaining-requests"]))
+
+
+def test_what_cannot_stand_in_a_header_and_what_is_the_backends_own_business_is_left_out() -> None:
+    assert limits(promo_message="5 €", turn_state="x", limit_name="a\r\nb") == {}
+
+
+def test_a_request_that_cannot_be_sent_does_not_quote_its_headers() -> None:
+    error = _foreign(httpx.LocalProtocolError("Illegal header value b'Bearer sEcReT'"))
+    assert "Bearer" not in error.error.message
+    assert error.status == 502
