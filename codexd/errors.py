@@ -64,11 +64,14 @@ def unsupported(param: str, message: str) -> ApiError:
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
-def model_not_found(name: str, near: list[str], known: list[str]) -> ApiError:
+def model_not_found(name: str, near: list[str], known: list[str], *, alias: str | None = None) -> ApiError:
+    subject = (
+        f"The model {name!r}" if alias is None else f"{alias!r} is an alias in [models.aliases]: its model {name!r}"
+    )
     nearest = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return ApiError(
         404,
-        f"The model {name!r} does not exist or this account has no access to it.{nearest} "
+        f"{subject} does not exist or this account has no access to it.{nearest} "
         f"Known models: {', '.join(known)}. Each also works with an effort, as in NAME-high; "
         "other names can be mapped in [models.aliases].",
         code="model_not_found",
@@ -92,6 +95,25 @@ def issuer_unavailable(why: str, retry_after: int) -> ApiError:
         type="server_error",
         code="auth_unavailable",
         retry_after=retry_after,
+    )
+
+
+def cross_site() -> ApiError:
+    return ApiError(
+        403,
+        "A web page of another site may not use this codexd. Set a client key in [server.client_keys] and let the page "
+        "send it, if it is meant to.",
+        code="cross_site_request",
+    )
+
+
+def shutting_down() -> ApiError:
+    return ApiError(
+        503,
+        "codexd is stopping, and the time for open answers (server.drain_seconds) is over. Send the request again.",
+        type="server_error",
+        code="shutting_down",
+        retry_after=5,
     )
 
 

@@ -90,7 +90,8 @@ class Relay:
         self._writing = False
         self._tick: trio.Event | None = None
         self._heard = False
-        self._stalled = False
+        self._aborted: ApiError | None = None
+        self._scope: trio.CancelScope | None = None
         now = trio.current_time()
         self._waiting_since = now
         self._last_write = now
@@ -107,7 +108,7 @@ class Relay:
         error = self.error
         if error is not None:
             if not self._started:
-                raise error
+                raise self._with_headers(error)
             log.warning("the answer failed on its way", code=error.error.code, reason=error.error.message)
             await client.write(self._conversion.failure(error))
         await client.end()
@@ -116,21 +117,32 @@ class Relay:
         """The whole answer as one document, and its headers. Raises ApiError."""
         await self._run(None)
         if self.error is not None:
-            raise self.error
+            raise self._with_headers(self.error)
         return self._conversion.document(), self._headers
+
+    def abort(self, error: ApiError) -> None:
+        """End the answer with this error, unless it is complete already."""
+        if self._scope is not None and not self._conversion.done:
+            self._aborted = error
+            self._scope.cancel()
+
+    def _with_headers(self, error: ApiError) -> ApiError:
+        """A failure inside a 200 tells the limits as well."""
+        error.headers = error.headers or list(self._headers)
+        return error
 
     async def _run(self, client: Client | None) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._ticker, nursery.cancel_scope)
-            # The driver is this task: its exceptions, a bug's included, need no unwrapping from a group.
+            self._scope = nursery.cancel_scope
+            nursery.start_soon(self._ticker)
+            # The driver is this task: its ApiError is caught in here and never becomes a group. A bug does, loudly.
             try:
                 await self._drive(client)
             except ApiError as error:
                 self.error = error
             await self._no_tick()
             nursery.cancel_scope.cancel()
-        if self._stalled:
-            self.error = self._stall_error()
+        self.error = self._aborted or self.error
 
     # --- the driver
 
@@ -138,11 +150,14 @@ class Relay:
         try:
             await self._attempt(client)
         except ApiError as error:
+            if self._conversion.done:
+                return  # the connection broke when all was said
             if not error.retryable or self._started or self._conversion.begun:
                 raise
             log.info("trying once more", after=error.error.code)
             await trio.sleep(RETRY_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - a pause is no secret
             self._conversion, self._held = self._convert(), b""
+            self._waiting_since, self._heard = trio.current_time(), False
             await self._attempt(client)
 
     async def _attempt(self, client: Client | None) -> None:
@@ -196,7 +211,7 @@ class Relay:
 
     # --- the ticker
 
-    async def _ticker(self, scope: trio.CancelScope) -> None:
+    async def _ticker(self) -> None:
         while True:
             limit = self._deadlines.idle_timeout if self._heard else self._deadlines.first_event_timeout
             stall_at = self._waiting_since + limit
@@ -204,8 +219,7 @@ class Relay:
             if self._writing:
                 stall_at = trio.current_time() + limit
             elif trio.current_time() >= stall_at:
-                self._stalled = True
-                scope.cancel()
+                self.abort(self._stall_error())
                 return
             # Reads without output (the upstream's own pings) are silence to the client.
             keepalive_at = self._last_write + KEEPALIVE_INTERVAL

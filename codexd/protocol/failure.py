@@ -189,7 +189,7 @@ def _wait_in(text: str) -> int | None:
         return None
     unit = found[2].lower()
     scale = 0.001 if unit.startswith(("ms", "mil")) else 60 if unit.startswith("m") else 1
-    return _whole(float(found[1]) * scale)
+    return whole_seconds(float(found[1]) * scale)
 
 
 def _retry_after(headers: Mapping[str, str], said: _Error, now: float) -> int | None:
@@ -197,12 +197,12 @@ def _retry_after(headers: Mapping[str, str], said: _Error, now: float) -> int | 
     if (given := headers.get("retry-after", "")).isdecimal():
         return int(given)
     if said.resets_at is not None:
-        return _whole(said.resets_at - now)
+        return whole_seconds(said.resets_at - now)
     if said.resets_in_seconds is not None:
-        return _whole(said.resets_in_seconds)
+        return whole_seconds(said.resets_in_seconds)
     return _wait_in(said.message or "")
 
 
-def _whole(seconds: float) -> int:
+def whole_seconds(seconds: float) -> int:
     # Rounded up: a client that comes back too early is refused again. Bounded: clocks differ, and texts lie.
     return max(1, min(int(-(-seconds // 1)), 31 * 86400))

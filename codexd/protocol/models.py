@@ -48,12 +48,18 @@ class Catalogue:
         if live is not None:
             listed = {model.slug: model for model in live}
             self._models.update(listed)
-        self.listed = [m.slug for m in listed.values() if m.listed] + sorted(set(aliases) - set(listed))
+        self.listed = [m.slug for m in listed.values() if m.listed] + sorted(
+            alias for alias in aliases if alias not in listed and self._find(alias, aliases) is not None
+        )
 
     def resolve(self, name: str) -> Resolved:
         """Raises ApiError: 404 for an unknown name, 400 for an effort in the name that the model lacks."""
         found = self._find(name, self._aliases)
         if found is None:
+            stem = name.rpartition("-")[0]
+            alias = next((each for each in (name, stem) if each in self._aliases), None)
+            if alias is not None:
+                raise errors.model_not_found(self._aliases[alias], [], self.listed, alias=alias)
             near = difflib.get_close_matches(name, [*self._models, *self._aliases], n=2)
             raise errors.model_not_found(name, near, self.listed)
         if found.effort is not None:
@@ -76,8 +82,8 @@ class Catalogue:
 
 
 def check_effort(model: Model, effort: str) -> None:
-    """Raises ApiError 400 naming what the model offers."""
-    if effort not in model.efforts:
+    """Raises ApiError 400 naming what the model offers. A model that says nothing of efforts may have any."""
+    if model.efforts and effort not in model.efforts:
         raise errors.bad_request(
             f"The model {model.slug!r} has no reasoning effort {effort!r}. It offers: {', '.join(model.efforts)}.",
             param="reasoning_effort",

@@ -5,7 +5,7 @@ dropped by a rule that the answer's ``x-codexd-adjusted`` header reports, or ref
 """
 
 import re
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -18,29 +18,29 @@ class Rule(NamedTuple):
 
     treatment: Literal["forwarded", "adjusted", "dropped", "refused"]
     note: str = ""
-    harmless: tuple[str, ...] = ()
+    harmless: tuple[Any, ...] = ()
 
 
 _BACKEND = "the backend refuses it"
 _SHARED: dict[str, Rule] = {
     "model": Rule("adjusted", "resolved to a model and, from a `NAME-EFFORT` name, its reasoning effort"),
     "stream": Rule("adjusted", "the backend is always streamed; codexd collects the answer when the client is not"),
-    "tools": Rule("forwarded", "in the shape that the model asks for"),
+    "tools": Rule("forwarded", "function tools, in the shape that the model asks for"),
     "tool_choice": Rule("forwarded", "`auto` for responses-lite models; `none` then leaves the tools out"),
     "parallel_tool_calls": Rule("forwarded", "`false` for responses-lite models"),
     "service_tier": Rule(
-        "adjusted", "`fast` and `priority` become `priority`; others are dropped", ('"auto"', '"default"')
+        "adjusted", "`fast` and `priority` become `priority`; others are dropped", ("auto", "default")
     ),
     "prompt_cache_key": Rule("forwarded", "derived from instructions, tools and first user turn when absent"),
     "temperature": Rule("dropped", _BACKEND),
     "top_p": Rule("dropped", _BACKEND),
     "user": Rule("dropped", _BACKEND),
-    "metadata": Rule("dropped", _BACKEND, ("{}",)),
+    "metadata": Rule("dropped", _BACKEND, ({},)),
     "safety_identifier": Rule("dropped", _BACKEND),
     "prompt_cache_retention": Rule("dropped", _BACKEND),
     "prompt_cache_options": Rule("dropped", _BACKEND),
     "moderation": Rule("dropped", _BACKEND),
-    "store": Rule("dropped", "nothing is stored, here or at the backend", ("false",)),
+    "store": Rule("dropped", "nothing is stored, here or at the backend", (False,)),
 }
 
 CHAT: dict[str, Rule] = _SHARED | {
@@ -51,19 +51,19 @@ CHAT: dict[str, Rule] = _SHARED | {
     "verbosity": Rule("forwarded"),
     "max_tokens": Rule("dropped", _BACKEND),
     "max_completion_tokens": Rule("dropped", _BACKEND),
-    "stop": Rule("dropped", _BACKEND, ("[]",)),
-    "presence_penalty": Rule("dropped", _BACKEND, ("0", "0.0")),
-    "frequency_penalty": Rule("dropped", _BACKEND, ("0", "0.0")),
-    "logit_bias": Rule("dropped", _BACKEND, ("{}",)),
+    "stop": Rule("dropped", _BACKEND, ([],)),
+    "presence_penalty": Rule("dropped", _BACKEND, (0,)),
+    "frequency_penalty": Rule("dropped", _BACKEND, (0,)),
+    "logit_bias": Rule("dropped", _BACKEND, ({},)),
     "seed": Rule("dropped", _BACKEND),
     "prediction": Rule("dropped", _BACKEND),
     "web_search_options": Rule("dropped", _BACKEND),
-    "n": Rule("refused", "one answer a request", ("1",)),
-    "logprobs": Rule("refused", _BACKEND, ("false",)),
-    "top_logprobs": Rule("refused", _BACKEND, ("0",)),
+    "n": Rule("refused", "one answer a request", (1,)),
+    "logprobs": Rule("refused", _BACKEND, (False,)),
+    "top_logprobs": Rule("refused", _BACKEND, (0,)),
     "audio": Rule("refused", "the backend has no audio"),
-    "modalities": Rule("refused", "the backend answers in text", ('["text"]',)),
-    "functions": Rule("refused", "use `tools`", ("[]",)),
+    "modalities": Rule("refused", "the backend answers in text", (["text"],)),
+    "functions": Rule("refused", "use `tools`", ([],)),
     "function_call": Rule("refused", "use `tool_choice`"),
 }
 
@@ -76,11 +76,11 @@ RESPONSES: dict[str, Rule] = _SHARED | {
     "client_metadata": Rule("forwarded", "the official client's own"),
     "max_output_tokens": Rule("dropped", _BACKEND),
     "max_tool_calls": Rule("dropped", _BACKEND),
-    "truncation": Rule("dropped", _BACKEND, ('"disabled"',)),
+    "truncation": Rule("dropped", _BACKEND, ("disabled",)),
     "context_management": Rule("dropped", _BACKEND),
-    "top_logprobs": Rule("dropped", _BACKEND, ("0",)),
+    "top_logprobs": Rule("dropped", _BACKEND, (0,)),
     "stream_options": Rule("dropped", "events pass as they come"),
-    "background": Rule("refused", "nothing runs on without a client", ("false",)),
+    "background": Rule("refused", "nothing runs on without a client", (False,)),
     "previous_response_id": Rule("refused", "nothing is stored: send the whole input"),
     "conversation": Rule("refused", "nothing is stored: send the whole input"),
     "prompt": Rule("refused", "the backend has no prompt templates for this sign-in"),
@@ -97,20 +97,29 @@ def sort_out(body: bytes, rules: dict[str, Rule]) -> list[str]:
     """
     adjusted: list[str] = []
     for name, raw in _KEYS.decode(body).items():
-        value = bytes(raw).decode()
-        if value == "null":
-            continue
         rule = rules.get(name)
-        if rule is None:
-            # Unknown names are dropped like known ones; what cannot stand in a header is only counted.
-            adjusted.append(f"{name if _SANE_NAME.fullmatch(name) else 'unknown'}=dropped")
-        elif value in rule.harmless:
+        value = _value(raw)
+        if value is None or (rule is not None and value in rule.harmless):
             continue
+        if rule is None:
+            # Unknown names are dropped like known ones; what cannot stand in a header has no name there.
+            adjusted.append(f"{name if _SANE_NAME.fullmatch(name) else 'unknown'}=dropped")
         elif rule.treatment == "refused":
-            raise errors.unsupported(name, f"{name!r} is not supported with this value: {rule.note}.")
+            how = " with this value" if rule.harmless else ""
+            raise errors.unsupported(name, f"{name!r} is not supported{how}: {rule.note}.")
         elif rule.treatment == "dropped":
             adjusted.append(f"{name}=dropped")
-    return adjusted
+    return list(dict.fromkeys(adjusted))
+
+
+def _value(raw: Raw) -> object:
+    """A small value, decoded; anything for a large one, which is no harmless value."""
+    if len(bytes(raw)) > 64:
+        return ...
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ...
 
 
 def table(rules: dict[str, Rule]) -> str:

@@ -12,15 +12,14 @@ from codexd import errors
 from codexd.errors import ApiError, ErrorObject
 from codexd.protocol import sse
 from codexd.protocol.request import NAMESPACE
-from codexd.protocol.responses import Cancelled, ErrorEvent, Failed, RawObject, Usage, decode_event
+from codexd.protocol.responses import FAILURES, Failed, RawObject, Usage, decode_event
 from codexd.protocol.stream import failed
 
 _SILENT = frozenset({"response.created", "response.in_progress", "response.queued"})
 """Events that say nothing of the answer yet."""
 
-_WITH_RESPONSE = _SILENT | {"response.completed", "response.incomplete", "response.failed"}
 _TERMINAL = {"response.completed": "completed", "response.incomplete": "incomplete"}
-_FAILURES = frozenset({"response.failed", "response.cancelled", "error"})
+_WITH_RESPONSE = _SILENT | set(_TERMINAL)
 
 ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls", "safety_identifier",
           "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user")  # fmt: skip
@@ -121,7 +120,7 @@ class ResponsesStream:
 
     def _push(self, head: _Head, data: bytes) -> bytes:
         kind = head.type
-        if kind in _FAILURES:
+        if kind in FAILURES:
             return self._fail(data)
         if kind == "response.metadata":
             return b""
@@ -152,6 +151,8 @@ class ResponsesStream:
         return sse.encode(b"error", msgspec.json.encode(frame))
 
     def keepalive(self) -> bytes:
+        if self._sequence < 0:
+            return b": keepalive\n\n"  # OpenAI's SDK wants response.created to be the first event
         # An event and no comment: clients of this dialect, the official one among them, reset their idle timer on
         # events alone.
         return sse.encode(b"keepalive", msgspec.json.encode(_Keepalive("keepalive", self._next())))
@@ -173,16 +174,10 @@ class ResponsesStream:
 
     def _fail(self, data: bytes) -> bytes:
         event = decode_event(data)
-        match event:
-            case Failed():
-                raw = _OBJECT.decode(data)
-                self._failure = msgspec.json.encode(raw | {"response": self._complete(raw["response"])})
-                self.error = failed(event)
-            case Cancelled() | ErrorEvent():
-                self.error = failed(event)
-            case _:
-                # A failure in a shape that nobody has seen yet is still a failure.
-                self.error = failed(ErrorEvent())
+        if isinstance(event, Failed):
+            raw = _OBJECT.decode(data)
+            self._failure = msgspec.json.encode(raw | {"response": self._complete(raw["response"])})
+        self.error = failed(event)
         return b""
 
     def _item(self, kind: str, data: bytes) -> RawObject:

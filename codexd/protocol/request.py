@@ -72,6 +72,8 @@ def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings) -
     items: list[InputItem] = []
     for index, message in enumerate(messages, len(asked.messages) - len(messages)):
         items += _message_items(message, f"messages[{index}]")
+    if not items:
+        raise errors.bad_request("messages must hold some content.", param="messages")
     tools: list[Tool] = [_function_tool(tool.function) for tool in asked.tools or ()]
     model = resolved.model
     request = UpstreamRequest(
@@ -101,7 +103,9 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
     if set(asked.include or ()) - set(INCLUDE):
         adjusted.append(f"include={INCLUDE[0]}")
     own = asked.instructions or None
-    instructions = "\n\n".join(filter(None, (settings.prompt, own))) or NEUTRAL
+    instructions = "\n\n".join(filter(None, (settings.prompt, own)))
+    if not instructions:
+        instructions, items = _leading_texts(items)
     tools: list[Tool] = list(asked.tools or ())
     reasoning, model = asked.reasoning, resolved.model
     summary = (reasoning and (reasoning.summary or reasoning.generate_summary)) or "auto"
@@ -159,7 +163,7 @@ def to_lite(request: UpstreamRequest, instructions: str, adjusted: list[str]) ->
     if items and _type_of(items[0]) == "additional_tools":
         # The official client as our client: its tools come first, and stay there.
         head.append(items.pop(0))
-    elif tools:
+    if tools:
         head.append(_wrapped(tools))
     head.append(Message(role="developer", content=[InputText(text=instructions)]))
     return msgspec.structs.replace(
@@ -305,6 +309,26 @@ def _fit_item(item: RawObject, adjusted: list[str]) -> InputItem | None:
         part = OutputText(text=text) if role == "assistant" else InputText(text=text)
         item["content"] = _raw([part])
     return {"type": Raw(b'"message"'), **item}
+
+
+def _leading_texts(items: list[InputItem]) -> tuple[str, list[InputItem]]:
+    """The client's own developer texts at the start as instructions, as in the other dialect."""
+    texts: list[str] = []
+    for item in items:
+        if not isinstance(item, dict) or _role_of(item) != "developer":
+            break
+        try:
+            parts = msgspec.json.decode(item.get("content", b"[]"), type=list[_TextPart])
+        except msgspec.ValidationError:
+            break
+        texts.append("\n".join(part.text for part in parts))
+    rest = items[len(texts) :]
+    text = "\n\n".join(filter(None, texts))
+    return (text, rest) if text and rest else (NEUTRAL, items)
+
+
+class _TextPart(Struct):
+    text: str
 
 
 # --- the Chat Completions dialect

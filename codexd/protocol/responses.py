@@ -161,7 +161,6 @@ class Item(Struct, frozen=True, kw_only=True):
     """An output item, of whatever type: the keys that the chat conversion uses."""
 
     type: str = ""
-    id: str | None = None
     phase: str | None = None
     name: str = ""
     call_id: str = ""
@@ -179,18 +178,20 @@ class OutputTokensDetails(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """Token counts; the details may be null or missing."""
+    """Token counts; any of them may be null or missing."""
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_tokens: int = 0
+    input_tokens: int | None = 0
+    output_tokens: int | None = 0
+    total_tokens: int | None = 0
     input_tokens_details: InputTokensDetails | None = None
     output_tokens_details: OutputTokensDetails | None = None
 
 
 class ResponseError(Struct, frozen=True):
-    code: str | None = None
+    code: str | int | None = None
     message: str | None = None
+    type: str | None = None
+    resets_in_seconds: float | None = None
 
 
 class IncompleteDetails(Struct, frozen=True):
@@ -204,10 +205,6 @@ class Response(Struct, frozen=True, kw_only=True):
     incomplete_details: IncompleteDetails | None = None
     output: list[Item] | None = None
     usage: Usage | None = None
-
-
-class Created(Struct, frozen=True, kw_only=True, tag="response.created"):
-    pass
 
 
 class OutputItemAdded(Struct, frozen=True, kw_only=True, tag="response.output_item.added"):
@@ -270,7 +267,7 @@ class Cancelled(Struct, frozen=True, kw_only=True, tag="response.cancelled"):
 class ErrorEvent(Struct, frozen=True, kw_only=True, tag="error"):
     """Either flat or with the error inside; both were seen."""
 
-    code: str | None = None
+    code: str | int | None = None
     message: str | None = None
     error: ResponseError | None = None
 
@@ -282,8 +279,7 @@ class Other(Struct, frozen=True, kw_only=True):
 
 
 Known = (
-    Created
-    | OutputItemAdded
+    OutputItemAdded
     | OutputItemDone
     | TextDelta
     | RefusalDelta
@@ -299,6 +295,8 @@ Known = (
 )
 Event = Known | Other
 
+FAILURES = frozenset({"response.failed", "response.cancelled", "error"})
+
 _KNOWN: msgspec.json.Decoder[Known] = msgspec.json.Decoder(Known)
 _OTHER = msgspec.json.Decoder(Other)
 
@@ -312,6 +310,8 @@ def decode_event(data: bytes) -> Event:
         return _KNOWN.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         try:
-            return _OTHER.decode(data)
+            other = _OTHER.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return Other()
+        # A failure in a shape that nobody has seen yet is still a failure.
+        return ErrorEvent() if other.type in FAILURES else other

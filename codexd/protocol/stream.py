@@ -203,7 +203,7 @@ class ChatStream:
         if self._reasoned not in (None, here):
             text = f"\n\n{text}"
         self._reasoned = here
-        return self._chunks(Delta(reasoning_content=text))
+        return self._chunks(Delta(reasoning_content=text), said=self._items[output_index].commentary)
 
     def _whole_reasoning(self, output_index: int, parts: Iterable[Part]) -> list[Chunk]:
         return [chunk for index, part in enumerate(parts) for chunk in self._reasoning(output_index, index, part.text)]
@@ -248,14 +248,19 @@ class ChatStream:
 
     # --- chunks
 
-    def _chunks(self, delta: Delta | None = None, finish_reason: FinishReason | None = None) -> list[Chunk]:
-        """The chunk of a delta, after the one with the role if that has not gone out yet."""
+    def _chunks(
+        self, delta: Delta | None = None, finish_reason: FinishReason | None = None, *, said: bool = True
+    ) -> list[Chunk]:
+        """The chunk of a delta, after the one with the role if that has not gone out yet.
+
+        ``said``: it is something of the answer, and not of the reasoning before it.
+        """
         chunks = []
         if not self.begun:
             self.begun = True
             chunks.append(self._chunk([ChunkChoice(0, Delta(role="assistant", content=""))]))
         if delta is not None:
-            self._said = True
+            self._said |= said
             chunks.append(self._chunk([ChunkChoice(0, delta, finish_reason=finish_reason)]))
         return chunks
 
@@ -270,26 +275,30 @@ class ChatStream:
         )
 
 
-def failed(event: Failed | Cancelled | ErrorEvent) -> ApiError:
-    """The error that a terminal event without success stands for."""
-    match event:
-        case Failed(response=response):
-            said = response.error or ResponseError()
-            return failure.in_stream(said.code, said.message)
-        case ErrorEvent():
-            inner = event.error or event
-            return failure.in_stream(inner.code, inner.message)
-        case _:
-            return failure.in_stream("upstream_cancelled", "The ChatGPT backend cancelled the answer.")
+def failed(event: Event) -> ApiError:
+    """The error that a terminal event without success stands for: failed, error or cancelled."""
+    if isinstance(event, Failed):
+        said = event.response.error or ResponseError()
+    elif isinstance(event, ErrorEvent):
+        said = event.error or ResponseError(event.code, event.message)
+    else:
+        said = ResponseError("upstream_cancelled", "The ChatGPT backend cancelled the answer.")
+    # usage_limit_reached and its like were seen as a type, without a code.
+    code = said.code if said.code is not None else said.type
+    error = failure.in_stream(None if code is None else str(code), said.message)
+    if error.retry_after is None and said.resets_in_seconds is not None:
+        error.retry_after = failure.whole_seconds(said.resets_in_seconds)
+    return error
 
 
 def chat_usage(usage: Usage) -> CompletionUsage:
     """Token counts in Chat Completions' words. Cached and reasoning tokens are part of the totals."""
+    tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
     prompt, completion = usage.input_tokens_details, usage.output_tokens_details
     return CompletionUsage(
-        prompt_tokens=usage.input_tokens,
-        completion_tokens=usage.output_tokens,
-        total_tokens=usage.total_tokens or usage.input_tokens + usage.output_tokens,
+        prompt_tokens=tokens_in,
+        completion_tokens=tokens_out,
+        total_tokens=usage.total_tokens or tokens_in + tokens_out,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=(prompt and prompt.cached_tokens) or 0),
         completion_tokens_details=CompletionTokensDetails(
             reasoning_tokens=(completion and completion.reasoning_tokens) or 0

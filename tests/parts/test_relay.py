@@ -30,6 +30,7 @@ class Fake:
         self.plays = list(plays)
         self.opened = self.closed = 0
         self.fault: ApiError | None = None
+        self.broken_end = False
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Fake"]:
@@ -39,18 +40,21 @@ class Fake:
             if self.fault is not None:
                 raise self.fault
             yield self
+        except ConnectionError as error:
+            raise ApiError(502, "broken", retryable=True) from error
         finally:
             self.closed += 1
 
     def aiter_bytes(self) -> AsyncIterator[bytes]:
-        return Play(self.plays[min(self.opened, len(self.plays)) - 1])
+        return Play(self.plays[min(self.opened, len(self.plays)) - 1], self.broken_end)
 
 
 class Play:
     """The steps of one answer. A class: an async generator that is left half-way is another matter than this test's."""
 
-    def __init__(self, steps: "list[Json | float]") -> None:
+    def __init__(self, steps: "list[Json | float]", broken_end: bool) -> None:
         self._steps = iter(steps)
+        self._broken_end = broken_end
 
     def __aiter__(self) -> "Play":
         return self
@@ -62,6 +66,8 @@ class Play:
             else:
                 await trio.lowlevel.checkpoint()
                 return sse.encode(step["type"].encode(), msgspec.json.encode(step))
+        if self._broken_end:
+            raise ConnectionError
         raise StopAsyncIteration
 
 
@@ -252,3 +258,41 @@ async def test_a_bug_is_loud(autojump_clock: MockClock) -> None:
     with pytest.RaisesGroup(ZeroDivisionError):
         await relay(fake).stream(Broken())
     assert fake.closed == 1
+
+
+async def test_a_connection_that_breaks_when_all_is_said_changes_nothing(autojump_clock: MockClock) -> None:
+    fake, client = Fake(WHOLE), Client()
+    fake.broken_end = True
+    await relay(fake).stream(client)
+    assert client.body.endswith(b"data: [DONE]\n\n")
+    document, _ = await relay(fake, lambda: chat(streamed=False)).collect()
+    assert b"Hello" in document
+    assert fake.opened == 2
+
+
+async def test_the_retry_has_its_own_deadline(autojump_clock: MockClock) -> None:
+    fake, client = Fake([1.5, failed("server_error")], [1.5, *WHOLE]), Client()
+    await relay(fake, first_event_timeout=2, idle_timeout=2).stream(client)
+    assert client.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_an_answer_can_be_ended_with_a_word(autojump_clock: MockClock) -> None:
+    client = Client()
+    running = relay(Fake([CREATED, ADDED, text("Hel"), 100.0, *WHOLE]))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(running.stream, client)
+        await trio.sleep(5)
+        running.abort(ApiError(503, "stopping"))
+    assert b'"message":"stopping"' in client.body
+    assert client.ended
+    running.abort(ApiError(503, "too late"))
+    whole = relay(Fake(WHOLE))
+    whole.abort(ApiError(503, "too early"))
+    await whole.stream(client := Client())
+    assert client.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_failure_inside_a_200_tells_the_limits(autojump_clock: MockClock) -> None:
+    with pytest.raises(ApiError) as caught:
+        await relay(Fake([failed("rate_limit_exceeded")])).stream(Client())
+    assert caught.value.headers == [("x-codex-plan-type", "plus")]

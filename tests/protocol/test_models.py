@@ -65,7 +65,10 @@ def test_an_alias_stands_for_a_model_and_takes_an_effort() -> None:
 
 @pytest.mark.parametrize("aliases", [{"a": "b", "b": "a"}, {"a": "a-high"}, {"a": "nothing"}])
 def test_an_alias_that_leads_nowhere_is_an_unknown_name(aliases: dict[str, str]) -> None:
-    assert refused(Catalogue(aliases), "a").status == 404
+    error = refused(Catalogue(aliases), "a")
+    assert (error.status, error.error.code) == (404, "model_not_found")
+    assert f"'a' is an alias in [models.aliases]: its model {aliases['a']!r} does not exist" in error.error.message
+    assert "a" not in Catalogue(aliases).listed
     assert refused(Catalogue(aliases), "a-high").status == 404
 
 
@@ -78,6 +81,7 @@ def test_the_live_catalogue_wins_and_is_what_is_listed() -> None:
     assert catalogue.listed == ["gpt-5.5", "mine"]
     assert catalogue.resolve("gpt-5.5").model.lite
     assert catalogue.resolve("gpt-hidden").model.slug == "gpt-hidden"
+    assert catalogue.resolve("gpt-hidden-high").effort == "high"  # a model that says nothing of efforts may have any
     assert catalogue.resolve("gpt-5.1").model.slug == "gpt-5.1"
 
 

@@ -27,7 +27,7 @@ def completed(**response: Any) -> dict[str, Any]:
 def test_numbers_never_repeat_also_after_a_keepalive() -> None:
     stream = ResponsesStream({})
     assert push(stream, TEXT)[0]["sequence_number"] == 1
-    assert b'"sequence_number":2' in stream.keepalive()
+    assert b'event: keepalive\ndata: {"type":"keepalive","sequence_number":2}' in stream.keepalive()
     later = push(
         stream, TEXT | {"sequence_number": 2}, TEXT | {"sequence_number": 9}, {k: TEXT[k] for k in ("type", "delta")}
     )
@@ -160,4 +160,4 @@ def test_an_endless_event_fails_either_conversion(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(ValueError, match="without an end"):
             conversion.document()
     assert chat.keepalive() == b": keepalive\n\n"
-    assert responses.keepalive().startswith(b"event: keepalive\n")
+    assert responses.keepalive() == b": keepalive\n\n"  # the first event must be response.created

@@ -291,3 +291,35 @@ def test_every_decodable_request_converts_or_is_refused_naming_a_parameter(
         body = up(converted)
         assert ("instructions" in body) is not converted.lite
         assert all(item.get("role") != "system" for item in body["input"])
+
+
+def test_values_are_compared_and_not_their_spelling() -> None:
+    body = b'{"modalities": [ "text" ], "n": 1.0, "stop": [ ], "foo": "' + b"x" * 100 + b'"}'
+    assert parameters.sort_out(body, parameters.CHAT) == ["foo=dropped"]
+    assert parameters.sort_out(b'{"temperature": "\xff"}', parameters.CHAT) == ["temperature=dropped"]
+
+
+def test_messages_with_nothing_in_them_are_refused() -> None:
+    assert refusal(messages=[{"role": "user", "content": []}, {"role": "assistant"}]).error.param == "messages"
+
+
+def test_tools_beside_additional_tools_are_not_lost() -> None:
+    tools = {"type": "additional_tools", "role": "developer", "tools": []}
+    body = up(
+        responses_request(
+            "gpt-6-sol", input=[tools, {"role": "user", "content": "hi"}], tools=[{"type": "function", "name": "f"}]
+        )
+    )
+    assert [item["type"] for item in body["input"]] == ["additional_tools", "additional_tools", "message", "message"]
+    assert body["input"][1]["tools"][0]["name"] == "functions"
+
+
+def test_with_the_mode_off_the_first_developer_texts_of_responses_are_the_instructions() -> None:
+    user = {"role": "user", "content": "hi"}
+    system = {"role": "system", "content": [{"type": "input_text", "text": "S"}]}
+    body = up(responses_request(settings=Settings(), input=[system, {"role": "developer", "content": "D"}, user]))
+    assert (body["instructions"], [item["role"] for item in body["input"]]) == ("S\n\nD", ["user"])
+    alone = up(responses_request(settings=Settings(), input=[system]))
+    assert (alone["instructions"], len(alone["input"])) == (NEUTRAL, 1)
+    odd = {"role": "developer", "content": [{"type": "input_image", "image_url": "data:,"}]}
+    assert up(responses_request(settings=Settings(), input=[odd, user]))["instructions"] == NEUTRAL

@@ -232,3 +232,43 @@ def test_arguments_add_up_to_the_upstreams_under_any_interleaving(case: tuple[li
     assert sorted(start.index for start in starts) == list(range(len(arguments)))
     calls = fold(chunks).choices[0].message.tool_calls
     assert {c.id: c.function.arguments for c in calls or ()} == {f"c{i}": text for i, text in enumerate(arguments)}
+
+
+def test_reasoning_alone_is_no_answer() -> None:
+    automaton = stream()
+    push(automaton, delta("reasoning_summary_text", "hm"), COMPLETED)
+    assert automaton.error is not None
+    assert automaton.error.error.code == "upstream_empty_answer"
+
+
+@pytest.mark.parametrize(
+    ("event", "status", "code", "wait"),
+    [
+        ({"type": "response.failed", "response": {"error": {"code": 17, "message": "m"}}}, 502, "17", None),
+        (
+            {"type": "error", "error": {"type": "usage_limit_reached", "message": "m", "resets_in_seconds": 9}},
+            429,
+            "usage_limit_reached",
+            9,
+        ),
+        ({"type": "response.failed", "response": "?"}, 502, "upstream_failed", None),
+        ({"type": "error", "message": ["?"]}, 502, "upstream_failed", None),
+    ],
+)
+def test_a_failure_in_an_odd_shape_keeps_what_can_be_read(
+    event: dict[str, Any], status: int, code: str, wait: int | None
+) -> None:
+    automaton = stream()
+    push(automaton, event)
+    assert automaton.error is not None
+    assert (automaton.error.status, automaton.error.error.code, automaton.error.retry_after) == (status, code, wait)
+
+
+def test_usage_with_nulls_is_usage() -> None:
+    usage = {"input_tokens": None, "output_tokens": 4, "total_tokens": None}
+    chunks = push(
+        stream(include_usage=True),
+        delta("output_text", "x"),
+        {"type": "response.completed", "response": {"usage": usage}},
+    )
+    assert chunks[-1].usage.total_tokens == 4  # type: ignore[union-attr]
