@@ -43,7 +43,7 @@ lock: $(VENV)/.dev
 
 $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-		|| { echo "codexd needs Python 3.11 or newer as $(PYTHON): apt-get install python3 python3-venv, or make PYTHON=…"; exit 1; }
+		|| { echo "codexd needs Python 3.11 or newer as $(PYTHON): apt-get install python3 python3-venv, or make PYTHON=python3.x demo"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
 		|| { echo "codexd needs Python's venv module: apt-get install python3-venv"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)

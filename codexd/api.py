@@ -10,6 +10,7 @@ import hmac
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 import msgspec
 import structlog
@@ -37,6 +38,7 @@ from codexd.protocol.stream import ChatStream
 from codexd.relay import Header, Relay, Source
 from codexd.upstream import Call, Upstream, limit_headers
 
+MAX_LOGGED_PATH = 200
 BODY_TIMEOUT = 300.0
 """Seconds for a request body to arrive: big images over a slow line."""
 
@@ -132,7 +134,8 @@ class HttpConnection(TrioASGIHTTPConnection):
         record = Record(observe.request_id(request.headers.get("x-request-id"), made))
         cast("ApiRequest", request).record = record
         structlog.contextvars.bind_contextvars(request_id=record.id)
-        _level_for(request.path)("request started", method=request.method, path=request.path)
+        path = request.path[:MAX_LOGGED_PATH]
+        _level_for(path)("request started", method=request.method, path=path)
 
         async def noting(message: Any) -> None:
             # The host cancels this task as soon as the last message is out, so what comes after may never run.
@@ -147,8 +150,12 @@ class HttpConnection(TrioASGIHTTPConnection):
                 record.status = response.status_code
                 response.headers.update(_trace_headers(record))
                 await self._send_response(noting, response)
+        except BaseException as error:
+            if not _is_leaving(error):
+                record.status, record.complete = 500, True
+            raise
         finally:
-            record.finish(request.method, request.path)
+            record.finish(request.method, path)
         nursery.cancel_scope.cancel()
 
     async def _stream(self, send: ASGISendCallable, response: Streamed, record: Record) -> Response | None:
@@ -163,6 +170,13 @@ class HttpConnection(TrioASGIHTTPConnection):
             if relay.error is not None:
                 record.error = relay.error.error.code
         return None
+
+
+def _is_leaving(error: BaseException) -> bool:
+    """Whether this is the client's leaving, alone or in a nursery's group, and no fault."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
 
 
 def _trace_headers(record: Record) -> list[Header]:
@@ -213,6 +227,7 @@ class Api:
         self._upstream = upstream
         self._clock = clock
         self._started = trio.current_time()
+        self._relays: WeakSet[Relay] = WeakSet()
         self._keys = {name: _digest_of(key) for name, key in config.server.client_keys.items()}
 
     def app(self) -> QuartTrio:
@@ -223,6 +238,9 @@ class Api:
         # Quart's own limits, set on purpose: its 60 s for a response would cut streams, 16 MiB is one photograph.
         app.config["RESPONSE_TIMEOUT"] = None
         app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
+        # A path with a slash too many is not there, in JSON; by default it is an HTML redirect.
+        app.url_map.merge_slashes = False
+        app.url_map.strict_slashes = False
         app.config["MAX_CONTENT_LENGTH"] = self._config.server.max_body_bytes
         plain = {"provide_automatic_options": False}
         for prefix in ("/v1", ""):
@@ -238,6 +256,11 @@ class Api:
         app.register_error_handler(HTTPException, self._handle_http_error)
         app.register_error_handler(Exception, _handle_bug)
         return app
+
+    def close(self) -> None:
+        """End all open answers, with a word to their clients: the drain is over."""
+        for relay in self._relays:
+            relay.abort(errors.shutting_down())
 
     # --- endpoints
 
@@ -277,7 +300,7 @@ class Api:
 
     async def health(self) -> Response:
         signed_in = self._session.signed_in
-        ready = signed_in or request.args.get("ready", "0") in ("0", "false")
+        ready = self._session.ready or request.args.get("ready", "0") in ("0", "false")
         uptime = int(trio.current_time() - self._started)
         response = _json(_Health("ok" if signed_in else "signed out", __version__, signed_in, uptime))
         response.status_code = 200 if ready else 503
@@ -287,6 +310,9 @@ class Api:
 
     async def _authenticate(self) -> None:
         """Raises ApiError 401. All keys are compared, each in constant time."""
+        if not self._keys and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            # Any web page can post to loopback, and without a key the account would be its to spend.
+            raise errors.cross_site()
         if not self._keys or request.path in ("/health", "/v1/health"):
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -332,6 +358,7 @@ class Api:
         if self._config.logging.enable_request_logging:
             log.debug("request as it goes up", body=call.body.decode())
         relay = Relay(lambda: self._upstream.open(call), conversion, self._limits, self._config.backend)
+        self._relays.add(relay)
         record.usage = lambda: relay.usage
         if record.streamed:
             return Streamed(relay)
@@ -353,6 +380,9 @@ class Api:
                     "POST /v1/chat/completions, POST /v1/responses, GET /v1/models, GET /v1/models/{id}, GET /health"
                 )
                 message = f"There is no {request.method} {request.path} here. There is: {known}."
+            case 405 if "x-upgrade" in request.headers:
+                status = 426
+                message = f"There is no websocket at {request.path}: send a POST."
             case 405:
                 allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
                 message = f"{request.path} does not take {request.method}, but {allowed}."
@@ -363,7 +393,13 @@ class Api:
                 message = f"The request body did not arrive within {BODY_TIMEOUT:g} seconds."
             case _:
                 message = error.description or error.name
-        codes = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large", 408: "request_timeout"}
+        codes = {
+            404: "unknown_url",
+            405: "method_not_allowed",
+            426: "upgrade_required",
+            413: "request_too_large",
+            408: "request_timeout",
+        }
         failure = ApiError(status, message, code=codes.get(status))
         failure.headers += [(name, value) for name, value in error.get_headers() if name.lower() == "allow"]
         if isinstance(error, RequestEntityTooLarge):

@@ -17,6 +17,7 @@ from codexd.protocol.models import Effort, Verbosity
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+_IN_A_HEADER = r"^[\x21-\x7e]+$"
 CLIENT_ID = "app_EMoamEEZ73f0CkXaXp7hrann"  # the public client of the official CLI; it has no secret
 
 
@@ -30,7 +31,11 @@ def _about(text: str) -> Meta:
 
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bind: Annotated[
-        tuple[str, ...], _about("Addresses to listen on: `host:port`, `[ipv6]:port` or `unix:/path`, several at once.")
+        tuple[str, ...],
+        _about(
+            "Addresses to listen on: `host:port`, `[ipv6]:port` or `unix:/path`, several at once. `unix:NAME` lies in "
+            "`$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR/codexd`."
+        ),
     ] = ("127.0.0.1:3000",)
     host: Annotated[
         str | None, _about("Short form of one TCP address, with `port`; stands in for those of `bind`.")
@@ -44,7 +49,7 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         dict[str, Annotated[str, Meta(min_length=16)]],
         _about(
             "Keys that clients must present (`Authorization: Bearer` or `x-api-key`), by a name for the logs. A value "
-            "is the key itself or `sha256:` and its hash in hex. Empty: no key is asked for."
+            "is the key itself (16 characters or more) or `sha256:` and its hash in hex. Empty: no key is asked for."
         ),
     ] = msgspec.field(default_factory=dict)
     max_body_bytes: Annotated[int, Meta(ge=1024), _about("Largest request body. Images travel inside it.")] = (
@@ -68,11 +73,13 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: Annotated[str, Meta(pattern="^https?://"), _about("The ChatGPT backend.")] = "https://chatgpt.com/backend-api"
     first_event_timeout: Annotated[Seconds, _about("Seconds that the backend may take until its first event.")] = 120.0
     idle_timeout: Annotated[Seconds, _about("Seconds of silence after which a stream counts as dead.")] = 300.0
-    originator: Annotated[str, _about("Sent as `originator`; the backend knows the official client's names.")] = (
-        "codex_cli_rs"
-    )
+    originator: Annotated[
+        str, Meta(pattern=_IN_A_HEADER), _about("Sent as `originator`; the backend knows the official client's names.")
+    ] = "codex_cli_rs"
     client_version: Annotated[
-        str, _about("The official client's version to speak as: too low a value hides or refuses newer models.")
+        str,
+        Meta(pattern=_IN_A_HEADER),
+        _about("The official client's version to speak as: too low a value hides or refuses newer models."),
     ] = "0.169.0"
 
 
@@ -157,13 +164,20 @@ def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, Path | 
     if path is None and (named := environ.get("CONFIG_PATH")):
         path = Path(named)
     if path is None:
-        path = next((place for place in search_path(environ) if place.is_file()), None)
+        path = next((place for place in search_path(environ) if _is_there(place)), None)
     tree = {} if path is None else _read(path)
     origins = {} if path is None else _check_keys(tree, str(path))
     _apply_environment(tree, origins, environ)
     config = _convert(tree, origins)
     _check(config)
     return config, path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -238,6 +252,9 @@ def _apply_environment(tree: dict[str, Any], origins: dict[str, str], environ: M
     sections = _sections()
     places: list[tuple[str, str, str]] = [(name, *place) for name, place in _SHORT.items() if environ.get(name)]
     for name in sorted(environ):
+        section, _, key = name.removeprefix("CODEXD_").lower().partition("_")
+        if name.startswith("CODEXD_") and "__" not in name and section in sections and key:
+            raise ConfigError(f"${name}: names no key; did you mean $CODEXD_{section.upper()}__{key.upper()}?")
         if name.startswith("CODEXD_") and "__" in name:
             section, _, key = name.removeprefix("CODEXD_").lower().partition("__")
             if section not in sections:
@@ -302,7 +319,11 @@ def _check(config: Config) -> None:
     for name, key in config.server.client_keys.items():
         if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
             raise ConfigError(f"server.client_keys.{name}: expected sha256: and 64 hexadecimal digits")
+    if not config.listen():
+        raise ConfigError("server.bind: expected at least one address")
     for bind in config.listen():
+        if config.listen().count(bind) > 1:
+            raise ConfigError(f"server.bind: {bind} is there twice")
         address = split_bind(bind)
         if isinstance(address, str):
             continue
@@ -316,17 +337,32 @@ def _check(config: Config) -> None:
 
 
 def split_bind(bind: str) -> str | tuple[str, int]:
-    """``unix:/path`` as the path, ``host:port`` as a pair. Raises ConfigError."""
+    """``unix:/path`` as the path, ``host:port`` as a pair. Raises ConfigError.
+
+    A path that is not absolute is resolved by ``resolve_bind``.
+    """
     if bind.startswith("unix:"):
-        path = bind.removeprefix("unix:")
-        if not path.startswith("/"):
-            raise ConfigError(f"server.bind: expected an absolute path after unix:, got {bind!r}")
-        return path
+        return bind.removeprefix("unix:")
     host, _, port = bind.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"server.bind: expected host:port or unix:/path, got {bind!r}")
     return host, int(port)
+
+
+def resolve_bind(bind: str, environ: Mapping[str, str]) -> str:
+    """A ``unix:NAME`` that is no absolute path lies in the runtime directory. Raises ConfigError without one."""
+    name = bind.removeprefix("unix:")
+    if name == bind or name.startswith("/"):
+        return bind
+    if given := environ.get("RUNTIME_DIRECTORY"):
+        directory = Path(given.split(":", maxsplit=1)[0])
+    elif base := environ.get("XDG_RUNTIME_DIR"):
+        directory = Path(base) / "codexd"
+        directory.mkdir(mode=0o700, exist_ok=True)
+    else:
+        raise ConfigError(f"server.bind: {bind} needs $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR, or an absolute path")
+    return f"unix:{directory / name}"
 
 
 def is_loopback(host: str) -> bool:

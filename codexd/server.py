@@ -6,11 +6,12 @@ private name, which is why the version is pinned; each has a test with the hosti
 version that carries the upstream fix is taken.
 """
 
+import contextlib
 import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,8 @@ KEEP_ALIVE_TIMEOUT = 75.0
 """Seconds that an idle connection is kept; longer than nginx's own 60, so that nginx is the one that closes."""
 
 BACKLOG = 1024
+UPGRADE = b"x-upgrade"
+"""The name under which an ``Upgrade`` header reaches the app."""
 
 log = structlog.get_logger()
 
@@ -93,6 +96,15 @@ class Http1Only(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         return
 
+    async def _create_stream(self, request: h11.Request) -> None:
+        # No endpoint speaks websocket. As plain requests such upgrades get a plain answer, 426.
+        headers = [(UPGRADE if name == b"upgrade" else name, value) for name, value in request.headers]
+        await super()._create_stream(
+            h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        )
+
 
 def _install() -> None:
     # serve() builds the connections and the connections build the protocol, both by these module-level names.
@@ -140,11 +152,11 @@ def listen(bind: str) -> socket.socket:
         return _listen_unix(Path(address))
     host, port = address
     try:
-        family, kind, proto, _, target = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise OSError(f"cannot listen on {bind}: {host} is no address of this machine ({error.strerror})") from error
+    # A name such as localhost has addresses of both families; clients that try only one try IPv4.
+    family, kind, proto, _, target = min(found, key=lambda each: each[0] != socket.AF_INET)
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -155,6 +167,7 @@ def listen(bind: str) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT * 1000))
         listener.bind(target)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise OSError(f"cannot listen on {bind}: {error.strerror}{_who(error)}") from error
@@ -167,6 +180,14 @@ def _who(error: OSError) -> str:
 
 
 def _listen_unix(path: Path) -> socket.socket:
+    try:
+        return _bind_unix(path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OSError(why if why.startswith("cannot listen") else f"cannot listen on unix:{path}: {why}") from error
+
+
+def _bind_unix(path: Path) -> socket.socket:
     # B5: hypercorn removes a socket file unseen and so steals it from a daemon that is alive. Asking first tells.
     if path.exists() or path.is_symlink():
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -180,19 +201,31 @@ def _listen_unix(path: Path) -> socket.socket:
     before = os.umask(0o117)
     try:
         listener.bind(str(path))
-    except OSError as error:
+        listener.listen(BACKLOG)
+    except OSError:
         listener.close()
-        raise OSError(f"cannot listen on unix:{path}: {error.strerror}") from error
+        raise
     finally:
         os.umask(before)
     listener.setblocking(False)
     return listener
 
 
-def remove(unix_paths: Iterable[str]) -> None:
-    """Take the files of unix sockets away at the end, so that nginx sees at once that nobody serves."""
-    for path in unix_paths:
-        Path(path).unlink(missing_ok=True)
+def files_of(listeners: Iterable[socket.socket]) -> dict[Path, int]:
+    """The files of the unix sockets among them, and their inodes."""
+    paths = [Path(name) for each in listeners if isinstance(name := each.getsockname(), str)]
+    return {path: path.stat().st_ino for path in paths}
+
+
+def remove(files: Mapping[Path, int]) -> None:
+    """Take the files of unix sockets away at the end, so that nginx sees at once that nobody serves.
+
+    Not when a successor has put its own there while this process was draining.
+    """
+    for path, inode in files.items():
+        with contextlib.suppress(OSError):
+            if path.stat().st_ino == inode:
+                path.unlink()
 
 
 def describe(listener: socket.socket) -> str:

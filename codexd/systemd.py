@@ -1,4 +1,4 @@
-"""What codexd tells systemd: readiness, a status line, and that it is stopping."""
+"""What codexd tells systemd: that it is ready, and that it is stopping."""
 
 import sdnotify
 
@@ -11,9 +11,6 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         self._send(f"READY=1\nSTATUS={_ascii(status)}")
-
-    def status(self, status: str) -> None:
-        self._send(f"STATUS={_ascii(status)}")
 
     def stopping(self) -> None:
         self._send("STOPPING=1\nSTATUS=draining")

@@ -9,7 +9,10 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import h11
+import structlog
 import trio
+
+log = structlog.get_logger()
 
 Header = tuple[str, str]
 
@@ -63,8 +66,10 @@ async def _serve_connection(handler: Handler, stream: trio.SocketStream) -> None
                 if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                     return
                 connection.start_next_cycle()
-    except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
-        return
+    except* (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
+        pass
+    except* Exception as group:
+        log.error("the simulated ChatGPT failed", exc_info=group)
 
 
 async def _serve_request(handler: Handler, request: Request, reply: Reply, stream: trio.SocketStream) -> None:

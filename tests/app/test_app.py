@@ -212,3 +212,27 @@ async def test_models_and_health(autojump_clock: MockClock, tmp_path: Path) -> N
         assert (health.status, health.json["status"], health.json["signed_in"]) == (200, "signed out", False)
         assert (await app.request("GET", "/health?ready=1")).status == 503
         assert (await app.request("GET", "/health?ready=0")).status == 200
+
+
+async def test_web_pages_of_other_sites_are_refused_unless_there_is_a_key(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with client(tmp_path, Backend()) as app:
+        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+            assert (await app.request("GET", "/v1/models", headers={"sec-fetch-site": site})).status == status
+    config = Config(server=Server(client_keys={"a": "0123456789abcdef"}))
+    async with client(tmp_path, Backend(), config) as app:
+        headers = {"sec-fetch-site": "cross-site", "x-api-key": "0123456789abcdef"}
+        assert (await app.request("GET", "/v1/models", headers=headers)).status == 200
+
+
+async def test_a_slash_too_many_is_a_404_in_json(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Backend()) as app:
+        answer = await app.request("GET", "/v1//models")
+        assert (answer.status, answer.json["error"]["code"]) == (404, "unknown_url")
+
+
+async def test_an_upgrade_to_websocket_is_a_426(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Backend()) as app:
+        answer = await app.request("GET", "/v1/responses", headers={"x-upgrade": "websocket"})
+        assert (answer.status, answer.json["error"]["code"]) == (426, "upgrade_required")

@@ -87,6 +87,12 @@ async def test_http_2_is_not_spoken(daemon: Daemon) -> None:
         assert (await client.until(b"\r\n")).startswith(b"HTTP/1.1 404")
 
 
+async def test_a_websocket_upgrade_gets_a_plain_answer(daemon: Daemon) -> None:
+    async with connected(daemon) as client:
+        await client.send(b"GET /v1/responses HTTP/1.1\r\nhost: x\r\n" + WS + b"\r\n")
+        assert (await client.until(b"upgrade_required")).startswith(b"HTTP/1.1 426")
+
+
 async def test_connection_close_closes(daemon: Daemon) -> None:
     for head in (b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", b"GET /health HTTP/1.0\r\n\r\n"):
         async with connected(daemon) as client:
@@ -213,3 +219,41 @@ async def test_a_pipelined_request_is_answered(daemon: Daemon) -> None:
         await client.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
         while (await client.until(b"uptime_seconds")).count(b"uptime_seconds") < 2:
             client.data += await client.stream.receive_some(65536)
+
+
+async def test_a_socket_that_a_successor_has_made_is_left_alone(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
+    path = tmp_path / "api.sock"
+    bind = {"bind": [f"unix:{path}"]}
+
+    async def silent(call: Call) -> None:
+        await call.start()
+        await call.gone()
+
+    upstream.plays = [silent]
+    async with (
+        running(tmp_path, logs, upstream, server=bind | {"drain_seconds": 600}) as first,
+        await trio.open_unix_socket(str(path)) as stream,
+    ):
+        await stream.send_all(post("/v1/chat/completions", hello(stream=True)))
+        with trio.fail_after(5):
+            while not upstream.calls:
+                await trio.sleep(0.01)
+        first.signal()
+        await first.logged("stopping: open streams may finish")
+        with trio.fail_after(5):
+            while await accepts(path):
+                await trio.sleep(0.02)
+        async with running(tmp_path, logs, upstream, server=bind) as second:
+            first.signal()
+            assert await first.process.wait() == 0
+            assert await accepts(path)
+            second.signal()
+            assert await second.process.wait() == 0
+
+
+async def accepts(path: Path) -> bool:
+    try:
+        async with await trio.open_unix_socket(str(path)):
+            return True
+    except OSError:
+        return False

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import trio
 from support.daemon import connected, credentials, environment, hello, post, running
-from support.secrets import CLIENT_KEY, leaks
+from support.secrets import CLIENT_KEY, MARKER, leaks
 from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 
 from codexd import __version__
@@ -108,7 +108,10 @@ async def test_the_drain_has_an_end(tmp_path: Path, logs: Path, upstream: Upstre
         await client.send(post("/v1/chat/completions", hello(stream=True)))
         await client.until(b'"Hel"')
         daemon.signal()
-        assert b"[DONE]" not in await client.all(seconds=5)
+        body = await client.all(seconds=5)
+        assert b"[DONE]" not in body
+        assert b'"code":"shutting_down"' in body
+        assert body.endswith(b"0\r\n\r\n")  # ended with a word, and not cut
         with trio.fail_after(5):
             assert await daemon.process.wait() == 0
 
@@ -153,6 +156,10 @@ async def test_no_secret_reaches_a_log_in_any_form(form: str, tmp_path: Path, lo
             # A broken credentials file is quoted by nobody either.
             (daemon.state / "tokens.json").write_text(f'{{"access_token": "{CLIENT_KEY}", "refresh_token": 7}}')
             assert (await http.post("/v1/chat/completions", json=body)).status_code == 401
+            # Nor is a token that cannot be sent: the HTTP library would quote it in its complaint.
+            credentials(daemon.state, access_token=f"{CLIENT_KEY}\n")
+            refused = await http.post("/v1/chat/completions", json=body)
+            assert (refused.status_code, MARKER in refused.text) == (401, False)
         files = sorted(path.name.split("-", 3)[3] for path in (daemon.state / "logs").iterdir())
         assert files == ["debug.log", "error.log", "info.log"]
         assert list(leaks(daemon.state / "logs")) == []

@@ -53,7 +53,9 @@ class Demo(NamedTuple):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Demo]:
     home = tmp_path_factory.mktemp("demo")
-    environ = environment(home) | {"PORT": "0", "CODEXD_LOGGING__LEVEL": "debug"}
+    # A proxy of the environment is not asked: nothing of the demo leaves the machine.
+    proxy = {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
+    environ = environment(home) | proxy | {"PORT": "0", "CODEXD_LOGGING__LEVEL": "debug"}
     with (logs / "demo.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "codexd", "--demo"],
@@ -253,6 +255,19 @@ def test_curl_sees_plain_errors_and_the_paths_without_v1(demo: Demo) -> None:
     assert (health["status"], health["signed_in"]) == ("ok", True)
     head, body = curl(f"{root}/v1/responses", "-H", "content-encoding: zstd", "-d", "x")
     assert " 415" in head
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        {"tools": [{"type": "function", "function": {"name": "greet", "parameters": 5}}]},
+    ],
+)
+def test_nothing_that_a_client_sends_ends_the_demo(demo: Demo, fields: Any) -> None:
+    with pytest.raises(openai.APIStatusError):
+        demo.client.chat.completions.create(model="gpt-5.5", messages=[{"role": "user", "content": "greet me"}], **fields)
+    assert demo.client.models.list().data
 
 
 def test_make_demo_is_the_same_program() -> None:

@@ -100,7 +100,9 @@ def test_the_environment_is_on_top(tmp_path: Path) -> None:
         ("[server]\nport = 70000\n", "config.toml: server.port: expected `int` <= 65535"),
         ("[server]\nbind = [1]\n", "config.toml: server.bind[0]: expected `str`, got `int`"),
         ("[server]\nbind = ['a']\nport = 1\n", "config.toml: server.bind: expected either bind, or host and port"),
-        ("[server]\nbind = ['unix:x']\n", "server.bind: expected an absolute path after unix:"),
+        ("[server]\nbind = []\n", "server.bind: expected at least one address"),
+        ("[server]\nbind = ['127.0.0.1:1', '127.0.0.1:1']\n", "server.bind: 127.0.0.1:1 is there twice"),
+        ("[backend]\noriginator = 'Café'\n", "config.toml: backend.originator: expected `str` matching regex"),
         ("[server]\nbind = ['localhost']\n", "server.bind: expected host:port or unix:/path, got 'localhost'"),
         (
             "[server]\nclient_keys = { a = 'short' }\n",
@@ -127,6 +129,7 @@ def test_mistakes_in_json_and_the_environment_are_named_too(tmp_path: Path) -> N
     assert refusal(tmp_path, PORT="x").startswith("$PORT: server.port: expected `int`")
     assert refusal(tmp_path, CODEXD_X__Y="1").startswith("$CODEXD_X__Y: unknown section 'x'")
     assert refusal(tmp_path, CODEXD_SERVER__Y="1").startswith("$CODEXD_SERVER__Y: unknown key")
+    assert refusal(tmp_path, CODEXD_SERVER_PORT="1").endswith("did you mean $CODEXD_SERVER__PORT?")
     assert "expected NAME=VALUE" in refusal(tmp_path, CODEXD_MODELS__ALIASES="a")
     assert "expected `bool`" in refusal(tmp_path, CODEXD_CODEX__MODE="maybe")
 
@@ -151,3 +154,21 @@ def test_where_state_lives() -> None:
 
 def test_every_key_is_described() -> None:
     assert all(row.rpartition(" | ")[2].removesuffix(" |") for row in config.table().splitlines()[2:])
+
+
+def test_a_socket_by_name_lies_in_the_runtime_directory(tmp_path: Path) -> None:
+    assert config.resolve_bind("unix:a.sock", {"RUNTIME_DIRECTORY": "/r:/s"}) == "unix:/r/a.sock"
+    assert config.resolve_bind("unix:a.sock", {"XDG_RUNTIME_DIR": str(tmp_path)}) == f"unix:{tmp_path}/codexd/a.sock"
+    assert config.resolve_bind("unix:/a", {}) == "unix:/a"
+    assert config.resolve_bind("127.0.0.1:1", {}) == "127.0.0.1:1"
+    with pytest.raises(ConfigError, match="RUNTIME_DIRECTORY"):
+        config.resolve_bind("unix:a.sock", {})
+
+
+def test_a_directory_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        load(None, {"HOME": str(tmp_path)})
