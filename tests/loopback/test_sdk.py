@@ -266,7 +266,9 @@ def test_curl_sees_plain_errors_and_the_paths_without_v1(demo: Demo) -> None:
 )
 def test_nothing_that_a_client_sends_ends_the_demo(demo: Demo, fields: Any) -> None:
     with pytest.raises(openai.APIStatusError):
-        demo.client.chat.completions.create(model="gpt-5.5", messages=[{"role": "user", "content": "greet me"}], **fields)
+        demo.client.chat.completions.create(
+            model="gpt-5.5", messages=[{"role": "user", "content": "greet me"}], **fields
+        )
     assert demo.client.models.list().data
 
 
