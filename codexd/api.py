@@ -29,8 +29,9 @@ from codexd.catalog import Catalog
 from codexd.config import Config
 from codexd.errors import ApiError
 from codexd.protocol import chat, parameters, responses
+from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
-from codexd.protocol.conversion import ChatConversion, Conversion, ResponsesConversion
+from codexd.protocol.conversion import Conversion
 from codexd.protocol.models import Resolved
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
 from codexd.protocol.responses import Usage
@@ -276,7 +277,7 @@ class Api:
 
         def conversion() -> Conversion:
             stream = ChatStream(id=id, model=resolved.model.slug, created=created, include_usage=include_usage)
-            return ChatConversion(stream, streamed=streamed)
+            return conversions.chat(stream, streamed=streamed)
 
         return await self._answer(record, converted, conversion)
 
@@ -288,7 +289,7 @@ class Api:
         converted = convert.from_responses(asked, resolved, self._settings(resolved))
         given = msgspec.json.decode(body, type=responses.RawObject)
         echo = {key: given[key] for key in ECHOED if key in given and bytes(given[key]) != b"null"}
-        return await self._answer(record, converted, lambda: ResponsesConversion(ResponsesStream(echo)))
+        return await self._answer(record, converted, lambda: conversions.responses(ResponsesStream(echo)))
 
     async def models(self) -> Response:
         listed = [_ModelObject(slug) for slug in self._catalog.models.listed]

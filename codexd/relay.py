@@ -99,7 +99,7 @@ class Relay:
 
     @property
     def usage(self) -> Usage | None:
-        return self._conversion.usage
+        return self._conversion.state.usage
 
     async def stream(self, client: Client) -> None:
         """Relay to a client that streams. Raises ApiError only while the status is still the caller's to choose."""
@@ -122,7 +122,7 @@ class Relay:
 
     def abort(self, error: ApiError) -> None:
         """End the answer with this error, unless it is complete already."""
-        if self._scope is not None and not self._conversion.done:
+        if self._scope is not None and not self._conversion.state.done:
             self._aborted = error
             self._scope.cancel()
 
@@ -150,9 +150,9 @@ class Relay:
         try:
             await self._attempt(client)
         except ApiError as error:
-            if self._conversion.done:
+            if self._conversion.state.done:
                 return  # the connection broke when all was said
-            if not error.retryable or self._started or self._conversion.begun:
+            if not error.retryable or self._started or self._conversion.state.begun:
                 raise
             log.info("trying once more", after=error.error.code)
             await trio.sleep(RETRY_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - a pause is no secret
@@ -171,13 +171,13 @@ class Relay:
                 out = conversion.feed(data)
                 if out and client is not None:
                     await self._pass_on(client, out)
-                if conversion.error is not None:
-                    raise conversion.error
-                if conversion.done:
+                if conversion.state.error is not None:
+                    raise conversion.state.error
+                if conversion.state.done:
                     break
-            conversion.eof()
-            if conversion.error is not None:
-                raise conversion.error
+            conversion.state.eof()
+            if conversion.state.error is not None:
+                raise conversion.state.error
             # The client has its last event; its end of body waits for the upstream's, because the host cancels this
             # task with it, and a connection whose end was not read cannot be used again.
             with trio.move_on_after(DRAIN_PATIENCE):
@@ -185,7 +185,7 @@ class Relay:
                     pass
 
     async def _pass_on(self, client: Client, out: bytes) -> None:
-        if not self._started and not self._conversion.begun:
+        if not self._started and not self._conversion.state.begun:
             self._held += out
             return
         self._writing = True

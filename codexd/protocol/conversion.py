@@ -21,29 +21,32 @@ DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.Encoder().encode
 
 
-class Conversion(Protocol):
-    """One answer on its way to one client."""
+class State(Protocol):
+    """How far an answer has come. An automaton of either dialect is one."""
 
-    @property
-    def begun(self) -> bool:
-        """Something of the answer has been seen: from here on the HTTP status is 200."""
+    begun: bool
+    """Something of the answer has been seen: from here on the HTTP status is 200."""
 
-    @property
-    def done(self) -> bool:
-        """The answer is complete; the upstream has nothing more to say."""
+    done: bool
+    """The answer is complete; the upstream has nothing more to say."""
 
-    @property
-    def error(self) -> ApiError | None:
-        """The answer has failed; nothing more is converted."""
+    error: ApiError | None
+    """The answer has failed; nothing more is converted."""
 
-    @property
-    def usage(self) -> Usage | None: ...
-
-    def feed(self, data: bytes) -> bytes:
-        """Convert what one read brought; an empty result is common."""
+    usage: Usage | None
 
     def eof(self) -> None:
         """The upstream has ended its stream; sets ``error`` when that came too early."""
+
+
+class Dialect(Protocol):
+    """An automaton, with its events as bytes on both sides."""
+
+    @property
+    def state(self) -> State: ...
+
+    def push(self, data: bytes) -> bytes:
+        """Convert the ``data`` of one event; an empty result is common."""
 
     def failure(self, error: ApiError) -> bytes:
         """The frame that ends a stream which fails after its beginning."""
@@ -55,50 +58,45 @@ class Conversion(Protocol):
         """The whole answer as one JSON document, once done; for clients that do not stream."""
 
 
-class ChatConversion:
-    """Chat Completions. A client that does not stream gets the same chunks, folded."""
+class Conversion:
+    """One answer on its way to one client."""
 
-    def __init__(self, stream: ChatStream, *, streamed: bool) -> None:
+    def __init__(self, dialect: Dialect) -> None:
         self._decoder = sse.Decoder()
-        self._stream = stream
-        self._streamed = streamed
-        self._chunks: list[Chunk] = []
-        self._broken: ApiError | None = None
-
-    @property
-    def begun(self) -> bool:
-        return self._stream.begun
-
-    @property
-    def done(self) -> bool:
-        return self._stream.done
-
-    @property
-    def error(self) -> ApiError | None:
-        return self._broken or self._stream.error
-
-    @property
-    def usage(self) -> Usage | None:
-        return self._stream.usage
+        self._dialect = dialect
+        self.state = dialect.state
+        self.failure = dialect.failure
+        self.keepalive = dialect.keepalive
+        self.document = dialect.document
 
     def feed(self, data: bytes) -> bytes:
-        stream = self._stream
-        if self.done or self.error is not None:
+        """Convert what one read brought. Bytes that make no sense as a stream set ``state.error``."""
+        state, push = self.state, self._dialect.push
+        if state.done or state.error is not None:
             return b""
         try:
             events = self._decoder.feed(data)
         except sse.EventTooLarge:
-            self._broken = errors.stream_ended()
+            state.error = errors.stream_ended()
             return b""
-        chunks = [chunk for event in events for chunk in stream.push(decode_event(event.data))]
-        if not self._streamed:
-            self._chunks += chunks
-            return b""
-        out = b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
-        return out + DONE if stream.done else out
+        out = b"".join([push(event.data) for event in events])
+        return out + DONE if self.state.done else out
 
-    def eof(self) -> None:
-        self._stream.eof()
+
+class ChatDialect:
+    """Chat Completions. A client that does not stream gets the same chunks, folded."""
+
+    def __init__(self, stream: ChatStream, *, streamed: bool) -> None:
+        self.state = stream
+        self._streamed = streamed
+        self._chunks: list[Chunk] = []
+
+    def push(self, data: bytes) -> bytes:
+        chunks = self.state.push(decode_event(data))
+        if self._streamed:
+            return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
+        self._chunks += chunks
+        return b""
 
     def failure(self, error: ApiError) -> bytes:
         return b"data: %b\n\n" % error.body()
@@ -110,52 +108,9 @@ class ChatConversion:
         return _encode(fold(self._chunks))
 
 
-class ResponsesConversion:
-    """Responses. Every event of the upstream passes through the automaton, streamed or not."""
+def chat(stream: ChatStream, *, streamed: bool) -> Conversion:
+    return Conversion(ChatDialect(stream, streamed=streamed))
 
-    def __init__(self, stream: ResponsesStream) -> None:
-        self._decoder = sse.Decoder()
-        self._stream = stream
-        self._broken: ApiError | None = None
 
-    @property
-    def begun(self) -> bool:
-        return self._stream.begun
-
-    @property
-    def done(self) -> bool:
-        return self._stream.done
-
-    @property
-    def error(self) -> ApiError | None:
-        return self._broken or self._stream.error
-
-    @property
-    def usage(self) -> Usage | None:
-        return self._stream.usage
-
-    def feed(self, data: bytes) -> bytes:
-        stream = self._stream
-        if self.done or self.error is not None:
-            return b""
-        try:
-            events = self._decoder.feed(data)
-        except sse.EventTooLarge:
-            self._broken = errors.stream_ended()
-            return b""
-        out = b"".join([stream.push(event.data) for event in events])
-        return out + DONE if stream.done else out
-
-    def eof(self) -> None:
-        self._stream.eof()
-
-    def failure(self, error: ApiError) -> bytes:
-        return self._stream.failure(error)
-
-    def keepalive(self) -> bytes:
-        return self._stream.keepalive()
-
-    def document(self) -> bytes:
-        if self._stream.response is None:
-            raise ValueError("an answer without an end has no document")
-        return self._stream.response
+def responses(stream: ResponsesStream) -> Conversion:
+    return Conversion(stream)

@@ -5,6 +5,8 @@ response object gets every key that OpenAI's schema has and echoes what the clie
 tool calls lose the namespace that codexd put on them; ``sequence_number`` never repeats, also after a keepalive.
 """
 
+from typing import Self
+
 import msgspec
 from msgspec import Raw, Struct
 
@@ -97,8 +99,11 @@ class ResponsesStream:
         self.done = False
         self.error: ApiError | None = None
         self.usage: Usage | None = None
-        self.response: bytes | None = None
-        """The final response object, once done."""
+        self._response_object: bytes | None = None
+
+    @property
+    def state(self) -> Self:
+        return self
 
     def push(self, data: bytes) -> bytes:
         """Take the ``data`` of one event; the bytes of the event that the client gets, if any."""
@@ -156,6 +161,12 @@ class ResponsesStream:
         # An event and no comment: clients of this dialect, the official one among them, reset their idle timer on
         # events alone.
         return sse.encode(b"keepalive", msgspec.json.encode(_Keepalive("keepalive", self._next())))
+
+    def document(self) -> bytes:
+        """The final response object. Raises ValueError before the end."""
+        if self._response_object is None:
+            raise ValueError("an answer without an end has no document")
+        return self._response_object
 
     # --- events
 
@@ -216,7 +227,7 @@ class ResponsesStream:
             self.error = errors.empty_answer()
         complete = self._complete(Raw(msgspec.json.encode(response)), status=_TERMINAL[kind])
         self.begun = self.done = self.error is None
-        self.response = bytes(complete)
+        self._response_object = bytes(complete)
         return complete
 
     def _complete(self, raw: Raw, status: str | None = None) -> Raw:

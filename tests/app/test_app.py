@@ -125,7 +125,7 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
     backend = Backend()
     async with client(tmp_path, backend) as app:
         with monkeypatch.context() as patched, pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
-            patched.setattr("codexd.protocol.conversion.ChatConversion.feed", broken)
+            patched.setattr("codexd.protocol.conversion.Conversion.feed", broken)
             await app.request("POST", "/v1/chat/completions", hello(stream=True))
         assert backend.bodies[0].closed
         assert (await app.request("POST", "/v1/chat/completions", hello())).status == 200

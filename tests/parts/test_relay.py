@@ -11,8 +11,9 @@ from trio.testing import MockClock
 
 from codexd.config import Backend
 from codexd.errors import ApiError
+from codexd.protocol import conversion as conversions
 from codexd.protocol import sse
-from codexd.protocol.conversion import ChatConversion, Conversion, ResponsesConversion
+from codexd.protocol.conversion import Conversion
 from codexd.protocol.passthrough import ResponsesStream
 from codexd.protocol.stream import ChatStream
 from codexd.relay import KEEPALIVE_INTERVAL, Header, Relay
@@ -106,11 +107,11 @@ class Client:
 
 
 def chat(*, streamed: bool = True) -> Conversion:
-    return ChatConversion(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=streamed)
+    return conversions.chat(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=streamed)
 
 
 def responses() -> Conversion:
-    return ResponsesConversion(ResponsesStream({}))
+    return conversions.responses(ResponsesStream({}))
 
 
 def relay(fake: Fake, convert: Callable[[], Conversion] = chat, **deadlines: float) -> Relay:

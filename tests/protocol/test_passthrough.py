@@ -4,8 +4,8 @@ import msgspec
 import pytest
 from msgspec import Raw
 
+from codexd.protocol import conversion as conversions
 from codexd.protocol import sse
-from codexd.protocol.conversion import ChatConversion, ResponsesConversion
 from codexd.protocol.passthrough import ResponsesStream
 from codexd.protocol.stream import ChatStream
 
@@ -64,8 +64,7 @@ def test_the_beginning_of_reasoning_says_nothing_yet() -> None:
 def test_the_response_is_complete_and_echoes_the_client() -> None:
     stream = ResponsesStream({"instructions": Raw(b'"mine"')})
     push(stream, ITEM, completed(instructions="ours", tools=[1], temperature=None, usage=None, user=None))
-    assert stream.response is not None
-    response = msgspec.json.decode(stream.response)
+    response = msgspec.json.decode(stream.document())
     assert (response["instructions"], response["tools"], response["temperature"]) == ("mine", [], 1.0)
     assert response["output"] == [{"type": "message", "id": "m"}]
     assert (response["status"], response["usage"]) == ("completed", None)
@@ -75,8 +74,7 @@ def test_the_response_is_complete_and_echoes_the_client() -> None:
 def test_an_output_that_the_final_event_has_is_kept() -> None:
     stream = ResponsesStream({})
     push(stream, completed(output=[{"type": "message"}], status="completed"))
-    assert stream.response is not None
-    assert msgspec.json.decode(stream.response)["output"] == [{"type": "message"}]
+    assert msgspec.json.decode(stream.document())["output"] == [{"type": "message"}]
 
 
 @pytest.mark.parametrize("output", [[], None])
@@ -151,11 +149,11 @@ def test_failures_are_kept_for_the_one_frame_that_ends_the_stream(event: dict[st
 
 def test_an_endless_event_fails_either_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 10)
-    chat = ChatConversion(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=True)
-    responses = ResponsesConversion(ResponsesStream({}))
+    chat = conversions.chat(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=True)
+    responses = conversions.responses(ResponsesStream({}))
     for conversion in (chat, responses):
         assert conversion.feed(b"x" * 11) == b""
-        assert conversion.error is not None
+        assert conversion.state.error is not None
         assert conversion.feed(b"data: {}\n\n") == b""
         with pytest.raises(ValueError, match="without an end"):
             conversion.document()

@@ -11,8 +11,9 @@ import pytest
 
 from codexd.errors import ApiError
 from codexd.protocol import chat, parameters, responses, sse
+from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
-from codexd.protocol.conversion import ChatConversion, Conversion, ResponsesConversion
+from codexd.protocol.conversion import Conversion
 from codexd.protocol.models import Catalogue
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
 from codexd.protocol.stream import ChatStream
@@ -49,9 +50,9 @@ def conversion(folder: Path, *, streamed: bool) -> Conversion:
         asked = chat.REQUEST.decode(body)
         usage = not streamed or (asked.stream_options is not None and asked.stream_options.include_usage)
         stream = ChatStream(id="chatcmpl-1", model=asked.model, created=1795324300, include_usage=usage)
-        return ChatConversion(stream, streamed=streamed)
+        return conversions.chat(stream, streamed=streamed)
     given = msgspec.json.decode(body, type=responses.RawObject)
-    return ResponsesConversion(ResponsesStream({key: given[key] for key in ECHOED if key in given}))
+    return conversions.responses(ResponsesStream({key: given[key] for key in ECHOED if key in given}))
 
 
 def upstream(folder: Path) -> bytes:
@@ -68,20 +69,20 @@ def failure(error: ApiError) -> str:
 def streamed(folder: Path) -> str:
     converter = conversion(folder, streamed=True)
     out = converter.feed(upstream(folder))
-    converter.eof()
-    if converter.error is None:
+    converter.state.eof()
+    if converter.state.error is None:
         return out.decode()
-    if not converter.begun:
-        return failure(converter.error)
-    return (out + converter.failure(converter.error)).decode()
+    if not converter.state.begun:
+        return failure(converter.state.error)
+    return (out + converter.failure(converter.state.error)).decode()
 
 
 def folded(folder: Path) -> str:
     converter = conversion(folder, streamed=False)
     converter.feed(upstream(folder))
-    converter.eof()
-    if converter.error is not None:
-        return failure(converter.error)
+    converter.state.eof()
+    if converter.state.error is not None:
+        return failure(converter.state.error)
     return msgspec.json.format(converter.document()).decode() + "\n"
 
 
@@ -113,8 +114,12 @@ def test_a_transcript_does_not_depend_on_where_the_network_cuts(name: str) -> No
     out = whole.feed(upstream(folder))
     cut = conversion(folder, streamed=True)
     pieces = b"".join(cut.feed(bytes([byte])) for byte in upstream(folder))
-    whole.eof()
-    cut.eof()
+    whole.state.eof()
+    cut.state.eof()
     assert pieces == out
-    assert (cut.begun, cut.done, cut.usage) == (whole.begun, whole.done, whole.usage)
-    assert repr(cut.error) == repr(whole.error)
+    assert (cut.state.begun, cut.state.done, cut.state.usage) == (
+        whole.state.begun,
+        whole.state.done,
+        whole.state.usage,
+    )
+    assert repr(cut.state.error) == repr(whole.state.error)
