@@ -272,7 +272,7 @@ class Api:
         resolved = self._understand(record, asked.model, body, parameters.CHAT, streamed=bool(asked.stream))
         converted = convert.from_chat(asked, resolved, self._settings(resolved))
         streamed = record.streamed
-        include_usage = not streamed or (asked.stream_options is not None and asked.stream_options.include_usage)
+        include_usage = not streamed or bool(asked.stream_options and asked.stream_options.include_usage)
         id, created = f"chatcmpl-{secrets.token_hex(14)}", int(self._clock())  # noqa: A001 - the API's own word
 
         def conversion() -> Conversion:

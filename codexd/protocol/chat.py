@@ -133,7 +133,7 @@ class FormatJsonSchema(Struct, frozen=True, kw_only=True, tag="json_schema"):
 
 
 class StreamOptions(Struct, frozen=True, kw_only=True):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class ChatRequest(Struct, frozen=True, kw_only=True):

@@ -48,7 +48,7 @@ def conversion(folder: Path, *, streamed: bool) -> Conversion:
     body = (folder / "request.json").read_bytes()
     if folder.name.startswith("chat"):
         asked = chat.REQUEST.decode(body)
-        usage = not streamed or (asked.stream_options is not None and asked.stream_options.include_usage)
+        usage = not streamed or bool(asked.stream_options and asked.stream_options.include_usage)
         stream = ChatStream(id="chatcmpl-1", model=asked.model, created=1795324300, include_usage=usage)
         return conversions.chat(stream, streamed=streamed)
     given = msgspec.json.decode(body, type=responses.RawObject)
