@@ -131,12 +131,14 @@ class Raw:
 
     async def all(self, seconds: float = 10) -> bytes:
         """Read until the other side closes."""
+        pieces = [self.data]
         with trio.fail_after(seconds):
             try:
                 while data := await self.stream.receive_some(65536):
-                    self.data += data
+                    pieces.append(data)
             except trio.BrokenResourceError:
                 pass
+        self.data = b"".join(pieces)
         return self.data
 
 
