@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import structlog
 import trio
-from support.secrets import leaks
-from support.upstream import Upstream
 
 from codexd import observe
 from codexd.config import Logging
+from support.secrets import leaks
+from support.upstream import Upstream
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from support.daemon import ROOT
 
 from codexd import config
 from codexd.protocol import parameters
+from support.daemon import ROOT
 
 README = ROOT / "README.md"
 TABLES = {

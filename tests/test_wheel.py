@@ -5,9 +5,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-from support.daemon import ROOT, environment
-
 from codexd import __version__, prompts
+from support.daemon import ROOT, environment
 
 
 def test_the_wheel_runs_without_the_checkout(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import httpx
 import msgspec
 import pytest
 import trio
-from support.asgi import client
-from support.daemon import hello
-from support.upstream import ADDED, COMPLETED, CREATED, Json, done, text
 from trio.testing import MockClock
 
 from codexd.config import Codex, Config, Models, Server
 from codexd.protocol import sse
+from support.asgi import client
+from support.daemon import hello
+from support.upstream import ADDED, COMPLETED, CREATED, Json, done, text
 
 WHOLE: Sequence["Json | float"] = [CREATED, ADDED, text("Hel"), text("lo"), done("Hello"), COMPLETED]
 

@@ -11,6 +11,8 @@ import httpx
 import msgspec
 import pytest
 import trio
+
+from codexd.protocol import sse
 from support.daemon import Daemon, running
 from support.secrets import ACCOUNT, MARKER, access_token, refresh_token
 from support.upstream import (
@@ -28,8 +30,6 @@ from support.upstream import (
     text,
     token_answer,
 )
-
-from codexd.protocol import sse
 
 pytestmark = pytest.mark.loopback
 

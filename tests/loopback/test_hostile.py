@@ -12,11 +12,11 @@ import h11
 import msgspec
 import pytest
 import trio
-from support.daemon import Daemon, Raw, connected, hello, post, running
-from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 
 from codexd.protocol import sse
 from codexd.server import listen
+from support.daemon import Daemon, Raw, connected, hello, post, running
+from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 
 pytestmark = pytest.mark.loopback
 

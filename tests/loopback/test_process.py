@@ -11,11 +11,11 @@ import httpx
 import msgspec
 import pytest
 import trio
+
+from codexd import __version__
 from support.daemon import connected, credentials, environment, hello, post, running
 from support.secrets import CLIENT_KEY, MARKER, leaks
 from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
-
-from codexd import __version__
 
 pytestmark = pytest.mark.loopback
 

@@ -14,6 +14,7 @@ import openai
 import pytest
 from openai import OpenAI
 from pydantic import BaseModel
+
 from support.daemon import ROOT, environment
 
 pytestmark = pytest.mark.loopback

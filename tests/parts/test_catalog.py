@@ -3,7 +3,6 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from support.secrets import ACCOUNT, access_token
 from trio.testing import MockClock
 
 from codexd.auth import store
@@ -12,6 +11,7 @@ from codexd.auth.store import Credentials
 from codexd.catalog import MIN_INTERVAL, REFRESH_INTERVAL, RETRY_INTERVAL, Catalog
 from codexd.config import Backend
 from codexd.upstream import Upstream
+from support.secrets import ACCOUNT, access_token
 
 
 class FakeBackend:

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 import trio
-from support.upstream import ADDED, COMPLETED, CREATED, Json, done, failed, text
 from trio.testing import MockClock
 
 from codexd.config import Backend
@@ -17,6 +16,7 @@ from codexd.protocol.conversion import Conversion
 from codexd.protocol.passthrough import ResponsesStream
 from codexd.protocol.stream import ChatStream
 from codexd.relay import KEEPALIVE_INTERVAL, Header, Relay
+from support.upstream import ADDED, COMPLETED, CREATED, Json, done, failed, text
 
 KEEPALIVE = b": keepalive\n\n"
 WHOLE: list["Json | float"] = [CREATED, ADDED, text("Hel"), text("lo"), done("Hello"), COMPLETED]

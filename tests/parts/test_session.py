@@ -8,13 +8,13 @@ import httpx
 import msgspec
 import pytest
 import trio
-from support.secrets import ACCOUNT, access_token, refresh_token
 from trio.testing import MockClock
 
 from codexd.auth import store
 from codexd.auth.session import REFRESH_DEADLINE, Session
 from codexd.auth.store import Credentials
 from codexd.errors import ApiError
+from support.secrets import ACCOUNT, access_token, refresh_token
 
 EPOCH = 1_795_000_000.0
 

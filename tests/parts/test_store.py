@@ -3,11 +3,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support.secrets import ACCOUNT, access_token, refresh_token
 
 from codexd.auth import store
 from codexd.auth.oauth import claims, refusal
 from codexd.auth.store import Credentials, StoreError
+from support.secrets import ACCOUNT, access_token, refresh_token
 
 TOKENS = Credentials(
     access_token="a", refresh_token="r", expires_at=1795330000.7, account_id="acct", updated_at=1795320000
