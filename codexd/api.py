@@ -1,200 +1,41 @@
-"""An HTTP request into protocol values and back; with ``server`` the only room that knows the host.
-
-Each request becomes a ``Record`` (who, what, how it went), which the end of the request logs. Streamed answers do not
-go through Quart's response bodies, which are async generators, where a nursery would be illegal: ``HttpConnection``
-lets ``relay`` write to the client from its own task.
-"""
+"""An HTTP request into protocol values and back: the endpoints."""
 
 import hashlib
 import hmac
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 from weakref import WeakSet
 
 import msgspec
 import structlog
 import trio
-from hypercorn.typing import ASGISendCallable
 from quart import Response, request
-from quart.wrappers import Request
 from quart_trio import QuartTrio
-from quart_trio.asgi import TrioASGIHTTPConnection
-from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from codexd import __version__, errors, observe, prompts
+from codexd import __version__, errors, prompts
 from codexd.auth.session import Session
 from codexd.catalog import Catalog
 from codexd.config import Config
 from codexd.errors import ApiError
+from codexd.exchange import ApiRequest, HttpConnection, Record, Streamed, error_response
 from codexd.protocol import chat, parameters, responses
 from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.models import Resolved
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
-from codexd.protocol.responses import Usage
 from codexd.protocol.stream import ChatStream
 from codexd.relay import Header, Relay, Source
 from codexd.upstream import Call, Upstream, limit_headers
 
-MAX_LOGGED_PATH = 200
 BODY_TIMEOUT = 300.0
 """Seconds for a request body to arrive: big images over a slow line."""
-
-STREAM_HEADERS: Sequence[Header] = (
-    ("content-type", "text/event-stream; charset=utf-8"),
-    ("cache-control", "no-cache, no-transform"),
-    ("x-accel-buffering", "no"),
-)
 
 log = structlog.get_logger()
 
 _T = TypeVar("_T")
-
-
-class Record:
-    """One request, for the log: filled in as it is understood."""
-
-    __slots__ = ("adjusted", "complete", "error", "id", "key", "model", "started", "status", "streamed", "usage")
-
-    def __init__(self, request_id: str) -> None:
-        self.id = request_id
-        self.started = trio.current_time()
-        self.status = 0
-        self.streamed = False
-        self.complete = False
-        self.adjusted: list[str] = []
-        self.key: str | None = None
-        self.model: str | None = None
-        self.error: str | None = None
-        self.usage: Callable[[], Usage | None] = lambda: None
-
-    def finish(self, method: str, path: str) -> None:
-        """Log the end of the request. 499 is a client that left, in nginx's word for it."""
-        fields: dict[str, Any] = {
-            "status": self.status if self.complete else 499,
-            "key": self.key,
-            "model": self.model,
-            "error": self.error,
-        }
-        if (usage := self.usage()) is not None:
-            cached = usage.input_tokens_details and usage.input_tokens_details.cached_tokens
-            fields |= {"tokens_in": usage.input_tokens, "tokens_cached": cached, "tokens_out": usage.output_tokens}
-        fields["adjusted"] = ", ".join(self.adjusted) or None
-        fields["ms"] = round((trio.current_time() - self.started) * 1000)
-        shown = {key: value for key, value in fields.items() if value is not None}
-        _level_for(path)("request finished", method=method, path=path, **shown)
-
-
-def _level_for(path: str) -> Callable[..., None]:
-    """Probes come every few seconds and say nothing."""
-    return cast("Callable[..., None]", log.debug if path.endswith("/health") else log.info)
-
-
-class ApiRequest(TrioRequest):
-    """Quart's request, with our record of it."""
-
-    record: Record
-
-
-class Streamed(Response):
-    """A response whose body a relay writes."""
-
-    def __init__(self, relay: Relay) -> None:
-        super().__init__(b"", 200)
-        self.relay = relay
-
-
-class _AsgiClient:
-    """The client's side of a relay, over ASGI."""
-
-    def __init__(self, send: ASGISendCallable, headers: Sequence[Header]) -> None:
-        self._send = send
-        self._headers = headers
-
-    async def start(self, headers: Sequence[Header]) -> None:
-        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*self._headers, *headers)]
-        await self._send({"type": "http.response.start", "status": 200, "headers": encoded})
-
-    async def write(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-class HttpConnection(TrioASGIHTTPConnection):
-    """One request on its way through Quart: the request id, the log lines, and streamed answers."""
-
-    async def handle_request(  # type: ignore[override]  # quart-trio's own signature differs from Quart's
-        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
-    ) -> None:
-        made = f"req_{secrets.token_hex(16)}"
-        record = Record(observe.request_id(request.headers.get("x-request-id"), made))
-        cast("ApiRequest", request).record = record
-        structlog.contextvars.bind_contextvars(request_id=record.id)
-        path = request.path[:MAX_LOGGED_PATH]
-        _level_for(path)("request started", method=request.method, path=path)
-
-        async def noting(message: Any) -> None:
-            # The host cancels this task as soon as the last message is out, so what comes after may never run.
-            record.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-            await send(message)
-
-        try:
-            response: Response | None = cast("Response", await self.app.handle_request(request))
-            if isinstance(response, Streamed):
-                response = await self._stream(noting, response, record)
-            if response is not None:
-                record.status = response.status_code
-                response.headers.update(_trace_headers(record))
-                await self._send_response(noting, response)
-        except BaseException as error:
-            if not _is_leaving(error):
-                record.status, record.complete = 500, True
-            raise
-        finally:
-            record.finish(request.method, path)
-        nursery.cancel_scope.cancel()
-
-    async def _stream(self, send: ASGISendCallable, response: Streamed, record: Record) -> Response | None:
-        """Relay; a failure from before the first byte comes back as an ordinary response."""
-        relay = response.relay
-        record.status = 200
-        try:
-            await relay.stream(_AsgiClient(send, [*STREAM_HEADERS, *_trace_headers(record)]))
-        except ApiError as error:
-            return _error_response(error, record)
-        finally:
-            if relay.error is not None:
-                record.error = relay.error.error.code
-        return None
-
-
-def _is_leaving(error: BaseException) -> bool:
-    """Whether this is the client's leaving, alone or in a nursery's group, and no fault."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1] is None
-    return isinstance(error, trio.Cancelled)
-
-
-def _trace_headers(record: Record) -> list[Header]:
-    headers = [("x-request-id", record.id)]
-    if record.adjusted:
-        headers.append(("x-codexd-adjusted", ", ".join(record.adjusted)))
-    return headers
-
-
-def _error_response(error: ApiError, record: Record) -> Response:
-    record.error = error.error.code or error.error.type
-    response = Response(error.body(), error.status, content_type="application/json")
-    if error.retry_after is not None:
-        response.headers["retry-after"] = str(error.retry_after)
-    for name, value in error.headers:
-        response.headers[name] = value
-    return response
 
 
 class _ModelObject(msgspec.Struct):
@@ -406,16 +247,16 @@ class Api:
         if isinstance(error, RequestEntityTooLarge):
             # The rest of the body is still on its way, and nobody will read it.
             failure.headers.append(("connection", "close"))
-        return _error_response(failure, _record())
+        return error_response(failure, _record())
 
 
 async def _handle_api_error(error: ApiError) -> Response:
-    return _error_response(error, _record())
+    return error_response(error, _record())
 
 
 async def _handle_bug(error: Exception) -> Response:
     log.error("a request met a fault of codexd itself", exc_info=error)
-    return _error_response(errors.internal(_record().id), _record())
+    return error_response(errors.internal(_record().id), _record())
 
 
 def _record() -> Record:
