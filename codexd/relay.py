@@ -150,8 +150,6 @@ class Relay:
         try:
             await self._attempt(client)
         except ApiError as error:
-            if self._conversion.state.done:
-                return  # the connection broke when all was said
             if not error.retryable or self._started or self._conversion.state.begun:
                 raise
             log.info("trying once more", after=error.error.code)
@@ -161,7 +159,14 @@ class Relay:
             await self._attempt(client)
 
     async def _attempt(self, client: Client | None) -> None:
-        conversion = self._conversion
+        try:
+            await self._pump(client, self._conversion)
+        except ApiError:
+            if not self._conversion.state.done:
+                raise
+            # The connection broke when all was said.
+
+    async def _pump(self, client: Client | None, conversion: Conversion) -> None:
         async with self._open() as source:
             self._headers = self._headers_of(source)
             chunks = source.aiter_bytes()

@@ -297,3 +297,13 @@ async def test_a_failure_inside_a_200_tells_the_limits(autojump_clock: MockClock
     with pytest.raises(ApiError) as caught:
         await relay(Fake([failed("rate_limit_exceeded")])).stream(Client())
     assert caught.value.headers == [("x-codex-plan-type", "plus")]
+
+
+async def test_a_connection_that_breaks_when_all_is_said_changes_nothing_after_a_retry_either(
+    autojump_clock: MockClock,
+) -> None:
+    fake, client = Fake([failed("server_error")], WHOLE), Client()
+    fake.broken_end = True
+    await relay(fake).stream(client)
+    assert client.body.endswith(b"data: [DONE]\n\n")
+    assert fake.opened == 2
