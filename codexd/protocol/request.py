@@ -7,27 +7,24 @@ responses-lite models. Source of both shapes: requests captured from the officia
 import hashlib
 import uuid
 from collections.abc import Sequence
-from typing import Any, Literal, TypeGuard, assert_never
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
-from codexd.protocol import chat
+from codexd.protocol import chat, messages
 from codexd.protocol.models import Resolved, check_effort
 from codexd.protocol.responses import (
     INCLUDE,
     AdditionalTools,
     FunctionCall,
     FunctionCallOutput,
-    FunctionTool,
-    InputFile,
     InputImage,
     InputItem,
     InputPart,
     InputText,
     Message,
-    NamedTool,
     Namespace,
     OutputText,
     RawObject,
@@ -36,6 +33,7 @@ from codexd.protocol.responses import (
     Text,
     Tool,
     UpstreamRequest,
+    given,
 )
 
 NAMESPACE = "functions"
@@ -64,17 +62,18 @@ def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings) -
     if not asked.messages:
         raise errors.bad_request("messages must hold at least one message.", param="messages")
     adjusted: list[str] = []
-    instructions, messages = settings.prompt, asked.messages
+    instructions, rest = settings.prompt, asked.messages
     if instructions is None:
-        instructions, messages = _leading_instructions(asked.messages)
+        instructions, rest = messages.leading_instructions(asked.messages)
+        instructions = instructions or NEUTRAL
     if any(isinstance(message, chat.SystemMessage) for message in asked.messages):
-        adjusted.append("system=developer" if messages is asked.messages else "system=instructions")
+        adjusted.append("system=developer" if rest is asked.messages else "system=instructions")
     items: list[InputItem] = []
-    for index, message in enumerate(messages, len(asked.messages) - len(messages)):
-        items += _message_items(message, f"messages[{index}]")
+    for index, message in enumerate(rest, len(asked.messages) - len(rest)):
+        items += messages.message_items(message, f"messages[{index}]")
     if not items:
         raise errors.bad_request("messages must hold some content.", param="messages")
-    tools: list[Tool] = [_function_tool(tool.function) for tool in asked.tools or ()]
+    tools: list[Tool] = [messages.function_tool(tool.function) for tool in asked.tools or ()]
     model = resolved.model
     request = UpstreamRequest(
         model=model.slug,
@@ -82,11 +81,13 @@ def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings) -
         service_tier=_tier(asked.service_tier, adjusted),
         input=items,
         tools=tools or UNSET,
-        tool_choice=_chat_tool_choice(asked.tool_choice),
+        tool_choice=messages.tool_choice(asked.tool_choice),
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         reasoning=Reasoning(effort=_effort(asked.reasoning_effort, resolved, settings, adjusted), summary="auto"),
         prompt_cache_key=asked.prompt_cache_key or _cache_key(instructions, tools, items),
-        text=Text(verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=_chat_format(asked)),
+        text=Text(
+            verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=messages.text_format(asked)
+        ),
     )
     return _shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls)
 
@@ -115,7 +116,7 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         service_tier=_tier(asked.service_tier, adjusted),
         input=items,
         tools=tools or UNSET,
-        tool_choice=asked.tool_choice if _given(asked.tool_choice) else "auto",
+        tool_choice=asked.tool_choice if given(asked.tool_choice) else "auto",
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         reasoning=Reasoning(
             effort=_effort(reasoning.effort if reasoning else None, resolved, settings, adjusted),
@@ -124,9 +125,9 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         prompt_cache_key=asked.prompt_cache_key or _cache_key(instructions, tools, items),
         text=Text(
             verbosity=(asked.text and asked.text.verbosity) or settings.verbosity or model.verbosity,
-            format=asked.text.format if asked.text is not None and _given(asked.text.format) else UNSET,
+            format=asked.text.format if asked.text is not None and given(asked.text.format) else UNSET,
         ),
-        client_metadata=asked.client_metadata if _given(asked.client_metadata) else UNSET,
+        client_metadata=asked.client_metadata if given(asked.client_metadata) else UNSET,
     )
     return _shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls)
 
@@ -260,11 +261,6 @@ def _raw(value: object) -> Raw:
     return Raw(msgspec.json.encode(value))
 
 
-def _given(raw: Raw | UnsetType) -> TypeGuard[Raw]:
-    """Neither missing nor null: Raw cannot stand in a union with None."""
-    return raw is not UNSET and bytes(raw) != b"null"
-
-
 def _plain(raw: Raw | None) -> str | None:
     """The string in a raw value; None for anything else."""
     try:
@@ -329,112 +325,3 @@ def _leading_texts(items: list[InputItem]) -> tuple[str, list[InputItem]]:
 
 class _TextPart(Struct):
     text: str
-
-
-# --- the Chat Completions dialect
-
-
-def _leading_instructions(messages: list[chat.Message]) -> tuple[str, list[chat.Message]]:
-    """The client's own system texts as instructions, when it gave some at the start, and the messages after them."""
-    texts: list[str] = []
-    for message in messages:
-        if not isinstance(message, chat.SystemMessage | chat.DeveloperMessage):
-            break
-        texts.append(_all_text(message.content))
-    rest = messages[len(texts) :]
-    text = "\n\n".join(filter(None, texts))
-    # The backend wants something in the input: with nothing after them the texts stay where they are.
-    return (text, rest) if text and rest else (NEUTRAL, messages)
-
-
-def _all_text(content: chat.Content) -> str:
-    if isinstance(content, str):
-        return content
-    return "\n".join(part.text for part in content or () if isinstance(part, chat.TextPart))
-
-
-def _message_items(message: chat.Message, where: str) -> list[InputItem]:
-    match message:
-        case chat.SystemMessage() | chat.DeveloperMessage():
-            parts = _parts(message.content, where)
-            return [Message(role="developer", content=parts)] if parts else []
-        case chat.UserMessage():
-            parts = _parts(message.content, where)
-            return [Message(role="user", content=parts)] if parts else []
-        case chat.AssistantMessage():
-            return _assistant_items(message)
-        case chat.ToolMessage():
-            content = message.content
-            output = content if isinstance(content, str) else _parts(content, where)
-            return [FunctionCallOutput(call_id=message.tool_call_id, output=output or "")]
-        case _:  # pragma: no cover
-            assert_never(message)
-
-
-def _assistant_items(message: chat.AssistantMessage) -> list[InputItem]:
-    text = _all_text(message.content)
-    if not isinstance(message.content, str):
-        text += "\n".join(part.refusal for part in message.content or () if isinstance(part, chat.RefusalPart))
-    text = text or message.refusal or ""
-    items: list[InputItem] = [Message(role="assistant", content=[OutputText(text=text)])] if text else []
-    items += [
-        FunctionCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments)
-        for call in message.tool_calls or ()
-    ]
-    return items
-
-
-def _parts(content: chat.Content, where: str) -> list[InputPart]:
-    if isinstance(content, str):
-        return [InputText(text=content)]
-    return [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content or ())]
-
-
-def _part(part: chat.Part, where: str) -> InputPart:
-    match part:
-        case chat.TextPart(text=text) | chat.RefusalPart(refusal=text):
-            return InputText(text=text)
-        case chat.ImagePart(image_url=image):
-            if isinstance(image, str):
-                return InputImage(image_url=image)
-            return InputImage(image_url=image.url, detail=image.detail or UNSET)
-        case chat.FilePart(file=file):
-            if file.file_data is None:
-                raise errors.unsupported(
-                    where,
-                    "Files are sent with the request, as file.file_data (a data URL): there is no files API here.",
-                )
-            return InputFile(filename=file.filename or "file", file_data=file.file_data)
-        case chat.AudioPart():
-            raise errors.unsupported(where, "Audio input is not supported: the backend takes text, images and files.")
-        case _:  # pragma: no cover
-            assert_never(part)
-
-
-def _function_tool(function: chat.Function) -> FunctionTool:
-    return FunctionTool(
-        name=function.name,
-        description=function.description if function.description is not None else UNSET,
-        strict=function.strict or False,
-        parameters=function.parameters if _given(function.parameters) else Raw(b'{"type":"object","properties":{}}'),
-    )
-
-
-def _chat_tool_choice(
-    asked: Literal["none", "auto", "required"] | chat.NamedToolChoice | None,
-) -> Literal["none", "auto", "required"] | NamedTool:
-    if isinstance(asked, chat.NamedToolChoice):
-        return NamedTool(name=asked.function.name)
-    return asked or "auto"
-
-
-def _chat_format(asked: chat.ChatRequest) -> Any:
-    match asked.response_format:
-        case chat.FormatJsonSchema(json_schema=schema):
-            wanted: dict[str, Any] = {"type": "json_schema", "name": schema.name}
-            given = {"description": schema.description, "schema": schema.schema, "strict": schema.strict}
-            return wanted | {key: value for key, value in given.items() if value is not None and value is not UNSET}
-        case chat.FormatJsonObject():
-            return {"type": "json_object"}
-        case _:
-            return UNSET

@@ -3,7 +3,7 @@
 Strict towards our own clients, lenient towards the upstream: an event that cannot be read becomes ``Other``.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -13,6 +13,11 @@ INCLUDE = ("reasoning.encrypted_content",)
 
 RawObject = dict[str, Raw]
 """A JSON object of which codexd touches a key or two and carries the rest as it is."""
+
+
+def given(raw: Raw | UnsetType) -> TypeGuard[Raw]:
+    """Neither missing nor null: Raw cannot stand in a union with None."""
+    return raw is not UNSET and bytes(raw) != b"null"
 
 
 # --- the request that goes up
