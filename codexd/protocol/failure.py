@@ -35,7 +35,6 @@ class _Error(msgspec.Struct):
     type: str | None = None
     code: str | int | None = None
     param: str | None = None
-    plan_type: str | None = None
     resets_at: float | None = None
     resets_in_seconds: float | None = None
 
