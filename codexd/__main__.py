@@ -31,15 +31,21 @@ def main(argv: list[str] | None = None) -> int:
             name: value for name, value in environ.items() if name in ("HOST", "PORT") or name.startswith("CODEXD_")
         }
         options.config = Path(os.devnull)
+    load = partial(config.load, options.config, environ)
     try:
-        settings, origin = config.load(options.config, environ)
+        settings, origin = load()
     except config.ConfigError as error:
         return _fail(f"{error}", EX_CONFIG)
     if options.check_config:
         print(f"{origin or 'built-in defaults'}: ok")  # noqa: T201
         return 0
     try:
-        trio.run(daemon.demo if options.demo else partial(daemon.run, origin=origin), settings)
+        if options.demo:
+            trio.run(daemon.demo, settings)
+        else:
+            trio.run(daemon.run, load)
+    except config.ConfigError as error:
+        return _fail(f"{error}", EX_CONFIG)
     except daemon.CannotStart as error:
         return _fail(f"{error}", 1)
     return 0

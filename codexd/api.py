@@ -1,10 +1,9 @@
 """An HTTP request into protocol values and back: the endpoints."""
 
 import hashlib
-import hmac
 import secrets
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast
 from weakref import WeakSet
 
 import msgspec
@@ -15,23 +14,29 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from codexd import __version__, errors, prompts
+from codexd.auth.login import Attempt, Logins
 from codexd.auth.session import Session
 from codexd.catalog import Catalog
-from codexd.config import Config
-from codexd.errors import ApiError
+from codexd.config import Config, is_loopback
+from codexd.errors import DEVICE_CODES_OFF_HINT, ApiError
 from codexd.exchange import ApiRequest, HttpConnection, Record, Streamed, error_response
-from codexd.protocol import chat, parameters, responses
+from codexd.keys import Keys
+from codexd.protocol import chat, limits, parameters, responses
 from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.models import Resolved
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
 from codexd.protocol.stream import ChatStream
-from codexd.relay import Header, Relay, Source
-from codexd.upstream import Call, Upstream, limit_headers
+from codexd.relay import Client, Header, Relay, Source
+from codexd.upstream import Call, Upstream
 
 BODY_TIMEOUT = 300.0
 """Seconds for a request body to arrive: big images over a slow line."""
+
+PULSES = 4
+PULSE_INTERVAL = 0.25
+"""Seconds. Together they tell a proxy that buffers from one that does not."""
 
 log = structlog.get_logger()
 
@@ -57,24 +62,81 @@ class _Health(msgspec.Struct):
     uptime_seconds: int
 
 
+class _LoginRequest(msgspec.Struct):
+    method: Literal["device", "browser"] = "device"
+
+
+class _LoginState(msgspec.Struct, omit_defaults=True):
+    """``state``: ``none``, ``pending``, ``succeeded`` or ``failed``. ``expires_at`` is in Unix seconds."""
+
+    state: str
+    signed_in: bool
+    method: str | None = None
+    authorization_url: str | None = None
+    verification_url: str | None = None
+    user_code: str | None = None
+    expires_at: int | None = None
+    email: str | None = None
+    message: str | None = None
+    instructions: str | None = None
+
+
+_PROBE = b'{"model": "-", "messages": [{"role": "user", "content": "Answer with the word ok."}]}'
+_LOGIN = msgspec.json.Decoder(_LoginRequest)
+
+
+class _Pulse:
+    """A short stream for whoever wants to know whether something on the way holds events back."""
+
+    error: ApiError | None = None
+
+    async def stream(self, client: Client) -> None:
+        await client.start([])
+        for number in range(PULSES):
+            await client.write(b"data: %d\n\n" % number)
+            await trio.sleep(PULSE_INTERVAL)
+        await client.end()
+
+
 class Api:
     """The endpoints. ``clock`` gives Unix seconds."""
 
     def __init__(
-        self, config: Config, *, session: Session, catalog: Catalog, upstream: Upstream, clock: Callable[[], float]
+        self,
+        config: Config,
+        *,
+        session: Session,
+        logins: Logins,
+        keys: Keys,
+        catalog: Catalog,
+        upstream: Upstream,
+        clock: Callable[[], float],
     ) -> None:
         self._config = config
+        self._app: QuartTrio | None = None
         self._session = session
+        self._logins = logins
+        self._keys = keys
         self._catalog = catalog
         self._upstream = upstream
         self._clock = clock
         self._started = trio.current_time()
         self._relays: WeakSet[Relay] = WeakSet()
-        self._keys = {name: _digest_of(key) for name, key in config.server.client_keys.items()}
+
+    @property
+    def streams_open(self) -> int:
+        """Answers that are on their way, streamed or being collected."""
+        return sum(relay.running for relay in self._relays)
+
+    def configure(self, config: Config) -> None:
+        """Take over a changed configuration; answers that are on their way go on under the old one."""
+        self._config = config
+        if self._app is not None:
+            self._app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes
 
     def app(self) -> QuartTrio:
         """The ASGI application."""
-        app = QuartTrio("codexd", static_folder=None, template_folder=None)
+        self._app = app = QuartTrio("codexd", static_folder=None, template_folder=None)
         app.asgi_http_class = HttpConnection
         app.request_class = ApiRequest
         # Quart's own limits, set on purpose: its 60 s for a response would cut streams, 16 MiB is one photograph.
@@ -93,6 +155,8 @@ class Api:
             app.add_url_rule(f"{prefix}/models", f"{prefix}models", self.models, methods=["GET"], **plain)
             app.add_url_rule(f"{prefix}/models/<path:name>", f"{prefix}model", self.model, methods=["GET"], **plain)
             app.add_url_rule(f"{prefix}/health", f"{prefix}health", self.health, methods=["GET"], **plain)
+        app.add_url_rule("/auth/login", "login", self.login, methods=["POST"], **plain)
+        app.add_url_rule("/auth/login", "login_state", self.login_state, methods=["GET"], **plain)
         app.before_request(self._authenticate)
         app.register_error_handler(ApiError, _handle_api_error)
         app.register_error_handler(HTTPException, self._handle_http_error)
@@ -114,13 +178,26 @@ class Api:
         converted = convert.from_chat(asked, resolved, self._settings(resolved))
         streamed = record.streamed
         include_usage = not streamed or bool(asked.stream_options and asked.stream_options.include_usage)
+        conversion = self._chat_conversion(resolved, streamed=streamed, include_usage=include_usage)
+        return await self._answer(record, converted, conversion)
+
+    def _chat_conversion(self, resolved: Resolved, *, streamed: bool, include_usage: bool) -> Callable[[], Conversion]:
         id, created = f"chatcmpl-{secrets.token_hex(14)}", int(self._clock())  # noqa: A001 - the API's own word
 
         def conversion() -> Conversion:
             stream = ChatStream(id=id, model=resolved.model.slug, created=created, include_usage=include_usage)
             return conversions.chat(stream, streamed=streamed)
 
-        return await self._answer(record, converted, conversion)
+        return conversion
+
+    async def probe(self) -> str:
+        """A tiny real request by the way that all requests take; the name of the model. Raises ApiError."""
+        model = self._catalog.models.own[0]
+        resolved = Resolved(model, model.efforts[0] if model.efforts else None)
+        asked = chat.REQUEST.decode(_PROBE)
+        converted = convert.from_chat(asked, resolved, convert.Settings(prompt=None, effort=None, verbosity=None))
+        await self._relay(converted, self._chat_conversion(resolved, streamed=False, include_usage=True)).collect()
+        return model.slug
 
     async def responses(self) -> Response:
         body = await _body()
@@ -140,7 +217,40 @@ class Api:
         self._catalog.resolve(name)
         return _json(_ModelObject(name))
 
+    async def login(self) -> Response:
+        """Start a sign-in, or join the one under way; the answer says what the person has to do."""
+        _refuse_from_afar()
+        body = await _body()
+        asked = _decode(_LOGIN, body) if body else _LoginRequest()
+        attempt, _ = await self._logins.start(asked.method)
+        return _json(self._state_of(attempt))
+
+    async def login_state(self) -> Response:
+        _refuse_from_afar()
+        attempt = self._logins.current
+        if attempt is None:
+            return _json(_LoginState("none", self._session.signed_in))
+        return _json(self._state_of(attempt))
+
+    def _state_of(self, attempt: Attempt) -> _LoginState:
+        signed_in = self._session.signed_in
+        if attempt.signed_in is not None:
+            return _LoginState("succeeded", signed_in, attempt.method, email=attempt.signed_in.email)
+        if attempt.error is not None:
+            return _LoginState("failed", signed_in, attempt.method, message=attempt.error.error.message)
+        state = _LoginState("pending", signed_in, attempt.method, expires_at=int(attempt.expires_at))
+        if attempt.user_code is None:
+            state.authorization_url = attempt.url
+            state.instructions = "Open the address in a browser on the machine where codexd runs, and sign in."
+        else:
+            state.verification_url, state.user_code = attempt.url, attempt.user_code
+            state.instructions = f"Open the address, and enter the code. {DEVICE_CODES_OFF_HINT}"
+        return state
+
     async def health(self) -> Response:
+        if request.args.get("stream", "0") not in ("0", "false"):
+            _record().streamed = True
+            return Streamed(_Pulse())
         signed_in = self._session.signed_in
         ready = self._session.ready or request.args.get("ready", "0") in ("0", "false")
         uptime = int(trio.current_time() - self._started)
@@ -151,24 +261,18 @@ class Api:
     # --- the steps of a request
 
     async def _authenticate(self) -> None:
-        """Raises ApiError 401. All keys are compared, each in constant time."""
-        if not self._keys and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        """Raises ApiError 401 or 403."""
+        if not self._keys.required and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             # Any web page can post to loopback, and without a key the account would be its to spend.
             raise errors.cross_site()
-        if not self._keys or request.path in ("/health", "/v1/health"):
+        if not self._keys.required or request.path in ("/health", "/v1/health"):
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        digest = hashlib.sha256(given.encode()).digest()
-        names = [name for name, known in self._keys.items() if hmac.compare_digest(digest, known)]
-        if not names:
-            raise errors.invalid_key(
-                "This codexd asks for a client key: send one of [server.client_keys] as 'Authorization: Bearer KEY' or "
-                "'x-api-key: KEY'."
-                if not given
-                else "The client key is not known to this codexd: check [server.client_keys] in its configuration."
-            )
-        _record().key = names[0]
+        name = self._keys.check(given)
+        if name is None:
+            raise errors.key_required(given=bool(given), any_known=self._keys.any, fault=self._keys.fault)
+        _record().key = name
 
     def _understand(
         self, record: Record, model: str, body: bytes, rules: dict[str, parameters.Rule], *, streamed: bool
@@ -195,12 +299,7 @@ class Api:
         self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]
     ) -> Response:
         record.adjusted += converted.adjusted
-        up = converted.request
-        call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite)
-        if self._config.logging.enable_request_logging:
-            log.debug("request as it goes up", body=call.body.decode())
-        relay = Relay(lambda: self._upstream.open(call), conversion, self._limits, self._config.backend)
-        self._relays.add(relay)
+        relay = self._relay(converted, conversion)
         record.usage = lambda: relay.usage
         if record.streamed:
             return Streamed(relay)
@@ -210,8 +309,17 @@ class Api:
             response.headers[name] = value
         return response
 
+    def _relay(self, converted: convert.Converted, conversion: Callable[[], Conversion]) -> Relay:
+        up = converted.request
+        call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite)
+        if self._config.logging.enable_request_logging:
+            log.debug("request as it goes up", body=call.body.decode())
+        relay = Relay(lambda: self._upstream.open(call), conversion, self._limits, self._config.backend)
+        self._relays.add(relay)
+        return relay
+
     def _limits(self, source: Source) -> Sequence[Header]:
-        return limit_headers(source.headers, self._clock())
+        return limits.client_headers(source.headers, self._clock())
 
     async def _handle_http_error(self, error: HTTPException) -> Response:
         """Quart's and Werkzeug's own refusals, in OpenAI's shape."""
@@ -219,7 +327,8 @@ class Api:
         match status:
             case 404:
                 known = (
-                    "POST /v1/chat/completions, POST /v1/responses, GET /v1/models, GET /v1/models/{id}, GET /health"
+                    "POST /v1/chat/completions, POST /v1/responses, GET /v1/models, GET /v1/models/{id}, GET /health, "
+                    "POST /auth/login, GET /auth/login"
                 )
                 message = f"There is no {request.method} {request.path} here. There is: {known}."
             case 405 if "x-upgrade" in request.headers:
@@ -291,10 +400,12 @@ def _json(value: object) -> Response:
     return Response(msgspec.json.encode(value), 200, content_type="application/json")
 
 
-def _digest_of(key: str) -> bytes:
-    """A configured key is the key itself, or its SHA-256 in hex behind ``sha256:``."""
-    scheme, _, digest = key.partition(":")
-    return bytes.fromhex(digest) if scheme == "sha256" else hashlib.sha256(key.encode()).digest()
+def _refuse_from_afar() -> None:
+    """Raises ApiError 403: who signs in decides whose account it is, and that is for this machine to do."""
+    host = (request.scope.get("client") or ("127.0.0.1",))[0]
+    forwarded = [name for name in ("forwarded", "x-forwarded-for", "x-real-ip") if name in request.headers]
+    if forwarded or not is_loopback(host) or request.headers.get("sec-fetch-site", "none") != "none":
+        raise errors.not_local()
 
 
 def _header_key(key: str) -> str:

@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from codexd.auth.store import write_durably
 from codexd.errors import ApiError
-from codexd.protocol.models import Catalogue, Resolved, decode_catalogue
+from codexd.protocol.models import Catalogue, Model, Resolved, decode_catalogue
 from codexd.upstream import Upstream
 
 REFRESH_INTERVAL = 3600.0
@@ -46,8 +46,19 @@ class Catalog:
         self._etag: str | None = None
         self._clock = clock
         self._due = trio.Event()
+        self._live: list[Model] | None = None
+        self.fetched_at: int | None = None
+        self.why: str | None = None
         self.models = Catalogue(aliases)
         self._load()
+
+    def configure(self, aliases: Mapping[str, str], client_version: str) -> None:
+        """Take over new aliases; with another client version the backend lists other models, so they become due."""
+        self._aliases = aliases
+        self.models = Catalogue(aliases) if self._live is None else Catalogue(aliases, self._live)
+        if client_version != self._client_version:
+            self._client_version, self._etag = client_version, None
+            self._due.set()
 
     def resolve(self, name: str) -> Resolved:
         """Raises ApiError for an unknown model or an effort that it lacks."""
@@ -73,22 +84,27 @@ class Catalog:
         try:
             response = await upstream.models(self._etag)
         except ApiError as error:
-            log.debug("the model catalogue could not be fetched", reason=error.error.message)
+            self.why = error.error.message
+            log.debug("the model catalogue could not be fetched", reason=self.why)
             return False
         if response.status_code == 304:
+            self.fetched_at = int(self._clock())
             return True
         if response.status_code != 200:
+            self.why = f"The ChatGPT backend answered with status {response.status_code}."
             log.warning("the model catalogue could not be fetched", status=response.status_code)
             return False
         try:
             live = decode_catalogue(response.content)
         except (msgspec.DecodeError, ValueError) as error:
+            self.why = f"The backend's answer cannot be read: {error}"
             log.warning("the model catalogue cannot be read; the last one stays in use", reason=str(error))
             return False
-        self.models = Catalogue(self._aliases, live)
+        self._live, self.models = live, Catalogue(self._aliases, live)
         self._etag = response.headers.get("etag")
+        self.fetched_at = int(self._clock())
         log.info("model catalogue refreshed", models=len(live))
-        copy = _Copy(int(self._clock()), self._client_version, self._etag, Raw(response.content))
+        copy = _Copy(self.fetched_at, self._client_version, self._etag, Raw(response.content))
         try:
             await trio.to_thread.run_sync(write_durably, self._path, msgspec.json.encode(copy))
         except OSError as error:
@@ -99,8 +115,9 @@ class Catalog:
         try:
             copy = msgspec.json.decode(self._path.read_bytes(), type=_Copy)
             if copy.client_version == self._client_version:
-                self.models = Catalogue(self._aliases, decode_catalogue(copy.answer))
-                self._etag = copy.etag
+                self._live = decode_catalogue(copy.answer)
+                self.models = Catalogue(self._aliases, self._live)
+                self._etag, self.fetched_at = copy.etag, copy.fetched_at
         except FileNotFoundError:
             pass
         except (OSError, msgspec.DecodeError, ValueError) as error:

@@ -21,6 +21,10 @@ _IN_A_HEADER = r"^[\x21-\x7e]+$"
 CLIENT_ID = "app_EMoamEEZ73f0CkXaXp7hrann"  # the public client of the official CLI; it has no secret
 
 
+KEYS_FILE = "keys.json"
+"""In the state directory: the client keys that codexctl made."""
+
+
 class ConfigError(Exception):
     """The configuration cannot be used. The message names file, key and what was expected."""
 
@@ -48,8 +52,9 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     client_keys: Annotated[
         dict[str, Annotated[str, Meta(min_length=16)]],
         _about(
-            "Keys that clients must present (`Authorization: Bearer` or `x-api-key`), by a name for the logs. A value "
-            "is the key itself (16 characters or more) or `sha256:` and its hash in hex. Empty: no key is asked for."
+            "Keys that clients must present (`Authorization: Bearer` or `x-api-key`), by a name for the logs, beside "
+            "those that `codexctl keys` makes. A value is the key itself (16 characters or more) or `sha256:` and its "
+            "hash in hex. No key here and none made: none is asked for."
         ),
     ] = msgspec.field(default_factory=dict)
     max_body_bytes: Annotated[int, Meta(ge=1024), _about("Largest request body. Images travel inside it.")] = (
@@ -66,7 +71,11 @@ class OAuth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     redirect_uri: Annotated[str, _about("Where the browser returns to after signing in.")] = (
         "http://127.0.0.1:1455/auth/callback"
     )
-    local_server_port: Annotated[Port, _about("Port of the server that waits for that return.")] = 1455
+    local_server_port: Annotated[
+        Port,
+        _about("Port of the server that waits for that return while a browser sign-in runs. 1457 stands in for 1455."),
+    ] = 1455
+    login_timeout: Annotated[Seconds, _about("Seconds that a browser sign-in may take.")] = 600.0
 
 
 class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,6 +126,16 @@ class Models(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = msgspec.field(default_factory=dict)
 
 
+class Control(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    socket: Annotated[
+        str,
+        _about(
+            "Where `codexctl` connects: a path, or a name in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR/codexd`, "
+            "else in the state directory."
+        ),
+    ] = "control.sock"
+
+
 class Storage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dir: Annotated[
         str | None,
@@ -131,7 +150,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     logging: Logging = Logging()
     codex: Codex = Codex()
     models: Models = Models()
+    control: Control = Control()
     storage: Storage = Storage()
+
+    @property
+    def key_always(self) -> bool:
+        """Whether a client key is asked for even when none is known: other machines reach this one."""
+        return not self.server.allow_unauthenticated and any(map(_is_beyond_loopback, self.listen()))
 
     def listen(self) -> list[str]:
         """The addresses to listen on, with ``host`` and ``port`` worked in."""
@@ -169,7 +194,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, Path | 
     origins = {} if path is None else _check_keys(tree, str(path))
     _apply_environment(tree, origins, environ)
     config = _convert(tree, origins)
-    _check(config)
+    _check(config, keys_made=(state_dir(config, environ) / KEYS_FILE).exists())
     return config, path
 
 
@@ -315,7 +340,7 @@ def _expected(said: str, section: str, name: str) -> str:
     return said
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, *, keys_made: bool) -> None:
     for name, key in config.server.client_keys.items():
         if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
             raise ConfigError(f"server.client_keys.{name}: expected sha256: and 64 hexadecimal digits")
@@ -324,14 +349,13 @@ def _check(config: Config) -> None:
     for bind in config.listen():
         if config.listen().count(bind) > 1:
             raise ConfigError(f"server.bind: {bind} is there twice")
-        address = split_bind(bind)
-        if isinstance(address, str):
-            continue
+        beyond = _is_beyond_loopback(bind)
         server = config.server
-        if not is_loopback(address[0]) and not server.client_keys and not server.allow_unauthenticated:
+        if beyond and not keys_made and not server.client_keys and not server.allow_unauthenticated:
             raise ConfigError(
                 f"server.bind: {bind} is reachable from other machines, and anyone who reaches it would use your "
-                "account. Either set a client key in [server.client_keys], or, if something in front checks who comes, "
+                "account. Either make a client key first (`codexctl keys add NAME`, while codexd still listens on "
+                "loopback alone), or set one in [server.client_keys], or, if something in front checks who comes, "
                 "set server.allow_unauthenticated = true."
             )
 
@@ -355,14 +379,30 @@ def resolve_bind(bind: str, environ: Mapping[str, str]) -> str:
     name = bind.removeprefix("unix:")
     if name == bind or name.startswith("/"):
         return bind
-    if given := environ.get("RUNTIME_DIRECTORY"):
-        directory = Path(given.split(":", maxsplit=1)[0])
-    elif base := environ.get("XDG_RUNTIME_DIR"):
-        directory = Path(base) / "codexd"
-        directory.mkdir(mode=0o700, exist_ok=True)
-    else:
+    directory = runtime_dir(environ)
+    if directory is None:
         raise ConfigError(f"server.bind: {bind} needs $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR, or an absolute path")
+    directory.mkdir(mode=0o700, exist_ok=True)
     return f"unix:{directory / name}"
+
+
+def runtime_dir(environ: Mapping[str, str]) -> Path | None:
+    """Where sockets lie: ``$RUNTIME_DIRECTORY``, else ``$XDG_RUNTIME_DIR/codexd``."""
+    if given := environ.get("RUNTIME_DIRECTORY"):
+        return Path(given.split(":", maxsplit=1)[0])
+    if base := environ.get("XDG_RUNTIME_DIR"):
+        return Path(base) / "codexd"
+    return None
+
+
+def control_socket(config: Config, environ: Mapping[str, str]) -> Path:
+    """The control socket of a daemon with this configuration."""
+    return (runtime_dir(environ) or state_dir(config, environ)) / config.control.socket
+
+
+def _is_beyond_loopback(bind: str) -> bool:
+    address = split_bind(bind)
+    return not isinstance(address, str) and not is_loopback(address[0])
 
 
 def is_loopback(host: str) -> bool:

@@ -4,15 +4,18 @@ Two nurseries. The keepers (token, catalogue, signals) live until the web nurser
 open may need a token. A crash in either ends the process, and systemd starts it anew.
 """
 
+import contextlib
 import errno
 import gc
 import os
+import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 
@@ -20,19 +23,22 @@ import msgspec
 import structlog
 import trio
 
-from codexd import __version__, observe, server
-from codexd.api import Api
-from codexd.auth import store
-from codexd.auth.session import Session
-from codexd.catalog import Catalog
-from codexd.config import Config, ConfigError, resolve_bind, state_dir
+from codexd import __version__, observe, server, terminal
+from codexd.auth import oauth, store
+from codexd.config import Config, ConfigError, control_socket, resolve_bind, state_dir
+from codexd.control import server as control_server
+from codexd.control.verbs import Verbs
+from codexd.errors import ApiError
+from codexd.parts import Load, Parts, build
 from codexd.systemd import Notifier
-from codexd.upstream import USER_AGENT, Upstream, make_client
 
 log = structlog.get_logger()
 
 _clock: Callable[[], float] = time.time  # noqa: TID251 - the one clock, which all others are given
 
+
+DEMO_PATIENCE = 4.0
+"""Seconds after which the simulated person approves a device code: time to look at it."""
 
 LAST_WORDS = 2.0
 """Seconds after the drain in which answers that are still open are ended with an error, before they are cut."""
@@ -42,39 +48,48 @@ class CannotStart(Exception):
     """The daemon cannot start; the message says why and what to do."""
 
 
-async def run(config: Config, origin: Path | None) -> None:
-    """Run until SIGTERM or SIGINT and drain; a second signal ends it at once. Raises CannotStart."""
+async def run(load: Load) -> None:
+    """Run until SIGTERM or SIGINT and drain; a second signal ends it at once. Raises CannotStart and ConfigError.
+
+    ``load`` reads the configuration, now and again when a reload is asked for.
+    """
+    config, origin = load()
     state = state_dir(config, os.environ)
     _configure(config, state)
     log.info("starting", version=__version__, config=str(origin or "built-in defaults"), state=str(state))
-    await _serve(config, state, _open_sockets(config))
+    sockets = _open_sockets(config)
+    parts = partial(build, config, origin, load, state, clock=_clock)
+    await _serve(parts, sockets, _open_control(control_socket(config, os.environ), sockets))
 
 
 async def demo(config: Config) -> None:
     """Run over a simulated ChatGPT, signed in, with its state in a temporary directory. Raises CannotStart."""
     # Imported here: the daemon proper never needs it.
     from codexd.demo.chatgpt import ChatGPT
+    from codexd.demo.issuer import Issuer
 
     with tempfile.TemporaryDirectory(prefix="codexd-demo-") as directory:
         state = Path(directory)
         _configure(config, state)
         sockets = _open_sockets(config, any_port=config.server.port is None)
-        chatgpt = ChatGPT(_clock)
+        control = state / "control.sock"
+        listener = _open_control(control, sockets)
+        chatgpt = ChatGPT(_clock, Issuer(_clock, approves_after=DEMO_PATIENCE))
         async with trio.open_nursery() as nursery:
-            port = await nursery.start(chatgpt.serve)
-            simulated = f"http://127.0.0.1:{port}"
+            simulated = await nursery.start(chatgpt.serve)
             config = msgspec.structs.replace(
                 config,
                 oauth=msgspec.structs.replace(config.oauth, issuer=simulated),
                 backend=msgspec.structs.replace(config.backend, url=f"{simulated}/backend-api"),
             )
-            store.save(state / "tokens.json", chatgpt.sign_in())
+            store.save(state / "tokens.json", chatgpt.issuer.sign_in())
             # Nothing leaves the machine: not by a proxy of the environment either.
-            await _serve(config, state, sockets, trust_env=False, announce=partial(_announce_demo, config))
+            parts = partial(build, config, None, lambda: (config, None), state, clock=_clock, trust_env=False)
+            await _serve(parts, sockets, listener, announce=partial(_announce_demo, config, control))
             nursery.cancel_scope.cancel()
 
 
-def _announce_demo(config: Config, base: str) -> None:
+def _announce_demo(config: Config, control: Path, base: str) -> None:
     target, where = base, ""
     if base.startswith("unix:"):
         target, where = "http://localhost", f"--unix-socket {base.removeprefix('unix:')} "
@@ -92,6 +107,11 @@ codexd {__version__} is running over a simulated ChatGPT (nothing leaves this ma
 Try it in another terminal:
 
   curl -N {where}{target}/v1/chat/completions {header}-H 'content-type: application/json' -d '{body}'
+
+And codexctl, where every verb works (after `login` the simulated person approves by itself):
+
+  export CODEXCTL_SOCKET={control}
+  {_codexctl()} status
 
 Ctrl-C ends it.
 """,
@@ -124,78 +144,137 @@ def _open_sockets(config: Config, *, any_port: bool = False) -> list[socket.sock
     return sockets
 
 
-@asynccontextmanager
-async def _parts(
-    config: Config, state: Path, *, trust_env: bool
-) -> AsyncIterator[tuple[Api, Session, Catalog, Upstream]]:
-    async with make_client(trust_env=trust_env) as client:
-        session = Session(
-            state / "tokens.json",
-            client=client,
-            issuer=config.oauth.issuer,
-            client_id=config.oauth.client_id,
-            headers={"originator": config.backend.originator, "user-agent": USER_AGENT},
-            clock=_clock,
-        )
-        version = config.backend.client_version
-        catalog = Catalog(state / "models.json", aliases=config.models.aliases, client_version=version, clock=_clock)
-        upstream = Upstream(client, session, config.backend, on_models_etag=catalog.on_models_etag, clock=_clock)
-        api = Api(config, session=session, catalog=catalog, upstream=upstream, clock=_clock)
-        yield api, session, catalog, upstream
+def _codexctl() -> str:
+    """How to start it here: it is on nobody's path in a checkout."""
+    return "codexctl" if shutil.which("codexctl") else f"{os.path.relpath(sys.executable)} -m codexd.ctl"
+
+
+def _open_control(path: Path, sockets: list[socket.socket]) -> socket.socket:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return server.listen(f"unix:{path}")
+    except OSError as error:
+        for each in sockets:
+            each.close()
+        hint = "; another codexd of this user runs already? Give this one a control.socket of its own"
+        raise CannotStart(f"control socket: {error}{hint if 'another process' in str(error) else ''}") from error
 
 
 async def _serve(
-    config: Config,
-    state: Path,
+    parts: Callable[..., AbstractAsyncContextManager[Parts]],
     sockets: list[socket.socket],
+    control: socket.socket,
     *,
-    trust_env: bool = True,
     announce: Callable[[str], None] = lambda _: None,
 ) -> None:
     notifier = Notifier()
     stop = trio.Event()
-    files = server.files_of(sockets)
+    files = server.files_of([*sockets, control])
+    changed = _Changes()
     try:
-        async with (
-            _parts(config, state, trust_env=trust_env) as (api, session, catalog, upstream),
-            trio.open_nursery() as keepers,
-        ):
-            keepers.start_soon(_watch_signals, stop, notifier, keepers.cancel_scope)
-            keepers.start_soon(session.keep)
-            keepers.start_soon(catalog.keep, upstream)
-            keepers.start_soon(_end_drain, stop, config.server.drain_seconds, api)
+        async with parts(on_change=changed.ring) as made, trio.open_nursery() as keepers:
+            made.listeners = [server.describe(each) for each in sockets]
+            keepers.start_soon(_watch_signals, stop, notifier, made, keepers.cancel_scope)
+            keepers.start_soon(made.session.keep)
+            keepers.start_soon(made.catalog.keep, made.upstream)
+            keepers.start_soon(made.keys.keep)
+            keepers.start_soon(made.logins.keep)
+            keepers.start_soon(_end_drain, stop, made)
+            await keepers.start(control_server.serve, control, Verbs(made).handle)
             async with trio.open_nursery() as web:
-                serve = partial(server.serve, drain_seconds=config.server.drain_seconds + LAST_WORDS, stop=stop.wait)
-                await web.start(serve, api.app(), sockets)
-                for each in sockets:
-                    log.info("listening", address=server.describe(each))
-                if not session.signed_in:
-                    log.warning("not signed in: requests get 401", tokens=str(state / "tokens.json"))
+                serve = partial(server.serve, drain_seconds=lambda: _drain_seconds(made) + LAST_WORDS, stop=stop.wait)
+                await web.start(serve, made.api.app(), sockets)
+                for address in made.listeners:
+                    log.info("listening", address=address)
                 # What lives from here on was made by start-up: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
-                notifier.ready("serving" if session.signed_in else "signed out")
-                announce(server.describe(sockets[0]))
+                notifier.ready(_status(made))
+                announce(made.listeners[0])
+                keepers.start_soon(_tell_status, changed, notifier, made)
+                if not made.session.signed_in:
+                    await _not_signed_in(keepers, made)
             keepers.cancel_scope.cancel()
     finally:
         server.remove(files)
     log.info("stopped")
 
 
-async def _end_drain(stop: trio.Event, seconds: float, api: Api) -> None:
+class _Changes:
+    """A bell that any part may ring: somebody signed in or out."""
+
+    def __init__(self) -> None:
+        self._rung = trio.Event()
+
+    def ring(self) -> None:
+        self._rung.set()
+
+    async def wait(self) -> None:
+        await self._rung.wait()
+        self._rung = trio.Event()
+
+
+def _status(parts: Parts) -> str:
+    return "serving" if parts.session.signed_in else "signed out: run codexctl login"
+
+
+async def _tell_status(changed: _Changes, notifier: Notifier, parts: Parts) -> None:
+    told = _status(parts)
+    while True:
+        await changed.wait()
+        if not parts.draining and (status := _status(parts)) != told:
+            told = status
+            notifier.status(status)
+
+
+async def _not_signed_in(keepers: trio.Nursery, parts: Parts) -> None:
+    """Say what to do; at a terminal, start doing it."""
+    log.warning("not signed in: run codexctl login; until then requests get 401")
+    if sys.stderr.isatty() and not parts.session.has_credentials:
+        keepers.start_soon(_sign_in_here, parts)
+
+
+async def _sign_in_here(parts: Parts) -> None:
+    try:
+        attempt, _ = await parts.logins.start("device")
+    except ApiError as error:
+        print(f"\nNot signed in, and a sign-in could not be started: {error}\n", file=sys.stderr)  # noqa: T201
+        return
+    minutes = round(oauth.DEVICE_LIFETIME / 60)
+    width, colour = shutil.get_terminal_size().columns, not os.environ.get("NO_COLOR")
+    text = terminal.device_code(attempt.url, attempt.user_code or "", minutes, width=width, colour=colour)
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    await attempt.finished.wait()
+    if attempt.error is not None:
+        print(f"\n{attempt.error}\n", file=sys.stderr)  # noqa: T201
+    elif attempt.signed_in is not None:
+        print(f"\nSigned in as {attempt.signed_in.email or 'an account without an address'}.\n", file=sys.stderr)  # noqa: T201
+
+
+def _drain_seconds(parts: Parts) -> float:
+    return parts.config.server.drain_seconds
+
+
+async def _end_drain(stop: trio.Event, parts: Parts) -> None:
     await stop.wait()
-    await trio.sleep(seconds)
-    api.close()
+    await trio.sleep(_drain_seconds(parts))
+    parts.api.close()
 
 
-async def _watch_signals(stop: trio.Event, notifier: Notifier, everything: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _watch_signals(stop: trio.Event, notifier: Notifier, parts: Parts, everything: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             name = signal.Signals(number).name
+            if number == signal.SIGHUP:
+                # Its failure is in the log; a reload must never end the daemon.
+                with contextlib.suppress(ConfigError):
+                    parts.reload()
+                continue
             if stop.is_set():
                 log.warning("stopping at once", signal=name)
                 everything.cancel()
                 return
             log.info("stopping: open streams may finish", signal=name)
+            parts.draining = True
             notifier.stopping()
             stop.set()

@@ -83,14 +83,11 @@ def signed_out(why: str) -> ApiError:
     return ApiError(401, f"{why}: {SIGN_IN_HINT}.", type="authentication_error", code="signed_out")
 
 
-def invalid_key(message: str) -> ApiError:
-    return ApiError(401, message, code="invalid_api_key")
-
-
-def issuer_unavailable(why: str, retry_after: int) -> ApiError:
+def issuer_unavailable(why: str, retry_after: int, *, valid: bool = False) -> ApiError:
+    token = "the access token that is there goes on being used" if valid else "the access token is no longer valid"
     return ApiError(
         503,
-        f"The ChatGPT sign-in could not be renewed ({why}) and the access token is no longer valid. "
+        f"The ChatGPT sign-in could not be renewed ({why}); {token}. "
         "codexd keeps trying; nothing has to be done unless this lasts.",
         type="server_error",
         code="auth_unavailable",
@@ -98,11 +95,145 @@ def issuer_unavailable(why: str, retry_after: int) -> ApiError:
     )
 
 
+# --- signing in
+
+DEVICE_CODES_OFF_HINT = (
+    "If the page says that device codes are off: in ChatGPT, Settings, Security, turn on “Enable device code "
+    "authorization for Codex” (in a workspace an administrator does it)."
+)
+"""The switch is off by default for many accounts, and it is only the page in the browser that says so."""
+
+_BROWSER_HINT = "`codexctl login --paste` signs in without a device code"
+_TRY_AGAIN = "start again with `codexctl login`"
+
+
+def login_unreachable(why: str) -> ApiError:
+    return ApiError(
+        502,
+        f"The ChatGPT sign-in server could not be used ({why}). `codexctl doctor` looks for the cause.",
+        type="server_error",
+        code="login_unreachable",
+    )
+
+
+def device_codes_off(why: str) -> ApiError:
+    return ApiError(
+        403,
+        f"The sign-in server gives no device code ({why}). In ChatGPT, Settings, Security, turn on “Enable device code "
+        f"authorization for Codex” (in a workspace an administrator does it), or: {_BROWSER_HINT}.",
+        type="authentication_error",
+        code="device_codes_off",
+    )
+
+
+def login_refused(why: str) -> ApiError:
+    return ApiError(
+        403, f"The sign-in was refused: {why}; {_TRY_AGAIN}.", type="authentication_error", code="login_refused"
+    )
+
+
+def login_expired(seconds: float, what: str) -> ApiError:
+    minutes = f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
+    return ApiError(
+        408,
+        f"Nobody signed in within {minutes}, which is the time for {what}; {_TRY_AGAIN}.",
+        type="authentication_error",
+        code="login_expired",
+    )
+
+
+def login_ended(why: str) -> ApiError:
+    return ApiError(409, f"The sign-in was given up: {why}.", type="authentication_error", code="login_ended")
+
+
+def callback_port_in_use(ports: Iterable[tuple[int, str | None]]) -> ApiError:
+    who = "; ".join(
+        f"port {port} is used by {name or f'another program (`ss -ltnp sport = :{port}` as root names it)'}"
+        for port, name in ports
+    )
+    return ApiError(
+        409,
+        f"The browser could not come back to codexd: {who}. Stop it, or use `codexctl login --device` or "
+        "`codexctl login --paste`, which need no port.",
+        type="authentication_error",
+        code="callback_port_in_use",
+    )
+
+
+def no_login() -> ApiError:
+    return ApiError(409, "No browser sign-in is waiting: start one with `codexctl login --paste`.", code="no_login")
+
+
+def wrong_callback(why: str) -> ApiError:
+    return ApiError(
+        400,
+        f"That address does not belong to this sign-in: {why}. Paste the whole address from the browser's address bar, "
+        "of the page that came after the sign-in.",
+        code="wrong_callback",
+    )
+
+
+def no_refresh_token() -> ApiError:
+    return ApiError(
+        409,
+        "There is no refresh token, so this sign-in ends when its access token does: sign in with `codexctl login`.",
+        type="authentication_error",
+        code="no_refresh_token",
+    )
+
+
+def cannot_delete(path: str, why: str) -> ApiError:
+    return ApiError(
+        500,
+        f"{path} could not be deleted ({why}). Delete it by hand: it holds the sign-in.",
+        type="server_error",
+        code="state_not_writable",
+    )
+
+
+def cannot_save(path: str, why: str) -> ApiError:
+    return ApiError(
+        500,
+        f"{path} could not be written ({why}), so nothing was changed. Check the space and the owner of its directory.",
+        type="server_error",
+        code="state_not_writable",
+    )
+
+
+def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError:
+    if fault is not None:
+        message = f"This codexd asks for a client key and can check none: {fault}. See its log."
+    elif not any_known:
+        message = (
+            "This codexd listens beyond its own machine, so it asks for a client key, and none has been made yet: run "
+            "`codexctl keys add NAME` on the machine where it runs."
+        )
+    elif not given:
+        message = (
+            "This codexd asks for a client key: send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'. "
+            "`codexctl keys add NAME` on the machine where it runs makes one."
+        )
+    else:
+        message = (
+            "The client key is not known to this codexd: `codexctl keys list` on the machine where it runs shows the "
+            "names of those that are."
+        )
+    return ApiError(401, message, code="invalid_api_key")
+
+
+def not_local() -> ApiError:
+    return ApiError(
+        403,
+        "Signing in works on the machine where codexd runs, and not through a proxy: run `codexctl login` there.",
+        code="not_local",
+    )
+
+
 def cross_site() -> ApiError:
     return ApiError(
         403,
-        "A web page of another site may not use this codexd. Set a client key in [server.client_keys] and let the page "
-        "send it, if it is meant to.",
+        "A web page of another site may not use this codexd. If it is meant to, make a client key with "
+        "`codexctl keys add NAME` and let the page send it.",
         code="cross_site_request",
     )
 

@@ -7,7 +7,7 @@ through Quart's response bodies, which are async generators, where a nursery wou
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import structlog
 import trio
@@ -20,7 +20,7 @@ from quart_trio.wrappers import TrioRequest
 from codexd import observe
 from codexd.errors import ApiError
 from codexd.protocol.responses import Usage
-from codexd.relay import Header, Relay
+from codexd.relay import Client, Header
 
 MAX_LOGGED_PATH = 200
 
@@ -78,10 +78,18 @@ class ApiRequest(TrioRequest):
     record: Record
 
 
+class Body(Protocol):
+    """What writes the body of a streamed response: a relay. ``error`` is how it went."""
+
+    error: ApiError | None
+
+    async def stream(self, client: Client) -> None: ...
+
+
 class Streamed(Response):
     """A response whose body a relay writes."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Body) -> None:
         super().__init__(b"", 200)
         self.relay = relay
 

@@ -96,6 +96,7 @@ class Relay:
         self._waiting_since = now
         self._last_write = now
         self.error: ApiError | None = None
+        self.running = False
 
     @property
     def usage(self) -> Usage | None:
@@ -132,16 +133,20 @@ class Relay:
         return error
 
     async def _run(self, client: Client | None) -> None:
-        async with trio.open_nursery() as nursery:
-            self._scope = nursery.cancel_scope
-            nursery.start_soon(self._ticker)
-            # The driver is this task: its ApiError is caught in here and never becomes a group. A bug does, loudly.
-            try:
-                await self._drive(client)
-            except ApiError as error:
-                self.error = error
-            await self._no_tick()
-            nursery.cancel_scope.cancel()
+        self.running = True
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                nursery.start_soon(self._ticker)
+                # The driver is this task: its ApiError is caught in here and never becomes a group. A bug does, loudly.
+                try:
+                    await self._drive(client)
+                except ApiError as error:
+                    self.error = error
+                await self._no_tick()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.running = False
         self.error = self._aborted or self.error
 
     # --- the driver

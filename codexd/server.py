@@ -134,27 +134,35 @@ async def serve(
     app: ASGIFramework,
     sockets: list[socket.socket],
     *,
-    drain_seconds: float,
+    drain_seconds: Callable[[], float],
     stop: Callable[[], Awaitable[None]],
     task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve on listening sockets until ``stop`` returns, then drain. Started means that all of them accept."""
+    """Serve on listening sockets until ``stop`` returns, then drain. Started means that all of them accept.
+
+    ``drain_seconds`` is asked when the drain begins.
+    """
     _install()
     settings = HypercornConfig()
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")
     settings.backlog = BACKLOG
     settings.include_server_header = False
-    settings.graceful_timeout = drain_seconds
     settings.keep_alive_timeout = KEEP_ALIVE_TIMEOUT
     settings.keep_alive_max_requests = 1_000_000
     settings.alpn_protocols = ["http/1.1"]
     # The sockets are ours: port 0, modes of unix sockets and TCP options are settled before hypercorn sees them.
     settings.create_sockets = lambda: Sockets([], sockets, [])  # type: ignore[method-assign]
+
+    async def triggered() -> None:
+        await stop()
+        # Read now: a reload may have changed it since the start.
+        settings.graceful_timeout = drain_seconds()
+
     await hypercorn.trio.serve(
         app,
         settings,
-        shutdown_trigger=cast("Callable[..., Awaitable[None]]", stop),
+        shutdown_trigger=cast("Callable[..., Awaitable[None]]", triggered),
         task_status=task_status,
         mode="asgi",
     )

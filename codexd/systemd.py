@@ -12,6 +12,10 @@ class Notifier:
     def ready(self, status: str) -> None:
         self._send(f"READY=1\nSTATUS={_ascii(status)}")
 
+    def status(self, status: str) -> None:
+        """The line that ``systemctl status`` shows."""
+        self._send(f"STATUS={_ascii(status)}")
+
     def stopping(self) -> None:
         self._send("STOPPING=1\nSTATUS=draining")
 

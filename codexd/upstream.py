@@ -1,19 +1,21 @@
 """The Codex backend over httpx: its headers, its cookies, its refusals. Foreign exceptions end here."""
 
-import math
+import email.utils
 import platform
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from typing import Any, NamedTuple
 
 import httpx
+import msgspec
 import structlog
 
 from codexd import __version__, errors
 from codexd.auth.session import Access, Session
 from codexd.config import Backend
-from codexd.protocol import failure
+from codexd.protocol import failure, limits
+from codexd.protocol.limits import Limits
 
 MAX_ERROR_BODY = 256 * 1024
 """Bytes of an error's body that are read; the rest of it is of no use to anyone."""
@@ -31,6 +33,14 @@ class Call(NamedTuple):
     body: bytes
     key: str
     lite: bool
+
+
+class _AccountEntry(msgspec.Struct):
+    id: str | None = None
+
+
+class _Accounts(msgspec.Struct):
+    accounts: list[_AccountEntry] = []
 
 
 class _CloudflareOnly(DefaultCookiePolicy):
@@ -75,11 +85,16 @@ class Upstream:
     ) -> None:
         self._client = client
         self._session = session
+        self.configure(config)
+        self._on_models_etag = on_models_etag
+        self._clock = clock
+        self._seen: tuple[httpx.Headers, float] | None = None
+        self._limits: Limits | None = None
+
+    def configure(self, config: Backend) -> None:
         self._base = config.url.rstrip("/")
         self._url = httpx.URL(f"{self._base}/codex/responses")
         self._config = config
-        self._on_models_etag = on_models_etag
-        self._clock = clock
 
     @asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[httpx.Response]:
@@ -100,8 +115,10 @@ class Upstream:
             if response.status_code != 200:
                 body = await self._read_error(response)
                 error = failure.from_http(response.status_code, response.headers, body, self._clock())
-                error.headers += limit_headers(response.headers, self._clock())
+                error.headers += limits.client_headers(response.headers, self._clock())
+                self._seen = response.headers, self._clock()
                 raise error
+            self._seen = response.headers, self._clock()
             if etag := response.headers.get("x-models-etag"):
                 self._on_models_etag(etag)
             try:
@@ -122,6 +139,64 @@ class Upstream:
                 f"{self._base}/codex/models", params={"client_version": self._config.client_version}, headers=headers,
                 timeout=30,
             )  # fmt: skip
+        except httpx.HTTPError as error:
+            raise _foreign(error) from error
+
+    async def usage(self) -> Limits:
+        """``GET /wham/usage``. Raises ApiError when it cannot be had."""
+        response = await self._get("/wham/usage")
+        try:
+            self._limits = limits.from_usage(response.content, self._clock())
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise errors.upstream_unreachable(f"its usage answer cannot be read ({error})") from error
+        return self._limits
+
+    def limits(self) -> Limits | None:
+        """The newest that is known without asking: from the usage endpoint, or from the last answer's headers."""
+        if self._seen is not None:
+            headers, moment = self._seen
+            self._seen = None
+            self._limits = limits.from_headers(headers, moment) or self._limits
+        return self._limits
+
+    async def account_check(self) -> bool:
+        """``GET /wham/accounts/check``: whether the backend knows the account that codexd names. Raises ApiError."""
+        access = await self._session.token()
+        response = await self._get("/wham/accounts/check")
+        try:
+            known = msgspec.json.decode(response.content, type=_Accounts).accounts
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise errors.upstream_unreachable(f"its accounts answer cannot be read ({error})") from error
+        return access.account_id is None or any(account.id == access.account_id for account in known)
+
+    async def reach(self, url: str) -> float | None:
+        """Whether a server answers at all, whatever it says; its clock in Unix seconds. Raises ApiError.
+
+        Without credentials, and without looking at the answer's body.
+        """
+        try:
+            async with self._client.stream("HEAD", url, timeout=None) as response:
+                return _moment(response.headers.get("date"))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _foreign(error) from error
+
+    async def _get(self, path: str) -> httpx.Response:
+        """One of the account's own pages, a 401 mended once on the way; the answer is a 200. Raises ApiError."""
+        access = await self._session.token()
+        response = await self._get_once(path, access)
+        if response.status_code == 401 and (again := await self._session.replace(access.token)) is not None:
+            response = await self._get_once(path, again)
+        if response.status_code != 200:
+            raise failure.from_http(response.status_code, response.headers, response.content, self._clock())
+        return response
+
+    async def _get_once(self, path: str, access: Access) -> httpx.Response:
+        # No originator and no version here: so the official client asks.
+        headers = {"authorization": f"Bearer {access.token}", "accept": "*/*"}
+        if access.account_id is not None:
+            headers["chatgpt-account-id"] = access.account_id
+        try:
+            return await self._client.get(f"{self._base}{path}", headers=headers, timeout=30)
         except httpx.HTTPError as error:
             raise _foreign(error) from error
 
@@ -165,6 +240,13 @@ class Upstream:
         return body
 
 
+def _moment(date: str | None) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(date or "").timestamp()
+    except ValueError:
+        return None
+
+
 def _foreign(error: Exception) -> errors.ApiError:
     if isinstance(error, httpx.ConnectTimeout):
         return errors.upstream_unreachable(f"no connection within {CONNECT_TIMEOUT:g} seconds")
@@ -176,44 +258,3 @@ def _foreign(error: Exception) -> errors.ApiError:
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError | httpx.CloseError):
         return errors.stream_ended()
     return errors.upstream_unreachable(str(error) or type(error).__name__)
-
-
-_WINDOWS = ("primary", "secondary")
-
-
-def limit_headers(headers: Mapping[str, str], now: float) -> list[tuple[str, str]]:
-    """The backend's limit headers for the client, and the fullest window in the ``x-ratelimit-*`` words of OpenAI.
-
-    The backend gives percentages, so the limit is 100 and what remains is the rest of it.
-    """
-    passed = [
-        (name, value)
-        for name, value in headers.items()
-        if name.startswith("x-codex-") and value.isascii() and value.isprintable()
-    ]
-    passed = [(name, value) for name, value in passed if name != "x-codex-turn-state"]
-    fullest: tuple[float, str] | None = None
-    for window in _WINDOWS:
-        used = _number(headers.get(f"x-codex-{window}-used-percent"))
-        if used is not None and (fullest is None or used > fullest[0]):
-            fullest = (used, window)
-    if fullest is not None:
-        used, window = fullest
-        passed += [
-            ("x-ratelimit-limit-requests", "100"),
-            ("x-ratelimit-remaining-requests", str(max(0, int(100 - used)))),
-        ]
-        reset_at = _number(headers.get(f"x-codex-{window}-reset-at"))
-        reset_after = _number(headers.get(f"x-codex-{window}-reset-after-seconds"))
-        seconds = reset_at - now if reset_at is not None else reset_after
-        if seconds is not None:
-            passed.append(("x-ratelimit-reset-requests", f"{max(0, round(seconds))}s"))
-    return passed
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "nan")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

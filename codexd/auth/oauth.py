@@ -1,11 +1,14 @@
-"""OAuth, without I/O: the forms that go to the issuer, the claims in its tokens, the meaning of its refusals.
+"""OAuth, without I/O: what goes to the issuer, the claims in its tokens, the meaning of its answers and refusals.
 
 Wire facts: the official client's requests, captured; section A of the protocol notes.
 """
 
 import base64
 import binascii
+import hashlib
+import hmac
 from typing import Literal, NamedTuple
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -16,20 +19,43 @@ REFRESH_MARGIN = 300.0
 MAX_AGE = 8 * 86400.0
 """Seconds after which a token that does not say when it expires is renewed; the official client's figure."""
 
-RefreshReason = Literal["proactive_expiry", "unauthorized_recovery"]
+DEVICE_LIFETIME = 900.0
+"""Seconds that a device code is good for: the official client's figure, where the issuer names no earlier end."""
+
+SCOPE = "openid profile email offline_access api.connectors.read api.connectors.invoke"
+
+_DEFAULT_INTERVAL = 5.0
+SLOW_DOWN = 5.0
+"""Seconds by which polling slows down when it is told to (RFC 8628, 3.5)."""
+
+RefreshReason = Literal["proactive_expiry", "unauthorized_recovery", "scheduled"]
 
 _PERMANENT = frozenset({"invalid_grant", "refresh_token_invalidated", "refresh_token_expired", "refresh_token_reused"})
 
 
+# --- tokens
+
+
 class AuthClaim(Struct, frozen=True):
     chatgpt_account_id: str | None = None
+    chatgpt_plan_type: str | None = None
 
 
-class Claims(Struct, frozen=True, rename={"auth": "https://api.openai.com/auth"}):
+class ProfileClaim(Struct, frozen=True):
+    email: str | None = None
+
+
+class Claims(
+    Struct,
+    frozen=True,
+    rename={"auth": "https://api.openai.com/auth", "profile": "https://api.openai.com/profile"},
+):
     """The claims that codexd reads; the signature is the issuer's business and not checked."""
 
     exp: float | None = None
+    email: str | None = None
     auth: AuthClaim = AuthClaim()
+    profile: ProfileClaim = ProfileClaim()
 
 
 def claims(token: str | None) -> Claims:
@@ -53,6 +79,14 @@ class RefreshRequest(Struct, frozen=True):
     refresh_token: str
 
 
+class RevokeRequest(Struct, frozen=True):
+    """The body of ``POST /oauth/revoke``."""
+
+    token: str
+    token_type_hint: Literal["refresh_token"]
+    client_id: str
+
+
 class TokenResponse(Struct, frozen=True):
     """The issuer's answer. A token that is missing keeps its old value; refresh tokens rotate and are single-use."""
 
@@ -60,6 +94,156 @@ class TokenResponse(Struct, frozen=True):
     refresh_token: str | None = None
     id_token: str | None = None
     expires_in: float | None = None
+    account_id: str | None = None
+
+
+# --- the browser flow
+
+
+class Authorization(NamedTuple):
+    """One sign-in by browser. ``verifier`` and ``state`` are secrets of this sign-in alone (RFC 7636)."""
+
+    url: str
+    redirect_uri: str
+    state: str
+    verifier: str
+
+
+def authorization(
+    issuer: str, *, client_id: str, redirect_uri: str, originator: str, state: str, verifier: str
+) -> Authorization:
+    """The address to open, its parameters in the official client's order."""
+    query = {
+        "response_type": "code",
+        "client_id": client_id,
+        "redirect_uri": redirect_uri,
+        "code_challenge": challenge(verifier),
+        "code_challenge_method": "S256",
+        "state": state,
+        "scope": SCOPE,
+        "id_token_add_organizations": "true",
+        "codex_cli_simplified_flow": "true",
+        "originator": originator,
+    }
+    return Authorization(f"{issuer}/oauth/authorize?{urlencode(query)}", redirect_uri, state, verifier)
+
+
+def challenge(verifier: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+class Code(NamedTuple):
+    code: str
+
+
+class Denied(NamedTuple):
+    """The issuer sent the browser back without a code."""
+
+    why: str
+
+
+class Stray(NamedTuple):
+    """Not an answer to this sign-in: a forged or an old one. The sign-in goes on waiting."""
+
+    why: str
+
+
+def callback(query: str, state: str) -> Code | Denied | Stray:
+    """What the browser's return means, by the query of the address that it came to."""
+    fields = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    if not hmac.compare_digest(fields.get("state", "").encode(), state.encode()):
+        return Stray("the state parameter is not that of the sign-in that is waiting")
+    if "error" in fields:
+        said = fields.get("error_description")
+        return Denied(f"{said} ({fields['error']})" if said else fields["error"])
+    if not fields.get("code"):
+        return Stray("there is no code in it")
+    return Code(fields["code"])
+
+
+def query_of(address: str) -> str:
+    """The query of an address as a person pastes it: whole, or from the ``?`` on, or the parameters alone."""
+    address = address.strip().strip("<>\"'")
+    return urlsplit(address).query if "?" in address else address
+
+
+def exchange_form(code: str, *, client_id: str, redirect_uri: str, verifier: str) -> dict[str, str]:
+    """The form fields of ``POST /oauth/token`` that turn a code into tokens, for browser and device alike."""
+    return {
+        "grant_type": "authorization_code",
+        "client_id": client_id,
+        "code": code,
+        "redirect_uri": redirect_uri,
+        "code_verifier": verifier,
+    }
+
+
+# --- the device flow
+
+
+class _UserCode(Struct, frozen=True):
+    device_auth_id: str
+    user_code: str | None = None
+    usercode: str | None = None
+    interval: str | float | None = None
+
+
+class Device(NamedTuple):
+    """A device sign-in under way. ``interval`` is in seconds."""
+
+    device_auth_id: str
+    user_code: str
+    interval: float
+
+
+def device(body: bytes) -> Device:
+    """The answer to the device flow's start. Raises ValueError for one that cannot be used."""
+    answer = msgspec.json.decode(body, type=_UserCode)
+    user_code = answer.user_code or answer.usercode
+    if not user_code or not user_code.isprintable():
+        raise ValueError("it holds no user code")
+    try:
+        # A string on the wire; a number is what it was before.
+        interval = float(answer.interval or _DEFAULT_INTERVAL)
+    except ValueError:
+        interval = _DEFAULT_INTERVAL
+    # Without a lower end a missing pause would be a flood, and without an upper one it would be no polling.
+    return Device(answer.device_auth_id, user_code, min(max(interval, 1.0), 60.0))
+
+
+class DeviceGrant(Struct, frozen=True):
+    """The person has approved. Challenge and verifier are the issuer's own."""
+
+    authorization_code: str
+    code_verifier: str
+
+
+class Pending(NamedTuple):
+    """Nobody has decided yet; ``slower`` asks for longer pauses."""
+
+    slower: bool
+
+
+def device_poll(status: int, body: bytes) -> DeviceGrant | Pending | Denied:
+    """What one poll's answer means. Faults that may pass (429, 5xx) count as pending: the code's end ends them."""
+    if status == 200:
+        try:
+            return msgspec.json.decode(body, type=DeviceGrant)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return Denied(f"the sign-in server's answer cannot be read: {error}")
+    code = _error_of(body).code
+    if code == "access_denied":
+        return Denied("the request was denied")
+    if code == "expired_token":
+        return Denied("the code has expired")
+    if status in (403, 404):
+        return Pending(slower=code == "slow_down")
+    if status == 429 or status >= 500 or code in ("slow_down", "authorization_pending"):
+        return Pending(slower=code != "authorization_pending")
+    return Denied(refusal(status, body).why)
+
+
+# --- refusals
 
 
 class Refusal(NamedTuple):
@@ -79,13 +263,18 @@ class _ErrorBody(Struct, frozen=True):
     error_description: str | None = None
 
 
-def refusal(status: int, body: bytes) -> Refusal:
-    """What an answer of the token endpoint that is no 200 means. Every 401 is permanent, and 400 with certain codes."""
+def _error_of(body: bytes) -> _Error:
     try:
         said = msgspec.json.decode(body, type=_ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        said = _ErrorBody()
+        return _Error()
     error = _Error(code=said.error) if isinstance(said.error, str) else said.error or _Error()
+    return _Error(error.code, error.message or said.error_description)
+
+
+def refusal(status: int, body: bytes) -> Refusal:
+    """What an answer of the token endpoint that is no 200 means. Every 401 is permanent, and 400 with certain codes."""
+    error = _error_of(body)
     permanent = status == 401 or (status == 400 and error.code in _PERMANENT)
-    why = error.message or said.error_description or error.code or "no reason given"
+    why = error.message or error.code or "no reason given"
     return Refusal(permanent, f"{why} (status {status}{f', {error.code}' if error.code else ''})")

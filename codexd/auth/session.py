@@ -7,18 +7,19 @@ after a growing pause, and the old access token serves as long as it is valid.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import msgspec
 import structlog
 import trio
 
 from codexd import errors
 from codexd.auth import store
-from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, RefreshRequest, TokenResponse, claims, refusal
+from codexd.auth.issuer import Issuer, Unreachable
+from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, TokenResponse, claims, refusal
 from codexd.auth.store import Credentials, StoreError
 from codexd.errors import ApiError
 
@@ -47,31 +48,42 @@ class _Transient(Exception):
     """The refresh did not work this time."""
 
 
+class SignIn(NamedTuple):
+    """The sign-in as a person wants to see it. Times are Unix seconds; ``why`` says why there is none."""
+
+    signed_in: bool
+    why: str | None
+    email: str | None = None
+    plan: str | None = None
+    account_id: str | None = None
+    expires_at: float | None = None
+    refreshed_at: float | None = None
+    refresh_failed: str | None = None
+    unsaved: bool = False
+
+
 class Session:
-    """The credentials in use. ``clock`` gives Unix seconds; ``headers`` go with every refresh."""
+    """The credentials in use. ``clock`` gives Unix seconds; ``on_change`` is called when somebody signed in or out."""
 
     def __init__(
         self,
         path: Path,
         *,
-        client: httpx.AsyncClient,
-        issuer: str,
-        client_id: str,
-        headers: Mapping[str, str],
+        issuer: Issuer,
         clock: Callable[[], float],
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
-        self._client = client
-        self._url = f"{issuer.rstrip('/')}/oauth/token"
-        self._client_id = client_id
-        self._headers = {"content-type": "application/json", "accept": "*/*", **headers}
+        self._issuer = issuer
         self._clock = clock
+        self._on_change = on_change
         self._lock = trio.Lock()
         self._credentials: Credentials | None = None
         self._signature: store.Signature | None = None
         self._fault: str | None = "Not signed in"
         self._unsaved = False
         self._failures = 0
+        self._failed: str | None = None
         self._retry_at = -float("inf")
         self._refreshed_at = -float("inf")
 
@@ -83,6 +95,11 @@ class Session:
         if credentials is None or self._fault is not None:
             return False
         return credentials.refresh_token is not None or self._seconds_left(credentials) > 0
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there is a file, be it of use or not: something that a new sign-in would replace."""
+        return self._credentials is not None or self._path.exists()
 
     @property
     def ready(self) -> bool:
@@ -111,6 +128,90 @@ class Session:
         if credentials.refresh_token is None or trio.current_time() - self._refreshed_at < _JUST_REFRESHED:
             return None
         return await self._renew("unauthorized_recovery", rejected)
+
+    async def refresh(self) -> None:
+        """Renew now, because a person asks. Raises ApiError 401 or 409, or 503 when it did not work this time."""
+        self._reread()
+        credentials = self._require()
+        if credentials.refresh_token is None:
+            raise errors.no_refresh_token()
+        self._retry_at = -float("inf")
+        await self._renew("scheduled", credentials.access_token)
+
+    async def sign_in(self, answer: TokenResponse | Credentials) -> None:
+        """Take over new credentials, from the issuer's answer or as they are.
+
+        They are in use at once. A save that fails is tried again, and ``describe`` tells of it meanwhile.
+        """
+        credentials = answer if isinstance(answer, Credentials) else self._from_answer(answer)
+        async with self._lock:
+            self._reread()
+            saved = False
+            with trio.move_on_after(REFRESH_DEADLINE) as scope:
+                scope.shield = True
+                async with self._file_lock():
+                    self._sign_in(credentials)
+                    saved = True
+            if not saved:
+                # Another process holds the lock, for longer than any refresh takes.
+                self._sign_in(credentials)
+
+    def _sign_in(self, credentials: Credentials) -> None:
+        self._credentials, self._fault, self._failed = credentials, None, None
+        self._failures, self._retry_at, self._refreshed_at = 0, -float("inf"), trio.current_time()
+        self._save(credentials)
+        log.info("signed in", account_id=credentials.account(), expires_at=credentials.expiry())
+        self._on_change()
+
+    async def sign_out(self) -> str | None:
+        """Revoke at the issuer and delete the file, also when the first fails; then why it failed.
+
+        Raises ApiError 401 when nobody is signed in, and 500 when the file cannot be deleted.
+        """
+        async with self._lock:
+            self._reread()
+            credentials = self._credentials
+            if credentials is None and not self._path.exists():
+                raise errors.signed_out("Not signed in")
+            why: str | None = "there is no refresh token that could be read"
+            # Whoever asks may leave; a sign-out that was begun is done. The wait inside has its deadline.
+            with trio.CancelScope(shield=True):
+                if credentials is not None and credentials.refresh_token is not None:
+                    why = await self._revoke(credentials.refresh_token)
+            try:
+                store.delete(self._path)
+            except OSError as error:
+                raise errors.cannot_delete(str(self._path), error.strerror or str(error)) from error
+            self._unsaved = False
+            self._adopt(None, None, "Not signed in")
+            log.info("signed out", revoked=why is None, reason=why)
+        return why
+
+    async def _revoke(self, token: str) -> str | None:
+        try:
+            with trio.fail_after(REFRESH_DEADLINE):
+                answer = await self._issuer.revoke(token)
+        except (Unreachable, trio.TooSlowError) as error:
+            return str(error) or "the sign-in server did not answer in time"
+        return None if answer.status < 300 else refusal(answer.status, answer.body).why
+
+    def describe(self) -> SignIn:
+        """The sign-in as it is now."""
+        signed_in = self.signed_in
+        credentials = self._credentials
+        if credentials is None:
+            return SignIn(False, self._fault)
+        return SignIn(
+            signed_in,
+            self._fault or (None if signed_in else "The access token has expired and there is no refresh token"),
+            credentials.email(),
+            credentials.plan(),
+            credentials.account(),
+            credentials.expiry(),
+            credentials.updated_at,
+            self._failed,
+            self._unsaved,
+        )
 
     async def keep(self) -> None:
         """Renew ahead of expiry so that requests need not wait for it. Runs until cancelled."""
@@ -144,9 +245,12 @@ class Session:
             self._adopt(None, None, str(error))
 
     def _adopt(self, credentials: Credentials | None, signature: store.Signature | None, fault: str | None) -> None:
+        changed = (credentials, fault) != (self._credentials, self._fault)
         self._credentials, self._signature, self._fault = credentials, signature, fault
         self._unsaved = False
-        self._failures, self._retry_at = 0, -float("inf")
+        self._failures, self._failed, self._retry_at = 0, None, -float("inf")
+        if changed:
+            self._on_change()
 
     def _require(self) -> Credentials:
         if self._credentials is None or self._fault is not None:
@@ -173,7 +277,9 @@ class Session:
             ):
                 return _access(credentials)
             raise errors.issuer_unavailable(
-                "the sign-in server did not answer", max(1, round(self._retry_at - trio.current_time()))
+                self._failed or "the sign-in server did not answer",
+                max(1, round(self._retry_at - trio.current_time())),
+                valid=reason == "scheduled" and self._seconds_left(credentials) > 0,
             )
 
     def _without_refresh(self, credentials: Credentials) -> Access:
@@ -192,26 +298,37 @@ class Session:
         except (_Transient, trio.TooSlowError) as error:
             pause = _BACKOFF[min(self._failures, len(_BACKOFF) - 1)]
             self._failures += 1
+            self._failed = str(error) or "the sign-in server did not answer in time"
             self._retry_at = trio.current_time() + pause
-            log.warning("token refresh failed", reason=str(error) or "no answer in time", next_try_seconds=pause)
+            log.warning("token refresh failed", reason=self._failed, next_try_seconds=pause)
 
     async def _rotate(self, reason: RefreshReason, credentials: Credentials) -> None:
-        try:
-            # Another process's flock has no event to wait for.
-            while (descriptor := store.try_lock(self._path)) is None:  # noqa: ASYNC110
-                await trio.sleep(0.05)
-        except OSError as error:
-            # What cannot be locked cannot be saved, and a refresh that cannot be saved would lose the account.
-            raise _Transient(f"the state directory cannot be written: {error.strerror}") from error
-        try:
+        async with self._file_lock() as locked:
+            if not locked:
+                # What cannot be locked cannot be saved, and a refresh that cannot be saved would lose the account.
+                raise _Transient("the state directory cannot be written")
             self._reread()
             if self._require() != credentials:
                 return  # another process was faster; its tokens are ours now
             renewed = await self._post(reason, credentials)
             self._credentials = renewed
-            self._failures, self._refreshed_at = 0, trio.current_time()
+            self._failures, self._failed, self._refreshed_at = 0, None, trio.current_time()
             self._save(renewed)
             log.info("token refreshed", reason=reason, expires_at=renewed.expires_at)
+
+    @asynccontextmanager
+    async def _file_lock(self) -> AsyncIterator[bool]:
+        """The lock against other processes; false when there cannot be one."""
+        try:
+            # Another process's flock has no event to wait for.
+            while (descriptor := store.try_lock(self._path)) is None:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        except OSError as error:
+            log.error("the state directory cannot be written", reason=str(error))
+            yield False
+            return
+        try:
+            yield True
         finally:
             os.close(descriptor)
 
@@ -229,30 +346,30 @@ class Session:
             self._signature = store.signature(self._path)
 
     async def _post(self, reason: RefreshReason, credentials: Credentials) -> Credentials:
-        body = RefreshRequest(self._client_id, "refresh_token", reason, credentials.refresh_token or "")
         try:
-            response = await self._client.post(
-                self._url,
-                content=msgspec.json.encode(body),
-                headers=self._headers,
-                timeout=None,
-            )
-        except httpx.HTTPError as error:
-            raise _Transient(f"{type(error).__name__}: {error}") from error
-        if response.status_code != 200:
-            refused = refusal(response.status_code, response.content)
+            response = await self._issuer.refresh(reason, credentials.refresh_token or "")
+        except Unreachable as error:
+            raise _Transient(str(error)) from error
+        if response.status != 200:
+            refused = refusal(response.status, response.body)
             if refused.permanent:
                 self._fault = f"The ChatGPT sign-in has ended ({refused.why})"
                 log.error("signed out: the refresh token was refused", reason=refused.why)
+                self._on_change()
                 raise errors.signed_out(self._fault)
             raise _Transient(refused.why)
         try:
-            answer = msgspec.json.decode(response.content, type=TokenResponse)
+            answer = msgspec.json.decode(response.body, type=TokenResponse)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise _Transient(f"the sign-in server's answer cannot be read: {error}") from error
         if answer.access_token is None and answer.refresh_token is None:
             raise _Transient("the sign-in server's answer holds no token")
         return self._merged(credentials, answer)
+
+    def _from_answer(self, answer: TokenResponse) -> Credentials:
+        fresh = self._merged(Credentials(access_token=answer.access_token or ""), answer)
+        # The answer's own word first, then the tokens' claims.
+        return msgspec.structs.replace(fresh, account_id=answer.account_id or fresh.account())
 
     def _merged(self, old: Credentials, answer: TokenResponse) -> Credentials:
         now = self._clock()

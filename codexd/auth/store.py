@@ -5,6 +5,7 @@ moment the file is the old one or the new one, whole.
 """
 
 import contextlib
+import datetime
 import fcntl
 import os
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from codexd.auth.oauth import MAX_AGE, claims
+from codexd.auth.oauth import MAX_AGE, TokenResponse, claims
 
 _MILLISECONDS = 1e11
 """A time above this is in milliseconds: as seconds it would be the year 5138."""
@@ -46,6 +47,14 @@ class Credentials(Struct, frozen=True, kw_only=True):
             or claims(self.id_token).auth.chatgpt_account_id
             or claims(self.access_token).auth.chatgpt_account_id
         )
+
+    def email(self) -> str | None:
+        known = claims(self.id_token), claims(self.access_token)
+        return next((email for each in known for email in (each.email, each.profile.email) if email), None)
+
+    def plan(self) -> str | None:
+        """The account's plan, an open set of names."""
+        return claims(self.id_token).auth.chatgpt_plan_type or claims(self.access_token).auth.chatgpt_plan_type
 
     def expiry(self) -> float | None:
         """When the access token ends: the earlier of what the file and the token itself say."""
@@ -95,14 +104,57 @@ def load(path: Path) -> Credentials | None:
         tree = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} is not a usable credentials file ({error})") from error
-    for key in ("access_token", "refresh_token", "account_id"):
-        if not _SENDABLE.fullmatch(getattr(stored, key) or "x"):
-            raise StoreError(f"{path} is not a usable credentials file ({key} holds characters that cannot be sent)")
+    if bad := unsendable(stored):
+        raise StoreError(f"{path} is not a usable credentials file ({bad} holds characters that cannot be sent)")
     known = msgspec.structs.asdict(stored)
     extra = {key: value for key, value in tree.items() if key not in known}
     known["expires_at"] = _seconds(stored.expires_at)
     known["updated_at"] = _seconds(stored.updated_at)
     return Credentials(**known, extra=extra)
+
+
+def unsendable(tokens: "_Stored | _AuthJsonTokens | TokenResponse") -> str | None:
+    """The field that could not stand in a header."""
+    for key in ("access_token", "refresh_token", "account_id"):
+        if not _SENDABLE.fullmatch(getattr(tokens, key) or "x"):
+            return key
+    return None
+
+
+class _AuthJsonTokens(Struct, kw_only=True):
+    access_token: str
+    refresh_token: str | None = None
+    id_token: str | None = None
+    account_id: str | None = None
+
+
+class _AuthJson(Struct, kw_only=True):
+    tokens: _AuthJsonTokens | None = None
+    last_refresh: datetime.datetime | None = None
+
+
+def from_auth_json(data: bytes) -> Credentials:
+    """The login in an ``auth.json`` of the official CLI. Raises StoreError, its message without a path.
+
+    Its keys: section A.7 of the protocol notes, and the samples beside them.
+    """
+    try:
+        found = msgspec.json.decode(data, type=_AuthJson)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"it is not an auth.json of the Codex CLI ({error})") from error
+    if found.tokens is None:
+        raise StoreError("it holds no ChatGPT login (an API key alone is of no use here)")
+    if bad := unsendable(found.tokens):
+        raise StoreError(f"its {bad} holds characters that cannot be sent")
+    tokens = found.tokens
+    return Credentials(
+        access_token=tokens.access_token,
+        refresh_token=tokens.refresh_token,
+        id_token=tokens.id_token,
+        account_id=tokens.account_id,
+        expires_at=claims(tokens.access_token).exp,
+        updated_at=None if found.last_refresh is None else found.last_refresh.timestamp(),
+    )
 
 
 def _seconds(moment: float | None) -> float | None:
@@ -147,6 +199,13 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def delete(path: Path) -> None:
+    """Remove the file, and what a crash in the middle of a save may have left of it. Raises OSError."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def try_lock(path: Path) -> int | None:

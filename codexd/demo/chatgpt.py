@@ -4,118 +4,62 @@ It is as strict as the real one about what it is sent, and as rude in what it an
 the final event's output is empty, refresh tokens work once.
 """
 
-import base64
 import secrets
 from collections.abc import Callable
 
 import msgspec
 import trio
 
-from codexd.auth.store import Credentials
+from codexd import loopback
 from codexd.demo import judge, script
-from codexd.demo.http import Reply, Request, serve
+from codexd.demo.issuer import ACCOUNT, EMAIL, Issuer, send
+from codexd.loopback import Reply, Request
 from codexd.protocol import sse
 from codexd.protocol.models import BUILT_IN
 
-ACCOUNT = "acct-simulated"
-TOKEN_LIFETIME = 10 * 86400
+MAX_BODY = 256 * 1024 * 1024
+PATIENCE = 300.0
 
 _MODELS = {model.slug: model for model in BUILT_IN}
 
-_LIMITS = [
-    ("x-codex-plan-type", "plus"),
-    ("x-codex-primary-used-percent", "12"),
-    ("x-codex-primary-window-minutes", "300"),
-    ("x-codex-secondary-used-percent", "34"),
-    ("x-codex-secondary-window-minutes", "10080"),
-]
+_WINDOWS = {"primary": (12, 300), "secondary": (34, 10080)}
 
 
 class ChatGPT:
     """``clock`` gives Unix seconds; ``pace`` is the pause before each event, in seconds."""
 
-    def __init__(self, clock: Callable[[], float], *, pace: float = 0.02) -> None:
+    def __init__(self, clock: Callable[[], float], issuer: Issuer, *, pace: float = 0.02) -> None:
         self._clock = clock
-        self._pace = pace
-        self._access: set[str] = set()
-        self._refresh: set[str] = set()
-        self._spent: set[str] = set()
+        self.pace = pace
+        self.issuer = issuer
 
-    def sign_in(self, lifetime: float = TOKEN_LIFETIME) -> Credentials:
-        """Fresh credentials, as if a person had just signed in."""
-        expires_at = int(self._clock() + lifetime)
-        claims = {
-            "exp": expires_at,
-            "email": "demo@example.test",
-            "https://api.openai.com/auth": {"chatgpt_account_id": ACCOUNT, "chatgpt_plan_type": "plus"},
-            "jti": secrets.token_hex(8),
-        }
-        access, refresh = _jwt(claims), f"rt_{secrets.token_urlsafe(32)}"
-        self._access.add(access)
-        self._refresh.add(refresh)
-        return Credentials(
-            access_token=access,
-            refresh_token=refresh,
-            id_token=_jwt(claims),
-            expires_at=expires_at,
-            account_id=ACCOUNT,
-            updated_at=int(self._clock()),
-        )
-
-    async def serve(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; started with the port."""
-        await serve(self._handle, task_status=task_status)
+    async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; started with the base URL, of issuer and backend alike."""
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        self.issuer.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        task_status.started(self.issuer.url)
+        await loopback.serve(self._handle, listeners, max_body=MAX_BODY, patience=PATIENCE)
 
     async def _handle(self, request: Request, reply: Reply) -> None:
-        match (request.method, request.path):
-            case ("POST", "/oauth/token"):
-                await self._token(request, reply)
-            case ("POST", "/backend-api/codex/responses"):
-                await self._responses(request, reply)
-            case ("GET", "/backend-api/codex/models"):
-                await self._models(request, reply)
-            case _:
-                await _send(reply, 404, {"detail": "Not Found"})
-
-    # --- the issuer
-
-    async def _token(self, request: Request, reply: Reply) -> None:
-        try:
-            form = msgspec.json.decode(request.body, type=dict[str, str])
-        except msgspec.DecodeError:
-            await _send(reply, 400, {"error": "invalid_request", "error_description": "expected JSON"})
+        if await self.issuer.handle(request, reply):
             return
-        token = form.get("refresh_token", "")
-        if token in self._spent:
-            await _send(
-                reply,
-                401,
-                {"error": {"message": "Your refresh token has already been used.", "code": "refresh_token_reused"}},
-            )
-        elif form.get("grant_type") != "refresh_token" or token not in self._refresh:
-            await _send(reply, 400, {"error": "invalid_grant", "error_description": "unknown refresh token"})
-        else:
-            self._refresh.discard(token)
-            self._spent.add(token)
-            new = self.sign_in()
-            await _send(
-                reply,
-                200,
-                {
-                    "access_token": new.access_token,
-                    "refresh_token": new.refresh_token,
-                    "id_token": new.id_token,
-                    "expires_in": TOKEN_LIFETIME,
-                },
-            )
-
-    # --- the backend
+        match (request.method, request.path.removeprefix("/backend-api")):
+            case ("POST", "/codex/responses"):
+                await self._responses(request, reply)
+            case ("GET", "/codex/models"):
+                await self._models(request, reply)
+            case ("GET", "/wham/usage"):
+                await self._usage(request, reply)
+            case ("GET", "/wham/accounts/check"):
+                await self._accounts(request, reply)
+            case _:
+                await send(reply, 404, {"detail": "Not Found"})
 
     async def _authorized(self, request: Request, reply: Reply) -> bool:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if token in self._access and request.headers.get("chatgpt-account-id") == ACCOUNT:
+        if token in self.issuer.access and request.headers.get("chatgpt-account-id") == ACCOUNT:
             return True
-        await _send(
+        await send(
             reply,
             401,
             {"error": {"message": "Provided authentication token is expired.", "code": "token_expired"}, "status": 401},
@@ -138,7 +82,47 @@ class ChatGPT:
             }
             for priority, model in enumerate(_MODELS.values())
         ]
-        await _send(reply, 200, {"models": entries}, [("etag", 'W/"demo"')])
+        await send(reply, 200, {"models": entries}, [("etag", 'W/"demo"')])
+
+    async def _usage(self, request: Request, reply: Reply) -> None:
+        if not await self._authorized(request, reply):
+            return
+        windows = {
+            f"{name}_window": {
+                "used_percent": used,
+                "limit_window_seconds": minutes * 60,
+                "reset_after_seconds": minutes * 20,
+                "reset_at": int(self._clock()) + minutes * 20,
+            }
+            for name, (used, minutes) in _WINDOWS.items()
+        }
+        usage = {
+            "account_id": ACCOUNT,
+            "email": EMAIL,
+            "plan_type": "plus",
+            "rate_limit": {"allowed": True, "limit_reached": False, **windows},
+            "additional_rate_limits": None,
+            "credits": {"has_credits": False, "unlimited": False, "balance": "0"},
+            "rate_limit_reached_type": None,
+        }
+        await send(reply, 200, usage)
+
+    async def _accounts(self, request: Request, reply: Reply) -> None:
+        if await self._authorized(request, reply):
+            account = {"id": ACCOUNT, "account_routing_override": "NO_CONSTRAINT"}
+            await send(reply, 200, {"accounts": [account], "default_account_id": ACCOUNT})
+
+    def _limits(self) -> list[tuple[str, str]]:
+        windows = [
+            (f"x-codex-{name}-{field}", value)
+            for name, (used, minutes) in _WINDOWS.items()
+            for field, value in (
+                ("used-percent", str(used)),
+                ("window-minutes", str(minutes)),
+                ("reset-at", str(int(self._clock()) + minutes * 20)),
+            )
+        ]
+        return [("x-codex-plan-type", "plus"), *windows]
 
     async def _responses(self, request: Request, reply: Reply) -> None:
         if not await self._authorized(request, reply):
@@ -146,24 +130,15 @@ class ChatGPT:
         try:
             body = msgspec.json.decode(request.body)
         except msgspec.DecodeError:
-            await _send(reply, 400, {"detail": "Invalid JSON"})
+            await send(reply, 400, {"detail": "Invalid JSON"})
             return
         if (refusal := judge.refuse(body, request.headers, _MODELS)) is not None:
-            await _send(reply, *refusal)
+            await send(reply, *refusal)
             return
         cookies = [("set-cookie", "__cf_bm=simulated; path=/"), ("set-cookie", "oai-did=simulated; path=/")]
         # No content-type: since the summer of 2026 the real streams have none.
-        await reply.start(200, [*_LIMITS, *cookies])
+        await reply.start(200, [*self._limits(), *cookies])
         for event in script.events(body, f"resp_{secrets.token_hex(12)}", int(self._clock())):
-            await trio.sleep(self._pace)
+            await trio.sleep(self.pace)
             await reply.write(sse.encode(event["type"].encode(), msgspec.json.encode(event)))
         await reply.end()
-
-
-def _jwt(claims: dict[str, object]) -> str:
-    parts = [msgspec.json.encode({"alg": "none", "typ": "JWT"}), msgspec.json.encode(claims), b"unsigned"]
-    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
-
-
-async def _send(reply: Reply, status: int, body: script.Json, headers: list[tuple[str, str]] | None = None) -> None:
-    await reply.send(status, msgspec.json.encode(body), [("content-type", "application/json"), *(headers or [])])

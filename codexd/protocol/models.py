@@ -48,9 +48,15 @@ class Catalogue:
         if live is not None:
             listed = {model.slug: model for model in live}
             self._models.update(listed)
+        self.own = list(listed.values())
         self.listed = [m.slug for m in listed.values() if m.listed] + sorted(
             alias for alias in aliases if alias not in listed and self._find(alias, aliases) is not None
         )
+
+    def aliases_of(self, slug: str) -> list[str]:
+        """The configured names that stand for the model, with or without an effort."""
+        found = {alias: self._find(alias, self._aliases) for alias in self._aliases}
+        return sorted(alias for alias, resolved in found.items() if resolved and resolved.model.slug == slug)
 
     def resolve(self, name: str) -> Resolved:
         """Raises ApiError: 404 for an unknown name, 400 for an effort in the name that the model lacks."""

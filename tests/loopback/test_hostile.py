@@ -284,7 +284,8 @@ async def test_a_socket_that_a_successor_has_made_is_left_alone(tmp_path: Path, 
         with trio.fail_after(5):
             while await accepts(path):
                 await trio.sleep(0.02)
-        async with running(tmp_path, logs, upstream, server=bind) as second:
+        control = {"socket": "second.sock"}
+        async with running(tmp_path, logs, upstream, server=bind, control=control) as second:
             first.signal()
             assert await first.process.wait() == 0
             assert await accepts(path)

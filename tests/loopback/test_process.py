@@ -179,6 +179,25 @@ async def test_systemd_is_told(tmp_path: Path, logs: Path, upstream: Upstream) -
             assert await daemon.process.wait() == 0
 
 
+async def test_systemd_is_told_who_signs_in_and_out(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(path))
+        notify.settimeout(10)
+        environment = {"NOTIFY_SOCKET": str(path)}
+        async with running(tmp_path, logs, upstream, signed_in=False, env=environment) as daemon:
+            ready = b"READY=1\nSTATUS=signed out: run codexctl login"
+            assert await trio.to_thread.run_sync(notify.recv, 4096) == ready
+            credentials(daemon.state)
+            async with httpx.AsyncClient(base_url=daemon.base) as http:
+                await http.get("/health")
+                assert await trio.to_thread.run_sync(notify.recv, 4096) == b"STATUS=serving"
+                (daemon.state / "tokens.json").unlink()
+                await http.get("/health")
+                told = await trio.to_thread.run_sync(notify.recv, 4096)
+                assert told == b"STATUS=signed out: run codexctl login"
+
+
 async def test_signing_in_later_needs_no_restart(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
     async with (
         running(tmp_path, logs, upstream, signed_in=False) as daemon,

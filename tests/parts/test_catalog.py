@@ -6,10 +6,11 @@ import trio
 from trio.testing import MockClock
 
 from codexd.auth import store
+from codexd.auth.issuer import Issuer
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.catalog import MIN_INTERVAL, REFRESH_INTERVAL, RETRY_INTERVAL, Catalog
-from codexd.config import Backend
+from codexd.config import Backend, OAuth
 from codexd.upstream import Upstream
 from support.secrets import ACCOUNT, access_token
 
@@ -39,9 +40,7 @@ def backend() -> FakeBackend:
 def upstream(tmp_path: Path, backend: FakeBackend) -> Upstream:
     store.save(tmp_path / "tokens.json", Credentials(access_token=access_token(9e9), account_id=ACCOUNT))
     client = httpx.AsyncClient(transport=httpx.MockTransport(backend))
-    session = Session(
-        tmp_path / "tokens.json", client=client, issuer="http://i", client_id="c", headers={}, clock=lambda: 0
-    )
+    session = Session(tmp_path / "tokens.json", issuer=Issuer(client, OAuth(), {}), clock=lambda: 0)
     return Upstream(client, session, Backend(url="http://b/backend-api"), clock=lambda: 0)
 
 

@@ -1,5 +1,6 @@
 """The credentials in use, with the autojump clock: seconds pass when nothing else can happen."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import trio
 from trio.testing import MockClock
 
 from codexd.auth import store
+from codexd.auth.issuer import Issuer
+from codexd.auth.oauth import TokenResponse
 from codexd.auth.session import REFRESH_DEADLINE, Session
 from codexd.auth.store import Credentials
+from codexd.config import OAuth
 from codexd.errors import ApiError
 from support.secrets import ACCOUNT, access_token, refresh_token
 
 EPOCH = 1_795_000_000.0
 
 
-class Issuer:
+class TokenEndpoint:
     """A token endpoint: counts, rotates, and does first what the test says."""
 
     def __init__(self) -> None:
@@ -54,20 +58,19 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def issuer() -> Issuer:
-    return Issuer()
+def issuer() -> TokenEndpoint:
+    return TokenEndpoint()
 
 
 @pytest.fixture
-async def make(path: Path, issuer: Issuer) -> Make:
+async def make(path: Path, issuer: TokenEndpoint) -> Make:
     def make(seconds_left: float | None = 100.0, **changes: Any) -> Session:
         if seconds_left is not None:
             fields: dict[str, Any] = {"refresh_token": refresh_token(), "account_id": ACCOUNT}
             store.save(path, Credentials(access_token=access_token(now() + seconds_left), **(fields | changes)))
         client = httpx.AsyncClient(transport=httpx.MockTransport(issuer))
-        return Session(
-            path, client=client, issuer="https://issuer.test/", client_id="c", headers={"originator": "o"}, clock=now
-        )
+        config = OAuth(issuer="https://issuer.test/", client_id="c")
+        return Session(path, issuer=Issuer(client, config, {"originator": "o"}), clock=now)
 
     return make
 
@@ -78,7 +81,7 @@ async def refused(awaitable: Any) -> ApiError:
     return caught.value
 
 
-async def test_a_fresh_token_is_used_as_it_is(autojump_clock: MockClock, make: Make, issuer: Issuer) -> None:
+async def test_a_fresh_token_is_used_as_it_is(autojump_clock: MockClock, make: Make, issuer: TokenEndpoint) -> None:
     access = await make(seconds_left=301).token()
     assert (access.token, access.account_id) == (access_token(EPOCH + 301), ACCOUNT)
     assert issuer.requests == []
@@ -86,7 +89,7 @@ async def test_a_fresh_token_is_used_as_it_is(autojump_clock: MockClock, make: M
 
 
 async def test_a_token_close_to_its_end_is_renewed_and_saved_first(
-    autojump_clock: MockClock, make: Make, issuer: Issuer, path: Path
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, path: Path
 ) -> None:
     session = make(seconds_left=299, extra={"theirs": 1})
     access = await session.token()
@@ -105,7 +108,7 @@ async def test_a_token_close_to_its_end_is_renewed_and_saved_first(
     assert stored.expires_at == pytest.approx(now() - 1 + 864000, abs=2)
 
 
-async def test_all_who_wait_share_one_refresh(autojump_clock: MockClock, make: Make, issuer: Issuer) -> None:
+async def test_all_who_wait_share_one_refresh(autojump_clock: MockClock, make: Make, issuer: TokenEndpoint) -> None:
     session = make()
     tokens: set[str] = set()
 
@@ -118,7 +121,7 @@ async def test_all_who_wait_share_one_refresh(autojump_clock: MockClock, make: M
     assert (len(issuer.requests), len(tokens)) == (1, 1)
 
 
-async def test_all_who_wait_share_one_failure(autojump_clock: MockClock, make: Make, issuer: Issuer) -> None:
+async def test_all_who_wait_share_one_failure(autojump_clock: MockClock, make: Make, issuer: TokenEndpoint) -> None:
     session = make()
     issuer.faults = [httpx.Response(500)] * 20
     async with trio.open_nursery() as nursery:
@@ -128,7 +131,7 @@ async def test_all_who_wait_share_one_failure(autojump_clock: MockClock, make: M
 
 
 async def test_the_one_who_started_a_refresh_may_leave(
-    autojump_clock: MockClock, make: Make, issuer: Issuer, path: Path
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, path: Path
 ) -> None:
     session = make()
     with trio.move_on_after(0.5) as impatient:
@@ -142,7 +145,7 @@ async def test_the_one_who_started_a_refresh_may_leave(
 
 
 async def test_two_processes_spend_one_refresh_token_once(
-    autojump_clock: MockClock, make: Make, issuer: Issuer
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint
 ) -> None:
     first, second = make(), make(seconds_left=None)
     tokens = []
@@ -158,7 +161,7 @@ async def test_two_processes_spend_one_refresh_token_once(
 
 
 async def test_a_transient_failure_keeps_the_old_token_and_backs_off(
-    autojump_clock: MockClock, make: Make, issuer: Issuer
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint
 ) -> None:
     session = make(seconds_left=200)
     issuer.faults = [
@@ -178,7 +181,7 @@ async def test_a_transient_failure_keeps_the_old_token_and_backs_off(
 
 
 async def test_an_expired_token_and_a_silent_issuer_are_a_503_with_a_time(
-    autojump_clock: MockClock, make: Make, issuer: Issuer
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint
 ) -> None:
     session = make(seconds_left=-5)
     issuer.seconds = 10 * REFRESH_DEADLINE
@@ -190,7 +193,7 @@ async def test_an_expired_token_and_a_silent_issuer_are_a_503_with_a_time(
 
 
 async def test_a_permanent_refusal_ends_the_sign_in_until_the_file_changes(
-    autojump_clock: MockClock, make: Make, issuer: Issuer, path: Path
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, path: Path
 ) -> None:
     session = make()
     body = {"error": {"code": "refresh_token_reused", "message": "already used"}}
@@ -207,7 +210,7 @@ async def test_a_permanent_refusal_ends_the_sign_in_until_the_file_changes(
 
 
 async def test_without_a_refresh_token_the_access_token_serves_to_its_end(
-    autojump_clock: MockClock, make: Make, issuer: Issuer
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint
 ) -> None:
     session = make(seconds_left=100, refresh_token=None)
     assert (await session.token()).token
@@ -219,7 +222,7 @@ async def test_without_a_refresh_token_the_access_token_serves_to_its_end(
 
 
 async def test_a_rejected_token_is_replaced_by_the_files_or_a_new_one_but_not_twice(
-    autojump_clock: MockClock, make: Make, issuer: Issuer, path: Path
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, path: Path
 ) -> None:
     session = make(seconds_left=9999)
     old = (await session.token()).token
@@ -237,7 +240,7 @@ async def test_a_rejected_token_is_replaced_by_the_files_or_a_new_one_but_not_tw
 
 
 async def test_a_rejected_token_and_a_silent_issuer_are_a_503(
-    autojump_clock: MockClock, make: Make, issuer: Issuer
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint
 ) -> None:
     session = make(seconds_left=9999)
     issuer.faults = [httpx.Response(503)]
@@ -260,7 +263,7 @@ async def test_nobody_is_signed_in_without_a_file_or_with_a_bad_one(
 
 
 async def test_tokens_that_cannot_be_saved_are_used_and_saved_later(
-    autojump_clock: MockClock, make: Make, issuer: Issuer, path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make()
 
@@ -280,7 +283,7 @@ async def test_tokens_that_cannot_be_saved_are_used_and_saved_later(
 
 
 async def test_tokens_that_cannot_be_saved_outlive_a_broken_file_and_a_refusal(
-    autojump_clock: MockClock, make: Make, issuer: Issuer, path: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make()
 
@@ -303,7 +306,7 @@ async def test_tokens_that_cannot_be_saved_outlive_a_broken_file_and_a_refusal(
 
 
 async def test_ready_means_that_a_request_would_get_past_the_sign_in(
-    autojump_clock: MockClock, make: Make, issuer: Issuer
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint
 ) -> None:
     session = make(seconds_left=-5)
     assert session.ready  # a refresh may well work
@@ -315,7 +318,7 @@ async def test_ready_means_that_a_request_would_get_past_the_sign_in(
 
 
 async def test_a_directory_that_cannot_be_written_spends_no_refresh_token(
-    autojump_clock: MockClock, make: Make, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = make()
 
@@ -327,7 +330,7 @@ async def test_a_directory_that_cannot_be_written_spends_no_refresh_token(
     assert issuer.requests == []
 
 
-async def test_the_keeper_renews_ahead_of_time(autojump_clock: MockClock, make: Make, issuer: Issuer) -> None:
+async def test_the_keeper_renews_ahead_of_time(autojump_clock: MockClock, make: Make, issuer: TokenEndpoint) -> None:
     session = make(seconds_left=1000)
     issuer.faults = [httpx.Response(401)]
     issuer.lifetime = 1000
@@ -340,7 +343,7 @@ async def test_the_keeper_renews_ahead_of_time(autojump_clock: MockClock, make: 
 
 
 async def test_an_answer_with_expires_in_and_opaque_tokens(
-    autojump_clock: MockClock, make: Make, issuer: Issuer, path: Path
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, path: Path
 ) -> None:
     session = make()
     issuer.faults = [httpx.Response(200, json={"access_token": "opaque", "expires_in": 1000})]
@@ -348,3 +351,184 @@ async def test_an_answer_with_expires_in_and_opaque_tokens(
     stored = store.load(path)
     assert stored is not None
     assert (stored.refresh_token, stored.expires_at) == (refresh_token(), int(now() + 1000))
+
+
+# --- signing in and out, by a person
+
+
+async def test_a_new_sign_in_is_in_use_at_once_and_on_disk(
+    autojump_clock: MockClock, make: Make, path: Path, issuer: TokenEndpoint
+) -> None:
+    rung: list[bool] = []
+    session = make(None)
+    session._on_change = lambda: rung.append(session.signed_in)
+    await session.sign_in(TokenResponse(access_token(now() + 9e5), refresh_token(), expires_in=60.0))
+    assert rung == [True]
+    assert (await session.token()).account_id == ACCOUNT
+    stored = store.load(path)
+    assert stored is not None
+    assert (stored.account_id, stored.refresh_token) == (ACCOUNT, refresh_token())
+    assert issuer.requests == []
+
+
+async def test_a_new_sign_in_ends_a_refused_one(autojump_clock: MockClock, make: Make, issuer: TokenEndpoint) -> None:
+    session = make(seconds_left=100)
+    issuer.faults = [httpx.Response(401, json={"error": {"code": "refresh_token_reused"}})]
+    await refused(session.token())
+    assert not session.signed_in
+    assert "refresh_token_reused" in (session.describe().why or "")
+    await session.sign_in(Credentials(access_token=access_token(now() + 9e5, 7), refresh_token=refresh_token(7)))
+    assert session.describe().why is None
+    assert (await session.token()).token == access_token(now() + 9e5, 7)
+
+
+async def test_a_sign_in_that_cannot_be_saved_is_used_and_told(
+    autojump_clock: MockClock, make: Make, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make(seconds_left=9e5)
+    before = path.read_bytes()
+    assert session.signed_in
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_durably", full)
+        patch.setattr(store, "try_lock", full)
+        await session.sign_in(Credentials(access_token=access_token(now() + 9e5, 8), refresh_token=refresh_token(8)))
+        assert session.describe().unsaved
+        assert (await session.token()).token == access_token(now() + 9e5, 8)
+        assert path.read_bytes() == before
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.keep)
+        await trio.sleep(61)
+        nursery.cancel_scope.cancel()
+    assert not session.describe().unsaved
+    stored = store.load(path)
+    assert stored is not None
+    assert stored.refresh_token == refresh_token(8)
+
+
+async def test_a_lock_that_another_process_never_gives_back_does_not_lose_a_sign_in(
+    autojump_clock: MockClock, make: Make, path: Path
+) -> None:
+    session = make(None)
+    descriptor = store.try_lock(path)
+    assert descriptor is not None
+    try:
+        await session.sign_in(Credentials(access_token=access_token(now() + 9e5)))
+    finally:
+        os.close(descriptor)
+    assert session.signed_in
+    assert path.exists()
+
+
+async def test_signing_out_revokes_and_deletes(autojump_clock: MockClock, make: Make, path: Path) -> None:
+    session = make(seconds_left=9e5)
+    (path.parent / f".{path.name}.99.tmp").write_text("left by a crash")
+    revoked: list[Any] = []
+
+    async def issuer(request: httpx.Request) -> httpx.Response:
+        revoked.append((request.url.path, msgspec.json.decode(request.content)))
+        return httpx.Response(200)
+
+    session._issuer._client = httpx.AsyncClient(transport=httpx.MockTransport(issuer))
+    assert await session.sign_out() is None
+    body = {"token": refresh_token(), "token_type_hint": "refresh_token", "client_id": "c"}
+    assert revoked == [("/oauth/revoke", body)]
+    assert {each.name for each in path.parent.iterdir()} <= {"tokens.json.lock"}
+    assert not session.signed_in
+    assert (await refused(session.sign_out())).error.code == "signed_out"
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (httpx.ConnectError("no route"), "no route"),
+        (httpx.Response(500, json={"error": {"message": "Oops"}}), "Oops (status 500)"),
+        (None, "did not answer in time"),
+    ],
+)
+async def test_signing_out_deletes_also_when_it_cannot_revoke(
+    autojump_clock: MockClock, make: Make, path: Path, issuer: TokenEndpoint, fault: Any, why: str
+) -> None:
+    session = make(seconds_left=9e5)
+    issuer.seconds = 1.0 if fault else 1e6
+    issuer.faults = [fault] if fault else []
+    assert why in (await session.sign_out() or "")
+    assert not path.exists()
+
+
+async def test_signing_out_of_a_file_that_cannot_be_read_deletes_it(
+    autojump_clock: MockClock, make: Make, path: Path, issuer: TokenEndpoint
+) -> None:
+    path.write_text("{")
+    assert "no refresh token that could be read" in (await make(None).sign_out() or "")
+    assert not path.exists()
+    assert issuer.requests == []
+
+
+async def test_a_file_that_cannot_be_deleted_is_named(
+    autojump_clock: MockClock, make: Make, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = make(seconds_left=9e5)
+
+    def denied(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store, "delete", denied)
+    error = await refused(session.sign_out())
+    assert (error.status, str(path) in str(error), "Permission denied" in str(error)) == (500, True, True)
+
+
+async def test_signing_out_waits_for_a_refresh_that_is_under_way(
+    autojump_clock: MockClock, make: Make, path: Path, issuer: TokenEndpoint
+) -> None:
+    session = make(seconds_left=100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session.token)
+        await trio.sleep(0.5)
+        await session.sign_out()
+    # What is revoked is the token that the refresh brought, not the one that it spent.
+    assert issuer.requests[-1]["token"] == refresh_token(2)
+    assert not path.exists()
+
+
+async def test_a_refresh_by_hand(autojump_clock: MockClock, make: Make, issuer: TokenEndpoint) -> None:
+    session = make(seconds_left=9e5)
+    await session.refresh()
+    assert issuer.requests[-1]["refresh_reason"] == "scheduled"
+    issuer.faults = [httpx.ConnectError("no route")]
+    error = await refused(session.refresh())
+    assert (error.status, "no route" in str(error), "goes on being used" in str(error)) == (503, True, True)
+    assert "no route" in (session.describe().refresh_failed or "")
+    # A person need not wait for the pause that follows a failure.
+    await session.refresh()
+    assert session.describe().refresh_failed is None
+    assert len(issuer.requests) == 3
+    without = make(None)
+    (without._path).unlink()
+    assert (await refused(without.refresh())).error.code == "signed_out"
+
+
+async def test_a_refresh_without_a_refresh_token_says_what_to_do(autojump_clock: MockClock, make: Make) -> None:
+    error = await refused(make(seconds_left=9e5, refresh_token=None).refresh())
+    assert (error.error.code, "`codexctl login`" in str(error)) == ("no_refresh_token", True)
+
+
+async def test_what_a_person_wants_to_know(autojump_clock: MockClock, make: Make) -> None:
+    found = make(seconds_left=9e5, updated_at=EPOCH).describe()
+    assert (found.signed_in, found.why, found.account_id) == (True, None, ACCOUNT)
+    assert (found.refreshed_at, found.expires_at) == (EPOCH, pytest.approx(now() + 9e5))
+    ended = make(seconds_left=-5, refresh_token=None).describe()
+    assert (ended.signed_in, ended.why) == (False, "The access token has expired and there is no refresh token")
+
+
+async def test_a_bell_that_asks_again_does_not_ring_for_ever(autojump_clock: MockClock, make: Make, path: Path) -> None:
+    session = make(None)
+    rung: list[bool] = []
+    session._on_change = lambda: rung.append(session.signed_in)
+    path.write_text("{")
+    assert not session.signed_in
+    assert not session.signed_in
+    assert rung == [False]

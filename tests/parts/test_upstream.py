@@ -3,13 +3,14 @@ import math
 import httpx
 import pytest
 
-from codexd.upstream import _foreign, limit_headers
+from codexd.protocol.limits import client_headers
+from codexd.upstream import _foreign
 
 NOW = 1_795_000_000.0
 
 
 def limits(**headers: str) -> dict[str, str]:
-    return dict(limit_headers({f"x-codex-{name.replace('_', '-')}": value for name, value in headers.items()}, NOW))
+    return dict(client_headers({f"x-codex-{name.replace('_', '-')}": value for name, value in headers.items()}, NOW))
 
 
 def test_the_fullest_window_is_told_in_openais_words() -> None:

@@ -11,10 +11,13 @@ import trio
 
 from codexd.api import Api
 from codexd.auth import store
+from codexd.auth.issuer import Issuer
+from codexd.auth.login import Logins
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.catalog import Catalog
-from codexd.config import Config
+from codexd.config import Config, OAuth
+from codexd.keys import Keys
 from codexd.upstream import Upstream
 from support.secrets import ACCOUNT, access_token
 
@@ -94,12 +97,15 @@ async def client(
     config = config or Config()
     store.save(folder / "tokens.json", Credentials(access_token=access_token(9e9), account_id=ACCOUNT))
     async with httpx.AsyncClient(transport=httpx.MockTransport(backend)) as http:
-        session = Session(
-            folder / "tokens.json", client=http, issuer="http://i", client_id="c", headers={}, clock=lambda: 1.8e9
-        )
+        issuer = Issuer(http, OAuth(issuer="http://i"), {})
+        session = Session(folder / "tokens.json", issuer=issuer, clock=lambda: 1.8e9)
         catalog = Catalog(
             folder / "models.json", aliases=config.models.aliases, client_version="1", clock=lambda: 1.8e9
         )
         upstream = Upstream(http, session, config.backend, clock=lambda: 1.8e9)
-        api = Api(config, session=session, catalog=catalog, upstream=upstream, clock=lambda: 1.8e9)
+        logins = Logins(issuer, session, config.oauth, "test", clock=lambda: 1.8e9)
+        keys = Keys(folder / "keys.json", config, clock=lambda: 1.8e9)
+        api = Api(
+            config, session=session, logins=logins, keys=keys, catalog=catalog, upstream=upstream, clock=lambda: 1.8e9
+        )
         yield Client(api.app())

@@ -9,15 +9,21 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import trio
 
 from support.secrets import ACCOUNT, access_token, refresh_token
-from support.upstream import Upstream
 
 ROOT = Path(__file__).parent.parent.parent
+
+
+class HasUrl(Protocol):
+    """A ChatGPT: issuer and backend at one address."""
+
+    @property
+    def url(self) -> str: ...
 
 
 class Daemon:
@@ -30,6 +36,10 @@ class Daemon:
     @property
     def port(self) -> int:
         return int(self.base.rpartition(":")[2])
+
+    @property
+    def control(self) -> Path:
+        return self.state / "control.sock"
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
@@ -66,7 +76,7 @@ def credentials(state: Path, **changes: Any) -> None:
 async def running(
     folder: Path,
     logs: Path,
-    upstream: Upstream,
+    upstream: HasUrl,
     *,
     signed_in: bool = True,
     env: dict[str, str] | None = None,
@@ -79,7 +89,7 @@ async def running(
         credentials(state)
     config = {
         "server": {"bind": ["127.0.0.1:0"], "drain_seconds": 5} | sections.pop("server", {}),
-        "oauth": {"issuer": upstream.url},
+        "oauth": {"issuer": upstream.url} | sections.pop("oauth", {}),
         "backend": {"url": f"{upstream.url}/backend-api"} | sections.pop("backend", {}),
         "logging": {"level": "debug", "enable_request_logging": True} | sections.pop("logging", {}),
         **sections,

@@ -1,12 +1,14 @@
-"""Just enough of an HTTP/1.1 server for the simulated ChatGPT: h11 on trio, one handler, streamed replies.
+"""Just enough of an HTTP/1.1 server for loopback: h11 on trio, one handler, streamed replies.
 
-It is not the server that codexd itself runs on, and that is its use: what the two agree on is the protocol.
+It waits for the browser at the end of a sign-in, and carries the simulated ChatGPT. The API does not run on it, and
+that is of use in the demonstration: what the two agree on is the protocol.
 """
 
+import email.utils
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import h11
 import structlog
@@ -22,7 +24,7 @@ class Request(NamedTuple):
 
     method: str
     path: str
-    query: dict[str, list[str]]
+    query: str
     headers: dict[str, str]
     body: bytes
 
@@ -30,9 +32,10 @@ class Request(NamedTuple):
 class Reply:
     """The answer to one request: either ``send``, or ``start``, ``write`` … and ``end``."""
 
-    def __init__(self, stream: trio.SocketStream, connection: h11.Connection) -> None:
+    def __init__(self, stream: trio.SocketStream, connection: h11.Connection, *, head: bool) -> None:
         self._stream = stream
         self._connection = connection
+        self._head = head
 
     async def send(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
         await self.start(status, [*headers, ("content-length", str(len(body)))])
@@ -40,10 +43,12 @@ class Reply:
         await self.end()
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
-        await self._push(h11.Response(status_code=status, headers=list(headers)))
+        date = ("date", email.utils.formatdate(usegmt=True))
+        await self._push(h11.Response(status_code=status, headers=[date, *headers]))
 
     async def write(self, data: bytes) -> None:
-        await self._push(h11.Data(data=data))
+        if not self._head:
+            await self._push(h11.Data(data=data))
 
     async def end(self) -> None:
         await self._push(h11.EndOfMessage())
@@ -57,19 +62,25 @@ class Reply:
 Handler = Callable[[Request, Reply], Awaitable[None]]
 
 
-async def _serve_connection(handler: Handler, stream: trio.SocketStream) -> None:
+async def _serve_connection(handler: Handler, max_body: int, patience: float, stream: trio.SocketStream) -> None:
     connection = h11.Connection(h11.SERVER)
     try:
         async with stream:
-            while (request := await _read(stream, connection)) is not None:
-                await _serve_request(handler, request, Reply(stream, connection), stream)
+            while True:
+                request = None
+                with trio.move_on_after(patience):
+                    request = await _read(stream, connection, max_body)
+                if request is None:
+                    return
+                reply = Reply(stream, connection, head=request.method == "HEAD")
+                await _serve_request(handler, request, reply, stream)
                 if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                     return
                 connection.start_next_cycle()
     except* (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
         pass
     except* Exception as group:
-        log.error("the simulated ChatGPT failed", exc_info=group)
+        log.error("a request on loopback failed; the others go on", exc_info=group)
 
 
 async def _serve_request(handler: Handler, request: Request, reply: Reply, stream: trio.SocketStream) -> None:
@@ -85,8 +96,8 @@ async def _serve_request(handler: Handler, request: Request, reply: Reply, strea
         nursery.cancel_scope.cancel()
 
 
-async def _read(stream: trio.SocketStream, connection: h11.Connection) -> Request | None:
-    """The next request; None when the client has closed."""
+async def _read(stream: trio.SocketStream, connection: h11.Connection, max_body: int) -> Request | None:
+    """The next request; None when the client has closed, or sends more than it may."""
     head: h11.Request | None = None
     body = bytearray()
     while True:
@@ -97,18 +108,24 @@ async def _read(stream: trio.SocketStream, connection: h11.Connection) -> Reques
             head = event
         elif isinstance(event, h11.Data):
             body += event.data
+            if len(body) > max_body:
+                return None
         elif isinstance(event, h11.EndOfMessage) and head is not None:
             target = urlsplit(head.target.decode())
             headers = {name.decode(): value.decode("latin-1") for name, value in head.headers}
-            return Request(head.method.decode(), target.path, parse_qs(target.query), headers, bytes(body))
+            return Request(head.method.decode(), target.path, target.query, headers, bytes(body))
         else:
             return None
 
 
 async def serve(
-    handler: Handler, *, port: int = 0, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    handler: Handler,
+    listeners: list[trio.SocketListener],
+    *,
+    max_body: int,
+    patience: float,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve on 127.0.0.1 until cancelled; started with the port."""
-    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
-    task_status.started(listeners[0].socket.getsockname()[1])
-    await trio.serve_listeners(partial(_serve_connection, handler), listeners)
+    """Serve until cancelled. ``patience`` is how many seconds a client may take for a request, idling included."""
+    task_status.started()
+    await trio.serve_listeners(partial(_serve_connection, handler, max_body, patience), listeners)

@@ -1,0 +1,105 @@
+"""The OAuth issuer over httpx. Foreign exceptions end here; what an answer means is ``oauth``'s to say."""
+
+from typing import NamedTuple
+
+import httpx
+import msgspec
+
+from codexd.auth.oauth import Device, RefreshReason, RefreshRequest, RevokeRequest, exchange_form
+from codexd.config import OAuth
+
+MAX_ANSWER = 1024 * 1024
+"""Bytes; the largest real answer has three tokens of a few KiB."""
+
+_DEVICE = "/api/accounts/deviceauth"
+
+
+class Unreachable(Exception):
+    """No answer that could be read. The message says why."""
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"Answer(status={self.status})"
+
+
+class _DeviceStart(msgspec.Struct, frozen=True):
+    client_id: str
+
+
+class _DevicePoll(msgspec.Struct, frozen=True):
+    device_auth_id: str
+    user_code: str
+
+
+class Issuer:
+    """All calls raise Unreachable. None has a deadline: whoever calls knows how long it may take.
+
+    ``headers`` (originator and user agent) go with refresh and revocation and with nothing else, as the official client
+    does it.
+    """
+
+    def __init__(self, client: httpx.AsyncClient, config: OAuth, headers: dict[str, str]) -> None:
+        self._client = client
+        self.configure(config, headers)
+
+    def configure(self, config: OAuth, headers: dict[str, str]) -> None:
+        self.url = config.issuer.rstrip("/")
+        self.client_id = config.client_id
+        self._headers = headers
+
+    @property
+    def verification_url(self) -> str:
+        """Where a person enters a device code."""
+        return f"{self.url}/codex/device"
+
+    @property
+    def device_redirect_uri(self) -> str:
+        return f"{self.url}/deviceauth/callback"
+
+    async def refresh(self, reason: RefreshReason, token: str) -> Answer:
+        body = RefreshRequest(self.client_id, "refresh_token", reason, token)
+        return await self._post_json("/oauth/token", body, self._headers)
+
+    async def revoke(self, token: str) -> Answer:
+        return await self._post_json(
+            "/oauth/revoke", RevokeRequest(token, "refresh_token", self.client_id), self._headers
+        )
+
+    async def exchange(self, code: str, *, redirect_uri: str, verifier: str) -> Answer:
+        form = exchange_form(code, client_id=self.client_id, redirect_uri=redirect_uri, verifier=verifier)
+        return await self._post(self._client.build_request("POST", f"{self.url}/oauth/token", data=form))
+
+    async def start_device(self) -> Answer:
+        return await self._post_json(f"{_DEVICE}/usercode", _DeviceStart(self.client_id))
+
+    async def poll_device(self, device: Device) -> Answer:
+        return await self._post_json(f"{_DEVICE}/token", _DevicePoll(device.device_auth_id, device.user_code))
+
+    async def _post_json(self, path: str, body: msgspec.Struct, headers: dict[str, str] | None = None) -> Answer:
+        content = {"content-type": "application/json"}
+        request = self._client.build_request(
+            "POST", f"{self.url}{path}", content=msgspec.json.encode(body), headers=content
+        )
+        return await self._post(request, headers)
+
+    async def _post(self, request: httpx.Request, headers: dict[str, str] | None = None) -> Answer:
+        del request.headers["user-agent"]
+        request.headers.update(headers or {})
+        request.extensions["timeout"] = httpx.Timeout(None).as_dict()
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                body = b""
+                async for data in response.aiter_bytes():
+                    body += data
+                    if len(body) > MAX_ANSWER:
+                        raise Unreachable("the sign-in server's answer has no end")
+            finally:
+                await response.aclose()
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
+        return Answer(response.status_code, body)

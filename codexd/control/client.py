@@ -1,0 +1,105 @@
+"""The control socket from the outside: small and blocking, on the standard library and msgspec alone."""
+
+import contextlib
+import select
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from codexd.control.wire import REPLY, Reply, Request, encode
+
+
+class Unreachable(Exception):
+    """No daemon answers there. The message says why; ``denied`` that it is there and this user may not."""
+
+    def __init__(self, path: Path, why: str, *, denied: bool = False) -> None:
+        super().__init__(f"codexd cannot be reached at {path}: {why}")
+        self.path = path
+        self.denied = denied
+
+
+def candidates(environ: Mapping[str, str]) -> list[Path]:
+    """Where a daemon may listen: what ``$CODEXCTL_SOCKET`` names, else one's own, else the system's."""
+    if given := environ.get("CODEXCTL_SOCKET"):
+        return [Path(given)]
+    home = Path(environ.get("HOME", "/"))
+    places = [Path("/run/codexd/control.sock")]
+    places.insert(0, Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "codexd" / "control.sock")
+    if base := environ.get("XDG_RUNTIME_DIR"):
+        places.insert(0, Path(base) / "codexd" / "control.sock")
+    return places
+
+
+def find(environ: Mapping[str, str]) -> Path:
+    """The first place where there is a socket; the likeliest one when there is none."""
+    places = candidates(environ)
+    for place in places:
+        try:
+            if place.is_socket():
+                return place
+        except PermissionError:
+            return place
+    return places[-1]
+
+
+class Connection:
+    """One request and its replies. Closing it ends what the request started, but for a device sign-in."""
+
+    def __init__(self, path: Path, request: Request, *, timeout: float | None = None) -> None:
+        """``timeout`` is in seconds, for each reply. Raises Unreachable."""
+        self.path = path
+        self._data = b""
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(str(path))
+            # A daemon that refuses may close before it has read all: what it said is there to be read.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self._socket.sendall(encode(request))
+        except PermissionError as error:
+            self._socket.close()
+            raise Unreachable(path, "permission denied", denied=True) from error
+        except OSError as error:
+            self._socket.close()
+            raise Unreachable(path, error.strerror or str(error)) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def __iter__(self) -> Iterator[Reply]:
+        """The replies. Raises Unreachable when the daemon goes away, or sends what this version does not know."""
+        while (line := self._line()) is not None:
+            try:
+                yield REPLY.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise Unreachable(self.path, f"its answer is not understood ({error})") from error
+
+    def readable(self, other: int) -> bool:
+        """Wait until a reply or input on another descriptor is there; whether a reply is."""
+        if b"\n" in self._data:
+            return True
+        ready, _, _ = select.select([self._socket.fileno(), other], [], [])
+        return self._socket.fileno() in ready
+
+    def _line(self) -> bytes | None:
+        while b"\n" not in self._data:
+            try:
+                data = self._socket.recv(65536)
+            except OSError as error:
+                raise Unreachable(self.path, error.strerror or "no answer in time") from error
+            if not data:
+                if self._data:
+                    raise Unreachable(self.path, "it closed the connection in the middle of an answer")
+                return None
+            self._data += data
+        line, _, self._data = self._data.partition(b"\n")
+        return line

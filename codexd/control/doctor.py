@@ -1,0 +1,206 @@
+"""``codexctl doctor``: what usually breaks, looked at one by one, each finding with what to do about it."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import trio
+
+from codexd.config import ConfigError
+from codexd.control.server import Say
+from codexd.control.wire import Check, Kind
+from codexd.errors import ApiError
+from codexd.parts import Parts, compare
+
+REACH_DEADLINE = 15.0
+DEEP_DEADLINE = 90.0
+MAX_SKEW = 60.0
+"""Seconds by which this clock may differ from the servers'. Expiry is five minutes ahead, so more begins to matter."""
+
+
+async def examine(parts: Parts, say: Say, *, deep: bool) -> None:
+    """Say one ``Check`` after the other."""
+    for check in [*_configuration(parts), *_files(parts)]:
+        await say(check)
+    skews: list[float] = []
+    for name, url in (("sign-in server", parts.issuer.url), ("backend", parts.config.backend.url)):
+        await _reach(parts, name, url, say, skews)
+    await say(_clock(skews))
+    if await _token(parts, say):
+        await _account(parts, say)
+        await _models(parts, say)
+        if deep:
+            await _deep(parts, say)
+
+
+def _ok(name: str, message: str) -> Check:
+    return Check(name=name, outcome="ok", message=message)
+
+
+def _warning(name: str, message: str, advice: str) -> Check:
+    return Check(name=name, outcome="warning", message=message, advice=advice)
+
+
+def _failed(name: str, message: str, advice: str, kind: Kind = "refused") -> Check:
+    return Check(name=name, outcome="failed", message=message, advice=advice, kind=kind)
+
+
+def _configuration(parts: Parts) -> Iterator[Check]:
+    try:
+        wanted, origin = parts.read_config()
+    except ConfigError as error:
+        yield _failed("configuration", str(error), "Mend the file; until then the configuration in force stays.")
+        return
+    place = str(origin) if origin is not None else "built-in defaults"
+    change, _ = compare(parts.config, wanted)
+    if change.restart:
+        advice = "Restart codexd: `sudo systemctl restart codexd`."
+        yield _warning("configuration", f"{place}: {', '.join(change.restart)} changed since the start", advice)
+    elif change.changed:
+        advice = "Run `codexctl reload`."
+        yield _warning("configuration", f"{place}: {', '.join(change.changed)} changed since it was read", advice)
+    else:
+        yield _ok("configuration", place)
+    if origin is not None and wanted.server.client_keys and _others_read(origin):
+        readable = any(not key.startswith("sha256:") for key in wanted.server.client_keys.values())
+        if readable:
+            advice = f"`chmod o-r {origin}`, or use `codexctl keys add` instead, which keeps hashes alone."
+            yield _warning("configuration mode", f"{origin} holds client keys and everyone can read it", advice)
+
+
+def _others_read(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
+def _files(parts: Parts) -> Iterator[Check]:
+    state = parts.state
+    if not os.access(state, os.W_OK | os.X_OK):
+        advice = f"Make {state} exist, owned by the user of codexd: refreshed tokens are lost otherwise."
+        yield _failed("state directory", f"{state} cannot be written", advice, "internal")
+        return
+    free = os.statvfs(state)
+    if free.f_bavail * free.f_frsize < 1024 * 1024:
+        yield _failed("state directory", f"{state} has no space left", "Make space on its file system.", "internal")
+        return
+    yield _ok("state directory", str(state))
+    for path in (state / "tokens.json", state / "keys.json"):
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        if found.st_mode & 0o077:
+            yield _warning("file mode", f"{path} can be read by others", f"`chmod 600 {path}`")
+        elif found.st_uid != os.geteuid():
+            advice = f"`chown {os.geteuid()} {path}`"
+            yield _warning("file owner", f"{path} belongs to another user (uid {found.st_uid})", advice)
+        else:
+            yield _ok("file mode", f"{path} is for codexd alone")
+    if parts.keys.fault is not None:
+        advice = "`codexctl keys add NAME` sets the file aside and begins a new one."
+        yield _failed("client keys", parts.keys.fault, advice)
+
+
+async def _reach(parts: Parts, name: str, url: str, say: Say, skews: list[float]) -> None:
+    address = urlsplit(url)
+    host = address.hostname or ""
+    try:
+        with trio.fail_after(REACH_DEADLINE):
+            date = await parts.upstream.reach(url)
+    except trio.TooSlowError:
+        advice = f"Look for a firewall between here and {host}, or set a proxy ($HTTPS_PROXY)."
+        await say(_failed(name, f"{host} does not answer within {REACH_DEADLINE:g} seconds", advice, "upstream"))
+    except ApiError as error:
+        await say(_failed(name, f"{host}: {error}", await _why_unreachable(host, address.port, str(error)), "upstream"))
+    else:
+        how = "TLS" if address.scheme == "https" else "plain HTTP"
+        await say(_ok(name, f"{host} resolves and answers over {how}"))
+        if date is not None:
+            skews.append(date - parts.clock())
+
+
+async def _why_unreachable(host: str, port: int | None, said: str) -> str:
+    try:
+        await trio.socket.getaddrinfo(host, port or 443)
+    except OSError:
+        return f"The name {host} cannot be resolved: look at the name servers in /etc/resolv.conf."
+    if "CERTIFICATE" in said or "SSL" in said:
+        return (
+            "The name resolves, TLS fails: look at the clock, at the package ca-certificates, and for a proxy that "
+            "opens TLS ($SSL_CERT_FILE names its certificate)."
+        )
+    return f"The name resolves, the connection fails: look for a firewall between here and {host}."
+
+
+def _clock(skews: list[float]) -> Check:
+    if not skews:
+        return _warning("clock", "no server could be asked for the time", "Mend what is above first.")
+    worst = max(skews, key=abs)
+    if abs(worst) > MAX_SKEW:
+        way = "behind" if worst > 0 else "ahead"
+        advice = "`timedatectl set-ntp true`: tokens seem expired, or valid, when they are not."
+        return _failed("clock", f"this machine's clock is {abs(worst):.0f} seconds {way}", advice)
+    return _ok("clock", f"within {max(1.0, abs(worst)):.0f} s of the servers'")
+
+
+async def _token(parts: Parts, say: Say) -> bool:
+    """Whether there is a token to look further with."""
+    try:
+        await parts.session.token()
+    except ApiError as error:
+        kind: Kind = "signed_out" if error.error.code == "signed_out" else "upstream"
+        await say(_failed("sign-in", str(error), "`codexctl login`", kind))
+        return False
+    found = parts.session.describe()
+    who = f"{found.email or found.account_id or 'an account without a name'}"
+    if found.unsaved:
+        advice = f"Make {parts.state} writable before codexd stops: the sign-in is nowhere else."
+        await say(_failed("sign-in", f"{who}, but the tokens could not be saved", advice, "internal"))
+    elif found.refresh_failed is not None:
+        advice = "codexd tries again by itself; `codexctl refresh` tries now."
+        await say(_warning("sign-in", f"{who}; the last refresh failed: {found.refresh_failed}", advice))
+    elif found.account_id is None:
+        advice = "`codexctl login` signs in anew; without an account id the backend may refuse."
+        await say(_warning("sign-in", f"{who}; the tokens name no account", advice))
+    else:
+        await say(_ok("sign-in", who))
+    return True
+
+
+async def _account(parts: Parts, say: Say) -> None:
+    try:
+        known = await parts.upstream.account_check()
+    except ApiError as error:
+        await say(_failed("account", str(error), "`codexctl refresh`, then `codexctl login`", "upstream"))
+        return
+    if known:
+        await say(_ok("account", "the backend knows it"))
+    else:
+        advice = "`codexctl login`: the account has no access any more, or another one was chosen."
+        await say(_failed("account", "the backend does not list the account of this sign-in", advice, "upstream"))
+
+
+async def _models(parts: Parts, say: Say) -> None:
+    if await parts.catalog.refresh(parts.upstream):
+        await say(_ok("models", f"{len(parts.catalog.models.listed)} listed"))
+    else:
+        advice = "Requests go on with the models that were known; look at backend.client_version if this lasts."
+        await say(_warning("models", parts.catalog.why or "the catalogue could not be fetched", advice))
+
+
+async def _deep(parts: Parts, say: Say) -> None:
+    started = trio.current_time()
+    try:
+        with trio.fail_after(DEEP_DEADLINE):
+            model = await parts.api.probe()
+    except ApiError as error:
+        await say(_failed("request", str(error), "See what the message says.", "upstream"))
+    except trio.TooSlowError:
+        advice = "Try again; `codexctl status` shows whether a limit is reached."
+        await say(_failed("request", f"no answer within {DEEP_DEADLINE:g} seconds", advice, "upstream"))
+    else:
+        await say(_ok("request", f"{model} answered in {trio.current_time() - started:.1f} s"))

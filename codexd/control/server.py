@@ -1,0 +1,169 @@
+"""The control socket's listening side: who may, framing, deadlines, and a bulkhead round every connection.
+
+It runs beside the API and not through it, so it answers while the API drains or is wedged. A client that goes away
+cancels what its request was doing.
+"""
+
+import array
+import contextlib
+import grp
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+import trio
+
+from codexd.control.wire import MAX_LINE, Done, NotUnderstood, Refused, Reply, Request, decode_request, encode, refused
+from codexd.errors import ApiError
+
+LINE_TIMEOUT = 5.0
+"""Seconds in which the request line must be there."""
+
+WRITE_TIMEOUT = 10.0
+"""Seconds that a client may take to read a reply."""
+
+_SO_PEERGROUPS = 59
+_MAX_GROUPS = 65536
+
+log = structlog.get_logger()
+
+Say = Callable[[Reply], Awaitable[None]]
+Handler = Callable[[Request, Say], Awaitable[None]]
+
+
+class Peer(NamedTuple):
+    """Who is at the other end, by the kernel's word."""
+
+    pid: int
+    uid: int
+    gids: frozenset[int]
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    groups = array.array("I")
+    # A kernel or a sandbox may not know it: then the primary group counts alone.
+    with contextlib.suppress(OSError):
+        groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS))
+    return Peer(pid, uid, frozenset({gid, *groups}))
+
+
+def may(peer: Peer, *, service_uid: int, socket_gid: int) -> bool:
+    """Root, the service's user, and the members of the socket's group."""
+    return peer.uid in (0, service_uid) or socket_gid in peer.gids
+
+
+async def serve(
+    listener: socket.socket,
+    handler: Handler,
+    *,
+    peer_of: Callable[[socket.socket], Peer] = peer_of,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled. ``listener`` is a listening unix socket, its group that of those who may."""
+    path = Path(listener.getsockname())
+    listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+    task_status.started()
+    connection = partial(_connection, handler, peer_of, path)
+    await trio.serve_listeners(connection, [listening])
+
+
+async def _connection(
+    handler: Handler, peer_of: Callable[[socket.socket], Peer], path: Path, stream: trio.SocketStream
+) -> None:
+    try:
+        async with stream:
+            await _serve_one(handler, peer_of, path, stream)
+    except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        pass  # the client has gone, or does not read
+    except* Exception as group:
+        log.error("a control connection failed; the others go on", exc_info=group)
+
+
+async def _serve_one(
+    handler: Handler, peer_of: Callable[[socket.socket], Peer], path: Path, stream: trio.SocketStream
+) -> None:
+    raw: Any = stream.socket
+
+    async def say(reply: Reply) -> None:
+        with trio.fail_after(WRITE_TIMEOUT):
+            await stream.send_all(encode(reply))
+
+    peer, group = peer_of(raw), _group_of(path)
+    if not may(peer, service_uid=os.geteuid(), socket_gid=group):
+        with contextlib.suppress(NotUnderstood):
+            await _read_line(stream)  # so that the client, which is still writing, gets to read
+        log.warning("control request refused", pid=peer.pid, uid=peer.uid)
+        message = f"only root, the service's user and members of the group {_group_name(group)} may control codexd"
+        await say(Refused(kind="refused", code="not_permitted", message=f"{message}: {_join(group)}"))
+        return
+    try:
+        request = decode_request(await _read_line(stream))
+    except NotUnderstood as error:
+        await say(error.refusal)
+        return
+    log.info("control request", verb=type(request).__struct_config__.tag, pid=peer.pid, uid=peer.uid)
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            # Nothing more is expected: data here, or the end, means that the client has gone.
+            await trio.lowlevel.wait_readable(raw)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        await say(await _answer(handler, request, say))
+        nursery.cancel_scope.cancel()
+
+
+async def _answer(handler: Handler, request: Request, say: Say) -> Reply:
+    """Run the handler; the last line."""
+    try:
+        await handler(request, say)
+    except ApiError as error:
+        return refused(error)
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        raise
+    except Exception as error:
+        log.error("a control request met a fault of codexd itself", exc_info=error)
+        message = (
+            f"codexd met a fault of its own ({type(error).__name__}): its log has the details (journalctl -u codexd)"
+        )
+        return Refused(kind="internal", code="internal_error", message=message)
+    return Done()
+
+
+async def _read_line(stream: trio.SocketStream) -> bytes:
+    """Raises NotUnderstood."""
+    data = b""
+    with trio.move_on_after(LINE_TIMEOUT):
+        while b"\n" not in data:
+            received = await stream.receive_some(65536)
+            data += received
+            if not received or len(data) > MAX_LINE:
+                break
+        else:
+            return data.partition(b"\n")[0]
+        why = f"is longer than {MAX_LINE} bytes" if len(data) > MAX_LINE else "ended before its line end"
+        raise NotUnderstood(Refused(kind="usage", code="request", message=f"the request {why}"))
+    why = f"the request was not there within {LINE_TIMEOUT:g} seconds"
+    raise NotUnderstood(Refused(kind="usage", code="request", message=why))
+
+
+def _group_of(path: Path) -> int:
+    return path.stat().st_gid
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _join(gid: int) -> str:
+    return f"`sudo usermod -aG {_group_name(gid)} $USER`, then log in anew"

@@ -1,0 +1,191 @@
+"""What the daemon does for each verb of the control socket. One method a verb; what it says last ends the answer."""
+
+import os
+from pathlib import Path
+from typing import assert_never
+
+import msgspec
+import trio
+
+from codexd import __version__, errors
+from codexd.auth import store
+from codexd.auth.login import Attempt
+from codexd.auth.session import SignIn
+from codexd.auth.store import StoreError
+from codexd.config import ConfigError
+from codexd.control import doctor, wire
+from codexd.control.server import Say
+from codexd.errors import ApiError
+from codexd.parts import Parts
+from codexd.protocol.limits import Limits
+
+USAGE_AGE = 60.0
+"""Seconds for which ``status`` takes the usage that is known, before it asks the backend."""
+
+USAGE_PATIENCE = 3.0
+"""Seconds that ``status`` waits for the backend's usage page: it must also answer when the backend does not."""
+
+
+class Verbs:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def handle(self, request: wire.Request, say: Say) -> None:  # noqa: C901 - a dispatch table, checked for gaps
+        """Raises ApiError."""
+        match request:
+            case wire.Login():
+                await self._login(request, say)
+            case wire.LoginCallback():
+                await self._parts.logins.paste(request.address)
+            case wire.LoginImport():
+                await self._import(request, say)
+            case wire.Logout():
+                why = await self._parts.session.sign_out()
+                await say(wire.SignedOut(revoked=why is None, why=why))
+            case wire.Status():
+                await say(await self._status())
+            case wire.Refresh():
+                await self._parts.session.refresh()
+                await say(account(self._parts.session.describe()))
+            case wire.Usage():
+                await say(await self._usage())
+            case wire.Models():
+                await say(await self._models(refresh=request.refresh))
+            case wire.KeysAdd():
+                await say(wire.KeyAdded(name=request.name, key=self._parts.keys.add(request.name)))
+            case wire.KeysList():
+                await say(self._keys())
+            case wire.KeysRevoke():
+                self._parts.keys.revoke(request.name)
+                await say(wire.KeyRevoked(name=request.name, required=self._parts.keys.required))
+            case wire.Reload():
+                await say(self._reload())
+            case wire.Doctor():
+                await doctor.examine(self._parts, say, deep=request.deep)
+            case _:
+                assert_never(request)
+
+    # --- the sign-in
+
+    async def _login(self, request: wire.Login, say: Say) -> None:
+        attempt, joined = await self._parts.logins.start(request.method)
+        try:
+            await say(_shown(attempt, joined=joined))
+            await attempt.finished.wait()
+        except trio.Cancelled:
+            # A device code may be in somebody's hand already; a browser's way back ends with who asked for it.
+            if attempt.method != "device" and not joined:
+                attempt.end(errors.login_ended("codexctl was stopped"))
+            raise
+        if attempt.error is not None:
+            raise attempt.error
+        await say(account(self._parts.session.describe()))
+
+    async def _import(self, request: wire.LoginImport, say: Say) -> None:
+        try:
+            credentials = store.from_auth_json(bytes(request.auth))
+        except StoreError as error:
+            raise errors.bad_request(f"The file cannot be imported: {error}.", code="import") from error
+        await self._parts.session.sign_in(credentials)
+        await say(account(self._parts.session.describe()))
+
+    # --- what is known
+
+    async def _status(self) -> wire.StatusReport:
+        parts = self._parts
+        usage = parts.upstream.limits()
+        signed_in = parts.session.describe()
+        if signed_in.signed_in and (usage is None or parts.clock() - usage.as_of > USAGE_AGE):
+            with trio.move_on_after(USAGE_PATIENCE):
+                try:
+                    usage = await parts.upstream.usage()
+                except ApiError:
+                    usage = parts.upstream.limits()
+        login = parts.logins.current
+        return wire.StatusReport(
+            daemon_version=__version__,
+            pid=os.getpid(),
+            uptime_seconds=int(trio.current_time() - parts.started),
+            account=account(parts.session.describe()),
+            listeners=parts.listeners,
+            streams_open=parts.api.streams_open,
+            models_known=len(parts.catalog.models.listed),
+            models_fetched_at=parts.catalog.fetched_at,
+            keys_required=parts.keys.required,
+            config=_place(parts.origin),
+            state_directory=str(parts.state),
+            draining=parts.draining,
+            login=login.method if login is not None and not login.finished.is_set() else None,
+            usage=None if usage is None or not signed_in.signed_in else _report(usage),
+        )
+
+    async def _usage(self) -> wire.UsageReport:
+        try:
+            return _report(await self._parts.upstream.usage())
+        except ApiError as error:
+            known = self._parts.upstream.limits()
+            if known is None or error.error.code == "signed_out":
+                raise
+            return _report(known, why=error.error.message)
+
+    async def _models(self, *, refresh: bool) -> wire.ModelsReport:
+        catalog = self._parts.catalog
+        worked = not refresh or await catalog.refresh(self._parts.upstream)
+        models = [
+            wire.ModelEntry(
+                name=model.slug,
+                efforts=list(model.efforts),
+                default_effort=model.default_effort,
+                context_window=model.context_window,
+                shape="lite" if model.lite else "classic",
+                listed=model.listed,
+                aliases=catalog.models.aliases_of(model.slug),
+            )
+            for model in catalog.models.own
+        ]
+        return wire.ModelsReport(models=models, fetched_at=catalog.fetched_at, why=None if worked else catalog.why)
+
+    def _keys(self) -> wire.KeysReport:
+        keys = self._parts.keys
+        entries = [msgspec.convert(key, wire.KeyEntry, from_attributes=True) for key in keys.list()]
+        return wire.KeysReport(keys=entries, required=keys.required, why=keys.fault)
+
+    def _reload(self) -> wire.Reloaded:
+        try:
+            change = self._parts.reload()
+        except ConfigError as error:
+            raise errors.bad_request(
+                f"{error}. The configuration in force stays; mend it and reload again.", code="configuration"
+            ) from error
+        return wire.Reloaded(config=_place(self._parts.origin), changed=change.changed, restart=change.restart)
+
+
+def account(found: SignIn) -> wire.Account:
+    return wire.Account(
+        signed_in=found.signed_in,
+        why=found.why,
+        email=found.email,
+        plan=found.plan,
+        account_id=found.account_id,
+        expires_at=None if found.expires_at is None else int(found.expires_at),
+        refreshed_at=None if found.refreshed_at is None else int(found.refreshed_at),
+        refresh_failed=found.refresh_failed,
+        unsaved=found.unsaved,
+    )
+
+
+def _shown(attempt: Attempt, *, joined: bool) -> wire.DeviceCode | wire.AuthorizationUrl:
+    expires_at = int(attempt.expires_at)
+    if attempt.user_code is None:
+        return wire.AuthorizationUrl(authorization_url=attempt.url, expires_at=expires_at, joined=joined)
+    return wire.DeviceCode(
+        verification_url=attempt.url, user_code=attempt.user_code, expires_at=expires_at, joined=joined
+    )
+
+
+def _report(limits: Limits, why: str | None = None) -> wire.UsageReport:
+    return msgspec.convert(msgspec.to_builtins(limits) | {"why": why, "reply": "usage"}, wire.UsageReport)
+
+
+def _place(origin: Path | None) -> str:
+    return str(origin) if origin is not None else "built-in defaults"

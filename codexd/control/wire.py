@@ -1,0 +1,353 @@
+"""What goes over the control socket, without I/O: one request line, then reply lines until the connection closes.
+
+Every line is a JSON object with ``version``. A request says which ``verb`` it is, a reply which ``reply``; ``codexctl
+--json`` prints the reply lines as they come. Times are Unix seconds. New fields may be added to a version; whoever
+reads must not mind them.
+"""
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from codexd.errors import ApiError
+
+VERSION = 1
+MAX_LINE = 64 * 1024
+"""Bytes of a request line. An imported login is the largest: some 10 KiB."""
+
+Method = Literal["device", "browser", "paste"]
+
+
+# --- requests
+
+
+class _Request(Struct, frozen=True, kw_only=True, tag_field="verb"):
+    version: int = VERSION
+
+
+class Login(_Request, frozen=True, kw_only=True, tag="login"):
+    """Sign in; joins the sign-in of that method that is under way."""
+
+    method: Method = "device"
+
+
+class LoginCallback(_Request, frozen=True, kw_only=True, tag="login_callback"):
+    """The address that the browser was sent to, for the sign-in under way."""
+
+    address: str
+
+
+class LoginImport(_Request, frozen=True, kw_only=True, tag="login_import"):
+    """The contents of the official CLI's ``auth.json``."""
+
+    auth: Raw
+
+
+class Logout(_Request, frozen=True, kw_only=True, tag="logout"):
+    pass
+
+
+class Status(_Request, frozen=True, kw_only=True, tag="status"):
+    pass
+
+
+class Refresh(_Request, frozen=True, kw_only=True, tag="refresh"):
+    pass
+
+
+class Usage(_Request, frozen=True, kw_only=True, tag="usage"):
+    pass
+
+
+class Models(_Request, frozen=True, kw_only=True, tag="models"):
+    refresh: bool = False
+
+
+class KeysAdd(_Request, frozen=True, kw_only=True, tag="keys_add"):
+    name: str
+
+
+class KeysList(_Request, frozen=True, kw_only=True, tag="keys_list"):
+    pass
+
+
+class KeysRevoke(_Request, frozen=True, kw_only=True, tag="keys_revoke"):
+    name: str
+
+
+class Reload(_Request, frozen=True, kw_only=True, tag="reload"):
+    pass
+
+
+class Doctor(_Request, frozen=True, kw_only=True, tag="doctor"):
+    """``deep`` also makes a tiny real request, which counts against the account's limits."""
+
+    deep: bool = False
+
+
+Request = (
+    Login
+    | LoginCallback
+    | LoginImport
+    | Logout
+    | Status
+    | Refresh
+    | Usage
+    | Models
+    | KeysAdd
+    | KeysList
+    | KeysRevoke
+    | Reload
+    | Doctor
+)
+
+
+# --- replies
+
+Kind = Literal["usage", "signed_out", "unreachable", "refused", "upstream", "internal"]
+
+
+class _Reply(Struct, frozen=True, kw_only=True, tag_field="reply"):
+    version: int = VERSION
+
+
+class Refused(_Reply, frozen=True, kw_only=True, tag="refused"):
+    """The last line of what did not work. ``message`` ends in what to do; ``kind`` decides the exit code.
+
+    ``unreachable`` comes from codexctl itself, when there is no daemon to say anything.
+    """
+
+    kind: Kind
+    code: str
+    message: str
+
+
+class DeviceCode(_Reply, frozen=True, kw_only=True, tag="device_code"):
+    """Open the address and enter the code. ``joined``: the sign-in was under way already."""
+
+    verification_url: str
+    user_code: str
+    expires_at: int
+    joined: bool
+
+
+class AuthorizationUrl(_Reply, frozen=True, kw_only=True, tag="authorization_url"):
+    """Open the address. With the method ``paste`` the address that follows it is to be handed in."""
+
+    authorization_url: str
+    expires_at: int
+    joined: bool
+
+
+class Account(_Reply, frozen=True, kw_only=True, tag="account"):
+    """The sign-in. ``why`` says why there is none; ``unsaved`` that it is not on disk yet, and codexd must not stop."""
+
+    signed_in: bool
+    why: str | None = None
+    email: str | None = None
+    plan: str | None = None
+    account_id: str | None = None
+    expires_at: int | None = None
+    refreshed_at: int | None = None
+    refresh_failed: str | None = None
+    unsaved: bool = False
+
+
+class SignedOut(_Reply, frozen=True, kw_only=True, tag="signed_out"):
+    """The credentials are deleted. ``revoked`` is false when the issuer could not be told, for the reason ``why``."""
+
+    revoked: bool
+    why: str | None
+
+
+class Window(Struct, frozen=True, kw_only=True):
+    """``label`` is the window's length for people, ``limit`` what it counts: ``codex`` is the account's main limit."""
+
+    limit: str
+    label: str
+    used_percent: float
+    window_minutes: int | None
+    resets_at: int | None
+
+
+class Credits(Struct, frozen=True, kw_only=True):
+    has_credits: bool
+    unlimited: bool
+    balance: str | None
+
+
+class UsageReport(_Reply, frozen=True, kw_only=True, tag="usage"):
+    """``source``: the backend's usage page, or the headers of the last answer when that could not be had (``why``)."""
+
+    source: Literal["usage", "headers"]
+    as_of: int
+    plan: str | None
+    windows: list[Window]
+    credits: Credits | None
+    reached: str | None
+    why: str | None = None
+
+
+class StatusReport(_Reply, frozen=True, kw_only=True, tag="status"):
+    daemon_version: str
+    pid: int
+    uptime_seconds: int
+    account: Account
+    listeners: list[str]
+    streams_open: int
+    models_known: int
+    models_fetched_at: int | None
+    keys_required: bool
+    config: str
+    state_directory: str
+    draining: bool
+    login: Method | None
+    usage: UsageReport | None
+
+
+class ModelEntry(Struct, frozen=True, kw_only=True):
+    """``shape``: what the backend wants for it, ``classic`` or ``lite``. ``context_window`` is in tokens."""
+
+    name: str
+    efforts: list[str]
+    default_effort: str | None
+    context_window: int | None
+    shape: Literal["classic", "lite"]
+    listed: bool
+    aliases: list[str]
+
+
+class ModelsReport(_Reply, frozen=True, kw_only=True, tag="models"):
+    """``why`` says why a refresh that was asked for did not work; the models are then those that were known."""
+
+    models: list[ModelEntry]
+    fetched_at: int | None
+    why: str | None = None
+
+
+class KeyAdded(_Reply, frozen=True, kw_only=True, tag="key_added"):
+    """The only time that the key is shown."""
+
+    name: str
+    key: str
+
+
+class KeyEntry(Struct, frozen=True, kw_only=True):
+    name: str
+    source: str
+    created_at: int | None
+    last_used_at: int | None
+
+
+class KeysReport(_Reply, frozen=True, kw_only=True, tag="keys"):
+    """``required``: clients must present one of them."""
+
+    keys: list[KeyEntry]
+    required: bool
+    why: str | None = None
+
+
+class KeyRevoked(_Reply, frozen=True, kw_only=True, tag="key_revoked"):
+    """``required`` is false when that was the last one and the API is open to local programs from now on."""
+
+    name: str
+    required: bool
+
+
+class Reloaded(_Reply, frozen=True, kw_only=True, tag="reloaded"):
+    """``changed`` is in force now; ``restart`` are the keys whose new values wait for a restart."""
+
+    config: str
+    changed: list[str]
+    restart: list[str]
+
+
+class Check(_Reply, frozen=True, kw_only=True, tag="check"):
+    """One line of ``doctor``. ``advice`` says what to do about a warning or a failure, which has a ``kind``."""
+
+    name: str
+    outcome: Literal["ok", "warning", "failed"]
+    message: str
+    advice: str | None = None
+    kind: Kind | None = None
+
+
+class Done(_Reply, frozen=True, kw_only=True, tag="done"):
+    """The last line of what has nothing more to say."""
+
+
+Reply = (
+    Refused
+    | DeviceCode
+    | AuthorizationUrl
+    | Account
+    | SignedOut
+    | UsageReport
+    | StatusReport
+    | ModelsReport
+    | KeyAdded
+    | KeysReport
+    | KeyRevoked
+    | Reloaded
+    | Check
+    | Done
+)
+
+
+# --- lines
+
+
+class _Head(Struct, frozen=True):
+    version: int | UnsetType = UNSET
+    verb: str | UnsetType = UNSET
+
+
+class NotUnderstood(Exception):
+    """A line that is no request. ``refusal`` is the answer to it."""
+
+    def __init__(self, refusal: Refused) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+_REQUEST: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_HEAD = msgspec.json.Decoder(_Head)
+REPLY: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+
+
+def encode(line: Struct) -> bytes:
+    return msgspec.json.encode(line) + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """Raises NotUnderstood."""
+    try:
+        head = _HEAD.decode(line)
+        if head.version is UNSET:
+            raise _not_understood("version", "the request names no version")
+        if head.version != VERSION:
+            raise _not_understood(
+                "version",
+                f"the request speaks version {head.version} of the control protocol, this codexd speaks {VERSION}: "
+                "install codexctl and codexd of one version, and restart codexd",
+            )
+        return _REQUEST.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _not_understood("request", f"the request is not understood: {error}") from error
+
+
+def _not_understood(code: str, message: str) -> NotUnderstood:
+    return NotUnderstood(Refused(kind="usage", code=code, message=message))
+
+
+def refused(error: ApiError) -> Refused:
+    """The daemon's own errors, as replies."""
+    kind: Kind = "refused"
+    if error.error.code == "signed_out":
+        kind = "signed_out"
+    elif error.error.code in ("internal_error", "state_not_writable"):
+        kind = "internal"
+    elif error.status >= 500 or error.status == 429:
+        kind = "upstream"
+    return Refused(kind=kind, code=error.error.code or error.error.type, message=error.error.message)

@@ -1,0 +1,1 @@
+"""``codexctl``: the daemon's verbs for a person at a terminal, and for scripts with ``--json``."""

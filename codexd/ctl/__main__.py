@@ -1,0 +1,100 @@
+"""``codexctl``: command line to verb to exit code. What a verb needs is imported when it runs."""
+
+import argparse
+import os
+import sys
+from typing import NoReturn
+
+from codexd import __version__
+
+_EPILOG = """exit codes:
+  0 done   2 wrong usage   3 signed out   4 codexd cannot be reached   5 refused   6 ChatGPT failed
+
+codexctl finds the control socket by --socket, $CODEXCTL_SOCKET, $XDG_RUNTIME_DIR/codexd/control.sock,
+~/.local/state/codexd/control.sock and /run/codexd/control.sock. See codexctl(1).
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    # Before the verb and after it alike; the inner default must not undo what stood before.
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one line of JSON per reply")
+    common.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="the control socket of codexd")
+    top = argparse.ArgumentParser(
+        prog="codexctl",
+        description="Control codexd: sign in, see what it does, manage client keys.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    top.add_argument("--version", action="version", version=f"codexctl {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[common])
+
+    login = verb("login", "sign in to ChatGPT")
+    how = login.add_mutually_exclusive_group()
+    how.add_argument("--device", action="store_true", help="by a code that is entered on any device (default over SSH)")
+    how.add_argument("--browser", action="store_true", help="by a browser on this machine (default on a desktop)")
+    how.add_argument("--paste", action="store_true", help="by any browser, and the address it ends at pasted here")
+    how.add_argument(
+        "--import", dest="auth_json", nargs="?", const="", metavar="FILE",
+        help="take over the login of the Codex CLI (default: ~/.codex/auth.json)",
+    )  # fmt: skip
+    login.add_argument("--no-open", action="store_true", help="print the address, open no browser")
+    login.add_argument("--yes", action="store_true", help="with --import: do not ask")
+
+    verb("logout", "revoke the sign-in and delete it here")
+    verb("status", "show the sign-in, the limits and what the daemon does")
+    verb("refresh", "renew the access token now")
+    verb("usage", "show how much of the account's limits is used")
+    models = verb("models", "list the models of the account")
+    models.add_argument("--refresh", action="store_true", help="fetch the list from ChatGPT first")
+    keys = verb("keys", "manage the keys that clients must present")
+    actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add = actions.add_parser("add", help="make a key and show it once", parents=[common])
+    add.add_argument("name", metavar="NAME", help="what the key is for; it stands in the logs")
+    actions.add_parser("list", help="list the keys and when they were used last", parents=[common])
+    revoke = actions.add_parser("revoke", help="take a key away", parents=[common])
+    revoke.add_argument("name", metavar="NAME")
+    verb("reload", "make codexd read its configuration anew")
+    doctor = verb("doctor", "check what usually breaks")
+    doctor.add_argument("--deep", action="store_true", help="also make a tiny real request (it counts as usage)")
+    doctor.add_argument("--url", help="also check that a proxy at this base URL passes streams on")
+    completion = verb("completion", "print the completion script for a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    top = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(top)
+    options = top.parse_args(argv)
+    if options.verb is None:
+        top.print_help(sys.stderr)
+        return 2
+    from codexd.ctl import verbs
+
+    return verbs.run(options)
+
+
+def cli() -> NoReturn:
+    try:
+        code = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        # Whoever read has enough; the interpreter's own flush at the end must not complain about that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    cli()

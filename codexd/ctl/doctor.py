@@ -1,0 +1,109 @@
+"""``codexctl doctor``: what only this side can see, then what the daemon finds."""
+
+import argparse
+import http.client
+import os
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from codexd import __version__
+from codexd.config import ConfigError, load
+from codexd.control import wire
+from codexd.control.client import Unreachable
+from codexd.control.wire import Check, Done, Kind
+from codexd.ctl.verbs import EXIT, Output, replies, socket_of
+
+URL_TIMEOUT = 15.0
+PULSES_SPREAD = 0.4
+"""Seconds between the first and the last of the daemon's test events, when nothing holds them back: 0.75."""
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    kinds: list[Kind] = []
+    for check in _checks(options, out):
+        out.reply(check)
+        if check.outcome == "failed":
+            kinds.append(check.kind or "refused")
+    if out.json:
+        out.reply(Done())
+    return EXIT[kinds[0]] if kinds else 0
+
+
+def _checks(options: argparse.Namespace, out: Output) -> Iterator[Check]:
+    try:
+        yield from _daemon(options, out)
+    except Unreachable as error:
+        advice = "`systemctl status codexd`, `journalctl -u codexd`; --socket names another socket."
+        if error.denied:
+            advice = "Run `sudo codexctl doctor`, or join the group of the socket."
+        yield Check(name="daemon", outcome="failed", message=str(error), advice=advice, kind="unreachable")
+        yield _configuration()
+    if options.url:
+        with out.waiting("Watching a stream"):
+            found = proxy(options.url)
+        yield found
+
+
+def _daemon(options: argparse.Namespace, out: Output) -> Iterator[Check]:
+    with out.waiting("Asking codexd"):
+        status = next(r for r in replies(options, wire.Status()) if isinstance(r, wire.StatusReport))
+    if status.daemon_version == __version__:
+        yield Check(name="daemon", outcome="ok", message=f"codexd {__version__} at {socket_of(options)}")
+    else:
+        yield Check(
+            name="daemon",
+            outcome="warning",
+            message=f"codexd {status.daemon_version} is running, codexctl is {__version__}",
+            advice="Restart codexd after an upgrade: `sudo systemctl restart codexd`.",
+        )
+    found = replies(options, wire.Doctor(deep=options.deep))
+    while True:
+        with out.waiting("Checking"):
+            check = next(found, None)
+        if check is None:
+            return
+        if isinstance(check, Check):
+            yield check
+
+
+def _configuration() -> Check:
+    """As this user's own codexd would read it: the daemon that could say better cannot be asked."""
+    try:
+        _, origin = load(None, os.environ)
+    except ConfigError as error:
+        return Check(
+            name="configuration", outcome="failed", message=str(error), advice="Mend the file.", kind="refused"
+        )
+    return Check(name="configuration", outcome="ok", message=str(origin or "built-in defaults"))
+
+
+def proxy(url: str) -> Check:
+    """Whether what lies before the daemon at this base URL passes a stream on as it comes."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return _failed(url, f"{url!r} is no http or https address", "Name the base URL that clients use.", "usage")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    path = f"{parts.path.rstrip('/').removesuffix('/v1')}/v1/health?stream=1"
+    connection = kind(parts.hostname, parts.port, timeout=URL_TIMEOUT)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        if response.status != 200 or not response.getheader("content-type", "").startswith("text/event-stream"):
+            advice = "Is this the base URL of codexd, with or without /v1? Look at the proxy's own log."
+            return _failed(url, f"{path} is answered with status {response.status} and no stream", advice)
+        times: list[float] = []
+        while response.read1(65536):
+            times.append(time.monotonic())
+    except (OSError, http.client.HTTPException) as error:
+        return _failed(url, str(error) or type(error).__name__, "Is the proxy up, and its certificate valid?")
+    finally:
+        connection.close()
+    if not times or times[-1] - times[0] < PULSES_SPREAD:
+        advice = "In nginx: `proxy_buffering off;` and no gzip for text/event-stream, in the location of codexd."
+        return _failed(url, "events are held back and arrive all at once", advice)
+    return Check(name="proxy", outcome="ok", message=f"{url} passes events on as they come")
+
+
+def _failed(url: str, message: str, advice: str, kind: Kind = "refused") -> Check:
+    return Check(name="proxy", outcome="failed", message=f"{url}: {message}", advice=advice, kind=kind)

@@ -1,0 +1,185 @@
+"""``codexctl login``: what the person at the terminal sees and does while the daemon signs in."""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+import webbrowser
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec import Raw
+
+from codexd import terminal
+from codexd.control import wire
+from codexd.control.client import Connection
+from codexd.control.wire import Account, AuthorizationUrl, DeviceCode, Done, Method, Reply
+from codexd.ctl.verbs import Failed, Output, failed, replies, socket_of, until_done
+
+MAX_AUTH_JSON = 60 * 1024
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    if options.auth_json is not None:
+        return _import(options, out)
+    method = choose(options, os.environ)
+    with Connection(socket_of(options), wire.Login(method=method)) as connection:
+        answers = until_done(connection)
+        try:
+            shown = next(answers, None)
+            if shown is not None:
+                _show(shown, out, open_browser=method == "browser" and not options.no_open)
+            if isinstance(shown, AuthorizationUrl) and method == "paste":
+                _paste(options, connection, out)
+            with out.waiting(_Countdown(getattr(shown, "expires_at", 0))):
+                for reply in answers:
+                    shown = reply
+        except KeyboardInterrupt:
+            if method == "device" and not out.json:
+                _say("\nThe code stays good: codexd goes on waiting for it. `codexctl login` shows it again.")
+            raise
+    if shown is not None:
+        out.reply(shown)
+    if out.json:
+        out.reply(Done())
+    return 0
+
+
+def choose(options: argparse.Namespace, environ: Mapping[str, str]) -> Method:
+    """A browser on this screen when there is one, else a code for another device."""
+    if options.device:
+        return "device"
+    if options.browser:
+        return "browser"
+    if options.paste:
+        return "paste"
+    remote = environ.get("SSH_CONNECTION") or environ.get("SSH_TTY")
+    screen = environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")
+    return "browser" if screen and not remote else "device"
+
+
+class _Countdown:
+    """Drawn anew several times a second."""
+
+    def __init__(self, expires_at: int) -> None:
+        self._expires_at = expires_at
+
+    def __rich__(self) -> str:
+        left = max(0, self._expires_at - int(time.time()))  # noqa: TID251 - an hour on the wall, for a person
+        return f"Waiting for the sign-in, {left // 60}:{left % 60:02} left"
+
+
+def _show(reply: Reply, out: Output, *, open_browser: bool) -> None:
+    if out.json:
+        out.reply(reply)
+    elif isinstance(reply, DeviceCode):
+        left = reply.expires_at - time.time()  # noqa: TID251
+        if reply.joined:
+            _say("A sign-in is under way already; this is its code.")
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        colour = not os.environ.get("NO_COLOR")
+        minutes = max(1, round(left / 60))
+        print(  # noqa: T201
+            terminal.device_code(reply.verification_url, reply.user_code, minutes, width=width, colour=colour),
+            flush=True,
+        )
+    elif isinstance(reply, AuthorizationUrl):
+        print(f"\nTo sign in, open this address in a browser:\n\n{reply.authorization_url}\n", flush=True)  # noqa: T201
+    if open_browser and isinstance(reply, AuthorizationUrl):
+        _open(reply.authorization_url)
+
+
+def _open(url: str) -> None:
+    # It may fail, also silently: the address is on the screen. What the browser prints is not for this terminal.
+    saved = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            webbrowser.open(url)
+    except (webbrowser.Error, OSError):
+        pass
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _paste(options: argparse.Namespace, connection: Connection, out: Output) -> None:
+    """Read addresses until one is taken, or the sign-in ends without it."""
+    if not out.json:
+        _say(
+            "Sign in there. The browser then goes to an address that begins with http://127.0.0.1 and shows an error,\n"
+            "as it should. Copy the whole address from its address bar and paste it here.\n"
+        )
+    while True:
+        if not out.json:
+            print("Address: ", end="", flush=True)  # noqa: T201
+        if connection.readable(sys.stdin.fileno()):
+            return
+        address = sys.stdin.readline()
+        if not address:
+            raise failed("usage", "no_address", "No address was pasted. Start again with `codexctl login --paste`.")
+        if not address.strip():
+            continue
+        try:
+            for _ in replies(options, wire.LoginCallback(address=address.strip())):
+                pass
+        except Failed as error:
+            if error.refusal.code != "wrong_callback":
+                raise
+            out.fail(error.refusal)
+            continue
+        return
+
+
+def _import(options: argparse.Namespace, out: Output) -> int:
+    home = Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
+    path = Path(options.auth_json) if options.auth_json else home / "auth.json"
+    auth = _read(path)
+    if not options.yes:
+        _ask_first(path, out)
+    account: Reply | None = None
+    for account in replies(options, wire.LoginImport(auth=Raw(auth))):
+        out.reply(account)
+    if out.json:
+        out.reply(Done())
+    elif isinstance(account, Account):
+        _say(f"{path} is as it was. The Codex CLI must sign in anew (`codex login`) before it is used again.")
+    return 0
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            auth = file.read(MAX_AUTH_JSON + 1)
+    except FileNotFoundError:
+        raise failed(
+            "usage",
+            "import",
+            f"There is no {path}. The Codex CLI may keep its login in $CODEX_HOME, or in the system's keyring (set "
+            'cli_auth_credentials_store = "file" in its config.toml and sign in to it once more). '
+            "`codexctl login` signs in without it.",
+        ) from None
+    except OSError as error:
+        raise failed("usage", "import", f"{path} cannot be read: {error.strerror}. Name another file.") from None
+    if len(auth) > MAX_AUTH_JSON:
+        raise failed("usage", "import", f"{path} is too large to be an auth.json. Name another file.")
+    # Whatever it holds has to fit on one line; what it is, the daemon says.
+    return b" ".join(auth.split())
+
+
+def _ask_first(path: Path, out: Output) -> None:
+    _say(
+        f"This copies the login of the Codex CLI from {path} into codexd.\n"
+        "Refresh tokens are single-use: as soon as codexd renews this login, the Codex CLI's copy is worthless, and\n"
+        "the other way round. After the import the Codex CLI must sign in anew (`codex login`), or the two sign each\n"
+        "other out."
+    )
+    if out.json or not sys.stdin.isatty():
+        raise failed("usage", "import", "Add --yes to import without being asked.")
+    if input("Import it? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise failed("refused", "import", "Nothing was imported. `codexctl login` makes a login of codexd's own.")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,288 @@
+"""Replies as a person reads them: tables, bars and colours by rich, none of it when nobody is looking."""
+
+import datetime
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from codexd import __version__
+from codexd.control import wire
+
+_BAR = 24
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
+
+
+def _console(*, stderr: bool = False) -> Console:
+    # Long lines stay whole in a file or a pipe, where 80 columns mean nothing.
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, emoji=False, width=None if stream.isatty() else 200)
+
+
+def _print(console: Console, drawn: RenderableType) -> None:
+    """Without the spaces that fill a table's lines, and its empty first and last one: it may be for a pipe."""
+    with console.capture() as capture:
+        console.print(drawn)
+    lines = [line.rstrip() for line in capture.get().strip("\n").split("\n")]
+    sys.stdout.write("\n".join(lines).strip("\n") + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def spinner(text: Any) -> Iterator[None]:
+    with _console(stderr=True).status(text, spinner="dots"):
+        yield
+
+
+def failure(message: str) -> None:
+    _console(stderr=True).print(f"[red]codexctl:[/red] {escape(message)}", soft_wrap=True)
+
+
+def note(message: str) -> None:
+    _console(stderr=True).print(escape(message), soft_wrap=True)
+
+
+def show(reply: wire.Reply) -> None:  # noqa: C901 - a dispatch table
+    """Draw one reply on stdout, remarks on it on stderr."""
+    console = _console()
+    match reply:
+        case wire.Account():
+            console.print(_account_line(reply), soft_wrap=True)
+        case wire.SignedOut():
+            _signed_out(reply)
+        case wire.StatusReport():
+            _print(console, _status(reply))
+        case wire.UsageReport():
+            _print(console, _usage(reply))
+            if reply.why:
+                note(f"From the headers of the last answer, {_ago(reply.as_of)}: {reply.why}")
+        case wire.ModelsReport():
+            _print(console, _models(reply))
+            if reply.why:
+                note(f"The list could not be refreshed: {reply.why}")
+        case wire.KeyAdded():
+            note(f"The key {reply.name!r}. It is shown this once and cannot be had again:")
+            print(reply.key, flush=True)  # noqa: T201 - alone on stdout, so that a script can take it
+        case wire.KeysReport():
+            _keys(console, reply)
+        case wire.KeyRevoked():
+            console.print(f"Revoked {escape(reply.name)}.")
+            if not reply.required:
+                note("That was the last key: every program on this machine can use the API without one now.")
+        case wire.Reloaded():
+            _reloaded(console, reply)
+        case wire.Check():
+            _check(console, reply)
+        case _:
+            pass  # the sign-in shows its own
+
+
+# --- the sign-in
+
+
+def _who(account: wire.Account) -> str:
+    name = account.email or account.account_id or "an account without a name"
+    return f"{name} ({account.plan})" if account.plan else name
+
+
+def _account_line(account: wire.Account) -> Text:
+    if not account.signed_in:
+        return Text(f"Signed out: {account.why}")
+    line = Text("Signed in as ").append(_who(account), style="bold")
+    if account.expires_at is not None:
+        line.append(f"; the access token is good until {_moment(account.expires_at)} and renewed before")
+    if account.unsaved:
+        line.append("\nThe tokens could not be saved: codexd must not stop before they are.", style="red")
+    return line.append("." if not account.unsaved else "")
+
+
+def _signed_out(reply: wire.SignedOut) -> None:
+    console = _console()
+    if reply.revoked:
+        console.print("Signed out: the sign-in was revoked, and its file deleted.")
+        return
+    console.print("Signed out: the file is deleted.")
+    note(
+        f"The sign-in could not be revoked at the issuer ({reply.why}). To be sure, end its session in ChatGPT, "
+        "Settings, Security."
+    )
+
+
+# --- status
+
+
+def _grid(rows: list[tuple[str, RenderableType]]) -> Table:
+    table = Table.grid(padding=(0, 3))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _status(report: wire.StatusReport) -> RenderableType:
+    account = report.account
+    rows: list[tuple[str, RenderableType]] = []
+    if account.signed_in:
+        rows.append(("signed in as", Text(_who(account), style="bold green")))
+        rows.append(("account", account.account_id or "unknown"))
+        rows.append(("access token", _token(account)))
+    else:
+        rows.append(("signed in", Text(f"no: {account.why}. Run codexctl login", style="bold red")))
+    if account.unsaved:
+        rows.append(("", Text("the tokens could not be saved: codexd must not stop before they are", style="red")))
+    if account.refresh_failed:
+        rows.append(("", Text(f"the last refresh failed: {account.refresh_failed}", style="yellow")))
+    if report.login:
+        rows.append(("sign-in", f"under way ({report.login}); codexctl login joins it"))
+    fetched = f", fetched {_ago(report.models_fetched_at)}" if report.models_fetched_at else ", built in"
+    rows.append(("models", f"{report.models_known}{fetched}"))
+    rows.append(("client keys", "asked for" if report.keys_required else "none: local programs need no key"))
+    rows.append(("streams", str(report.streams_open)))
+    rows.append(("listening on", "\n".join(report.listeners)))
+    rows.append(("daemon", f"codexd {report.daemon_version}, process {report.pid}, up {_span(report.uptime_seconds)}"))
+    if report.draining:
+        rows.append(("", Text("stopping: open streams may finish", style="yellow")))
+    if report.daemon_version != __version__:
+        skew = f"codexctl is {__version__}: restart codexd after an upgrade (sudo systemctl restart codexd)"
+        rows.append(("", Text(skew, style="yellow")))
+    rows.append(("configuration", report.config))
+    rows.append(("state", report.state_directory))
+    parts: list[RenderableType] = [_grid(rows)]
+    if report.usage is not None and report.usage.windows:
+        parts.append(Padding(_windows(report.usage), (1, 0, 0, 0)))
+    return Group(*parts)
+
+
+def _token(account: wire.Account) -> str:
+    good = f"good until {_moment(account.expires_at)}" if account.expires_at else "says no end"
+    return f"{good}, renewed {_ago(account.refreshed_at)}" if account.refreshed_at else good
+
+
+# --- usage
+
+
+def _usage(report: wire.UsageReport) -> RenderableType:
+    rows: list[tuple[str, RenderableType]] = [("plan", report.plan or "unknown")]
+    if report.credits is not None:
+        held = "unlimited" if report.credits.unlimited else report.credits.balance or "0"
+        rows.append(("credits", held if report.credits.has_credits or report.credits.unlimited else "none"))
+    if report.reached:
+        rows.append(("limit", Text(report.reached.replace("_", " "), style="bold red")))
+    windows: RenderableType = _windows(report) if report.windows else Text("No limits are known.")
+    return Group(_grid(rows), Padding(windows, (1, 0, 0, 0)))
+
+
+def _windows(report: wire.UsageReport) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for window in report.windows:
+        used = window.used_percent
+        style = "red" if used >= 90 else "yellow" if used >= 70 else "green"
+        name = window.label if window.limit == "codex" else f"{window.limit}, {window.label}"
+        bar = ProgressBar(total=100, completed=min(100.0, used), width=_BAR, complete_style=style, finished_style=style)
+        resets = f"resets {_moment(window.resets_at)}, in {_until(window.resets_at)}" if window.resets_at else ""
+        table.add_row(name, bar, Text(f"{used:g} %", style=style, justify="right"), Text(resets, style="dim"))
+    return table
+
+
+# --- models and keys
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _models(report: wire.ModelsReport) -> RenderableType:
+    table = _table("model", "efforts", "default", "context", "shape", "aliases")
+    for model in report.models:
+        context = f"{model.context_window // 1000}k" if model.context_window else ""
+        name = Text(model.name, style="" if model.listed else "dim")
+        efforts = " ".join(model.efforts)
+        table.add_row(name, efforts, model.default_effort or "", context, model.shape, ", ".join(model.aliases))
+    age = (
+        f"Fetched {_ago(report.fetched_at)}." if report.fetched_at else "Built in: the account's own list is not known."
+    )
+    hidden = " Dim ones work and are not listed to clients." if any(not model.listed for model in report.models) else ""
+    return Group(table, Text(f"{age} NAME-EFFORT works for each.{hidden}", style="dim"))
+
+
+def _keys(console: Console, report: wire.KeysReport) -> None:
+    if report.why:
+        note(f"{report.why}: no key is accepted. `codexctl keys add NAME` sets the file aside and begins anew.")
+    if not report.keys:
+        state = "and one is asked for: `codexctl keys add NAME`" if report.required else "local programs need none"
+        console.print(f"No client keys; {state}.")
+        return
+    table = _table("name", "made", "last used", "from")
+    for key in report.keys:
+        made = _moment(key.created_at) if key.created_at else ""
+        table.add_row(key.name, made, _ago(key.last_used_at) if key.last_used_at else "never", key.source)
+    _print(console, table)
+
+
+def _reloaded(console: Console, reply: wire.Reloaded) -> None:
+    changed = ", ".join(reply.changed) or "nothing has changed"
+    console.print(f"Reloaded {escape(reply.config)}: {escape(changed)}.", soft_wrap=True)
+    if reply.restart:
+        note(f"Not in force before a restart: {', '.join(reply.restart)}. `sudo systemctl restart codexd`")
+
+
+def _check(console: Console, check: wire.Check) -> None:
+    mark, style = _MARKS[check.outcome]
+    line = Text().append(f"{mark} ", style=style).append(f"{check.name:<20}", style="bold").append(check.message)
+    console.print(line, soft_wrap=True)
+    if check.advice:
+        console.print(Text(f"{'':22}→ {check.advice}", style=style), soft_wrap=True)
+
+
+# --- times
+
+
+def _now() -> float:
+    return time.time()  # noqa: TID251 - times for a person
+
+
+def _moment(moment: int | None) -> str:
+    """A local time: only the hour today, the day with it within a week."""
+    if moment is None:
+        return "unknown"
+    then = datetime.datetime.fromtimestamp(moment).astimezone()
+    today = datetime.datetime.fromtimestamp(_now()).astimezone()
+    if then.date() == today.date():
+        return then.strftime("%H:%M")
+    if abs((then.date() - today.date()).days) < 7:
+        return then.strftime("%a %H:%M")
+    return then.strftime("%Y-%m-%d %H:%M")
+
+
+def _ago(moment: int | None) -> str:
+    if moment is None:
+        return "never"
+    seconds = _now() - moment
+    return "just now" if seconds < 60 else f"{_span(seconds)} ago"
+
+
+def _until(moment: int | None) -> str:
+    return "" if moment is None else _span(max(0.0, moment - _now()))
+
+
+def _span(seconds: float) -> str:
+    minutes = int(seconds // 60)
+    days, hours = divmod(minutes // 60, 24)
+    if days:
+        return f"{days} d {hours} h" if hours else f"{days} d"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{int(seconds)} s"

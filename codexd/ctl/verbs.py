@@ -1,0 +1,189 @@
+"""The verbs: each asks the daemon over the control socket, shows what it says, and ends in an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from codexd.control import wire
+from codexd.control.client import Connection, Unreachable, find
+from codexd.control.wire import Done, Kind, Refused, Reply, Request, encode
+
+EXIT: dict[Kind, int] = {
+    "usage": 2,
+    "signed_out": 3,
+    "unreachable": 4,
+    "refused": 5,
+    "internal": 5,
+    "upstream": 6,
+}
+
+REPLY_TIMEOUT = 120.0
+"""Seconds for a reply: longer than anything that the daemon waits for by itself."""
+
+
+class Failed(Exception):
+    """A verb that did not work; ``refusal`` says why."""
+
+    def __init__(self, refusal: Refused) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def failed(kind: Kind, code: str, message: str) -> Failed:
+    return Failed(Refused(kind=kind, code=code, message=message))
+
+
+class Output:
+    """Where replies go: as they are with ``--json``, else drawn."""
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+
+    def reply(self, reply: Reply) -> None:
+        if self.json:
+            sys.stdout.buffer.write(encode(reply))
+            sys.stdout.buffer.flush()
+        elif not isinstance(reply, Done):
+            from codexd.ctl import show
+
+            show.show(reply)
+
+    def fail(self, refusal: Refused) -> int:
+        if self.json:
+            self.reply(refusal)
+        else:
+            from codexd.ctl import show
+
+            show.failure(refusal.message)
+        return EXIT[refusal.kind]
+
+    @contextmanager
+    def waiting(self, text: object) -> Iterator[None]:
+        """A spinner for whoever looks on."""
+        if self.json or not sys.stderr.isatty():
+            yield
+            return
+        from codexd.ctl import show
+
+        with show.spinner(text):
+            yield
+
+
+def run(options: argparse.Namespace) -> int:
+    out = Output(json=getattr(options, "json", False))
+    try:
+        return _VERBS[options.verb](options, out)
+    except Failed as error:
+        return out.fail(error.refusal)
+    except Unreachable as error:
+        return out.fail(Refused(kind="unreachable", code="unreachable", message=f"{error}. {_hint(error)}"))
+
+
+def socket_of(options: argparse.Namespace) -> Path:
+    given: str | None = getattr(options, "socket", None)
+    return Path(given) if given else find(os.environ)
+
+
+def _hint(error: Unreachable) -> str:
+    if error.denied:
+        group = _group_of(error.path)
+        return f"Join the group that may: `sudo usermod -aG {group} $USER`, then log in anew. Or use `sudo codexctl`."
+    return "Is it running? `systemctl status codexd` shows it, `codexd` starts it; --socket names another socket."
+
+
+def _group_of(path: Path) -> str:
+    for place in (path, path.parent):
+        try:
+            return place.group()
+        except (OSError, KeyError):
+            continue
+    return "codexd"
+
+
+def replies(options: argparse.Namespace, request: Request, *, timeout: float | None = REPLY_TIMEOUT) -> Iterator[Reply]:
+    """The replies up to the last, which is not among them. Raises Failed and Unreachable."""
+    path = socket_of(options)
+    with Connection(path, request, timeout=timeout) as connection:
+        yield from until_done(connection)
+
+
+def until_done(connection: Connection) -> Iterator[Reply]:
+    for reply in connection:
+        if isinstance(reply, Refused):
+            raise Failed(reply)
+        if isinstance(reply, Done):
+            return
+        yield reply
+    raise Unreachable(connection.path, "it went away before it had answered")
+
+
+def _ask(options: argparse.Namespace, out: Output, request: Request, waiting: str) -> list[Reply]:
+    """Ask and show; the replies."""
+    with out.waiting(waiting):
+        found = list(replies(options, request))
+    for reply in found:
+        out.reply(reply)
+    if out.json:
+        out.reply(Done())
+    return found
+
+
+def _simple(request: Callable[[argparse.Namespace], Request], waiting: str) -> Callable[..., int]:
+    def verb(options: argparse.Namespace, out: Output) -> int:
+        _ask(options, out, request(options), waiting)
+        return 0
+
+    return verb
+
+
+def _status(options: argparse.Namespace, out: Output) -> int:
+    found = _ask(options, out, wire.Status(), "Asking codexd")
+    signed_in = any(isinstance(reply, wire.StatusReport) and reply.account.signed_in for reply in found)
+    return 0 if signed_in else EXIT["signed_out"]
+
+
+def _keys(options: argparse.Namespace, out: Output) -> int:
+    match options.action:
+        case "add":
+            _ask(options, out, wire.KeysAdd(name=options.name), "Making a key")
+        case "revoke":
+            _ask(options, out, wire.KeysRevoke(name=options.name), "Revoking the key")
+        case _:
+            _ask(options, out, wire.KeysList(), "Asking codexd")
+    return 0
+
+
+def _login(options: argparse.Namespace, out: Output) -> int:
+    from codexd.ctl import login
+
+    return login.run(options, out)
+
+
+def _doctor(options: argparse.Namespace, out: Output) -> int:
+    from codexd.ctl import doctor
+
+    return doctor.run(options, out)
+
+
+def _completion(options: argparse.Namespace, _: Output) -> int:
+    from argcomplete.shell_integration import shellcode
+
+    print(shellcode(["codexctl"], shell=options.shell))  # noqa: T201
+    return 0
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace, Output], int]] = {
+    "login": _login,
+    "logout": _simple(lambda _: wire.Logout(), "Revoking the sign-in"),
+    "status": _status,
+    "refresh": _simple(lambda _: wire.Refresh(), "Renewing the access token"),
+    "usage": _simple(lambda _: wire.Usage(), "Asking ChatGPT"),
+    "models": _simple(lambda options: wire.Models(refresh=options.refresh), "Asking for the models"),
+    "keys": _keys,
+    "reload": _simple(lambda _: wire.Reload(), "Reloading"),
+    "doctor": _doctor,
+    "completion": _completion,
+}

@@ -1,0 +1,209 @@
+"""The keys that clients must present: those of the configuration, and those that ``codexctl keys`` made.
+
+A made key is 32 random bytes, shown once and kept as its SHA-256: there is nothing in it to guess, so a slow hash would
+protect nothing and cost every request. ``keys.json`` holds names, hashes and times.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+from msgspec import Struct
+
+from codexd import errors
+from codexd.auth.store import write_durably
+from codexd.config import Config
+
+PREFIX = "sk-codexd-"
+MAX_KEYS = 1000
+SAVE_INTERVAL = 60.0
+"""Seconds by which a last-used time on disk may be late."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+log = structlog.get_logger()
+
+
+class Key(Struct):
+    """Times are Unix seconds. ``sha256`` is in hex."""
+
+    name: str
+    sha256: str
+    created_at: int
+    last_used_at: int | None = None
+
+
+class _File(Struct):
+    keys: list[Key]
+    version: int = 1
+
+
+class Listed(Struct, frozen=True, kw_only=True):
+    """A key as it is shown. ``source`` is where it can be taken away."""
+
+    name: str
+    source: str
+    created_at: int | None
+    last_used_at: int | None
+
+
+class Keys:
+    """``clock`` gives Unix seconds.
+
+    A file that cannot be used closes the door: keys are asked for, and none is known.
+    """
+
+    def __init__(self, path: Path, config: Config, *, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._clock = clock
+        self._made: dict[str, Key] = {}
+        self._used: dict[str, int] = {}
+        self._unsaved = False
+        self.fault: str | None = None
+        self._load()
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take over ``[server.client_keys]``, and whether keys are asked for in any case."""
+        self._configured = {name: _digest_of(key) for name, key in config.server.client_keys.items()}
+        self._always = config.key_always
+        self._index()
+
+    def _index(self) -> None:
+        made = {name: bytes.fromhex(key.sha256) for name, key in self._made.items()}
+        self._digests = list({**made, **self._configured}.items())
+
+    @property
+    def required(self) -> bool:
+        """Whether all who come must have a key. Revoking the last one opens nothing to other machines."""
+        return bool(self._digests) or self._always or self.fault is not None
+
+    @property
+    def any(self) -> bool:
+        return bool(self._digests)
+
+    def check(self, given: str) -> str | None:
+        """The name of the key, or None. All are compared, each in constant time."""
+        digest = hashlib.sha256(given.encode()).digest()
+        names = [name for name, known in self._digests if hmac.compare_digest(digest, known)]
+        if not names:
+            return None
+        self._used[names[0]] = int(self._clock())
+        self._unsaved = True
+        return names[0]
+
+    def add(self, name: str) -> str:
+        """Make a key; the key itself, which is nowhere else. Raises ApiError for a name that cannot be taken."""
+        if not _NAME.fullmatch(name):
+            raise errors.bad_request(
+                f"{name!r} cannot name a key: up to 64 letters, digits and . _ @ -, a letter or digit first."
+            )
+        if name in self._made or name in self._configured:
+            raise errors.bad_request(f"There is a key called {name!r} already: revoke it first, or take another name.")
+        if len(self._made) >= MAX_KEYS:
+            raise errors.bad_request(f"There are {MAX_KEYS} keys already: revoke some that are not used any more.")
+        if self.fault is not None:
+            self._set_aside()
+        key = PREFIX + secrets.token_urlsafe(32)
+        self._replace(self._made | {name: Key(name, hashlib.sha256(key.encode()).hexdigest(), int(self._clock()))})
+        log.info("client key added", key=name)
+        return key
+
+    def revoke(self, name: str) -> None:
+        """Raises ApiError when there is no such key, or when it stands in the configuration."""
+        if name in self._configured:
+            raise errors.bad_request(
+                f"{name!r} stands in [server.client_keys]: take it out there, and run `codexctl reload`."
+            )
+        if name not in self._made:
+            known = ", ".join(self._made) or "none"
+            raise errors.bad_request(f"There is no key called {name!r}. Made with codexctl: {known}.")
+        self._replace({other: key for other, key in self._made.items() if other != name})
+        self._used.pop(name, None)
+        log.info("client key revoked", key=name)
+
+    def list(self) -> list[Listed]:
+        made = [
+            Listed(
+                name=key.name,
+                source="codexctl",
+                created_at=key.created_at,
+                last_used_at=self._used.get(key.name, key.last_used_at),
+            )
+            for key in self._made.values()
+        ]
+        configured = [
+            Listed(name=name, source="configuration", created_at=None, last_used_at=self._used.get(name))
+            for name in self._configured
+        ]
+        return made + configured
+
+    async def keep(self) -> None:
+        """Save the last-used times now and then, and at the end. Runs until cancelled."""
+        try:
+            while True:
+                await trio.sleep(SAVE_INTERVAL)
+                self._save_times()
+        finally:
+            self._save_times()
+
+    def _save_times(self) -> None:
+        if not self._unsaved or self.fault is not None:
+            return
+        for name, moment in self._used.items():
+            if name in self._made:
+                self._made[name].last_used_at = moment
+        self._unsaved = False
+        try:
+            if self._made:
+                self._save(self._made)
+        except OSError as error:
+            log.warning("the keys' last-used times could not be saved", reason=str(error))
+
+    def _replace(self, made: dict[str, Key]) -> None:
+        try:
+            self._save(made)
+        except OSError as error:
+            raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
+        self._made = made
+        self._index()
+
+    def _save(self, made: Mapping[str, Key]) -> None:
+        write_durably(self._path, msgspec.json.format(msgspec.json.encode(_File(list(made.values())))) + b"\n")
+
+    def _load(self) -> None:
+        try:
+            file = msgspec.json.decode(self._path.read_bytes(), type=_File)
+            if file.version != 1:
+                raise ValueError(f"its version is {file.version}, and this codexd knows 1")
+            for key in file.keys:
+                if len(bytes.fromhex(key.sha256)) != hashlib.sha256().digest_size:
+                    raise ValueError(f"the hash of {key.name!r} is no SHA-256")
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            self.fault = f"{self._path} cannot be used ({error})"
+            log.error("client keys cannot be used: nobody gets in by one of them", reason=self.fault)
+            return
+        self._made = {key.name: key for key in file.keys}
+
+    def _set_aside(self) -> None:
+        aside = self._path.with_suffix(".json.bad")
+        try:
+            self._path.rename(aside)
+        except OSError as error:
+            raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
+        log.warning("the client keys that cannot be used were set aside", path=str(aside))
+        self.fault = None
+
+
+def _digest_of(key: str) -> bytes:
+    """A configured key is the key itself, or its SHA-256 in hex behind ``sha256:``."""
+    scheme, _, digest = key.partition(":")
+    return bytes.fromhex(digest) if scheme == "sha256" else hashlib.sha256(key.encode()).digest()

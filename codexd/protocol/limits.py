@@ -1,0 +1,229 @@
+"""How much of an account's allowance is used: from the headers of an answer, and from the usage endpoint.
+
+Wire facts: sections C.4 and E of the protocol notes. Windows are named by their length and not by their place: on some
+plans the first one is the weekly one.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+MAIN = "codex"
+"""The limit that all requests count against; others are for single features or models."""
+
+
+class Window(Struct, frozen=True, kw_only=True):
+    """``resets_at`` is in Unix seconds. ``label`` is the window's length, for people."""
+
+    limit: str
+    label: str
+    used_percent: float
+    window_minutes: int | None
+    resets_at: int | None
+
+
+class Credits(Struct, frozen=True, kw_only=True):
+    has_credits: bool = False
+    unlimited: bool = False
+    balance: str | None = None
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """``as_of`` is in Unix seconds; ``source`` tells whether the usage endpoint or an answer's headers said it."""
+
+    source: Literal["usage", "headers"]
+    as_of: int
+    plan: str | None
+    windows: list[Window]
+    credits: Credits | None
+    reached: str | None
+
+
+def label(minutes: int | None) -> str:
+    """``5 h``, ``weekly``, ``30 d``."""
+    if minutes is None:
+        return "limit"
+    if minutes in (1440, 10080):
+        return "daily" if minutes == 1440 else "weekly"
+    for unit, size in (("d", 1440), ("h", 60)):
+        if minutes % size == 0 and minutes >= size:
+            return f"{minutes // size} {unit}"
+    return f"{minutes} min"
+
+
+# --- from headers
+
+_USED = re.compile(r"x-(.{1,64})-(primary|secondary)-used-percent")
+
+
+def from_headers(headers: Mapping[str, str], now: float) -> Limits | None:
+    """What an answer's ``x-codex-*`` headers say; None when they say nothing. ``now`` is in Unix seconds."""
+    windows = list(_windows(headers, now))
+    if not windows:
+        return None
+    credit = None
+    if (has := headers.get("x-codex-credits-has-credits")) is not None:
+        credit = Credits(
+            has_credits=_truth(has),
+            unlimited=_truth(headers.get("x-codex-credits-unlimited", "")),
+            balance=headers.get("x-codex-credits-balance") or None,
+        )
+    return Limits(
+        source="headers",
+        as_of=int(now),
+        plan=headers.get("x-codex-plan-type"),
+        windows=windows,
+        credits=credit,
+        reached=headers.get("x-codex-rate-limit-reached-type"),
+    )
+
+
+def _windows(headers: Mapping[str, str], now: float) -> Iterator[Window]:
+    for name in headers:
+        found = _USED.fullmatch(name)
+        used = _number(headers[name]) if found else None
+        if found is None or used is None:
+            continue
+        prefix = f"x-{found[1]}-{found[2]}"
+        minutes = _number(headers.get(f"{prefix}-window-minutes"))
+        resets_at = _number(headers.get(f"{prefix}-reset-at"))
+        after = _number(headers.get(f"{prefix}-reset-after-seconds"))
+        if resets_at is None and after is not None:
+            resets_at = now + after
+        yield Window(
+            limit=headers.get(f"x-{found[1]}-limit-name", found[1]) if found[1] != MAIN else MAIN,
+            label=label(None if minutes is None else int(minutes)),
+            used_percent=used,
+            window_minutes=None if minutes is None else int(minutes),
+            resets_at=None if resets_at is None else int(resets_at),
+        )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "nan")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _truth(text: str) -> bool:
+    # "True", as Python writes it, or 1.
+    return text.lower() in ("true", "1")
+
+
+def client_headers(headers: Mapping[str, str], now: float) -> list[tuple[str, str]]:
+    """The backend's limit headers for the client, and the fullest main window in OpenAI's ``x-ratelimit-*`` words.
+
+    The backend gives percentages, so the limit is 100 and what remains is the rest of it.
+    """
+    passed = [
+        (name, value)
+        for name, value in headers.items()
+        if name.startswith("x-codex-")
+        and name != "x-codex-turn-state"
+        and value.isascii()
+        and value.isprintable()
+    ]  # fmt: skip
+    main = [window for window in _windows(headers, now) if window.limit == MAIN]
+    if not main:
+        return passed
+    fullest = max(main, key=lambda window: window.used_percent)
+    passed += [
+        ("x-ratelimit-limit-requests", "100"),
+        ("x-ratelimit-remaining-requests", str(max(0, int(100 - fullest.used_percent)))),
+    ]
+    if fullest.resets_at is not None:
+        passed.append(("x-ratelimit-reset-requests", f"{max(0, round(fullest.resets_at - now))}s"))
+    return passed
+
+
+# --- from the usage endpoint
+
+
+class _Window(Struct, frozen=True):
+    used_percent: float
+    limit_window_seconds: int | None = None
+    reset_after_seconds: float | None = None
+    reset_at: int | None = None
+
+
+class _RateLimit(Struct, frozen=True):
+    primary_window: _Window | None = None
+    secondary_window: _Window | None = None
+
+
+class _Additional(Struct, frozen=True):
+    limit_name: str | None = None
+    metered_feature: str | None = None
+    rate_limit: _RateLimit | None = None
+
+
+class _Credits(Struct, frozen=True):
+    has_credits: bool | None = None
+    unlimited: bool | None = None
+    balance: str | float | None = None
+
+
+class _Reached(Struct, frozen=True):
+    type: str | None = None
+
+
+class _Usage(Struct, frozen=True):
+    plan_type: str | None = None
+    rate_limit: _RateLimit | None = None
+    additional_rate_limits: list[_Additional] | None = None
+    credits: _Credits | None = None
+    rate_limit_reached_type: str | _Reached | None = None
+
+
+def from_usage(body: bytes, now: float) -> Limits:
+    """The answer of ``GET /wham/usage``. Raises msgspec.DecodeError, or UnicodeDecodeError, when it cannot be read."""
+    usage = msgspec.json.decode(body, type=_Usage)
+    extras = usage.additional_rate_limits or []
+    limits = [
+        (MAIN, usage.rate_limit),
+        *((extra.limit_name or extra.metered_feature or "other", extra.rate_limit) for extra in extras),
+    ]
+    windows = [
+        _window(name, window, now)
+        for name, limit in limits
+        if limit is not None
+        for window in (limit.primary_window, limit.secondary_window)
+        if window is not None
+    ]
+    credit = None
+    if usage.credits is not None:
+        balance = usage.credits.balance
+        credit = Credits(
+            has_credits=bool(usage.credits.has_credits),
+            unlimited=bool(usage.credits.unlimited),
+            balance=None if balance is None else str(balance),
+        )
+    reached = usage.rate_limit_reached_type
+    return Limits(
+        source="usage",
+        as_of=int(now),
+        plan=usage.plan_type,
+        windows=windows,
+        credits=credit,
+        reached=reached.type if isinstance(reached, _Reached) else reached,
+    )
+
+
+def _window(name: str, window: _Window, now: float) -> Window:
+    minutes = None if window.limit_window_seconds is None else window.limit_window_seconds // 60
+    resets_at = window.reset_at
+    if resets_at is None and window.reset_after_seconds is not None:
+        resets_at = int(now + window.reset_after_seconds)
+    return Window(
+        limit=name,
+        label=label(minutes),
+        used_percent=window.used_percent,
+        window_minutes=minutes,
+        resets_at=resets_at,
+    )

@@ -1,0 +1,624 @@
+"""``codexctl`` and the daemon as processes, over a simulated ChatGPT that checks what the real one checks."""
+
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+
+from codexd import __version__
+from codexd.auth import store
+from codexd.demo.issuer import EMAIL
+from support.control import Said, Terminal, codexctl, command, control, in_terminal
+from support.daemon import Daemon, environment, running
+from support.simulated import Simulated, simulated
+
+pytestmark = pytest.mark.loopback
+
+
+class Setup:
+    """A daemon over a simulated ChatGPT, and ``codexctl`` for it."""
+
+    def __init__(self, daemon: Daemon, chatgpt: Simulated) -> None:
+        self.daemon = daemon
+        self.chatgpt = chatgpt
+        self.issuer = chatgpt.issuer
+        self.tokens = daemon.state / "tokens.json"
+
+    async def ctl(self, *words: str, **options: Any) -> Said:
+        return await codexctl(self.daemon, *words, **options)
+
+    async def code(self, terminal: Terminal) -> str:
+        """The code, once it is on the screen."""
+        await terminal.until("administrator does it")
+        found = re.search(r"\n    ([A-Z]{4}-[A-Z]{5})\r?\n", terminal.screen)
+        assert found is not None, terminal.screen
+        return found[1]
+
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def setup(tmp_path: Path, logs: Path) -> Make:
+    @asynccontextmanager
+    async def make(
+        *, signed_in: bool = True, oauth: dict[str, Any] | None = None, **options: Any
+    ) -> AsyncIterator[Setup]:
+        async with simulated() as chatgpt:
+            state = tmp_path / "state"
+            state.mkdir(exist_ok=True)
+            if signed_in:
+                store.save(state / "tokens.json", chatgpt.issuer.sign_in())
+            ports = {"local_server_port": 0} | (oauth or {})
+            async with running(tmp_path, logs, chatgpt, signed_in=False, oauth=ports, **options) as daemon:
+                yield Setup(daemon, chatgpt)
+
+    return make
+
+
+async def test_what_a_person_asks(setup: Make) -> None:
+    async with setup(models={"aliases": {"mine": "gpt-6-sol-high"}}) as it:
+        status = await it.ctl("status")
+        assert (status.code, status.err) == (0, "")
+        for text in (
+            EMAIL,
+            "(plus)",
+            "acct-simulated",
+            it.daemon.base,
+            f"codexd {__version__}",
+            "5 h",
+            "weekly",
+            "34 %",
+        ):
+            assert text in status.out
+        assert "\x1b" not in status.out
+        usage = await it.ctl("usage")
+        assert usage.code == 0
+        assert re.search(r"5 h .*12 %  resets .*, in 1 h", usage.out)
+        models = await it.ctl("models", "--refresh")
+        assert re.search(r"gpt-6-sol +low medium high xhigh max ultra +medium +272k +lite +mine", models.out)
+        before = it.tokens.read_bytes()
+        refreshed = await it.ctl("refresh")
+        assert (refreshed.code, EMAIL in refreshed.out) == (0, True)
+        assert it.tokens.read_bytes() != before
+        assert it.issuer.posts[-1][1]["refresh_reason"] == "scheduled"
+
+
+async def test_every_verb_speaks_json(setup: Make) -> None:
+    async with setup() as it:
+        verbs = {
+            "status": ["status"], "refresh": ["account"], "usage": ["usage"], "models": ["models"], "reload": ["reloaded"],
+            "keys list": ["keys"], "keys add a": ["key_added"], "keys revoke a": ["key_revoked"], "doctor": ["check"],
+            "logout": ["signed_out"],
+        }  # fmt: skip
+        for verb, replies in verbs.items():
+            for words in ([*verb.split(), "--json"],):
+                said = await it.ctl(*words)
+                assert (said.code, said.err) == (0, ""), said
+                lines = said.json
+                assert [line["version"] for line in lines] == [1] * len(lines)
+                assert sorted({line["reply"] for line in lines[:-1]}) == replies
+                assert lines[-1] == {"reply": "done", "version": 1}
+        refused = await it.ctl("--json", "refresh")
+        assert (refused.code, refused.json[0]["reply"], refused.json[0]["kind"]) == (3, "refused", "signed_out")
+
+
+async def test_exit_codes_and_hints(setup: Make, tmp_path: Path) -> None:
+    async with setup(signed_in=False) as it:
+        for words in ("status", "refresh", "usage", "logout"):
+            said = await it.ctl(*words.split())
+            assert (said.code, "codexctl login" in said.out + said.err) == (3, True), said
+        for words in ("", "nonsense", "login --device --paste", "keys", "keys add"):
+            assert (await it.ctl(*words.split())).code == 2
+        said = await it.ctl("keys", "revoke", "nobody")
+        assert (said.code, "There is no key called 'nobody'" in said.err) == (5, True)
+        nowhere = await it.ctl("--socket", str(tmp_path / "nowhere"), "status")
+        assert (nowhere.code, nowhere.out) == (4, "")
+        assert "systemctl status codexd" in nowhere.err
+        assert str(tmp_path / "nowhere") in nowhere.err
+        json = await it.ctl("status", "--json", "--socket", str(tmp_path / "nowhere"))
+        assert (json.code, json.json[0]["kind"]) == (4, "unreachable")
+    gone = await codexctl(it.daemon, "status")
+    assert gone.code == 4
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
+async def test_who_may_not_is_told_the_group(setup: Make) -> None:
+    async with setup() as it:
+        (it.daemon.state).chmod(0o755)
+        for parent in it.daemon.state.parents[:3]:
+            parent.chmod(parent.stat().st_mode | 0o055)
+        environ = environment(it.daemon.state) | {"CODEXCTL_SOCKET": str(it.daemon.control)}
+        # The interpreter and the checkout may be root's alone: only the identity of the caller changes, after imports.
+        script = (
+            "import grp, locale, os, pwd, sys; from codexd.ctl import show, verbs; from codexd.ctl.__main__ import main, parser; parser();"
+            "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.exit(main(['status']))"
+        )
+        python = command()[0]
+        denied = await trio.run_process(
+            [python, "-c", script], capture_stdout=True, capture_stderr=True, check=False, env=environ
+        )
+        said = denied.stderr.decode()
+        assert denied.returncode == 4, said
+        assert "permission denied" in said
+        assert "usermod -aG root" in said
+        # With the file's mode open, the daemon itself looks who it is.
+        it.daemon.control.chmod(0o666)
+        refused = await trio.run_process(
+            [python, "-c", script], capture_stdout=True, capture_stderr=True, check=False, env=environ
+        )
+        assert refused.returncode == 5, refused.stderr
+        assert "members of the group root may control codexd" in refused.stderr.decode()
+        assert "uid=65534" in await it.daemon.logged("control request refused")
+
+
+# --- device
+
+
+async def test_a_login_in_a_terminal(setup: Make) -> None:
+    async with setup(signed_in=False) as it:
+        assert "run codexctl login" in await it.daemon.logged("not signed in")
+        async with in_terminal(it.daemon, "login") as terminal:
+            code = await it.code(terminal)
+            assert f"{it.chatgpt.url}/codex/device" in terminal.screen
+            assert "█▀" in terminal.screen
+            assert "Enable device code authorization for Codex" in " ".join(terminal.screen.split())
+            await terminal.until("Waiting for the sign-in, 14:")
+            assert it.issuer.decide(code, "granted")
+            assert await terminal.end() == 0
+            assert f"Signed in as \x1b[1m{EMAIL} (plus)" in terminal.screen
+        assert (await it.ctl("status")).code == 0
+        assert it.tokens.stat().st_mode & 0o777 == 0o600
+        # Nothing that signs anybody in is in the log.
+        log = it.daemon.log.read_text()
+        stored = store.load(it.tokens)
+        assert stored is not None
+        for secret in (code, stored.access_token, stored.refresh_token, it.issuer.posts[-1][1]["code"], "ac_"):
+            assert secret is not None
+            assert secret not in log
+
+
+async def test_a_narrow_terminal_and_no_colour(setup: Make) -> None:
+    async with setup(signed_in=False) as it:
+        async with in_terminal(it.daemon, "login", "--device", env={"NO_COLOR": "1"}) as terminal:
+            code = await it.code(terminal)
+            assert "\x1b[97;40m" not in terminal.screen
+            assert it.issuer.decide(code, "denied")
+            assert await terminal.end() == 5
+            assert "the request was denied" in terminal.screen
+        piped = await it.ctl("status")
+        assert piped.code == 3
+
+
+async def test_closing_the_terminal_does_not_lose_a_device_login(setup: Make) -> None:
+    async with setup(signed_in=False) as it:
+        async with in_terminal(it.daemon, "login") as terminal:
+            code = await it.code(terminal)
+            terminal.process.kill()
+            await terminal.process.wait()
+        status = await it.ctl("status")
+        assert "under way (device)" in status.out
+        async with in_terminal(it.daemon, "login") as terminal:
+            assert await it.code(terminal) == code
+            assert "under way already" in terminal.screen
+            await terminal.until("Waiting for the sign-in")
+            terminal.process.send_signal(signal.SIGINT)
+            assert await terminal.end() == 130
+            assert "The code stays good" in terminal.screen
+        assert it.issuer.decide(code, "granted")
+        await it.daemon.logged("signed in account_id")
+        assert (await it.ctl("status")).code == 0
+
+
+async def test_a_login_as_json(setup: Make) -> None:
+    async with setup(signed_in=False) as it, trio.open_nursery() as nursery:
+        found: list[Said] = []
+
+        async def login() -> None:
+            found.append(await it.ctl("login", "--device", "--json"))
+
+        nursery.start_soon(login)
+        await it.daemon.logged("device sign-in started")
+        it.issuer.approves_after = 0
+        with trio.fail_after(30):
+            while not found:
+                await trio.sleep(0.01)
+        lines = found[0].json
+        assert [line["reply"] for line in lines] == ["device_code", "account", "done"]
+        assert re.fullmatch("[A-Z]{4}-[A-Z]{5}", lines[0]["user_code"])
+        assert (lines[1]["email"], lines[1]["signed_in"]) == (EMAIL, True)
+
+
+async def test_device_codes_that_are_switched_off(setup: Make) -> None:
+    async with setup(signed_in=False) as it:
+        it.issuer.device_codes = False
+        said = await it.ctl("login")
+        assert said.code == 5
+        assert "Enable device code authorization for Codex" in said.err
+
+
+# --- browser and paste
+
+
+async def visit(url: str) -> httpx.Response:
+    """A browser that goes where it is sent."""
+    async with httpx.AsyncClient(follow_redirects=True, trust_env=False) as browser:
+        return await browser.get(url)
+
+
+def address(screen: str) -> str:
+    found = re.search(r"(http://\S+/oauth/authorize\?\S+)", screen)
+    assert found is not None, screen
+    return found[1]
+
+
+async def test_a_login_by_the_browser(setup: Make) -> None:
+    async with setup(signed_in=False) as it:
+        it.issuer.asks = False
+        async with in_terminal(it.daemon, "login", "--browser", "--no-open") as terminal:
+            await terminal.until("Waiting")
+            page = await visit(address(terminal.screen))
+            assert (page.status_code, EMAIL in page.text) == (200, True)
+            assert await terminal.end() == 0
+            assert "Signed in as" in terminal.screen
+        assert (await it.ctl("status")).code == 0
+
+
+async def test_a_desktop_opens_its_browser(setup: Make, tmp_path: Path) -> None:
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho noise >&2\nprintf %s "$1" > {opened}.part && mv {opened}.part {opened}\n')
+    browser.chmod(0o755)
+    async with setup(signed_in=False) as it:
+        it.issuer.asks = False
+        env = {"DISPLAY": ":77", "BROWSER": f"{browser} %s"}
+        async with in_terminal(it.daemon, "login", env=env) as terminal:
+            await terminal.until("Waiting")
+            with trio.fail_after(20):
+                while not opened.exists():
+                    await trio.sleep(0.01)
+            assert opened.read_text() == address(terminal.screen)
+            await visit(opened.read_text())
+            assert await terminal.end() == 0
+            assert "noise" not in terminal.screen
+
+
+async def test_control_c_ends_a_browser_login(setup: Make) -> None:
+    async with setup(signed_in=False) as it:
+        async with in_terminal(it.daemon, "login", "--browser", "--no-open") as terminal:
+            await terminal.until("Waiting")
+            terminal.process.send_signal(signal.SIGINT)
+            assert await terminal.end() == 130
+        assert "codexctl was stopped" in await it.daemon.logged("sign-in failed")
+        assert "under way" not in (await it.ctl("status")).out
+
+
+async def test_a_login_by_pasting(setup: Make) -> None:
+    async with setup(signed_in=False) as it:
+        it.issuer.asks = False
+        async with in_terminal(it.daemon, "login", "--paste") as terminal:
+            await terminal.until("Address: ")
+            async with httpx.AsyncClient(trust_env=False) as browser:
+                answer = await browser.get(address(terminal.screen))
+            location = answer.headers["location"]
+            assert location.startswith("http://127.0.0.1:1455/auth/callback?")
+            await terminal.type("http://127.0.0.1:1455/auth/callback?code=x&state=y\n")
+            await terminal.until("does not belong to this sign-in")
+            await terminal.type(f"{location}\n")
+            assert await terminal.end() == 0
+            assert f"{EMAIL} (plus)" in terminal.screen
+        said = await it.ctl("login", "--paste")
+        assert (said.code, "No address was pasted" in said.err) == (2, True)
+
+
+async def test_the_callback_port_in_use(setup: Make) -> None:
+    listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener[0].socket.getsockname()[1]
+    async with listener[0], setup(signed_in=False, oauth={"local_server_port": port}) as it:
+        said = await it.ctl("login", "--browser", "--no-open")
+        assert said.code == 5
+        assert f"port {port} is used by" in said.err
+        assert f"(process {os.getpid()})" in said.err
+
+
+# --- import and logout
+
+
+def auth_json(chatgpt: Simulated) -> bytes:
+    made = chatgpt.issuer.sign_in()
+    tokens = {key: getattr(made, key) for key in ("id_token", "access_token", "refresh_token", "account_id")}
+    document = {"auth_mode": "chatgpt", "OPENAI_API_KEY": None, "tokens": tokens, "last_refresh": "2026-11-22T05:14:39.912036035Z"}  # fmt: skip
+    return msgspec.json.format(msgspec.json.encode(document))
+
+
+async def test_the_login_of_the_official_client_is_taken_over(setup: Make) -> None:
+    async with setup(signed_in=False) as it:
+        folder = it.daemon.state.parent / ".codex"
+        folder.mkdir()
+        path = folder / "auth.json"
+        missing = await it.ctl("login", "--import", "--yes")
+        assert (missing.code, f"There is no {path}" in missing.err, "keyring" in missing.err) == (2, True, True)
+        path.write_bytes(auth_json(it.chatgpt))
+        unasked = await it.ctl("login", "--import")
+        assert (unasked.code, "--yes" in unasked.err, "single-use" in unasked.err) == (2, True, True)
+        async with in_terminal(it.daemon, "login", "--import") as terminal:
+            await terminal.until("[y/N]")
+            await terminal.type("n\n")
+            assert await terminal.end() == 5
+        assert not it.tokens.exists()
+        async with in_terminal(it.daemon, "login", "--import", str(path)) as terminal:
+            await terminal.until("[y/N]")
+            await terminal.type("y\n")
+            assert await terminal.end() == 0
+            assert "must sign in anew" in terminal.screen
+        assert (await it.ctl("refresh")).code == 0
+        path.write_text('{"OPENAI_API_KEY": "sk-x"}')
+        useless = await it.ctl("login", "--import", "--yes")
+        assert (useless.code, "no ChatGPT login" in useless.err) == (5, True)
+        assert (await it.ctl("status")).code == 0
+
+
+async def test_logging_out(setup: Make) -> None:
+    async with setup() as it:
+        stored = store.load(it.tokens)
+        assert stored is not None
+        said = await it.ctl("logout")
+        assert (said.code, "was revoked" in said.out) == (0, True)
+        assert it.issuer.revoked == [stored.refresh_token]
+        assert not it.tokens.exists()
+        store.save(it.tokens, it.issuer.sign_in())
+        it.issuer.revokes = False
+        said = await it.ctl("logout")
+        assert (said.code, "Internal error" in said.err, "end its session in ChatGPT" in said.err) == (0, True, True)
+        assert not it.tokens.exists()
+        assert (await it.ctl("logout")).code == 3
+
+
+# --- keys
+
+
+async def test_client_keys(setup: Make) -> None:
+    async with setup() as it, httpx.AsyncClient(base_url=it.daemon.base, trust_env=False) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+        made = await it.ctl("keys", "add", "laptop")
+        key = made.out.strip()
+        assert key.startswith("sk-codexd-")
+        assert key not in made.err
+        for headers, status in (
+            ({}, 401),
+            ({"authorization": f"Bearer {key}x"}, 401),
+            ({"authorization": f"Bearer {key}"}, 200),
+            ({"x-api-key": key}, 200),
+        ):
+            assert (await client.get("/v1/models", headers=headers)).status_code == status
+        assert await it.daemon.logged("request finished.*key=laptop")
+        assert key not in it.daemon.log.read_text()
+        assert "codexctl keys add" in (await client.get("/v1/models")).json()["error"]["message"]
+        assert re.search(r"laptop .*just now +codexctl", (await it.ctl("keys", "list")).out)
+        last = await it.ctl("keys", "revoke", "laptop")
+        assert (last.code, "last key" in last.err) == (0, True)
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+# --- reload
+
+
+async def test_a_reload_changes_what_it_can_and_keeps_streams(setup: Make, tmp_path: Path) -> None:
+    async with setup() as it, httpx.AsyncClient(base_url=it.daemon.base, trust_env=False) as client:
+        path = tmp_path / "config.json"
+        config = msgspec.json.decode(path.read_bytes())
+        it.chatgpt.chatgpt.pace = 0.2
+        body = {"model": "gpt-5.5", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = response.aiter_lines()
+            assert await anext(lines)
+            config["models"] = {"aliases": {"mine": "gpt-6-sol"}}
+            config["server"] |= {"bind": ["127.0.0.1:1"], "max_body_bytes": 1024}
+            config["logging"] = {"level": "info"}
+            path.write_bytes(msgspec.json.encode(config))
+            said = await it.ctl("reload")
+            assert said.code == 0
+            for key in ("models.aliases", "server.max_body_bytes", "logging.level"):
+                assert key in said.out
+            assert "server.bind" in said.err
+            assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
+        assert (await client.get("/v1/models/mine")).status_code == 200
+        assert (await client.post("/v1/chat/completions", content=b"x" * 2000)).status_code == 413
+        assert (await it.ctl("doctor")).out.count("changed since the start") == 1
+
+        path.write_text('{"server": {"prot": 1}}')
+        refused = await it.ctl("reload")
+        assert refused.code == 5
+        assert "server.prot: unknown key; did you mean port?" in refused.err
+        assert (await client.get("/v1/models/mine")).status_code == 200
+
+        # The same by signal.
+        config["models"] = {"aliases": {"other": "gpt-6-sol"}}
+        path.write_bytes(msgspec.json.encode(config))
+        it.daemon.signal(signal.SIGHUP)
+        await it.daemon.logged("configuration reloaded changed=models.aliases")
+        assert (await client.get("/v1/models/other")).status_code == 200
+        path.write_text("{")
+        it.daemon.signal(signal.SIGHUP)
+        await it.daemon.logged("the one in force stays.*not valid JSON")
+        assert (await client.get("/v1/models/other")).status_code == 200
+
+
+async def test_keys_of_the_configuration_come_and_go_with_a_reload(setup: Make, tmp_path: Path) -> None:
+    async with setup() as it, httpx.AsyncClient(base_url=it.daemon.base, trust_env=False) as client:
+        path = tmp_path / "config.json"
+        config = msgspec.json.decode(path.read_bytes())
+        config["server"]["clientKeys"] = {"fixed": "0123456789abcdef"}
+        path.write_bytes(msgspec.json.encode(config))
+        assert (await it.ctl("reload")).code == 0
+        assert (await client.get("/v1/models")).status_code == 401
+        assert (await client.get("/v1/models", headers={"x-api-key": "0123456789abcdef"})).status_code == 200
+        assert "configuration" in (await it.ctl("keys", "list")).out
+
+
+# --- doctor
+
+
+async def test_a_healthy_daemon(setup: Make) -> None:
+    async with setup() as it:
+        said = await it.ctl("doctor", "--deep", "--url", f"{it.daemon.base}/v1")
+        assert said.code == 0
+        found = dict(re.findall(r"^(.) (\S+(?: \w+)*)", said.out, re.MULTILINE))
+        assert set(found) == {"✓"}, said.out
+        for name in ("daemon", "configuration", "state directory", "file mode", "sign-in server", "backend", "clock", "sign-in", "account", "models", "request", "proxy"):  # fmt: skip
+            assert f"✓ {name} " in said.out
+
+
+async def test_what_is_wrong_is_said_with_what_to_do(setup: Make, tmp_path: Path) -> None:
+    async with setup() as it:
+        it.tokens.chmod(0o644)
+        (tmp_path / "config.json").write_text('{"x": {}}')
+        said = await it.ctl("doctor", "--url", "ftp://x")
+        assert said.code == 5
+        assert re.search(r"✗ configuration .*\[x\]: unknown section", said.out)
+        assert re.search(rf"! file mode .*\n *→ `chmod 600 {it.tokens}`", said.out)
+        assert "✗ proxy" in said.out
+        await it.ctl("logout")
+        signed_out = await it.ctl("doctor", "--json")
+        assert [line["name"] for line in signed_out.json if line.get("outcome") == "failed"] == [
+            "configuration",
+            "sign-in",
+        ]
+    gone = await codexctl(it.daemon, "doctor")
+    assert gone.code == 4
+    assert "✗ daemon" in gone.out
+    assert "configuration" in gone.out
+
+
+async def test_an_unreachable_chatgpt_is_told_apart(setup: Make, tmp_path: Path) -> None:
+    async with setup(backend={"url": "http://nowhere.invalid/backend-api"}) as it:
+        said = await it.ctl("doctor")
+        assert said.code == 6
+        assert re.search(r"✗ backend .*\n *→ The name nowhere.invalid cannot be resolved", said.out)
+        assert "✓ sign-in server" in said.out
+    refusing = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = refusing[0].socket.getsockname()[1]
+    await refusing[0].aclose()
+    async with setup(backend={"url": f"http://127.0.0.1:{port}"}) as it:
+        said = await it.ctl("doctor")
+        assert re.search(r"✗ backend .*\n *→ The name resolves, the connection fails", said.out)
+        usage = await it.ctl("usage")
+        assert usage.code == 6
+        assert (await it.ctl("status")).code == 0
+
+
+# --- POST /auth/login
+
+
+async def test_a_login_over_http(setup: Make) -> None:
+    async with setup(signed_in=False) as it, httpx.AsyncClient(base_url=it.daemon.base, trust_env=False) as client:
+        assert (await client.get("/auth/login")).json() == {"state": "none", "signed_in": False}
+        started = (await client.post("/auth/login")).json()
+        assert started["state"] == "pending"
+        assert started["verification_url"] == f"{it.chatgpt.url}/codex/device"
+        assert "Enable device code" in started["instructions"]
+        assert started["expires_at"] > 1_700_000_000
+        again = (await client.post("/auth/login", json={"method": "device"})).json()
+        assert again["user_code"] == started["user_code"]
+        browser = (await client.post("/auth/login", json={"method": "browser"})).json()
+        assert browser["authorization_url"].startswith(f"{it.chatgpt.url}/oauth/authorize?")
+        assert "user_code" not in browser
+        it.issuer.asks = False
+        assert (await visit(browser["authorization_url"])).status_code == 200
+        done = (await client.get("/auth/login")).json()
+        assert (done["state"], done["email"], done["signed_in"]) == ("succeeded", EMAIL, True)
+        for headers in ({"x-forwarded-for": "192.0.2.1"}, {"sec-fetch-site": "cross-site"}):
+            assert (await client.post("/auth/login", headers=headers)).status_code == 403
+        wrong = await client.post("/auth/login", json={"method": "magic"})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "method")
+        key = (await it.ctl("keys", "add", "a")).out.strip()
+        assert (await client.get("/auth/login")).status_code == 401
+        assert (await client.get("/auth/login", headers={"x-api-key": key})).status_code == 200
+
+
+# --- the socket itself
+
+
+async def test_it_answers_while_the_api_drains(setup: Make) -> None:
+    async with setup(server={"drain_seconds": 600}) as it, httpx.AsyncClient(base_url=it.daemon.base) as client:
+        it.chatgpt.chatgpt.pace = 3600
+        body = {"model": "gpt-5.5", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: client.post("/v1/chat/completions", json=body, timeout=None))
+            await it.daemon.logged("request started")
+            with trio.fail_after(10):
+                while (await it.ctl("status", "--json")).json[0]["streams_open"] == 0:
+                    pass
+            it.daemon.signal()
+            await it.daemon.logged("stopping")
+            status = await it.ctl("status")
+            assert (status.code, "stopping: open streams may finish" in status.out) == (0, True)
+            nursery.cancel_scope.cancel()
+
+
+async def test_lines_that_are_no_requests(setup: Make) -> None:
+    async with setup() as it:
+        for line, said in (
+            (b"\n", "not understood"),
+            (b"{}\n", "names no version"),
+            (b'{"version": 2, "verb": "status"}\n', "speaks version 2"),
+            (b'{"version": 1, "verb": "dance"}\n', "dance"),
+            (b'{"version": 1, "verb": "keys_add"}\n', "name"),
+            (b"\xff\xfe\n", "not understood"),
+            (b"[" * 60_000 + b"\n", "not understood"),
+            (b"x" * 70_000 + b"\n", "longer than 65536"),
+        ):
+            replies = await control(it.daemon.control, line)
+            assert [(reply["reply"], reply["kind"]) for reply in replies] == [("refused", "usage")]
+            assert said in replies[0]["message"]
+        assert (await it.ctl("status")).code == 0
+
+
+async def test_the_socket_is_for_its_group_and_goes_with_the_daemon(setup: Make) -> None:
+    async with setup() as it:
+        assert it.daemon.control.stat().st_mode & 0o777 == 0o660
+        it.daemon.signal()
+        assert await it.daemon.process.wait() == 0
+        assert not it.daemon.control.exists()
+
+
+async def test_a_second_daemon_leaves_the_socket_of_the_first_alone(setup: Make, tmp_path: Path, logs: Path) -> None:
+    async with setup() as it:
+        with pytest.raises(AssertionError, match="another codexd of this user"):
+            async with running(tmp_path, logs, it.chatgpt):
+                pass
+        assert (await it.ctl("status")).code == 0
+
+
+# --- two processes, one refresh token
+
+
+async def test_two_processes_refresh_once(setup: Make, tmp_path: Path, logs: Path) -> None:
+    async with setup() as it, running(tmp_path, logs, it.chatgpt, oauth={"local_server_port": 0}, control={"socket": "two.sock"}) as second:  # fmt: skip
+        codes: list[int] = []
+
+        async def refresh(daemon: Daemon, socket: Path) -> None:
+            said = await codexctl(daemon, "--socket", str(socket), "refresh")
+            codes.append(said.code)
+
+        # Both have read the same file before either asks.
+        for path in (it.daemon.control, second.state / "two.sock"):
+            assert (await codexctl(second, "--socket", str(path), "status")).code == 0
+        lock = store.try_lock(it.tokens)
+        assert lock is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refresh, it.daemon, it.daemon.control)
+            nursery.start_soon(refresh, second, second.state / "two.sock")
+            for daemon in (it.daemon, second):
+                await daemon.logged("verb=refresh")
+            os.close(lock)
+        assert codes == [0, 0]
+        assert [fields["grant_type"] for _, fields in it.issuer.posts] == ["refresh_token"]

@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from codexd.protocol.limits import Credits, Window, from_headers, from_usage, label
+
+NOW = 1_795_000_000.0
+CAPTURES = Path(__file__).parent.parent.parent.parent / "shared" / "upstream" / "captures" / "http"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "shown"),
+    [(300, "5 h"), (10080, "weekly"), (1440, "daily"), (43200, "30 d"), (90, "90 min"), (0, "0 min"), (None, "limit")],
+)
+def test_a_window_is_named_by_its_length(minutes: int | None, shown: str) -> None:
+    assert label(minutes) == shown
+
+
+def test_headers_of_an_answer() -> None:
+    found = from_headers(
+        {
+            "x-codex-plan-type": "plus",
+            "x-codex-primary-used-percent": "12.5",
+            "x-codex-primary-window-minutes": "10080",
+            "x-codex-primary-reset-at": "1795000100",
+            "x-codex-primary-over-secondary-limit-percent": "0",
+            "x-codex-bengalfox-primary-used-percent": "3",
+            "x-codex-bengalfox-primary-reset-after-seconds": "60",
+            "x-codex-bengalfox-limit-name": "Spark",
+            "x-other-secondary-used-percent": "nonsense",
+            "x-codex-credits-has-credits": "True",
+            "x-codex-credits-unlimited": "False",
+            "x-codex-credits-balance": "",
+            "x-codex-rate-limit-reached-type": "rate_limit_reached",
+        },
+        NOW,
+    )
+    assert found is not None
+    assert (found.source, found.as_of, found.plan, found.reached) == ("headers", NOW, "plus", "rate_limit_reached")
+    assert found.windows == [
+        Window(limit="codex", label="weekly", used_percent=12.5, window_minutes=10080, resets_at=1_795_000_100),
+        Window(limit="Spark", label="limit", used_percent=3, window_minutes=None, resets_at=1_795_000_060),
+    ]
+    assert found.credits == Credits(has_credits=True, unlimited=False, balance=None)
+
+
+def test_headers_without_limits_say_nothing() -> None:
+    assert from_headers({"x-codex-plan-type": "plus", "content-type": "x"}, NOW) is None
+    found = from_headers({"x-codex-primary-used-percent": "1"}, NOW)
+    assert found is not None
+    assert (found.credits, found.windows[0].resets_at) == (None, None)
+
+
+USAGE = {
+    "plan_type": "plus",
+    "rate_limit": {
+        "primary_window": {"used_percent": 16, "limit_window_seconds": 18000, "reset_after_seconds": 600},
+        "secondary_window": None,
+    },
+    "additional_rate_limits": [
+        {"metered_feature": "codex_bengalfox", "rate_limit": {"primary_window": {"used_percent": 0.5}}},
+        {"limit_name": "Empty", "rate_limit": None},
+    ],
+    "credits": {"has_credits": True, "unlimited": None, "balance": 3.5},
+    "rate_limit_reached_type": {"type": "rate_limit_reached"},
+    "new_key": {},
+}
+
+
+def test_the_usage_page() -> None:
+    found = from_usage(msgspec.json.encode(USAGE), NOW)
+    assert (found.source, found.plan, found.reached) == ("usage", "plus", "rate_limit_reached")
+    assert found.windows == [
+        Window(limit="codex", label="5 h", used_percent=16, window_minutes=300, resets_at=1_795_000_600),
+        Window(limit="codex_bengalfox", label="limit", used_percent=0.5, window_minutes=None, resets_at=None),
+    ]
+    assert found.credits == Credits(has_credits=True, unlimited=False, balance="3.5")
+
+
+def test_a_usage_page_with_nothing_on_it() -> None:
+    found = from_usage(b'{"rate_limit": null, "credits": null, "rate_limit_reached_type": "x"}', NOW)
+    assert (found.windows, found.credits, found.plan, found.reached) == ([], None, None, "x")
+    empty = from_usage(b'{"credits": {}}', NOW)
+    assert empty.credits == Credits(has_credits=False, unlimited=False, balance=None)
+    with pytest.raises(msgspec.DecodeError):
+        from_usage(b"<html>", NOW)
+
+
+@pytest.mark.skipif(not CAPTURES.exists(), reason="the captures are not here")
+def test_the_captured_page_and_the_captured_headers() -> None:
+    page = msgspec.json.decode((CAPTURES / "usage_response_sample.json").read_bytes())["example"]
+    found = from_usage(msgspec.json.encode(page), NOW)
+    assert [(window.limit, window.label) for window in found.windows] == [
+        ("codex", "5 h"),
+        ("codex", "weekly"),
+        ("GPT-5.3-Codex-Spark", "5 h"),
+    ]
+    headers = msgspec.json.decode((CAPTURES / "rate_limit_response_headers.json").read_bytes())
+    seen = from_headers(headers["response_headers_seen_by_peers"], NOW)
+    assert seen is not None
+    assert [window.label for window in seen.windows] == ["5 h", "weekly"]
+    assert seen.credits == Credits(has_credits=False, unlimited=False, balance=None)
