@@ -19,6 +19,10 @@ def test_the_wheel_runs_without_the_checkout(tmp_path: Path) -> None:
     assert {path.stem for path in (unpacked / "codexd" / "prompts_data").iterdir()} == set(prompts.FAMILIES)
     assert (unpacked / "codexd" / "py.typed").exists()
     assert not (unpacked / "tests").exists()
+    pages = {path.name for path in unpacked.glob("*.data/data/share/man/man*/*")}
+    assert pages == {"codexctl.1", "codexd.8", "codexd.toml.5"}
+    (scripts,) = unpacked.glob("*.dist-info/entry_points.txt")
+    assert "codexctl = codexd.ctl.__main__:cli" in scripts.read_text()
     code = "from codexd import prompts, __version__; print(__version__, len(prompts.for_model('gpt-5.1-codex')))"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,0 +1,96 @@
+"""The manual pages say what the programs take, and a formatter has nothing to say against them."""
+
+import argparse
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from codexd import __main__ as daemon
+from codexd import config
+from codexd.config import Config
+from codexd.control import wire
+from codexd.ctl.__main__ import parser
+from codexd.ctl.verbs import EXIT
+
+MAN = Path(__file__).parent.parent / "docs" / "man"
+PAGES = sorted(MAN.iterdir())
+
+
+def words(page: Path) -> str:
+    """The page's text with roff's escapes and macros' splitting taken out."""
+    return page.read_text().replace("\\-", "-")
+
+
+def options(of: argparse.ArgumentParser) -> Iterator[str]:
+    for action in of._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, verb in action.choices.items():
+                yield name
+                yield from options(verb)
+        else:
+            yield from action.option_strings
+
+
+def test_codexctl_is_described_whole() -> None:
+    text = words(MAN / "codexctl.1")
+    for option in set(options(parser())) - {"-h", "--help"}:
+        shown = f"Fl {option.removeprefix('-')}" if option.startswith("-") else option
+        assert re.search(rf"(Cm|Fl|Ar) [^\n]*{re.escape(shown.removeprefix('Fl '))}\b", text), option
+    for code in set(EXIT.values()):
+        assert f".It {code}\n" in text
+    for reply in wire.Reply.__args__:
+        assert f"Ql {reply.__struct_config__.tag}" in text
+
+
+def test_codexd_is_described_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    text = words(MAN / "codexd.8")
+    with pytest.raises(SystemExit):
+        daemon.main(["--help"])
+    found = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert len(found) >= 5
+    for option in found:
+        assert re.search(rf"(Fl|,) {option[1:]}\b", text), option
+
+
+def roff(text: str) -> str:
+    """Our Markdown of one line: code in backquotes is set literally, and each sentence begins a line."""
+    text = text.replace("\\", "\\e").replace(". ", ".\n")
+    return re.sub(r"`([^`]*)`", lambda found: f"\\fB{found[1]}\\fR".replace("-", "\\-"), text)
+
+
+def table() -> str:
+    lines = []
+    for section in msgspec.structs.fields(Config):
+        lines += [f".Ss [{section.name}]", ".Bl -tag -width Ds"]
+        for field in msgspec.structs.fields(section.type):
+            default = field.default if field.default is not msgspec.NODEFAULT else {}
+            shown = "unset" if default is None else msgspec.json.encode(default).decode()
+            lines += [f".It Ic {section.name}.{field.name}", roff(config._description(section.type, field.name))]
+            lines += [".br", f"Default: {roff(shown)}"]
+        lines.append(".El")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_options_are_what_the_code_says(accept: bool) -> None:
+    page = MAN / "codexd.toml.5"
+    start, end = '.\\" generated, `pytest --accept` rewrites it\n', '.\\" end\n'
+    before, found, rest = page.read_text().partition(start)
+    assert found
+    shown, _, after = rest.partition(end)
+    if accept:
+        page.write_text(before + start + table() + end + after)
+        return
+    assert shown == table()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_formatter_has_nothing_against_it(page: Path) -> None:
+    if shutil.which("mandoc") is None:
+        pytest.skip("mandoc is not here")
+    checked = subprocess.run(["mandoc", "-Tlint", "-Wwarning", str(page)], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "")
