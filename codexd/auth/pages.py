@@ -4,7 +4,7 @@ from html import escape
 
 HEADERS = [
     ("content-type", "text/html; charset=utf-8"),
-    ("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'"),
+    ("content-security-policy", "default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
     ("cache-control", "no-store"),
     # The address of this page has the code in it.
     ("referrer-policy", "no-referrer"),

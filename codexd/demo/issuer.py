@@ -313,7 +313,7 @@ async def _refuse(reply: Reply, status: int, error: str, description: str) -> No
 async def _page(reply: Reply, status: int, title: str, body: str) -> None:
     page = (
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><h1>{title}</h1>{body}"
+        f'<link rel="icon" href="data:,"><title>{title}</title><h1>{title}</h1>{body}'
     )
     await reply.send(status, page.encode(), [("content-type", "text/html; charset=utf-8")])
 

@@ -1,0 +1,130 @@
+"""The pages at the end of a sign-in, in a real browser: at a phone's width, light and dark."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from codexd.demo.issuer import EMAIL
+from support.daemon import environment, running
+from support.simulated import simulated
+
+pytestmark = pytest.mark.loopback
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+WIDTHS = {"phone": (390, 844), "desktop": (1280, 800)}
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    if CHROMIUM is None or DRIVER is None:
+        if os.environ.get("CI"):
+            pytest.fail("the packages chromium and chromium-driver are missing")
+        pytest.skip("the packages chromium and chromium-driver are not here")
+    options = Options()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}/profile",
+    ):  # fmt: skip
+        options.add_argument(argument)
+    home = environment(tmp_path)
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER, env=home))
+    driver.set_page_load_timeout(30)
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """What is on the screen, measured."""
+
+    def __init__(self, driver: webdriver.Chrome, shots: Path) -> None:
+        self.driver = driver
+        self.shots = shots
+
+    def look(self, name: str) -> None:
+        """At both widths and in both schemes: nothing sticks out, everything can be read, nothing was fetched."""
+        for width, (columns, rows) in WIDTHS.items():
+            for scheme in ("light", "dark"):
+                self._emulate(columns, rows, scheme)
+                assert self.run("return document.documentElement.scrollWidth <= window.innerWidth")
+                back, card = self.colour("body", "backgroundColor"), self.colour("main", "backgroundColor")
+                assert (luminance(back) > 0.5) == (scheme == "light")
+                for place in ("h1", "p", "p:last-of-type"):
+                    assert contrast(self.colour(place, "color"), card) >= 4.5, (width, scheme, place)
+                mark = contrast(self.colour(".mark", "color"), self.colour(".mark", "backgroundColor"))
+                assert mark >= 3, (width, scheme)
+                size = self.run("return parseFloat(getComputedStyle(document.querySelector('p')).fontSize)")
+                assert size >= 16
+                self.driver.save_screenshot(str(self.shots / f"{name}-{width}-{scheme}.png"))
+        assert self.run("return performance.getEntriesByType('resource').length") == 0
+        # A page with an error's status is noted by the browser; nothing else may be.
+        noted = [entry["message"] for entry in self.driver.get_log("browser")]
+        assert [message for message in noted if "with a status of 400" not in message] == []
+
+    def run(self, script: str) -> Any:
+        return self.driver.execute_script(script)
+
+    def colour(self, place: str, kind: str) -> tuple[float, ...]:
+        text = self.run(f"return getComputedStyle(document.querySelector('{place}')).{kind}")
+        return tuple(int(number) / 255 for number in re.findall(r"\d+", text)[:3])
+
+    def _emulate(self, width: int, height: int, scheme: str) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def luminance(colour: tuple[float, ...]) -> float:
+    """Relative luminance, by WCAG."""
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+async def test_a_person_signs_in_and_another_one_declines(
+    tmp_path: Path, logs: Path, browser: webdriver.Chrome
+) -> None:
+    shots = tmp_path / "shots"
+    shots.mkdir()
+    page = Page(browser, shots)
+    async with (
+        simulated() as chatgpt,
+        running(tmp_path, logs, chatgpt, signed_in=False, oauth={"local_server_port": 0}) as daemon,
+        httpx.AsyncClient(base_url=daemon.base, trust_env=False) as client,
+    ):
+
+        async def decide(link: str) -> None:
+            started = (await client.post("/auth/login", json={"method": "browser"})).json()
+            await trio.to_thread.run_sync(browser.get, started["authorization_url"])
+            await trio.to_thread.run_sync(lambda: browser.find_element(By.ID, link).click())
+
+        await decide("no")
+        assert browser.title == "Not signed in – codexd"
+        text = browser.find_element(By.TAG_NAME, "main").text
+        assert "The person declined (access_denied)" in text
+        assert browser.find_element(By.TAG_NAME, "code").text == "codexctl login"
+        await trio.to_thread.run_sync(page.look, "declined")
+        assert (await client.get("/auth/login")).json()["state"] == "failed"
+
+        await decide("yes")
+        assert browser.title == "Signed in – codexd"
+        assert EMAIL in browser.find_element(By.TAG_NAME, "main").text
+        await trio.to_thread.run_sync(page.look, "signed-in")
+        assert (await client.get("/auth/login")).json()["state"] == "succeeded"
+        assert (await client.get("/health?ready=1")).status_code == 200
