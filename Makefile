@@ -52,6 +52,10 @@ $(VENV)/.venv:
 $(VENV)/.runtime: $(VENV)/.venv requirements.lock
 	@echo "Setting up $(VENV) (once) ..."
 	@$(PIP) -r requirements.lock
+	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/codexd-checkout.pth"
+	@printf '#!%s\nfrom codexd.__main__ import cli\n\ncli()\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/codexd
+	@printf '#!%s\nfrom codexd.ctl.__main__ import cli\n\ncli()\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/codexctl
+	@chmod +x $(BIN)/codexd $(BIN)/codexctl
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock

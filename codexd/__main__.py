@@ -57,7 +57,14 @@ def _fail(message: str, code: int) -> int:
 
 
 def cli() -> NoReturn:
-    sys.exit(main())
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # The terminal is gone; the interpreter's own flush must not turn a good end into a bad one.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar, cast
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import msgspec
@@ -238,7 +239,10 @@ class Api:
             return _LoginState("succeeded", signed_in, attempt.method, email=attempt.signed_in.email)
         if attempt.error is not None:
             return _LoginState("failed", signed_in, attempt.method, message=attempt.error.error.message)
-        state = _LoginState("pending", signed_in, attempt.method, expires_at=int(attempt.expires_at))
+        state = _LoginState("pending", signed_in, attempt.method)
+        if not attempt.ready.is_set():
+            return state
+        state.expires_at = int(attempt.expires_at)
         if attempt.user_code is None:
             state.authorization_url = attempt.url
             state.instructions = "Open the address in a browser on the machine where codexd runs, and sign in."
@@ -403,8 +407,12 @@ def _json(value: object) -> Response:
 def _refuse_from_afar() -> None:
     """Raises ApiError 403: who signs in decides whose account it is, and that is for this machine to do."""
     host = (request.scope.get("client") or ("127.0.0.1",))[0]
-    forwarded = [name for name in ("forwarded", "x-forwarded-for", "x-real-ip") if name in request.headers]
-    if forwarded or not is_loopback(host) or request.headers.get("sec-fetch-site", "none") != "none":
+    # A name that is not this machine's own may have been pointed here by somebody else (DNS rebinding), and a page of
+    # whatever origin has no business here.
+    named = urlsplit(f"//{request.host}").hostname or ""
+    foreign = [name for name in ("forwarded", "x-forwarded-for", "x-real-ip", "origin") if name in request.headers]
+    site = request.headers.get("sec-fetch-site", "none")
+    if foreign or site != "none" or not is_loopback(host) or not is_loopback(named):
         raise errors.not_local()
 
 

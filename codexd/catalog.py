@@ -60,6 +60,11 @@ class Catalog:
             self._client_version, self._etag = client_version, None
             self._due.set()
 
+    @property
+    def models_listed(self) -> int:
+        """How many models clients are shown, aliases apart."""
+        return sum(model.listed for model in self.models.own)
+
     def resolve(self, name: str) -> Resolved:
         """Raises ApiError for an unknown model or an effort that it lacks."""
         return self.models.resolve(name)

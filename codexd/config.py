@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -194,8 +195,15 @@ def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, Path | 
     origins = {} if path is None else _check_keys(tree, str(path))
     _apply_environment(tree, origins, environ)
     config = _convert(tree, origins)
-    _check(config, keys_made=(state_dir(config, environ) / KEYS_FILE).exists())
+    _check(config, keys_made=_keys_made(config, environ))
     return config, path
+
+
+def _keys_made(config: Config, environ: Mapping[str, str]) -> bool:
+    try:
+        return (state_dir(config, environ) / KEYS_FILE).exists()
+    except (OSError, RuntimeError):
+        return True  # it cannot be told from here; the daemon asks for a key in any case
 
 
 def _is_there(path: Path) -> bool:
@@ -341,6 +349,17 @@ def _expected(said: str, section: str, name: str) -> str:
 
 
 def _check(config: Config, *, keys_made: bool) -> None:
+    for key, url in (
+        ("oauth.issuer", config.oauth.issuer),
+        ("oauth.redirect_uri", config.oauth.redirect_uri),
+        ("backend.url", config.backend.url),
+    ):
+        _check_url(key, url)
+    for key, directory in (("storage.dir", config.storage.dir), ("logging.dir", config.logging.dir)):
+        try:
+            Path(directory or "/").expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{key}: {directory}: there is no such user") from error
     for name, key in config.server.client_keys.items():
         if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
             raise ConfigError(f"server.client_keys.{name}: expected sha256: and 64 hexadecimal digits")
@@ -398,6 +417,16 @@ def runtime_dir(environ: Mapping[str, str]) -> Path | None:
 def control_socket(config: Config, environ: Mapping[str, str]) -> Path:
     """The control socket of a daemon with this configuration."""
     return (runtime_dir(environ) or state_dir(config, environ)) / config.control.socket
+
+
+def _check_url(key: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"{key}: expected an http or https address, got {url!r}")
 
 
 def _is_beyond_loopback(bind: str) -> bool:

@@ -58,6 +58,9 @@ async def run(load: Load) -> None:
     _configure(config, state)
     log.info("starting", version=__version__, config=str(origin or "built-in defaults"), state=str(state))
     sockets = _open_sockets(config)
+    # What cannot be made is said by whoever wants to write there; a daemon that only reads may do without.
+    with contextlib.suppress(OSError):
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
     parts = partial(build, config, origin, load, state, clock=_clock)
     await _serve(parts, sockets, _open_control(control_socket(config, os.environ), sockets))
 
@@ -108,7 +111,7 @@ Try it in another terminal:
 
   curl -N {where}{target}/v1/chat/completions {header}-H 'content-type: application/json' -d '{body}'
 
-And codexctl, where every verb works (after `login` the simulated person approves by itself):
+And codexctl, where every verb works (after `login --device` the simulated person approves by itself):
 
   export CODEXCTL_SOCKET={control}
   {_codexctl()} status
@@ -145,8 +148,11 @@ def _open_sockets(config: Config, *, any_port: bool = False) -> list[socket.sock
 
 
 def _codexctl() -> str:
-    """How to start it here: it is on nobody's path in a checkout."""
-    return "codexctl" if shutil.which("codexctl") else f"{os.path.relpath(sys.executable)} -m codexd.ctl"
+    """How to start it here: in a checkout it is on nobody's path, but beside the interpreter."""
+    beside = Path(sys.executable).with_name("codexctl")
+    if shutil.which("codexctl"):
+        return "codexctl"
+    return str(beside) if beside.exists() else f"{sys.executable} -m codexd.ctl"
 
 
 def _open_control(path: Path, sockets: list[socket.socket]) -> socket.socket:
@@ -238,17 +244,22 @@ async def _sign_in_here(parts: Parts) -> None:
     try:
         attempt, _ = await parts.logins.start("device")
     except ApiError as error:
-        print(f"\nNot signed in, and a sign-in could not be started: {error}\n", file=sys.stderr)  # noqa: T201
+        _say(f"Not signed in, and a sign-in could not be started: {error}")
         return
     minutes = round(oauth.DEVICE_LIFETIME / 60)
     width, colour = shutil.get_terminal_size().columns, not os.environ.get("NO_COLOR")
-    text = terminal.device_code(attempt.url, attempt.user_code or "", minutes, width=width, colour=colour)
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    _say(terminal.device_code(attempt.url, attempt.user_code or "", minutes, width=width, colour=colour).strip())
     await attempt.finished.wait()
     if attempt.error is not None:
-        print(f"\n{attempt.error}\n", file=sys.stderr)  # noqa: T201
+        _say(str(attempt.error))
     elif attempt.signed_in is not None:
-        print(f"\nSigned in as {attempt.signed_in.email or 'an account without an address'}.\n", file=sys.stderr)  # noqa: T201
+        _say(f"Signed in as {attempt.signed_in.email or 'an account without an address'}.")
+
+
+def _say(text: str) -> None:
+    # The terminal may have been closed meanwhile, and that must not end the daemon.
+    with contextlib.suppress(OSError):
+        print(f"\n{text}\n", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _drain_seconds(parts: Parts) -> float:
@@ -262,13 +273,13 @@ async def _end_drain(stop: trio.Event, parts: Parts) -> None:
 
 
 async def _watch_signals(stop: trio.Event, notifier: Notifier, parts: Parts, everything: trio.CancelScope) -> None:
+    # A closed terminal sends SIGHUP too, to a daemon that somebody has started there by hand: that one is to stop.
+    at_terminal = sys.stderr.isatty()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             name = signal.Signals(number).name
-            if number == signal.SIGHUP:
-                # Its failure is in the log; a reload must never end the daemon.
-                with contextlib.suppress(ConfigError):
-                    parts.reload()
+            if number == signal.SIGHUP and sys.stderr.isatty() == at_terminal:
+                _reload(parts)
                 continue
             if stop.is_set():
                 log.warning("stopping at once", signal=name)
@@ -278,3 +289,12 @@ async def _watch_signals(stop: trio.Event, notifier: Notifier, parts: Parts, eve
             parts.draining = True
             notifier.stopping()
             stop.set()
+
+
+def _reload(parts: Parts) -> None:
+    try:
+        parts.reload()
+    except ConfigError:
+        pass  # it is in the log, and the configuration in force stays
+    except Exception as error:
+        log.error("a reload met a fault of codexd itself", exc_info=error)

@@ -22,8 +22,8 @@ from codexd.config import Config
 
 PREFIX = "sk-codexd-"
 MAX_KEYS = 1000
-SAVE_INTERVAL = 60.0
-"""Seconds by which a last-used time on disk may be late."""
+SAVE_INTERVAL = 900.0
+"""Seconds by which a last-used time on disk may be late. Each save syncs the disk, and streams wait for that."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -109,7 +109,7 @@ class Keys:
         if len(self._made) >= MAX_KEYS:
             raise errors.bad_request(f"There are {MAX_KEYS} keys already: revoke some that are not used any more.")
         if self.fault is not None:
-            self._set_aside()
+            self._keep_aside()
         key = PREFIX + secrets.token_urlsafe(32)
         self._replace(self._made | {name: Key(name, hashlib.sha256(key.encode()).hexdigest(), int(self._clock()))})
         log.info("client key added", key=name)
@@ -171,7 +171,7 @@ class Keys:
             self._save(made)
         except OSError as error:
             raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
-        self._made = made
+        self._made, self.fault = made, None
         self._index()
 
     def _save(self, made: Mapping[str, Key]) -> None:
@@ -193,14 +193,17 @@ class Keys:
             return
         self._made = {key.name: key for key in file.keys}
 
-    def _set_aside(self) -> None:
+    def _keep_aside(self) -> None:
+        """A second name for the file that cannot be used: its own stays, and with it the door closed, until a save."""
         aside = self._path.with_suffix(".json.bad")
         try:
-            self._path.rename(aside)
+            aside.unlink(missing_ok=True)
+            aside.hardlink_to(self._path)
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
-        log.warning("the client keys that cannot be used were set aside", path=str(aside))
-        self.fault = None
+        log.warning("the client keys that cannot be used are kept aside", path=str(aside))
 
 
 def _digest_of(key: str) -> bytes:

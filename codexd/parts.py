@@ -77,7 +77,7 @@ class Parts:
     def reload(self) -> Change:
         """Take a changed configuration over, without touching an open stream. Raises ConfigError; then nothing is."""
         try:
-            wanted, self.origin = self._load()
+            wanted, origin = self._load()
             change, config = compare(self.config, wanted)
             observe.configure(config.logging, self.state)
         except ConfigError as error:
@@ -86,12 +86,12 @@ class Parts:
         except OSError as error:
             log.error("the configuration cannot be used; the one in force stays", reason=str(error))
             raise ConfigError(f"logging.dir: {error.filename}: {error.strerror}") from error
-        self.config = config
+        self.upstream.configure(config.backend)
+        self.config, self.origin = config, origin
         self.issuer.configure(config.oauth, identity(config))
         self.logins.configure(config.oauth, config.backend.originator)
         self.keys.configure(config)
         self.catalog.configure(config.models.aliases, config.backend.client_version)
-        self.upstream.configure(config.backend)
         self.api.configure(config)
         log.info(
             "configuration reloaded",

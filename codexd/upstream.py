@@ -92,9 +92,9 @@ class Upstream:
         self._limits: Limits | None = None
 
     def configure(self, config: Backend) -> None:
-        self._base = config.url.rstrip("/")
-        self._url = httpx.URL(f"{self._base}/codex/responses")
-        self._config = config
+        base = config.url.rstrip("/")
+        self._url = httpx.URL(f"{base}/codex/responses")
+        self._base, self._config = base, config
 
     @asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[httpx.Response]:

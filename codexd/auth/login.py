@@ -138,9 +138,12 @@ class Logins:
                 if attempt is not None:
                     attempt.end(errors.login_ended("another sign-in was started"))
                     await attempt.finished.wait()
-                self.current = attempt = Attempt(method)
+                attempt = Attempt(method)
                 await self._wanted.send(attempt)
-            await attempt.ready.wait()
+                # Not before: whoever waits here may leave, and nobody may join what nobody runs.
+                self.current = attempt
+        # Outside the lock: an issuer that does not answer must not keep anybody from another way of signing in.
+        await attempt.ready.wait()
         if attempt.error is not None:
             raise attempt.error
         return attempt, joined
@@ -209,30 +212,26 @@ class Logins:
         redirect_uri = self._config.redirect_uri
         if listeners:
             redirect_uri = _with_port(redirect_uri, self._config.local_server_port, port)
-        try:
-            attempt.authorization = oauth.authorization(
-                self._issuer.url,
-                client_id=self._issuer.client_id,
-                redirect_uri=redirect_uri,
-                originator=self._originator,
-                state=secrets.token_urlsafe(32),
-                verifier=secrets.token_urlsafe(64),
-            )
-            attempt.url = attempt.authorization.url
-            attempt.expires_at = self._clock() + self._config.login_timeout
-            attempt.ready.set()
-            log.info("browser sign-in started", redirect_uri=redirect_uri, seconds=self._config.login_timeout)
-            async with trio.open_nursery() as nursery:
-                waiter = _Callback(attempt, urlsplit(redirect_uri).path)
-                if listeners:
-                    nursery.start_soon(_serve, waiter, listeners)
-                await self._await_browser(attempt, attempt.authorization)
-                with trio.move_on_after(_LAST_PAGE):
-                    await waiter.idle()
-                nursery.cancel_scope.cancel()
-        finally:
-            for listener in listeners:
-                listener.socket.close()
+        attempt.authorization = oauth.authorization(
+            self._issuer.url,
+            client_id=self._issuer.client_id,
+            redirect_uri=redirect_uri,
+            originator=self._originator,
+            state=secrets.token_urlsafe(32),
+            verifier=secrets.token_urlsafe(64),
+        )
+        attempt.url = attempt.authorization.url
+        attempt.expires_at = self._clock() + self._config.login_timeout
+        attempt.ready.set()
+        log.info("browser sign-in started", redirect_uri=redirect_uri, seconds=self._config.login_timeout)
+        async with trio.open_nursery() as nursery:
+            waiter = _Callback(attempt, urlsplit(redirect_uri).path)
+            if listeners:
+                nursery.start_soon(_serve, waiter, listeners)
+            await self._await_browser(attempt, attempt.authorization)
+            with trio.move_on_after(_LAST_PAGE):
+                await waiter.idle()
+            nursery.cancel_scope.cancel()
 
     async def _await_browser(self, attempt: Attempt, authorization: Authorization) -> None:
         """Settle the attempt, one way or the other; the page in the browser waits for that."""

@@ -151,7 +151,9 @@ class Stray(NamedTuple):
 def callback(query: str, state: str) -> Code | Denied | Stray:
     """What the browser's return means, by the query of the address that it came to."""
     fields = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
-    if not hmac.compare_digest(fields.get("state", "").encode(), state.encode()):
+    if "state" not in fields:
+        return Stray("there are no code and no state in it")
+    if not hmac.compare_digest(fields["state"].encode(), state.encode()):
         return Stray("the state parameter is not that of the sign-in that is waiting")
     if "error" in fields:
         said = fields.get("error_description")

@@ -102,6 +102,13 @@ class Session:
         return self._credentials is not None or self._path.exists()
 
     @property
+    def fresh(self) -> bool:
+        """Whether there is a token that can be used without waiting for the issuer."""
+        return (
+            self.signed_in and self._credentials is not None and self._seconds_left(self._credentials) > REFRESH_MARGIN
+        )
+
+    @property
     def ready(self) -> bool:
         """Whether a request made now would get past the sign-in."""
         if not self.signed_in or self._credentials is None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from codexd.auth.oauth import MAX_AGE, TokenResponse, claims
+from codexd.auth.oauth import MAX_AGE, Claims, TokenResponse, claims
 
 _MILLISECONDS = 1e11
 """A time above this is in milliseconds: as seconds it would be the year 5138."""
@@ -147,6 +147,8 @@ def from_auth_json(data: bytes) -> Credentials:
     if bad := unsendable(found.tokens):
         raise StoreError(f"its {bad} holds characters that cannot be sent")
     tokens = found.tokens
+    if claims(tokens.access_token) == Claims():
+        raise StoreError("its access_token is no token that ChatGPT gave out")
     return Credentials(
         access_token=tokens.access_token,
         refresh_token=tokens.refresh_token,

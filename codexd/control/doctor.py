@@ -56,7 +56,7 @@ def _configuration(parts: Parts) -> Iterator[Check]:
     place = str(origin) if origin is not None else "built-in defaults"
     change, _ = compare(parts.config, wanted)
     if change.restart:
-        advice = "Restart codexd: `sudo systemctl restart codexd`."
+        advice = "Restart codexd, as with `sudo systemctl restart codexd`."
         yield _warning("configuration", f"{place}: {', '.join(change.restart)} changed since the start", advice)
     elif change.changed:
         advice = "Run `codexctl reload`."
@@ -66,7 +66,7 @@ def _configuration(parts: Parts) -> Iterator[Check]:
     if origin is not None and wanted.server.client_keys and _others_read(origin):
         readable = any(not key.startswith("sha256:") for key in wanted.server.client_keys.values())
         if readable:
-            advice = f"`chmod o-r {origin}`, or use `codexctl keys add` instead, which keeps hashes alone."
+            advice = f"Run `chmod o-r {origin}`, or use `codexctl keys add` instead, which keeps hashes alone."
             yield _warning("configuration mode", f"{origin} holds client keys and everyone can read it", advice)
 
 
@@ -94,9 +94,9 @@ def _files(parts: Parts) -> Iterator[Check]:
         except OSError:
             continue
         if found.st_mode & 0o077:
-            yield _warning("file mode", f"{path} can be read by others", f"`chmod 600 {path}`")
+            yield _warning("file mode", f"{path} can be read by others", f"Run `chmod 600 {path}`.")
         elif found.st_uid != os.geteuid():
-            advice = f"`chown {os.geteuid()} {path}`"
+            advice = f"Run `chown {os.geteuid()} {path}`."
             yield _warning("file owner", f"{path} belongs to another user (uid {found.st_uid})", advice)
         else:
             yield _ok("file mode", f"{path} is for codexd alone")
@@ -115,7 +115,8 @@ async def _reach(parts: Parts, name: str, url: str, say: Say, skews: list[float]
         advice = f"Look for a firewall between here and {host}, or set a proxy ($HTTPS_PROXY)."
         await say(_failed(name, f"{host} does not answer within {REACH_DEADLINE:g} seconds", advice, "upstream"))
     except ApiError as error:
-        await say(_failed(name, f"{host}: {error}", await _why_unreachable(host, address.port, str(error)), "upstream"))
+        why = str(error.__cause__ or error)
+        await say(_failed(name, f"{host}: {why}", await _why_unreachable(host, address.port, why), "upstream"))
     else:
         how = "TLS" if address.scheme == "https" else "plain HTTP"
         await say(_ok(name, f"{host} resolves and answers over {how}"))
@@ -142,7 +143,7 @@ def _clock(skews: list[float]) -> Check:
     worst = max(skews, key=abs)
     if abs(worst) > MAX_SKEW:
         way = "behind" if worst > 0 else "ahead"
-        advice = "`timedatectl set-ntp true`: tokens seem expired, or valid, when they are not."
+        advice = "Set it, as with `timedatectl set-ntp true`: tokens seem expired, or valid, when they are not."
         return _failed("clock", f"this machine's clock is {abs(worst):.0f} seconds {way}", advice)
     return _ok("clock", f"within {max(1.0, abs(worst)):.0f} s of the servers'")
 
@@ -152,8 +153,12 @@ async def _token(parts: Parts, say: Say) -> bool:
     try:
         await parts.session.token()
     except ApiError as error:
-        kind: Kind = "signed_out" if error.error.code == "signed_out" else "upstream"
-        await say(_failed("sign-in", str(error), "`codexctl login`", kind))
+        if error.error.code == "signed_out":
+            why = parts.session.describe().why or "Not signed in"
+            await say(_failed("sign-in", why, "Run `codexctl login`.", "signed_out"))
+        else:
+            advice = "Mend what is above; codexd tries again by itself."
+            await say(_failed("sign-in", str(error), advice, "upstream"))
         return False
     found = parts.session.describe()
     who = f"{found.email or found.account_id or 'an account without a name'}"
@@ -175,7 +180,7 @@ async def _account(parts: Parts, say: Say) -> None:
     try:
         known = await parts.upstream.account_check()
     except ApiError as error:
-        await say(_failed("account", str(error), "`codexctl refresh`, then `codexctl login`", "upstream"))
+        await say(_failed("account", str(error), "Try `codexctl refresh`, then `codexctl login`.", "upstream"))
         return
     if known:
         await say(_ok("account", "the backend knows it"))
@@ -186,7 +191,7 @@ async def _account(parts: Parts, say: Say) -> None:
 
 async def _models(parts: Parts, say: Say) -> None:
     if await parts.catalog.refresh(parts.upstream):
-        await say(_ok("models", f"{len(parts.catalog.models.listed)} listed"))
+        await say(_ok("models", f"{parts.catalog.models_listed} listed"))
     else:
         advice = "Requests go on with the models that were known; look at backend.client_version if this lasts."
         await say(_warning("models", parts.catalog.why or "the catalogue could not be fetched", advice))

@@ -8,6 +8,7 @@ import array
 import contextlib
 import grp
 import os
+import pwd
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -28,7 +29,8 @@ WRITE_TIMEOUT = 10.0
 """Seconds that a client may take to read a reply."""
 
 _SO_PEERGROUPS = 59
-_MAX_GROUPS = 65536
+_OPTION_BYTES = 1024
+"""As much as Python reads of a socket option: 256 groups."""
 
 log = structlog.get_logger()
 
@@ -46,11 +48,20 @@ class Peer(NamedTuple):
 
 def peer_of(connection: socket.socket) -> Peer:
     pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Peer(pid, uid, frozenset({gid, *_groups_of(connection, uid, gid)}))
+
+
+def _groups_of(connection: socket.socket, uid: int, gid: int) -> list[int]:
+    """The supplementary groups: the process's own, else (too many of them) those that the user database has."""
     groups = array.array("I")
-    # A kernel or a sandbox may not know it: then the primary group counts alone.
-    with contextlib.suppress(OSError):
-        groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS))
-    return Peer(pid, uid, frozenset({gid, *groups}))
+    try:
+        groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _OPTION_BYTES))
+    except OSError:
+        try:
+            return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+        except (KeyError, OSError):
+            return []
+    return list(groups)
 
 
 def may(peer: Peer, *, service_uid: int, socket_gid: int) -> bool:

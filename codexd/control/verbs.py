@@ -86,6 +86,13 @@ class Verbs:
             credentials = store.from_auth_json(bytes(request.auth))
         except StoreError as error:
             raise errors.bad_request(f"The file cannot be imported: {error}.", code="import") from error
+        expiry = credentials.expiry()
+        if credentials.refresh_token is None and expiry is not None and expiry <= self._parts.clock():
+            raise errors.bad_request(
+                "The file cannot be imported: its access token has expired and it holds no refresh token. Sign in with "
+                "`codexctl login`.",
+                code="import",
+            )
         await self._parts.session.sign_in(credentials)
         await say(account(self._parts.session.describe()))
 
@@ -94,23 +101,25 @@ class Verbs:
     async def _status(self) -> wire.StatusReport:
         parts = self._parts
         usage = parts.upstream.limits()
-        signed_in = parts.session.describe()
-        if signed_in.signed_in and (usage is None or parts.clock() - usage.as_of > USAGE_AGE):
+        # Not with a token that must be renewed first: a refresh cannot be given up half-way.
+        if parts.session.fresh and (usage is None or parts.clock() - usage.as_of > USAGE_AGE):
             with trio.move_on_after(USAGE_PATIENCE):
                 try:
                     usage = await parts.upstream.usage()
                 except ApiError:
                     usage = parts.upstream.limits()
         login = parts.logins.current
+        signed_in = account(parts.session.describe())
         return wire.StatusReport(
             daemon_version=__version__,
             pid=os.getpid(),
             uptime_seconds=int(trio.current_time() - parts.started),
-            account=account(parts.session.describe()),
+            account=signed_in,
             listeners=parts.listeners,
             streams_open=parts.api.streams_open,
-            models_known=len(parts.catalog.models.listed),
+            models_listed=parts.catalog.models_listed,
             models_fetched_at=parts.catalog.fetched_at,
+            client_keys=len(parts.keys.list()),
             keys_required=parts.keys.required,
             config=_place(parts.origin),
             state_directory=str(parts.state),
@@ -154,9 +163,9 @@ class Verbs:
         try:
             change = self._parts.reload()
         except ConfigError as error:
-            raise errors.bad_request(
-                f"{error}. The configuration in force stays; mend it and reload again.", code="configuration"
-            ) from error
+            said = str(error).rstrip(".")
+            message = f"{said}{'' if said.endswith('?') else '.'} The configuration in force stays; mend it and reload."
+            raise errors.bad_request(message, code="configuration") from error
         return wire.Reloaded(config=_place(self._parts.origin), changed=change.changed, restart=change.restart)
 
 

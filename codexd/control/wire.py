@@ -190,14 +190,17 @@ class UsageReport(_Reply, frozen=True, kw_only=True, tag="usage"):
 
 
 class StatusReport(_Reply, frozen=True, kw_only=True, tag="status"):
+    """``login`` is the method of a sign-in that is under way; ``draining`` means that codexd is stopping."""
+
     daemon_version: str
     pid: int
     uptime_seconds: int
     account: Account
     listeners: list[str]
     streams_open: int
-    models_known: int
+    models_listed: int
     models_fetched_at: int | None
+    client_keys: int
     keys_required: bool
     config: str
     state_directory: str

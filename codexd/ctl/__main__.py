@@ -2,26 +2,39 @@
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Iterable
 from typing import NoReturn
 
 from codexd import __version__
 
 _EPILOG = """exit codes:
-  0 done   2 wrong usage   3 signed out   4 codexd cannot be reached   5 refused   6 ChatGPT failed
+  0 done   2 wrong usage   3 signed out   4 codexd cannot be reached   5 refused   6 ChatGPT failed   130 interrupted
 
 codexctl finds the control socket by --socket, $CODEXCTL_SOCKET, $XDG_RUNTIME_DIR/codexd/control.sock,
-~/.local/state/codexd/control.sock and /run/codexd/control.sock. See codexctl(1).
+$XDG_STATE_HOME/codexd/control.sock (~/.local/state) and /run/codexd/control.sock. See codexctl(1).
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As argparse says it, with the nearest word for a wrong one."""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            import difflib
+
+            if near := difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), n=1):
+                message = f"there is no {found[1]!r}; did you mean {near[0]!r}?"
+        super().error(message)
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     # Before the verb and after it alike; the inner default must not undo what stood before.
     common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one line of JSON per reply")
     common.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="the control socket of codexd")
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="codexctl",
         description="Control codexd: sign in, see what it does, manage client keys.",
         epilog=_EPILOG,
@@ -58,41 +71,60 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("name", metavar="NAME", help="what the key is for; it stands in the logs")
     actions.add_parser("list", help="list the keys and when they were used last", parents=[common])
     revoke = actions.add_parser("revoke", help="take a key away", parents=[common])
-    revoke.add_argument("name", metavar="NAME")
+    revoke.add_argument("name", metavar="NAME").completer = _key_names  # type: ignore[attr-defined]  # argcomplete's
     verb("reload", "make codexd read its configuration anew")
     doctor = verb("doctor", "check what usually breaks")
     doctor.add_argument("--deep", action="store_true", help="also make a tiny real request (it counts as usage)")
     doctor.add_argument("--url", help="also check that a proxy at this base URL passes streams on")
     completion = verb("completion", "print the completion script for a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    verb("help", "show this summary, or that of a verb").add_argument("about", metavar="VERB", nargs="?")
     return top
+
+
+def _key_names(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
+    """For a shell that completes a key's name: those that can be revoked."""
+    from codexd.ctl import verbs
+
+    return verbs.key_names(parsed_args)
 
 
 def main(argv: list[str] | None = None) -> int:
     top = parser()
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
+        from argcomplete.completers import SuppressCompleter
 
-        argcomplete.autocomplete(top)
+        argcomplete.autocomplete(top, default_completer=SuppressCompleter())
     options = top.parse_args(argv)
     if options.verb is None:
         top.print_help(sys.stderr)
         return 2
+    if options.verb == "help":
+        top.parse_args([options.about, "--help"] if options.about else ["--help"])
+    if getattr(options, "socket", None) == "":
+        top.error("--socket: the path is empty")
     from codexd.ctl import verbs
 
     return verbs.run(options)
 
 
 def cli() -> NoReturn:
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for as long as the process lives
     try:
         code = main()
         sys.stdout.flush()
     except KeyboardInterrupt:
+        print(file=sys.stderr)  # noqa: T201 - the shell's prompt goes on a line of its own
         code = 130
-    except BrokenPipeError:
-        # Whoever read has enough; the interpreter's own flush at the end must not complain about that.
+    except OSError as error:
+        # What is left to write has nowhere to go; the interpreter's own flush at the end must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+        if not isinstance(error, BrokenPipeError):  # whoever reads a pipe may have enough of it
+            print(f"codexctl: the output cannot be written: {error.strerror}", file=sys.stderr)  # noqa: T201
+            code = 5
     sys.exit(code)
 
 

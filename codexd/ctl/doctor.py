@@ -11,8 +11,8 @@ from codexd import __version__
 from codexd.config import ConfigError, load
 from codexd.control import wire
 from codexd.control.client import Unreachable
-from codexd.control.wire import Check, Done, Kind
-from codexd.ctl.verbs import EXIT, Output, replies, socket_of
+from codexd.control.wire import Check, Done
+from codexd.ctl.verbs import EXIT, Output, failed, replies, socket_of
 
 URL_TIMEOUT = 15.0
 PULSES_SPREAD = 0.4
@@ -20,14 +20,30 @@ PULSES_SPREAD = 0.4
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
-    kinds: list[Kind] = []
+    if options.url is not None and not _is_address(options.url):
+        raise failed("usage", "url", f"{options.url!r} is no http or https address: name the base URL of the API.")
+    found: list[Check] = []
     for check in _checks(options, out):
         out.reply(check)
-        if check.outcome == "failed":
-            kinds.append(check.kind or "refused")
+        found.append(check)
     if out.json:
         out.reply(Done())
-    return EXIT[kinds[0]] if kinds else 0
+    else:
+        out.note(_summary(found))
+    return next((EXIT[check.kind or "refused"] for check in found if check.outcome == "failed"), 0)
+
+
+def _summary(found: list[Check]) -> str:
+    outcomes = [check.outcome for check in found]
+    bad, odd = outcomes.count("failed"), outcomes.count("warning")
+    if not bad and not odd:
+        return f"All {len(found)} checks are well."
+    return f"{bad} failed, {odd} to look at, {len(found) - bad - odd} well."
+
+
+def _is_address(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _checks(options: argparse.Namespace, out: Output) -> Iterator[Check]:
@@ -55,7 +71,7 @@ def _daemon(options: argparse.Namespace, out: Output) -> Iterator[Check]:
             name="daemon",
             outcome="warning",
             message=f"codexd {status.daemon_version} is running, codexctl is {__version__}",
-            advice="Restart codexd after an upgrade: `sudo systemctl restart codexd`.",
+            advice="Restart codexd after an upgrade, as with `sudo systemctl restart codexd`.",
         )
     found = replies(options, wire.Doctor(deep=options.deep))
     while True:
@@ -81,11 +97,10 @@ def _configuration() -> Check:
 def proxy(url: str) -> Check:
     """Whether what lies before the daemon at this base URL passes a stream on as it comes."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return _failed(url, f"{url!r} is no http or https address", "Name the base URL that clients use.", "usage")
+    host = parts.hostname or ""
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     path = f"{parts.path.rstrip('/').removesuffix('/v1')}/v1/health?stream=1"
-    connection = kind(parts.hostname, parts.port, timeout=URL_TIMEOUT)
+    connection = kind(host, parts.port, timeout=URL_TIMEOUT)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -105,5 +120,5 @@ def proxy(url: str) -> Check:
     return Check(name="proxy", outcome="ok", message=f"{url} passes events on as they come")
 
 
-def _failed(url: str, message: str, advice: str, kind: Kind = "refused") -> Check:
-    return Check(name="proxy", outcome="failed", message=f"{url}: {message}", advice=advice, kind=kind)
+def _failed(url: str, message: str, advice: str) -> Check:
+    return Check(name="proxy", outcome="failed", message=f"{url}: {message}", advice=advice, kind="refused")

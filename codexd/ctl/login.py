@@ -9,13 +9,14 @@ import webbrowser
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 from msgspec import Raw
 
 from codexd import terminal
 from codexd.control import wire
 from codexd.control.client import Connection
 from codexd.control.wire import Account, AuthorizationUrl, DeviceCode, Done, Method, Reply
-from codexd.ctl.verbs import Failed, Output, failed, replies, socket_of, until_done
+from codexd.ctl.verbs import EXIT, Failed, Output, failed, replies, socket_of, until_done
 
 MAX_AUTH_JSON = 60 * 1024
 
@@ -24,6 +25,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
     if options.auth_json is not None:
         return _import(options, out)
     method = choose(options, os.environ)
+    if not out.json and (account := _signed_in(options)) is not None:
+        out.note(f"codexd is signed in as {account} already; a new sign-in takes its place.")
     with Connection(socket_of(options), wire.Login(method=method)) as connection:
         answers = until_done(connection)
         try:
@@ -36,8 +39,10 @@ def run(options: argparse.Namespace, out: Output) -> int:
                 for reply in answers:
                     shown = reply
         except KeyboardInterrupt:
-            if method == "device" and not out.json:
-                _say("\nThe code stays good: codexd goes on waiting for it. `codexctl login` shows it again.")
+            if method == "device":
+                out.note("\nThe code stays good: codexd goes on waiting for it. `codexctl login` shows it again.")
+            else:
+                out.note("\nThe sign-in was given up.")
             raise
     if shown is not None:
         out.reply(shown)
@@ -76,7 +81,7 @@ def _show(reply: Reply, out: Output, *, open_browser: bool) -> None:
     elif isinstance(reply, DeviceCode):
         left = reply.expires_at - time.time()  # noqa: TID251
         if reply.joined:
-            _say("A sign-in is under way already; this is its code.")
+            out.note("A sign-in is under way already; this is its code.")
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
         colour = not os.environ.get("NO_COLOR")
         minutes = max(1, round(left / 60))
@@ -106,11 +111,10 @@ def _open(url: str) -> None:
 
 def _paste(options: argparse.Namespace, connection: Connection, out: Output) -> None:
     """Read addresses until one is taken, or the sign-in ends without it."""
-    if not out.json:
-        _say(
-            "Sign in there. The browser then goes to an address that begins with http://127.0.0.1 and shows an error,\n"
-            "as it should. Copy the whole address from its address bar and paste it here.\n"
-        )
+    out.note(
+        "Sign in there. The browser then goes to an address that begins with http://127.0.0.1 and shows an error, as "
+        "it should. Copy the whole address from its address bar and paste it here.\n"
+    )
     while True:
         if not out.json:
             print("Address: ", end="", flush=True)  # noqa: T201
@@ -118,6 +122,7 @@ def _paste(options: argparse.Namespace, connection: Connection, out: Output) -> 
             return
         address = sys.stdin.readline()
         if not address:
+            out.note("")
             raise failed("usage", "no_address", "No address was pasted. Start again with `codexctl login --paste`.")
         if not address.strip():
             continue
@@ -137,14 +142,16 @@ def _import(options: argparse.Namespace, out: Output) -> int:
     path = Path(options.auth_json) if options.auth_json else home / "auth.json"
     auth = _read(path)
     if not options.yes:
-        _ask_first(path, out)
+        _ask_first(options, path, out)
     account: Reply | None = None
     for account in replies(options, wire.LoginImport(auth=Raw(auth))):
         out.reply(account)
     if out.json:
         out.reply(Done())
-    elif isinstance(account, Account):
-        _say(f"{path} is as it was. The Codex CLI must sign in anew (`codex login`) before it is used again.")
+    if isinstance(account, Account) and not account.signed_in:
+        return EXIT["signed_out"]
+    if isinstance(account, Account):
+        out.note(f"{path} is as it was. The Codex CLI must sign in anew (`codex login`) before it is used again.")
     return 0
 
 
@@ -164,22 +171,37 @@ def _read(path: Path) -> bytes:
         raise failed("usage", "import", f"{path} cannot be read: {error.strerror}. Name another file.") from None
     if len(auth) > MAX_AUTH_JSON:
         raise failed("usage", "import", f"{path} is too large to be an auth.json. Name another file.")
-    # Whatever it holds has to fit on one line; what it is, the daemon says.
-    return b" ".join(auth.split())
+    try:
+        # As one line; what it is, the daemon says.
+        return msgspec.json.encode(msgspec.json.decode(auth))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise failed(
+            "usage", "import", f"{path} is not an auth.json of the Codex CLI: it holds no JSON. Name another file."
+        ) from None
 
 
-def _ask_first(path: Path, out: Output) -> None:
-    _say(
-        f"This copies the login of the Codex CLI from {path} into codexd.\n"
-        "Refresh tokens are single-use: as soon as codexd renews this login, the Codex CLI's copy is worthless, and\n"
-        "the other way round. After the import the Codex CLI must sign in anew (`codex login`), or the two sign each\n"
-        "other out."
+def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
+    account = _signed_in(options)
+    instead = f", in place of the sign-in as {account}" if account is not None else ""
+    out.note(
+        f"This copies the login of the Codex CLI from {path} into codexd{instead}. Refresh tokens are single-use: as "
+        "soon as codexd renews this login, the Codex CLI's copy is worthless, and the other way round. After the "
+        "import the Codex CLI must sign in anew (`codex login`), or the two sign each other out."
     )
     if out.json or not sys.stdin.isatty():
         raise failed("usage", "import", "Add --yes to import without being asked.")
-    if input("Import it? [y/N] ").strip().lower() not in ("y", "yes"):
+    try:
+        wanted = input("Import it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        out.note("")
+        wanted = False
+    if not wanted:
         raise failed("refused", "import", "Nothing was imported. `codexctl login` makes a login of codexd's own.")
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+def _signed_in(options: argparse.Namespace) -> str | None:
+    """Who is signed in now. Raises Unreachable."""
+    for reply in replies(options, wire.Status()):
+        if isinstance(reply, wire.StatusReport) and reply.account.signed_in:
+            return reply.account.email or reply.account.account_id or "an account without a name"
+    return None

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -22,10 +21,17 @@ _BAR = 24
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich ends the process with 1; main says what it means
+
+
 def _console(*, stderr: bool = False) -> Console:
     # Long lines stay whole in a file or a pipe, where 80 columns mean nothing.
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, emoji=False, width=None if stream.isatty() else 200)
+    return _Console(
+        stderr=stderr, highlight=False, emoji=False, markup=False, width=None if stream.isatty() else 10_000
+    )
 
 
 def _print(console: Console, drawn: RenderableType) -> None:
@@ -44,11 +50,11 @@ def spinner(text: Any) -> Iterator[None]:
 
 
 def failure(message: str) -> None:
-    _console(stderr=True).print(f"[red]codexctl:[/red] {escape(message)}", soft_wrap=True)
+    _console(stderr=True).print(Text("codexctl: ", style="red").append(message, style="default"))
 
 
 def note(message: str) -> None:
-    _console(stderr=True).print(escape(message), soft_wrap=True)
+    _console(stderr=True).print(message)
 
 
 def show(reply: wire.Reply) -> None:  # noqa: C901 - a dispatch table
@@ -56,7 +62,7 @@ def show(reply: wire.Reply) -> None:  # noqa: C901 - a dispatch table
     console = _console()
     match reply:
         case wire.Account():
-            console.print(_account_line(reply), soft_wrap=True)
+            console.print(_account_line(reply))
         case wire.SignedOut():
             _signed_out(reply)
         case wire.StatusReport():
@@ -75,7 +81,7 @@ def show(reply: wire.Reply) -> None:  # noqa: C901 - a dispatch table
         case wire.KeysReport():
             _keys(console, reply)
         case wire.KeyRevoked():
-            console.print(f"Revoked {escape(reply.name)}.")
+            console.print(f"Revoked {reply.name}.")
             if not reply.required:
                 note("That was the last key: every program on this machine can use the API without one now.")
         case wire.Reloaded():
@@ -137,7 +143,8 @@ def _status(report: wire.StatusReport) -> RenderableType:
         rows.append(("account", account.account_id or "unknown"))
         rows.append(("access token", _token(account)))
     else:
-        rows.append(("signed in", Text(f"no: {account.why}. Run codexctl login", style="bold red")))
+        why = "" if account.why == "Not signed in" else f" {account.why}."
+        rows.append(("signed in", Text(f"no.{why} Run codexctl login", style="bold red")))
     if account.unsaved:
         rows.append(("", Text("the tokens could not be saved: codexd must not stop before they are", style="red")))
     if account.refresh_failed:
@@ -145,15 +152,16 @@ def _status(report: wire.StatusReport) -> RenderableType:
     if report.login:
         rows.append(("sign-in", f"under way ({report.login}); codexctl login joins it"))
     fetched = f", fetched {_ago(report.models_fetched_at)}" if report.models_fetched_at else ", built in"
-    rows.append(("models", f"{report.models_known}{fetched}"))
-    rows.append(("client keys", "asked for" if report.keys_required else "none: local programs need no key"))
+    rows.append(("models", f"{report.models_listed} listed{fetched}"))
+    keys = f"{report.client_keys}, one is asked for" if report.keys_required else "none: local programs need no key"
+    rows.append(("client keys", keys))
     rows.append(("streams", str(report.streams_open)))
     rows.append(("listening on", "\n".join(report.listeners)))
     rows.append(("daemon", f"codexd {report.daemon_version}, process {report.pid}, up {_span(report.uptime_seconds)}"))
     if report.draining:
         rows.append(("", Text("stopping: open streams may finish", style="yellow")))
     if report.daemon_version != __version__:
-        skew = f"codexctl is {__version__}: restart codexd after an upgrade (sudo systemctl restart codexd)"
+        skew = f"codexctl is {__version__}: restart codexd after an upgrade"
         rows.append(("", Text(skew, style="yellow")))
     rows.append(("configuration", report.config))
     rows.append(("state", report.state_directory))
@@ -205,16 +213,18 @@ def _table(*columns: str) -> Table:
 
 
 def _models(report: wire.ModelsReport) -> RenderableType:
-    table = _table("model", "efforts", "default", "context", "shape", "aliases")
+    aliases = ["aliases"] if any(model.aliases for model in report.models) else []
+    table = _table("model", "efforts", "default", "context", "shape", *aliases)
+    table.columns[0].no_wrap = True
     for model in report.models:
         context = f"{model.context_window // 1000}k" if model.context_window else ""
-        name = Text(model.name, style="" if model.listed else "dim")
-        efforts = " ".join(model.efforts)
-        table.add_row(name, efforts, model.default_effort or "", context, model.shape, ", ".join(model.aliases))
+        name = Text(model.name) if model.listed else Text(f"{model.name} *", style="dim")
+        cells = [" ".join(model.efforts), model.default_effort or "", context, model.shape]
+        table.add_row(name, *cells, *([", ".join(model.aliases)] if aliases else []))
     age = (
         f"Fetched {_ago(report.fetched_at)}." if report.fetched_at else "Built in: the account's own list is not known."
     )
-    hidden = " Dim ones work and are not listed to clients." if any(not model.listed for model in report.models) else ""
+    hidden = " Those with * work and are not listed to clients." if any(not m.listed for m in report.models) else ""
     return Group(table, Text(f"{age} NAME-EFFORT works for each.{hidden}", style="dim"))
 
 
@@ -234,17 +244,21 @@ def _keys(console: Console, report: wire.KeysReport) -> None:
 
 def _reloaded(console: Console, reply: wire.Reloaded) -> None:
     changed = ", ".join(reply.changed) or "nothing has changed"
-    console.print(f"Reloaded {escape(reply.config)}: {escape(changed)}.", soft_wrap=True)
+    console.print(f"Reloaded {reply.config}: {changed}.")
     if reply.restart:
-        note(f"Not in force before a restart: {', '.join(reply.restart)}. `sudo systemctl restart codexd`")
+        note(f"Not in force before codexd is restarted: {', '.join(reply.restart)}.")
 
 
 def _check(console: Console, check: wire.Check) -> None:
     mark, style = _MARKS[check.outcome]
-    line = Text().append(f"{mark} ", style=style).append(f"{check.name:<20}", style="bold").append(check.message)
-    console.print(line, soft_wrap=True)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, min_width=19)
+    table.add_column(overflow="fold")
+    table.add_row(Text(mark, style=style), Text(check.name, style="bold"), check.message)
     if check.advice:
-        console.print(Text(f"{'':22}→ {check.advice}", style=style), soft_wrap=True)
+        table.add_row("", "", Text(f"→ {check.advice}", style=style))
+    _print(console, table)
 
 
 # --- times

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from codexd.control import wire
-from codexd.control.client import Connection, Unreachable, find
+from codexd.control.client import Connection, Unreachable, candidates, find
 from codexd.control.wire import Done, Kind, Refused, Reply, Request, encode
 
 EXIT: dict[Kind, int] = {
@@ -60,6 +60,13 @@ class Output:
             show.failure(refusal.message)
         return EXIT[refusal.kind]
 
+    def note(self, text: str) -> None:
+        """A remark beside the answer, for whoever looks on."""
+        if not self.json:
+            from codexd.ctl import show
+
+            show.note(text)
+
     @contextmanager
     def waiting(self, text: object) -> Iterator[None]:
         """A spinner for whoever looks on."""
@@ -78,8 +85,22 @@ def run(options: argparse.Namespace) -> int:
         return _VERBS[options.verb](options, out)
     except Failed as error:
         return out.fail(error.refusal)
+    except UnicodeEncodeError:
+        return out.fail(Refused(kind="usage", code="usage", message="An argument is no text in UTF-8: write it anew."))
     except Unreachable as error:
-        return out.fail(Refused(kind="unreachable", code="unreachable", message=f"{error}. {_hint(error)}"))
+        where = "" if _named(options) else _tried()
+        message = f"{error}{where}. {_hint(error)}"
+        return out.fail(Refused(kind="unreachable", code="unreachable", message=message))
+
+
+def _named(options: argparse.Namespace) -> bool:
+    return bool(getattr(options, "socket", None) or os.environ.get("CODEXCTL_SOCKET"))
+
+
+def _tried() -> str:
+    """The places beside the last one."""
+    others = [str(place) for place in candidates(os.environ)[:-1]]
+    return f" (nor at {', '.join(others)})"
 
 
 def socket_of(options: argparse.Namespace) -> Path:
@@ -91,7 +112,10 @@ def _hint(error: Unreachable) -> str:
     if error.denied:
         group = _group_of(error.path)
         return f"Join the group that may: `sudo usermod -aG {group} $USER`, then log in anew. Or use `sudo codexctl`."
-    return "Is it running? `systemctl status codexd` shows it, `codexd` starts it; --socket names another socket."
+    return (
+        "Is it running? `systemctl status codexd` shows it, `codexd` starts one; --socket or $CODEXCTL_SOCKET names "
+        "another socket."
+    )
 
 
 def _group_of(path: Path) -> str:
@@ -148,12 +172,32 @@ def _status(options: argparse.Namespace, out: Output) -> int:
 def _keys(options: argparse.Namespace, out: Output) -> int:
     match options.action:
         case "add":
-            _ask(options, out, wire.KeysAdd(name=options.name), "Making a key")
+            _add_key(options, out)
         case "revoke":
             _ask(options, out, wire.KeysRevoke(name=options.name), "Revoking the key")
         case _:
             _ask(options, out, wire.KeysList(), "Asking codexd")
     return 0
+
+
+def _add_key(options: argparse.Namespace, out: Output) -> None:
+    try:
+        _ask(options, out, wire.KeysAdd(name=options.name), "Making a key")
+    except OSError:
+        # Nobody has seen it, and nobody ever will: it must not stay.
+        for _ in replies(options, wire.KeysRevoke(name=options.name)):
+            pass
+        out.note(f"The key {options.name!r} could not be shown, so it was revoked.")
+        raise
+
+
+def key_names(options: argparse.Namespace) -> list[str]:
+    """The keys that can be revoked, for a shell; none when they cannot be had at once."""
+    try:
+        found = list(replies(options, wire.KeysList(), timeout=2.0))
+    except (Failed, Unreachable):
+        return []
+    return [key.name for reply in found if isinstance(reply, wire.KeysReport) for key in reply.keys if key.created_at]
 
 
 def _login(options: argparse.Namespace, out: Output) -> int:

@@ -18,6 +18,7 @@ from codexd.auth import store
 from codexd.demo.issuer import EMAIL
 from support.control import Said, Terminal, codexctl, command, control, in_terminal
 from support.daemon import Daemon, environment, running
+from support.secrets import access_token
 from support.simulated import Simulated, simulated
 
 pytestmark = pytest.mark.loopback
@@ -116,8 +117,10 @@ async def test_exit_codes_and_hints(setup: Make, tmp_path: Path) -> None:
         for words in ("status", "refresh", "usage", "logout"):
             said = await it.ctl(*words.split())
             assert (said.code, "codexctl login" in said.out + said.err) == (3, True), said
-        for words in ("", "nonsense", "login --device --paste", "keys", "keys add"):
+        for words in ("", "nonsense", "login --device --paste", "keys", "keys add", "status --socket="):
             assert (await it.ctl(*words.split())).code == 2
+        assert "did you mean 'status'?" in (await it.ctl("stauts")).err
+        assert "--deep" in (await it.ctl("help", "doctor")).out
         said = await it.ctl("keys", "revoke", "nobody")
         assert (said.code, "There is no key called 'nobody'" in said.err) == (5, True)
         nowhere = await it.ctl("--socket", str(tmp_path / "nowhere"), "status")
@@ -360,6 +363,20 @@ async def test_the_login_of_the_official_client_is_taken_over(setup: Make) -> No
             assert await terminal.end() == 0
             assert "must sign in anew" in terminal.screen
         assert (await it.ctl("refresh")).code == 0
+        for text, code, said in (
+            ("garbage", 2, "it holds no JSON"),
+            ('{"tokens": {"access_token": "x"}}', 5, "no token that ChatGPT gave out"),
+            (f'{{"tokens": {{"access_token": "{access_token(1)}"}}}}', 5, "has expired"),
+        ):
+            path.write_text(text)
+            refused = await it.ctl("login", "--import", "--yes")
+            assert (refused.code, said in refused.err) == (code, True), refused
+        async with in_terminal(it.daemon, "login", "--import", str(path)) as terminal:
+            await terminal.until("[y/N]")
+            assert f"in place of the sign-in as {EMAIL}" in " ".join(terminal.screen.split())
+            await terminal.type("\x04")
+            assert await terminal.end() == 5
+            assert "Traceback" not in terminal.screen
         path.write_text('{"OPENAI_API_KEY": "sk-x"}')
         useless = await it.ctl("login", "--import", "--yes")
         assert (useless.code, "no ChatGPT login" in useless.err) == (5, True)
@@ -403,6 +420,18 @@ async def test_client_keys(setup: Make) -> None:
         assert key not in it.daemon.log.read_text()
         assert "codexctl keys add" in (await client.get("/v1/models")).json()["error"]["message"]
         assert re.search(r"laptop .*just now +codexctl", (await it.ctl("keys", "list")).out)
+        unseen = await trio.run_process(
+            ["bash", "-c", f"{' '.join(command('keys', 'add', 'unseen'))} > /dev/full"],
+            check=False, capture_stderr=True, env=environment(it.daemon.state.parent) | {"CODEXCTL_SOCKET": str(it.daemon.control)},
+        )  # fmt: skip
+        assert (unseen.returncode, b"so it was revoked" in unseen.stderr, b"No space left" in unseen.stderr) == (
+            5,
+            True,
+            True,
+        )
+        assert "unseen" not in (await it.ctl("keys", "list")).out
+        odd = await it.ctl("keys", "add", "\udcff")
+        assert (odd.code, "UTF-8" in odd.err) == (2, True)
         last = await it.ctl("keys", "revoke", "laptop")
         assert (last.code, "last key" in last.err) == (0, True)
         assert (await client.get("/v1/models")).status_code == 200
@@ -446,9 +475,10 @@ async def test_a_reload_changes_what_it_can_and_keeps_streams(setup: Make, tmp_p
         it.daemon.signal(signal.SIGHUP)
         await it.daemon.logged("configuration reloaded changed=models.aliases")
         assert (await client.get("/v1/models/other")).status_code == 200
-        path.write_text("{")
-        it.daemon.signal(signal.SIGHUP)
-        await it.daemon.logged("the one in force stays.*not valid JSON")
+        for text, said in (("{", "not valid JSON"), ('{"backend": {"url": "http://x:abc"}}', "backend.url")):
+            path.write_text(text)
+            it.daemon.signal(signal.SIGHUP)
+            await it.daemon.logged(f"the one in force stays.*{said}")
         assert (await client.get("/v1/models/other")).status_code == 200
 
 
@@ -481,10 +511,11 @@ async def test_what_is_wrong_is_said_with_what_to_do(setup: Make, tmp_path: Path
     async with setup() as it:
         it.tokens.chmod(0o644)
         (tmp_path / "config.json").write_text('{"x": {}}')
-        said = await it.ctl("doctor", "--url", "ftp://x")
+        assert (await it.ctl("doctor", "--url", "ftp://x")).code == 2
+        said = await it.ctl("doctor", "--url", "http://127.0.0.1:9/v1")
         assert said.code == 5
         assert re.search(r"✗ configuration .*\[x\]: unknown section", said.out)
-        assert re.search(rf"! file mode .*\n *→ `chmod 600 {it.tokens}`", said.out)
+        assert re.search(rf"! file mode .*\n *→ Run `chmod 600 {it.tokens}`", said.out)
         assert "✗ proxy" in said.out
         await it.ctl("logout")
         signed_out = await it.ctl("doctor", "--json")
@@ -535,7 +566,12 @@ async def test_a_login_over_http(setup: Make) -> None:
         assert (await visit(browser["authorization_url"])).status_code == 200
         done = (await client.get("/auth/login")).json()
         assert (done["state"], done["email"], done["signed_in"]) == ("succeeded", EMAIL, True)
-        for headers in ({"x-forwarded-for": "192.0.2.1"}, {"sec-fetch-site": "cross-site"}):
+        for headers in (
+            {"x-forwarded-for": "192.0.2.1"},
+            {"sec-fetch-site": "cross-site"},
+            {"host": f"evil.example:{it.daemon.port}"},
+            {"origin": "http://127.0.0.1"},
+        ):
             assert (await client.post("/auth/login", headers=headers)).status_code == 403
         wrong = await client.post("/auth/login", json={"method": "magic"})
         assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "method")

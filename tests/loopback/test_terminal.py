@@ -69,6 +69,19 @@ async def test_a_daemon_at_a_terminal_whose_issuer_is_away_says_so_and_serves(tm
         assert await screen.end() == 0
 
 
+async def test_closing_the_terminal_of_a_daemon_stops_it_well(tmp_path: Path) -> None:
+    async with simulated() as chatgpt:
+        config = {"server": {"port": 0}, "oauth": {"issuer": chatgpt.url}, "backend": {"url": chatgpt.url}}
+        (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
+        async with terminal([*DAEMON, "--config", str(tmp_path / "config.json")], environment(tmp_path)) as screen:
+            await screen.until("administrator does it")
+            screen.process.send_signal(signal.SIGHUP)
+            await screen.until("configuration reloaded")
+            await screen.close()
+            with trio.fail_after(20):
+                assert await screen.process.wait() == 0
+
+
 async def test_the_demonstration_and_codexctl_as_it_says(tmp_path: Path) -> None:
     environ = environment(tmp_path) | {"PORT": "0"}
     async with terminal([*DAEMON, "--demo"], environ, columns=200) as demo:

@@ -144,6 +144,30 @@ def test_beyond_loopback_needs_a_key_or_the_word(tmp_path: Path, bind: str) -> N
     loaded(tmp_path, f"{text}client_keys = {{ a = '0123456789abcdef' }}\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[backend]\nurl = 'http://127.0.0.1:abc/x'\n", "backend.url: expected an http or https address"),
+        ("[backend]\nurl = 'http:///x'\n", "backend.url: expected an http or https address"),
+        ("[backend]\nurl = 'http://h/a b'\n", "backend.url: expected an http or https address"),
+        ("[oauth]\nissuer = 'https://ä.example'\n", "oauth.issuer: expected an http or https address"),
+        ("[oauth]\nredirect_uri = 'http://127.0.0.1:99999/cb'\n", "oauth.redirect_uri: expected an http or https"),
+        ("[storage]\ndir = '~nobody-of-that-name/x'\n", "storage.dir: ~nobody-of-that-name/x: there is no such user"),
+        ("[logging]\ndir = '~nobody-of-that-name/x'\n", "logging.dir: ~nobody-of-that-name/x: there is no such user"),
+    ],
+)
+def test_addresses_and_directories_are_checked_at_start(tmp_path: Path, text: str, said: str) -> None:
+    assert said in refusal(tmp_path, text)
+
+
+def test_keys_that_were_made_are_a_way_beyond_loopback(tmp_path: Path) -> None:
+    text = f"[server]\nbind = ['0.0.0.0:1']\n[storage]\ndir = '{tmp_path}/state'\n"
+    assert "codexctl keys add" in refusal(tmp_path, text)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "keys.json").write_text("{}")
+    assert loaded(tmp_path, text).key_always
+
+
 def test_where_state_lives() -> None:
     stored = msgspec.structs.replace(Config(), storage=config.Storage(dir="/s"))
     assert state_dir(stored, {"STATE_DIRECTORY": "/a:/b"}) == Path("/a")

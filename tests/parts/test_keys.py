@@ -113,6 +113,24 @@ def test_a_file_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypat
     assert [each.name for each in keys.list()] == ["a"]
 
 
+def test_a_bad_file_that_cannot_be_replaced_keeps_the_door_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys.json").write_text("{")
+    keys = make(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_durably", full)
+        assert "No space left" in refusal(keys.add, "a")
+    assert keys.required
+    assert make(tmp_path).required
+    keys.add("a")
+    assert keys.fault is None
+
+
 async def test_the_last_use_is_known_at_once_and_saved_by_and_by(autojump_clock: MockClock, tmp_path: Path) -> None:
     keys = make(tmp_path, clock=lambda: NOW + int(trio.current_time()))
     key = keys.add("a")

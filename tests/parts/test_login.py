@@ -198,6 +198,7 @@ async def test_an_issuer_that_cannot_be_used_says_so(
         it.wire.faults = [fault]
         error = await refused(it.logins.start("device"))
         assert (error.status, error.error.code) == (502, "login_unreachable")
+        assert ("has no end" in str(error)) == (isinstance(fault, httpx.Response) and len(fault.content) > 1_000_000)
         # The next one is not harmed by it.
         await it.logins.start("device")
 
@@ -319,6 +320,24 @@ async def test_another_way_of_signing_in_takes_over(autojump_clock: MockClock, s
         assert "another sign-in was started" in await failure(device)
         paste.end(device.error)
         await paste.finished.wait()
+
+
+async def test_an_issuer_that_hangs_keeps_nobody_from_another_way(autojump_clock: MockClock, setup: Make) -> None:
+    async with setup() as it, trio.open_nursery() as nursery:
+        it.wire.seconds = 1e6
+        ended: list[ApiError] = []
+
+        async def device() -> None:
+            ended.append(await refused(it.logins.start("device")))
+
+        nursery.start_soon(device)
+        await trio.sleep(1)
+        begun = trio.current_time()
+        attempt, _ = await it.logins.start("paste")
+        assert trio.current_time() == begun
+        assert attempt.url
+        await trio.sleep(0.1)
+        assert "another sign-in was started" in str(ended[0])
 
 
 async def test_a_client_that_leaves_during_the_exchange_loses_nothing(autojump_clock: MockClock, setup: Make) -> None:
@@ -490,3 +509,17 @@ def test_the_wire_formats_of_the_device_calls_are_the_official_clients() -> None
             assert msgspec.json.decode(request.content) == capture["json_body"]
         else:
             assert request.content.decode() == capture["form_body"]
+
+
+async def test_who_leaves_before_it_runs_leaves_nothing_to_wait_for(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """As when the last page of the sign-in before is still on its way."""
+    it = Setup(tmp_path)
+    with trio.move_on_after(1) as scope:
+        await it.logins.start("device")
+    assert scope.cancelled_caught
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(it.logins.keep)
+        with trio.fail_after(10):
+            attempt, joined = await it.logins.start("device")
+        assert (attempt.user_code is None, joined) == (False, False)
+        nursery.cancel_scope.cancel()

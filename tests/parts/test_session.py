@@ -524,6 +524,10 @@ async def test_what_a_person_wants_to_know(autojump_clock: MockClock, make: Make
     assert (ended.signed_in, ended.why) == (False, "The access token has expired and there is no refresh token")
 
 
+async def test_fresh_means_that_nobody_has_to_be_asked(autojump_clock: MockClock, make: Make) -> None:
+    assert [make(left).fresh for left in (None, -5, 299, 301)] == [False, False, False, True]
+
+
 async def test_a_bell_that_asks_again_does_not_ring_for_ever(autojump_clock: MockClock, make: Make, path: Path) -> None:
     session = make(None)
     rung: list[bool] = []

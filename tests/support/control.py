@@ -66,6 +66,10 @@ class Terminal:
     async def type(self, text: str) -> None:
         await self._master.send_all(text.encode())
 
+    async def close(self) -> None:
+        """The window is closed: whatever runs in it loses its terminal."""
+        await self._master.aclose()
+
     async def end(self) -> int:
         """Read to the end; the exit code."""
         with trio.fail_after(30):
