@@ -99,7 +99,7 @@ def _windows(headers: Mapping[str, str], now: float) -> Iterator[Window]:
             label=label(None if minutes is None else int(minutes)),
             used_percent=used,
             window_minutes=None if minutes is None else int(minutes),
-            resets_at=None if resets_at is None else int(resets_at),
+            resets_at=None if resets_at is None else math.ceil(resets_at),
         )
 
 
@@ -138,7 +138,7 @@ def client_headers(headers: Mapping[str, str], now: float) -> list[tuple[str, st
         ("x-ratelimit-remaining-requests", str(max(0, int(100 - fullest.used_percent)))),
     ]
     if fullest.resets_at is not None:
-        passed.append(("x-ratelimit-reset-requests", f"{max(0, round(fullest.resets_at - now))}s"))
+        passed.append(("x-ratelimit-reset-requests", f"{max(0, int(fullest.resets_at - now))}s"))
     return passed
 
 
@@ -219,7 +219,7 @@ def _window(name: str, window: _Window, now: float) -> Window:
     minutes = None if window.limit_window_seconds is None else window.limit_window_seconds // 60
     resets_at = window.reset_at
     if resets_at is None and window.reset_after_seconds is not None:
-        resets_at = int(now + window.reset_after_seconds)
+        resets_at = math.ceil(now + window.reset_after_seconds)
     return Window(
         limit=name,
         label=label(minutes),

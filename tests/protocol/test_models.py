@@ -109,3 +109,9 @@ def test_a_catalogue_is_read_leniently_and_in_its_order() -> None:
 def test_a_catalogue_without_a_readable_model_is_none() -> None:
     with pytest.raises(ValueError, match="no readable model"):
         decode_catalogue(b'{"models": [{}]}')
+
+
+def test_a_model_knows_its_aliases() -> None:
+    catalogue = Catalogue({"b": "gpt-6-sol", "a": "gpt-6-sol-high", "c": "gpt-6-luna", "none": "nowhere"})
+    assert catalogue.aliases_of("gpt-6-sol") == ["a", "b"]
+    assert catalogue.aliases_of("gpt-5.5") == []
