@@ -179,14 +179,23 @@ class Api:
         converted = convert.from_chat(asked, resolved, self._settings(resolved))
         streamed = record.streamed
         include_usage = not streamed or bool(asked.stream_options and asked.stream_options.include_usage)
-        conversion = self._chat_conversion(resolved, streamed=streamed, include_usage=include_usage)
+        conversion = self._chat_conversion(resolved, converted, streamed=streamed, include_usage=include_usage)
         return await self._answer(record, converted, conversion)
 
-    def _chat_conversion(self, resolved: Resolved, *, streamed: bool, include_usage: bool) -> Callable[[], Conversion]:
+    def _chat_conversion(
+        self, resolved: Resolved, converted: convert.Converted, *, streamed: bool, include_usage: bool
+    ) -> Callable[[], Conversion]:
         id, created = f"chatcmpl-{secrets.token_hex(14)}", int(self._clock())  # noqa: A001 - the API's own word
 
         def conversion() -> Conversion:
-            stream = ChatStream(id=id, model=resolved.model.slug, created=created, include_usage=include_usage)
+            stream = ChatStream(
+                id=id,
+                model=resolved.model.slug,
+                created=created,
+                include_usage=include_usage,
+                names=converted.names,
+                legacy=converted.legacy,
+            )
             return conversions.chat(stream, streamed=streamed)
 
         return conversion
@@ -197,7 +206,8 @@ class Api:
         resolved = Resolved(model, model.efforts[0] if model.efforts else None)
         asked = chat.REQUEST.decode(_PROBE)
         converted = convert.from_chat(asked, resolved, convert.Settings(prompt=None, effort=None, verbosity=None))
-        await self._relay(converted, self._chat_conversion(resolved, streamed=False, include_usage=True)).collect()
+        conversion = self._chat_conversion(resolved, converted, streamed=False, include_usage=True)
+        await self._relay(converted, conversion).collect()
         return model.slug
 
     async def responses(self) -> Response:
@@ -208,7 +218,9 @@ class Api:
         converted = convert.from_responses(asked, resolved, self._settings(resolved))
         given = msgspec.json.decode(body, type=responses.RawObject)
         echo = {key: given[key] for key in ECHOED if key in given and bytes(given[key]) != b"null"}
-        return await self._answer(record, converted, lambda: conversions.responses(ResponsesStream(echo)))
+        return await self._answer(
+            record, converted, lambda: conversions.responses(ResponsesStream(echo, converted.names))
+        )
 
     async def models(self) -> Response:
         listed = [_ModelObject(slug) for slug in self._catalog.models.listed]
@@ -297,6 +309,7 @@ class Api:
             prompt=prompts.for_model(resolved.model.slug) if codex.mode else None,
             effort=codex.default_reasoning_effort,
             verbosity=codex.default_text_verbosity,
+            repair_history=codex.repair_history,
         )
 
     async def _answer(

@@ -113,6 +113,13 @@ class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Annotated[
         bool, _about("Put the model family's instructions (`prompts/`) before the client's own system texts.")
     ] = True
+    repair_history: Annotated[
+        bool,
+        _about(
+            "Mend conversations whose tool calls lack a result or the other way round (clients trim them so), and say "
+            "so in `x-codexd-adjusted`. Off: they are refused, as OpenAI does it."
+        ),
+    ] = False
     default_reasoning_effort: Annotated[
         Effort | None, _about("For requests that name none, where the model has it. Unset: the model's own default.")
     ] = None

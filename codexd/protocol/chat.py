@@ -54,10 +54,18 @@ class FunctionOfCall(Struct, frozen=True, kw_only=True):
     arguments: str = ""
 
 
+class CustomOfCall(Struct, frozen=True, kw_only=True):
+    name: str
+    input: str = ""
+
+
 class ToolCall(Struct, frozen=True, kw_only=True):
+    """Holds ``function`` or ``custom``; clients leave the type away or get it wrong."""
+
     id: str
-    function: FunctionOfCall
-    type: Literal["function"] = "function"
+    function: FunctionOfCall | None = None
+    custom: CustomOfCall | None = None
+    type: str | None = "function"
 
 
 class SystemMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="system"):
@@ -79,6 +87,7 @@ class AssistantMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag=
     content: Content = None
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: FunctionOfCall | None = None
     name: str | None = None
 
 
@@ -87,7 +96,14 @@ class ToolMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="tool
     content: Content = None
 
 
-Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage
+class FunctionMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="function"):
+    """The result of a call in the API's first shape, where calls had names and no ids."""
+
+    name: str
+    content: Content = None
+
+
+Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
 
 
 class Function(Struct, frozen=True, kw_only=True):
@@ -99,18 +115,27 @@ class Function(Struct, frozen=True, kw_only=True):
     strict: bool | None = None
 
 
-class Tool(Struct, frozen=True, kw_only=True):
-    function: Function
-    type: Literal["function"] = "function"
-
-
-class NamedFunction(Struct, frozen=True, kw_only=True):
+class Name(Struct, frozen=True, kw_only=True):
     name: str
 
 
-class NamedToolChoice(Struct, frozen=True, kw_only=True):
-    function: NamedFunction
-    type: Literal["function"] = "function"
+class AllowedTools(Struct, frozen=True, kw_only=True):
+    tools: "list[NamedChoice]"
+    mode: Literal["auto", "required"] = "auto"
+
+
+class NamedChoice(Struct, frozen=True, kw_only=True):
+    """A choice that names one tool or several, nested or flat."""
+
+    type: str = "function"
+    function: Name | None = None
+    custom: Name | None = None
+    name: str | None = None
+    allowed_tools: AllowedTools | None = None
+
+    def named(self) -> str | None:
+        nested = self.function or self.custom
+        return nested.name if nested else self.name
 
 
 class FormatText(Struct, frozen=True, kw_only=True, tag="text"):
@@ -141,8 +166,10 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     messages: list[Message]
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tools: list[Raw] | None = None
+    tool_choice: str | NamedChoice | None = None
+    functions: list[Function] | None = None
+    function_call: str | Name | None = None
     parallel_tool_calls: bool | None = None
     response_format: FormatText | FormatJsonObject | FormatJsonSchema | None = None
     reasoning_effort: str | None = None
@@ -177,7 +204,7 @@ class CompletionUsage(Struct, frozen=True, kw_only=True):
     completion_tokens_details: CompletionTokensDetails
 
 
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 
 class FunctionDelta(Struct, frozen=True):
@@ -185,11 +212,20 @@ class FunctionDelta(Struct, frozen=True):
     name: str | UnsetType = UNSET
 
 
+class CustomDelta(Struct, frozen=True):
+    input: str
+    name: str | UnsetType = UNSET
+
+
 class ToolCallDelta(Struct, frozen=True):
-    """``id``, ``type`` and the function's name come once, in the first delta of a call; the arguments in pieces."""
+    """``id``, ``type`` and the name come once, in the first delta of a call; arguments or input in pieces.
+
+    A custom call has no ``type`` here: the published schema of a chunk knows none but function.
+    """
 
     index: int
-    function: FunctionDelta
+    function: FunctionDelta | UnsetType = UNSET
+    custom: CustomDelta | UnsetType = UNSET
     id: str | UnsetType = UNSET
     type: Literal["function"] | UnsetType = UNSET
 
@@ -200,6 +236,7 @@ class Delta(Struct, frozen=True):
     refusal: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True):
@@ -225,10 +262,16 @@ class FunctionCall(Struct, frozen=True):
     arguments: str
 
 
-class MessageToolCall(Struct, frozen=True):
+class CustomCall(Struct, frozen=True):
+    name: str
+    input: str
+
+
+class MessageToolCall(Struct, frozen=True, kw_only=True):
     id: str
-    function: FunctionCall
-    type: Literal["function"] = "function"
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | UnsetType = UNSET
+    custom: CustomCall | UnsetType = UNSET
 
 
 class ResponseMessage(Struct, frozen=True, kw_only=True):
@@ -238,6 +281,7 @@ class ResponseMessage(Struct, frozen=True, kw_only=True):
     annotations: list[Raw]
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[MessageToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
 class Choice(Struct, frozen=True):

@@ -9,11 +9,13 @@ from codexd.protocol.chat import (
     Chunk,
     Completion,
     CompletionUsage,
+    CustomCall,
     Delta,
     FinishReason,
     FunctionCall,
     MessageToolCall,
     ResponseMessage,
+    ToolCallDelta,
 )
 
 
@@ -42,25 +44,34 @@ def _message(deltas: list[Delta]) -> ResponseMessage:
     refusal = "".join(delta.refusal for delta in deltas if delta.refusal is not UNSET)
     reasoning = "".join(delta.reasoning_content for delta in deltas if delta.reasoning_content is not UNSET)
     calls = _calls(deltas)
+    legacy = [delta.function_call for delta in deltas if delta.function_call is not UNSET]
+    called: FunctionCall | UnsetType = UNSET
+    if legacy:
+        called = FunctionCall(legacy[0].name or "", "".join(piece.arguments for piece in legacy))
     return ResponseMessage(
         # Clients look for the key also where there is no text: with a call or a refusal it is null, never missing.
-        content=content if content or not (calls or refusal) else None,
+        content=content if content or not (calls or refusal or legacy) else None,
         refusal=refusal or None,
         annotations=[],
         reasoning_content=reasoning or UNSET,
         tool_calls=calls or UNSET,
+        function_call=called,
     )
 
 
 def _calls(deltas: list[Delta]) -> list[MessageToolCall]:
-    starts: dict[int, tuple[str, str]] = {}
-    arguments: dict[int, list[str]] = {}
+    pieces: dict[int, list[ToolCallDelta]] = {}
     for delta in deltas:
         for call in delta.tool_calls or ():
-            if call.id is not UNSET and call.function.name is not UNSET:
-                starts[call.index] = (call.id, call.function.name)
-            arguments.setdefault(call.index, []).append(call.function.arguments)
-    return [
-        MessageToolCall(id, FunctionCall(name, "".join(arguments[index])))
-        for index, (id, name) in sorted(starts.items())  # noqa: A001 - the API's own word
-    ]
+            pieces.setdefault(call.index, []).append(call)
+    return [_call(of_one) for _, of_one in sorted(pieces.items())]
+
+
+def _call(pieces: list[ToolCallDelta]) -> MessageToolCall:
+    first = pieces[0]
+    if first.custom is not UNSET:
+        text = "".join(piece.custom.input for piece in pieces if piece.custom is not UNSET)
+        return MessageToolCall(id=first.id or "", type="custom", custom=CustomCall(first.custom.name or "", text))
+    functions = [piece.function for piece in pieces if piece.function is not UNSET]
+    text = "".join(function.arguments for function in functions)
+    return MessageToolCall(id=first.id or "", function=FunctionCall(functions[0].name or "", text))

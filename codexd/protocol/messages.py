@@ -1,7 +1,8 @@
 """The parts of a Chat Completions request, in the words of the Responses API. Pure functions."""
 
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
+import msgspec
 from msgspec import UNSET, Raw
 
 from codexd import errors
@@ -9,16 +10,13 @@ from codexd.protocol import chat
 from codexd.protocol.responses import (
     FunctionCall,
     FunctionCallOutput,
-    FunctionTool,
     InputFile,
     InputImage,
     InputItem,
     InputPart,
     InputText,
     Message,
-    NamedTool,
     OutputText,
-    given,
 )
 
 
@@ -41,35 +39,69 @@ def _all_text(content: chat.Content) -> str:
     return "\n".join(part.text for part in content or () if isinstance(part, chat.TextPart))
 
 
-def message_items(message: chat.Message, where: str) -> list[InputItem]:
-    match message:
-        case chat.SystemMessage() | chat.DeveloperMessage():
-            parts = _parts(message.content, where)
-            return [Message(role="developer", content=parts)] if parts else []
-        case chat.UserMessage():
-            parts = _parts(message.content, where)
-            return [Message(role="user", content=parts)] if parts else []
-        case chat.AssistantMessage():
-            return _assistant_items(message)
-        case chat.ToolMessage():
-            content = message.content
-            output = content if isinstance(content, str) else _parts(content, where)
-            return [FunctionCallOutput(call_id=message.tool_call_id, output=output or "")]
-        case _:  # pragma: no cover
-            assert_never(message)
+class Converter:
+    """The messages of one request, in their order: which id a call has decides what its result becomes."""
 
+    def __init__(self) -> None:
+        self._custom: set[str] = set()
+        self._unanswered: dict[str, list[str]] = {}
+        self._legacy = 0
 
-def _assistant_items(message: chat.AssistantMessage) -> list[InputItem]:
-    text = _all_text(message.content)
-    if not isinstance(message.content, str):
-        text += "\n".join(part.refusal for part in message.content or () if isinstance(part, chat.RefusalPart))
-    text = text or message.refusal or ""
-    items: list[InputItem] = [Message(role="assistant", content=[OutputText(text=text)])] if text else []
-    items += [
-        FunctionCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments)
-        for call in message.tool_calls or ()
-    ]
-    return items
+    def items(self, message: chat.Message, where: str) -> list[InputItem]:
+        """Raises ApiError 400 naming what cannot be converted."""
+        match message:
+            case chat.SystemMessage() | chat.DeveloperMessage():
+                parts = _parts(message.content, where)
+                return [Message(role="developer", content=parts)] if parts else []
+            case chat.UserMessage():
+                parts = _parts(message.content, where)
+                return [Message(role="user", content=parts)] if parts else []
+            case chat.AssistantMessage():
+                return self._assistant_items(message, where)
+            case chat.ToolMessage():
+                return [self._result(message.tool_call_id, message.content, where)]
+            case chat.FunctionMessage():
+                waiting = self._unanswered.get(message.name)
+                # Without a call it keeps an id that none has, and is refused for that.
+                call_id = waiting.pop(0) if waiting else f"function:{message.name}"
+                return [self._result(call_id, message.content, where)]
+            case _:  # pragma: no cover
+                assert_never(message)
+
+    def _assistant_items(self, message: chat.AssistantMessage, where: str) -> list[InputItem]:
+        text = _all_text(message.content)
+        if not isinstance(message.content, str):
+            text += "\n".join(part.refusal for part in message.content or () if isinstance(part, chat.RefusalPart))
+        text = text or message.refusal or ""
+        items: list[InputItem] = [Message(role="assistant", content=[OutputText(text=text)])] if text else []
+        for index, call in enumerate(message.tool_calls or ()):
+            items.append(self._call(call, f"{where}.tool_calls[{index}]"))
+        if message.function_call is not None:
+            self._legacy += 1
+            call_id = f"call_function_{self._legacy}"
+            self._unanswered.setdefault(message.function_call.name, []).append(call_id)
+            items.append(
+                FunctionCall(
+                    call_id=call_id, name=message.function_call.name, arguments=message.function_call.arguments
+                )
+            )
+        return items
+
+    def _call(self, call: chat.ToolCall, where: str) -> InputItem:
+        if call.function is not None:
+            return FunctionCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments)
+        if call.custom is None:
+            raise errors.bad_request(f"{where} holds neither function nor custom.", param=where)
+        self._custom.add(call.id)
+        item = {"type": "custom_tool_call", "call_id": call.id, "name": call.custom.name, "input": call.custom.input}
+        return {key: Raw(msgspec.json.encode(value)) for key, value in item.items()}
+
+    def _result(self, call_id: str, content: chat.Content, where: str) -> InputItem:
+        output = (content if isinstance(content, str) else _parts(content, where)) or ""
+        if call_id not in self._custom:
+            return FunctionCallOutput(call_id=call_id, output=output)
+        item = {"type": "custom_tool_call_output", "call_id": call_id, "output": output}
+        return {key: Raw(msgspec.json.encode(value)) for key, value in item.items()}
 
 
 def _parts(content: chat.Content, where: str) -> list[InputPart]:
@@ -92,28 +124,19 @@ def _part(part: chat.Part, where: str) -> InputPart:
                     where,
                     "Files are sent with the request, as file.file_data (a data URL): there is no files API here.",
                 )
-            return InputFile(filename=file.filename or "file", file_data=file.file_data)
+            return InputFile(filename=file.filename or "file", file_data=_data_url(file.file_data, file.filename))
         case chat.AudioPart():
             raise errors.unsupported(where, "Audio input is not supported: the backend takes text, images and files.")
         case _:  # pragma: no cover
             assert_never(part)
 
 
-def function_tool(function: chat.Function) -> FunctionTool:
-    return FunctionTool(
-        name=function.name,
-        description=function.description if function.description is not None else UNSET,
-        strict=function.strict or False,
-        parameters=function.parameters if given(function.parameters) else Raw(b'{"type":"object","properties":{}}'),
-    )
-
-
-def tool_choice(
-    asked: Literal["none", "auto", "required"] | chat.NamedToolChoice | None,
-) -> Literal["none", "auto", "required"] | NamedTool:
-    if isinstance(asked, chat.NamedToolChoice):
-        return NamedTool(name=asked.function.name)
-    return asked or "auto"
+def _data_url(data: str, filename: str | None) -> str:
+    """Some clients send the base64 alone; the backend wants to know what it is."""
+    if data.startswith("data:"):
+        return data
+    kind = "application/pdf" if (filename or "").lower().endswith(".pdf") else "text/plain"
+    return f"data:{kind};base64,{data}"
 
 
 def text_format(asked: chat.ChatRequest) -> Any:

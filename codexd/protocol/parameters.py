@@ -25,8 +25,13 @@ _BACKEND = "the backend refuses it"
 _SHARED: dict[str, Rule] = {
     "model": Rule("adjusted", "resolved to a model and, from a `NAME-EFFORT` name, its reasoning effort"),
     "stream": Rule("adjusted", "the backend is always streamed; codexd collects the answer when the client is not"),
-    "tools": Rule("forwarded", "function tools, in the shape that the model asks for"),
-    "tool_choice": Rule("forwarded", "`auto` for responses-lite models; `none` then leaves the tools out"),
+    "tools": Rule(
+        "forwarded",
+        "in the shape that the model asks for; names over 64 characters or with odd ones are shortened and restored",
+    ),
+    "tool_choice": Rule(
+        "adjusted", "for responses-lite models a forced choice becomes an instruction, and `none` leaves the tools out"
+    ),
     "parallel_tool_calls": Rule("forwarded", "`false` for responses-lite models"),
     "service_tier": Rule(
         "adjusted", "`fast` and `priority` become `priority`; others are dropped", ("auto", "default")
@@ -46,7 +51,7 @@ _SHARED: dict[str, Rule] = {
 CHAT: dict[str, Rule] = _SHARED | {
     "messages": Rule("adjusted", "converted to input items; `system` becomes `developer`"),
     "stream_options": Rule("adjusted", "`include_usage` is honoured here"),
-    "response_format": Rule("forwarded", "as `text.format`"),
+    "response_format": Rule("forwarded", "as `text.format`; for `json_object` the input is made to speak of JSON"),
     "reasoning_effort": Rule("forwarded", "must be one that the model offers"),
     "verbosity": Rule("forwarded"),
     "max_tokens": Rule("dropped", _BACKEND),
@@ -63,8 +68,8 @@ CHAT: dict[str, Rule] = _SHARED | {
     "top_logprobs": Rule("refused", _BACKEND, (0,)),
     "audio": Rule("refused", "the backend has no audio"),
     "modalities": Rule("refused", "the backend answers in text", (["text"],)),
-    "functions": Rule("refused", "use `tools`", ([],)),
-    "function_call": Rule("refused", "use `tool_choice`"),
+    "functions": Rule("adjusted", "become `tools`; the answer has `function_call`. Ignored beside `tools`"),
+    "function_call": Rule("adjusted", "becomes `tool_choice`"),
 }
 
 RESPONSES: dict[str, Rule] = _SHARED | {

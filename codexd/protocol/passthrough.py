@@ -5,6 +5,7 @@ response object gets every key that OpenAI's schema has and echoes what the clie
 tool calls lose the namespace that codexd put on them; ``sequence_number`` never repeats, also after a keepalive.
 """
 
+from collections.abc import Mapping
 from typing import Self
 
 import msgspec
@@ -87,9 +88,12 @@ _NAMESPACE_KEY = b'"namespace"'
 
 
 class ResponsesStream:
-    """One answer. ``echo`` holds the client's own values of ECHOED keys."""
+    """One answer. ``echo`` holds the client's own values of ECHOED keys, ``own_names`` its names of renamed tools."""
 
-    def __init__(self, echo: RawObject) -> None:
+    def __init__(self, echo: RawObject, own_names: Mapping[str, str] | None = None) -> None:
+        self._own_names = {
+            msgspec.json.encode(wire): Raw(msgspec.json.encode(own)) for wire, own in (own_names or {}).items()
+        }
         self._echo = _HIDDEN | echo
         self._items: dict[int, Raw] = {}
         self._names: dict[int, Raw] = {}
@@ -196,6 +200,9 @@ class ResponsesStream:
         raw = event.get("item", Raw(b"{}"))
         item = _OBJECT.decode(raw)
         changes: RawObject = {}
+        if self._own_names and (own := self._own_names.get(bytes(item.get("name", b"")))) is not None:
+            item["name"] = own
+            raw = changes["item"] = Raw(msgspec.json.encode(item))
         if _NAMESPACE_KEY in data and item.get("namespace") == Raw(msgspec.json.encode(NAMESPACE)):
             del item["namespace"]
             raw = changes["item"] = Raw(msgspec.json.encode(item))

@@ -7,13 +7,14 @@ responses-lite models. Source of both shapes: requests captured from the officia
 import hashlib
 import uuid
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
-from codexd.protocol import chat, messages
+from codexd.protocol import chat, history, messages, tools
+from codexd.protocol.history import Placed
 from codexd.protocol.models import Resolved, check_effort
 from codexd.protocol.responses import (
     INCLUDE,
@@ -49,12 +50,19 @@ class Settings(Struct, frozen=True, kw_only=True):
     prompt: str | None = None
     effort: str | None = None
     verbosity: str | None = None
+    repair_history: bool = False
 
 
 class Converted(Struct, frozen=True):
+    """``names`` finds the client's own name of a tool by the one that went up, where the two differ. ``legacy``: the
+    client speaks of functions, and is answered so.
+    """
+
     request: UpstreamRequest
     lite: bool
     adjusted: list[str]
+    names: dict[str, str] = {}
+    legacy: bool = False
 
 
 def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings) -> Converted:
@@ -68,28 +76,51 @@ def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings) -
         instructions = instructions or NEUTRAL
     if any(isinstance(message, chat.SystemMessage) for message in asked.messages):
         adjusted.append("system=developer" if rest is asked.messages else "system=instructions")
-    items: list[InputItem] = []
-    for index, message in enumerate(rest, len(asked.messages) - len(rest)):
-        items += messages.message_items(message, f"messages[{index}]")
+    converter = messages.Converter()
+    placed = [
+        Placed(item, where)
+        for index, message in enumerate(rest, len(asked.messages) - len(rest))
+        for where in (f"messages[{index}]",)
+        for item in converter.items(message, where)
+    ]
+    items = history.pair(placed, adjusted, repair=settings.repair_history)
     if not items:
         raise errors.bad_request("messages must hold some content.", param="messages")
-    tools: list[Tool] = [messages.function_tool(tool.function) for tool in asked.tools or ()]
+    legacy = bool(asked.functions) and not asked.tools
+    found: list[Tool] = [tools.from_chat(raw, f"tools[{index}]") for index, raw in enumerate(asked.tools or ())]
+    found += [tools.function(function) for function in asked.functions or ()] if legacy else []
+    choice, found = _chat_choice(asked, found, legacy=legacy)
     model = resolved.model
+    form = messages.text_format(asked)
     request = UpstreamRequest(
         model=model.slug,
         instructions=instructions,
         service_tier=_tier(asked.service_tier, adjusted),
-        input=items,
-        tools=tools or UNSET,
-        tool_choice=messages.tool_choice(asked.tool_choice),
-        parallel_tool_calls=asked.parallel_tool_calls is not False,
+        input=_ensure_json(items, form, adjusted),
+        tools=found or UNSET,
+        tool_choice=choice,
+        parallel_tool_calls=asked.parallel_tool_calls is not False and not legacy,
         reasoning=Reasoning(effort=_effort(asked.reasoning_effort, resolved, settings, adjusted), summary="auto"),
-        prompt_cache_key=asked.prompt_cache_key or _cache_key(instructions, tools, items),
-        text=Text(
-            verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=messages.text_format(asked)
-        ),
+        prompt_cache_key=asked.prompt_cache_key or _cache_key(instructions, found, items),
+        text=Text(verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=form),
     )
-    return _shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls)
+    return _shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls, legacy=legacy)
+
+
+def _chat_choice(asked: chat.ChatRequest, found: list[Tool], *, legacy: bool) -> tuple[tools.Choice, list[Tool]]:
+    if not legacy:
+        return tools.choose(asked.tool_choice, found, "tool_choice")
+    call = asked.function_call
+    wanted = chat.NamedChoice(name=call.name) if isinstance(call, chat.Name) else call
+    return tools.choose(wanted, found, "function_call")
+
+
+def _ensure_json(items: list[InputItem], form: Any, adjusted: list[str]) -> list[InputItem]:
+    """The backend takes json_object only when the input speaks of JSON; clients say so elsewhere, or nowhere."""
+    if not isinstance(form, dict) or form.get("type") != "json_object" or b"json" in msgspec.json.encode(items).lower():
+        return items
+    adjusted.append("response_format=instruction")
+    return [*items, Message(role="developer", content=[InputText(text="Answer with one JSON object.")])]
 
 
 def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settings) -> Converted:
@@ -98,7 +129,9 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
     if isinstance(asked.input, str):
         items: list[InputItem] = [Message(role="user", content=[InputText(text=asked.input)])]
     else:
-        items = [fit for item in asked.input if (fit := _fit_item(item, adjusted)) is not None]
+        fitted = ((_fit_item(item, adjusted), f"input[{index}]") for index, item in enumerate(asked.input))
+        placed = [Placed(item, where) for item, where in fitted if item is not None]
+        items = history.pair(placed, adjusted, repair=settings.repair_history)
     if not items:
         raise errors.bad_request("input must hold at least one item that can be sent.", param="input")
     if set(asked.include or ()) - set(INCLUDE):
@@ -107,7 +140,7 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
     instructions = "\n\n".join(filter(None, (settings.prompt, own)))
     if not instructions:
         instructions, items = _leading_texts(items)
-    tools: list[Tool] = list(asked.tools or ())
+    found: list[Tool] = list(asked.tools or ())
     reasoning, model = asked.reasoning, resolved.model
     summary = (reasoning and (reasoning.summary or reasoning.generate_summary)) or "auto"
     request = UpstreamRequest(
@@ -115,14 +148,14 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         instructions=instructions,
         service_tier=_tier(asked.service_tier, adjusted),
         input=items,
-        tools=tools or UNSET,
+        tools=found or UNSET,
         tool_choice=asked.tool_choice if given(asked.tool_choice) else "auto",
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         reasoning=Reasoning(
             effort=_effort(reasoning.effort if reasoning else None, resolved, settings, adjusted),
             summary=UNSET if summary == "none" else summary,
         ),
-        prompt_cache_key=asked.prompt_cache_key or _cache_key(instructions, tools, items),
+        prompt_cache_key=asked.prompt_cache_key or _cache_key(instructions, found, items),
         text=Text(
             verbosity=(asked.text and asked.text.verbosity) or settings.verbosity or model.verbosity,
             format=asked.text.format if asked.text is not None and given(asked.text.format) else UNSET,
@@ -133,13 +166,26 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
 
 
 def _shaped(
-    request: UpstreamRequest, instructions: str, lite: bool, adjusted: list[str], *, forced: bool | None
+    request: UpstreamRequest,
+    instructions: str,
+    lite: bool,
+    adjusted: list[str],
+    *,
+    forced: bool | None,
+    legacy: bool = False,
 ) -> Converted:
+    own_tools = [] if request.tools is UNSET else request.tools
+    named = tools.name(own_tools, request.input, request.tool_choice)
+    if named.names:
+        adjusted.append("tool_names=shortened")
+        request = msgspec.structs.replace(
+            request, tools=named.tools or UNSET, input=named.items, tool_choice=named.choice
+        )
     if lite:
         if forced:
             adjusted.append("parallel_tool_calls=false")
         request = to_lite(request, instructions, adjusted)
-    return Converted(request, lite, list(dict.fromkeys(adjusted)))
+    return Converted(request, lite, list(dict.fromkeys(adjusted)), named.names, legacy)
 
 
 # --- responses-lite
@@ -152,25 +198,29 @@ def to_lite(request: UpstreamRequest, instructions: str, adjusted: list[str]) ->
     an ``additional_tools`` item, ``parallel_tool_calls: false``, and ``reasoning.context: all_turns``.
     """
     choice = request.tool_choice
-    tools = [] if request.tools is UNSET else list(request.tools)
+    own = [] if request.tools is UNSET else list(request.tools)
+    said: list[InputItem] = []
     if choice == "none" or choice == Raw(b'"none"'):
         # The only choice here is auto; leaving the tools out is what none means.
         adjusted.append("tools=dropped")
-        tools = []
+        own = []
     elif choice not in ("auto", Raw(b'"auto"')):
-        adjusted.append("tool_choice=auto")
+        words = tools.instruction(choice)
+        adjusted.append("tool_choice=auto" if words is None else "tool_choice=instruction")
+        # At the end, where it does not change what the backend has cached of the conversation.
+        said = [] if words is None else [Message(role="developer", content=[InputText(text=words)])]
     items = [_lite_item(item, adjusted) for item in request.input]
     head: list[InputItem] = []
     if items and _type_of(items[0]) == "additional_tools":
         # The official client as our client: its tools come first, and stay there.
         head.append(items.pop(0))
-    if tools:
-        head.append(_wrapped(tools))
+    if own:
+        head.append(_wrapped(own))
     head.append(Message(role="developer", content=[InputText(text=instructions)]))
     return msgspec.structs.replace(
         request,
         instructions=UNSET,
-        input=[*head, *items],
+        input=[*head, *items, *said],
         tools=UNSET,
         tool_choice="auto",
         parallel_tool_calls=False,
@@ -178,9 +228,9 @@ def to_lite(request: UpstreamRequest, instructions: str, adjusted: list[str]) ->
     )
 
 
-def _wrapped(tools: Sequence[Tool]) -> AdditionalTools:
-    own = [tool for tool in tools if _type_of(tool) in ("function", "custom")]
-    rest = [tool for tool in tools if isinstance(tool, dict) and _type_of(tool) not in ("function", "custom")]
+def _wrapped(found: Sequence[Tool]) -> AdditionalTools:
+    own = [tool for tool in found if _type_of(tool) in ("function", "custom")]
+    rest = [tool for tool in found if isinstance(tool, dict) and _type_of(tool) not in ("function", "custom")]
     wrapped: list[Namespace | RawObject] = [Namespace(name=NAMESPACE, tools=own)] if own else []
     return AdditionalTools(tools=[*wrapped, *rest])
 
@@ -250,10 +300,10 @@ def _tier(asked: str | None, adjusted: list[str]) -> Literal["priority"] | Unset
     return UNSET
 
 
-def _cache_key(instructions: str, tools: Sequence[Tool], items: Sequence[InputItem]) -> str:
+def _cache_key(instructions: str, found: Sequence[Tool], items: Sequence[InputItem]) -> str:
     """A key that stays the same for all turns of a conversation, in the shape of the official client's thread id."""
     first_turn = next((item for item in items if _role_of(item) == "user"), None)
-    digest = hashlib.sha256(msgspec.json.encode((instructions, tools, first_turn))).digest()
+    digest = hashlib.sha256(msgspec.json.encode((instructions, found, first_turn))).digest()
     return str(uuid.UUID(bytes=digest[:16], version=4))
 
 

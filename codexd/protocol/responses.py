@@ -170,6 +170,7 @@ class Item(Struct, frozen=True, kw_only=True):
     name: str = ""
     call_id: str = ""
     arguments: str = ""
+    input: str = ""
     content: list[Part] | None = None
     summary: list[Part] | None = None
 
@@ -253,6 +254,16 @@ class ArgumentsDone(Struct, frozen=True, kw_only=True, tag="response.function_ca
     arguments: str
 
 
+class CustomInputDelta(Struct, frozen=True, kw_only=True, tag="response.custom_tool_call_input.delta"):
+    output_index: int = 0
+    delta: str
+
+
+class CustomInputDone(Struct, frozen=True, kw_only=True, tag="response.custom_tool_call_input.done"):
+    output_index: int = 0
+    input: str
+
+
 class Completed(Struct, frozen=True, kw_only=True, tag="response.completed"):
     response: Response
 
@@ -292,6 +303,8 @@ Known = (
     | ReasoningDelta
     | ArgumentsDelta
     | ArgumentsDone
+    | CustomInputDelta
+    | CustomInputDone
     | Completed
     | Incomplete
     | Failed

@@ -24,9 +24,10 @@ Text of messages in the phase ``commentary`` is the model talking while it works
 the answer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from codexd import errors
 from codexd.errors import ApiError
@@ -36,6 +37,7 @@ from codexd.protocol.chat import (
     ChunkChoice,
     CompletionTokensDetails,
     CompletionUsage,
+    CustomDelta,
     Delta,
     FinishReason,
     FunctionDelta,
@@ -47,6 +49,8 @@ from codexd.protocol.responses import (
     ArgumentsDone,
     Cancelled,
     Completed,
+    CustomInputDelta,
+    CustomInputDone,
     ErrorEvent,
     Event,
     Failed,
@@ -70,19 +74,33 @@ _INCOMPLETE: dict[str | None, FinishReason] = {"max_output_tokens": "length", "c
 class _Open:
     """What was sent so far for one output item: characters of text, refusal, reasoning and arguments."""
 
-    __slots__ = ("arguments", "commentary", "done", "index", "reasoning", "refusal", "text")
+    __slots__ = ("arguments", "commentary", "custom", "done", "index", "reasoning", "refusal", "text")
 
     def __init__(self) -> None:
         self.text = self.refusal = self.reasoning = self.arguments = 0
-        self.commentary = False
+        self.commentary = self.custom = False
         self.done = False
         self.index: int | None = None
 
 
 class ChatStream:
-    """One answer. ``id``, ``model`` and ``created`` (Unix seconds) are the chunks' own and come from the caller."""
+    """One answer. ``id``, ``model`` and ``created`` (Unix seconds) are the chunks' own and come from the caller.
 
-    def __init__(self, *, id: str, model: str, created: int, include_usage: bool) -> None:  # noqa: A002 - the API's own word
+    ``names`` gives tools the client's own names back. ``legacy``: calls go out as ``function_call``, the first of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002 - the API's own word
+        model: str,
+        created: int,
+        include_usage: bool,
+        names: Mapping[str, str] | None = None,
+        legacy: bool = False,
+    ) -> None:
+        self._names = names or {}
+        self._legacy = legacy
         self._id = id
         self._model = model
         self._created = created
@@ -103,7 +121,7 @@ class ChatStream:
         match event:
             case TextDelta():
                 return self._text(event.output_index, event.delta)
-            case ArgumentsDelta():
+            case ArgumentsDelta() | CustomInputDelta():
                 return self._arguments(event.output_index, event.delta)
             case SummaryDelta():
                 return self._reasoning(event.output_index, event.summary_index, event.delta)
@@ -120,6 +138,8 @@ class ChatStream:
                 return self._added(event.output_index, event.item)
             case ArgumentsDone():
                 return self._rest_of_arguments(event.output_index, event.arguments)
+            case CustomInputDone():
+                return self._rest_of_arguments(event.output_index, event.input)
             case OutputItemDone():
                 return self._item_done(event.output_index, event.item)
             case Completed():
@@ -149,15 +169,10 @@ class ChatStream:
         state = self._open(output_index)
         if item.phase is not None and not state.text:
             state.commentary = item.phase == "commentary"
-        if item.type == "function_call" and state.index is None:
+        if item.type in ("function_call", "custom_tool_call") and state.index is None:
             state.index, self._calls = self._calls, self._calls + 1
-            start = ToolCallDelta(
-                index=state.index,
-                id=item.call_id,
-                type="function",
-                function=FunctionDelta(name=item.name, arguments=""),
-            )
-            return self._chunks(Delta(tool_calls=[start]))
+            state.custom = item.type == "custom_tool_call"
+            return self._call(state, "", name=self._names.get(item.name, item.name), id=item.call_id)
         return [] if item.type == "reasoning" else self._chunks()
 
     def _item_done(self, output_index: int, item: Item) -> list[Chunk]:
@@ -174,6 +189,8 @@ class ChatStream:
                 chunks += self._refusal(output_index, refusal[state.refusal :])
             case "function_call":
                 chunks += self._rest_of_arguments(output_index, item.arguments)
+            case "custom_tool_call":
+                chunks += self._rest_of_arguments(output_index, item.input)
             case "reasoning" if not state.reasoning:
                 chunks += self._whole_reasoning(output_index, item.summary or item.content or ())
         return chunks
@@ -214,9 +231,27 @@ class ChatStream:
             # A delta for a call that was never announced: its item comes whole with output_item.done.
             return []
         state.arguments += len(text)
-        return self._chunks(
-            Delta(tool_calls=[ToolCallDelta(index=state.index, function=FunctionDelta(arguments=text))])
-        )
+        return self._call(state, text)
+
+    def _call(
+        self,
+        state: _Open,
+        text: str,
+        *,
+        name: str | UnsetType = UNSET,
+        id: str | UnsetType = UNSET,  # noqa: A002
+    ) -> list[Chunk]:
+        """A piece of a call: the first has name and id, the others arguments, or the input of a custom tool."""
+        index = state.index or 0
+        if self._legacy:
+            # There is one in a message, and its clients know no other.
+            return self._chunks(Delta(function_call=FunctionDelta(text, name))) if index == 0 else []
+        if state.custom:
+            piece = ToolCallDelta(index, custom=CustomDelta(text, name), id=id)
+        else:
+            kind: Literal["function"] | UnsetType = UNSET if id is UNSET else "function"
+            piece = ToolCallDelta(index, FunctionDelta(text, name), id=id, type=kind)
+        return self._chunks(Delta(tool_calls=[piece]))
 
     def _rest_of_arguments(self, output_index: int, arguments: str) -> list[Chunk]:
         return self._arguments(output_index, arguments[self._open(output_index).arguments :])
@@ -228,7 +263,8 @@ class ChatStream:
         if not self._said:
             self.error = errors.empty_answer()
             return []
-        return chunks + self._finish("tool_calls" if self._calls else "stop", response)
+        called: FinishReason = "function_call" if self._legacy else "tool_calls"
+        return chunks + self._finish(called if self._calls else "stop", response)
 
     def _incomplete(self, response: Response) -> list[Chunk]:
         details = response.incomplete_details

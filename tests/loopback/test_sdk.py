@@ -214,7 +214,7 @@ def test_models_are_listed_and_found(demo: Demo) -> None:
         ({"messages": []}, openai.BadRequestError, "messages"),
         ({"messages": [{"role": "user", "content": 7}]}, openai.BadRequestError, "messages[0].content"),
         ({"messages": [{"role": "king", "content": "x"}]}, openai.BadRequestError, "messages[0].role"),
-        ({"messages": [{"role": "tool", "tool_call_id": "x", "content": "y"}]}, openai.BadRequestError, "input"),
+        ({"messages": [{"role": "tool", "tool_call_id": "x", "content": "y"}]}, openai.BadRequestError, "messages[0]"),
     ],
 )
 def test_mistakes_are_openai_errors_that_name_the_place(

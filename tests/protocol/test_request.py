@@ -15,7 +15,7 @@ CATALOGUE = Catalogue({})
 
 def chat_request(model: str = "gpt-5.5", settings: Settings = Settings(prompt="P"), **fields: Any) -> Converted:  # noqa: B008
     asked = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
-    return from_chat(msgspec.convert(asked, chat.ChatRequest), CATALOGUE.resolve(model), settings)
+    return from_chat(chat.REQUEST.decode(msgspec.json.encode(asked)), CATALOGUE.resolve(model), settings)
 
 
 def responses_request(model: str = "gpt-5.5", settings: Settings = Settings(prompt="P"), **fields: Any) -> Converted:  # noqa: B008
@@ -126,6 +126,7 @@ def test_messages_without_content_are_left_out() -> None:
         {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]},
         {"role": "assistant", "refusal": "c"},
         {"role": "user", "content": [{"type": "refusal", "refusal": "d"}]},
+        {"role": "assistant", "tool_calls": [{"id": "x", "function": {"name": "f"}}]},
         {"role": "tool", "tool_call_id": "x"},
     ]
     body = up(chat_request(messages=messages))
@@ -181,8 +182,10 @@ def test_the_official_clients_tools_keep_their_place_before_the_instructions() -
         "tools": [{"type": "namespace", "name": "n", "tools": []}],
     }
     call = {"type": "function_call", "namespace": "n", "name": "f", "call_id": "c", "arguments": "{}"}
-    body = up(responses_request("gpt-6-sol", input=[tools, {"role": "user", "content": "hi"}, call]))
-    assert [item["type"] for item in body["input"]] == ["additional_tools", "message", "message", "function_call"]
+    result = {"type": "function_call_output", "call_id": "c", "output": ""}
+    body = up(responses_request("gpt-6-sol", input=[tools, {"role": "user", "content": "hi"}, call, result]))
+    kinds = ["additional_tools", "message", "message", "function_call", "function_call_output"]
+    assert [item["type"] for item in body["input"]] == kinds
     assert body["input"][0] == tools
     assert body["input"][3]["namespace"] == "n"
 
@@ -190,7 +193,7 @@ def test_the_official_clients_tools_keep_their_place_before_the_instructions() -
 def test_lite_leaves_alone_what_it_does_not_know() -> None:
     items = [
         {"type": "function_call_output", "call_id": "c", "output": '{"detail": 1}'},
-        {"type": "custom_tool_call", "name": "x", "call_id": "d", "input": ""},
+        {"type": "custom_tool_call", "name": "x", "call_id": "c", "input": ""},
         {"type": "function_call_output", "call_id": "c", "output": [{"type": "other", "detail": 2}]},
         {"type": "function_call_output", "call_id": "c", "output": {"detail": 3}},
     ]
@@ -209,7 +212,7 @@ def test_lite_wraps_hosted_tools_beside_the_namespace() -> None:
 def test_tool_choice_for_lite_is_auto_or_no_tools(choice: Any) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     converted = chat_request("gpt-6-sol", tools=tools, tool_choice=choice)
-    assert converted.adjusted == (["tools=dropped"] if choice == "none" else ["tool_choice=auto"])
+    assert converted.adjusted == (["tools=dropped"] if choice == "none" else ["tool_choice=instruction"])
     assert (up(converted)["input"][0]["type"] == "additional_tools") is (choice != "none")
     dropped = responses_request("gpt-6-sol", tools=[{"type": "function", "name": "f"}], tool_choice="none")
     assert dropped.adjusted == ["tools=dropped"]

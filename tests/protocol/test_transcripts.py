@@ -27,7 +27,8 @@ MODE_OFF = ("chat-own-instructions", "chat-no-instructions-lite")
 
 
 def settings(folder: Path) -> convert.Settings:
-    return convert.Settings(prompt=None if folder.name in MODE_OFF else "(the family's instructions)")
+    prompt = None if folder.name in MODE_OFF else "(the family's instructions)"
+    return convert.Settings(prompt=prompt, repair_history=folder.name.endswith("-repaired"))
 
 
 def sent(folder: Path) -> tuple[convert.Converted, list[str]]:
@@ -49,10 +50,15 @@ def conversion(folder: Path, *, streamed: bool) -> Conversion:
     if folder.name.startswith("chat"):
         asked = chat.REQUEST.decode(body)
         usage = not streamed or bool(asked.stream_options and asked.stream_options.include_usage)
-        stream = ChatStream(id="chatcmpl-1", model=asked.model, created=1795324300, include_usage=usage)
+        converted, _ = sent(folder)
+        stream = ChatStream(
+            id="chatcmpl-1", model=asked.model, created=1795324300, include_usage=usage, names=converted.names,
+            legacy=converted.legacy,
+        )  # fmt: skip
         return conversions.chat(stream, streamed=streamed)
     given = msgspec.json.decode(body, type=responses.RawObject)
-    return conversions.responses(ResponsesStream({key: given[key] for key in ECHOED if key in given}))
+    echo = {key: given[key] for key in ECHOED if key in given}
+    return conversions.responses(ResponsesStream(echo, sent(folder)[0].names))
 
 
 def upstream(folder: Path) -> bytes:
