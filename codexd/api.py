@@ -3,7 +3,8 @@
 import hashlib
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar, cast
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
@@ -18,17 +19,21 @@ from codexd import __version__, errors, prompts
 from codexd.auth.login import Attempt, Logins
 from codexd.auth.session import Session
 from codexd.catalog import Catalog
+from codexd.choices import MAX_N, Choices
 from codexd.config import Config, is_loopback
 from codexd.errors import DEVICE_CODES_OFF_HINT, ApiError
 from codexd.exchange import ApiRequest, HttpConnection, Record, Streamed, error_response
 from codexd.keys import Keys
-from codexd.protocol import chat, limits, parameters, responses
+from codexd.protocol import chat, cut, limits, parameters, responses
 from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
-from codexd.protocol.conversion import Conversion
+from codexd.protocol.conversion import DONE, Conversion
+from codexd.protocol.cut import limits as limits_of
+from codexd.protocol.estimate import prompt_tokens
+from codexd.protocol.fold import join, total
 from codexd.protocol.models import Resolved
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
-from codexd.protocol.stream import ChatStream
+from codexd.protocol.stream import ChatStream, chat_usage
 from codexd.relay import Client, Header, Relay, Source
 from codexd.upstream import Call, Upstream
 
@@ -80,6 +85,16 @@ class _LoginState(msgspec.Struct, omit_defaults=True):
     email: str | None = None
     message: str | None = None
     instructions: str | None = None
+
+
+class _Wanted(NamedTuple):
+    """How a chat client wants its answer, and the answer's own id and creation time."""
+
+    id: str
+    created: int
+    limits: cut.Limits
+    streamed: bool
+    include_usage: bool
 
 
 _PROBE = b'{"model": "-", "messages": [{"role": "user", "content": "Answer with the word ok."}]}'
@@ -177,26 +192,65 @@ class Api:
         record = _record()
         resolved = self._understand(record, asked.model, body, parameters.CHAT, streamed=bool(asked.stream))
         converted = convert.from_chat(asked, resolved, self._settings(resolved))
-        streamed = record.streamed
-        include_usage = not streamed or bool(asked.stream_options and asked.stream_options.include_usage)
-        conversion = self._chat_conversion(resolved, converted, streamed=streamed, include_usage=include_usage)
-        return await self._answer(record, converted, conversion)
+        include_usage = not record.streamed or bool(asked.stream_options and asked.stream_options.include_usage)
+        tokens = ("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)
+        wanted = self._wanted(limits_of(asked.stop, *tokens), streamed=record.streamed, include_usage=include_usage)
+        number = 1 if asked.n is None else asked.n
+        if not 1 <= number <= MAX_N:
+            raise errors.bad_request(f"n must be between 1 and {MAX_N}.", param="n")
+        make = self._chat_conversion(resolved, converted, wanted, choices=number)
+        if number == 1:
+            return await self._answer(record, converted, partial(make, 0))
+        record.adjusted += converted.adjusted
+        return await self._answers(record, converted, make, wanted, number)
+
+    def _wanted(self, limits: cut.Limits, *, streamed: bool, include_usage: bool) -> _Wanted:
+        id = f"chatcmpl-{secrets.token_hex(14)}"  # noqa: A001 - the API's own word
+        return _Wanted(id, int(self._clock()), limits, streamed, include_usage)
+
+    async def _answers(
+        self,
+        record: Record,
+        converted: convert.Converted,
+        make: Callable[[int], Conversion],
+        wanted: _Wanted,
+        number: int,
+    ) -> Response:
+        """Several choices, each an answer of its own."""
+        relays = [self._relay(converted, partial(make, index)) for index in range(number)]
+
+        def usage() -> bytes:
+            found = total([chat_usage(relay.usage) for relay in relays if relay.usage is not None])
+            if found is None or not wanted.include_usage:
+                return b""
+            model = str(record.model)
+            chunk = chat.Chunk(wanted.id, "chat.completion.chunk", wanted.created, model, [], found)
+            return b"data: %b\n\n" % msgspec.json.encode(chunk)
+
+        choices = Choices(relays, usage)
+        record.usage = lambda: relays[0].usage
+        if record.streamed:
+            return Streamed(choices)
+        documents, headers = await choices.collect()
+        return _document(join(documents), headers)
 
     def _chat_conversion(
-        self, resolved: Resolved, converted: convert.Converted, *, streamed: bool, include_usage: bool
-    ) -> Callable[[], Conversion]:
-        id, created = f"chatcmpl-{secrets.token_hex(14)}", int(self._clock())  # noqa: A001 - the API's own word
-
-        def conversion() -> Conversion:
+        self, resolved: Resolved, converted: convert.Converted, wanted: _Wanted, *, choices: int = 1
+    ) -> Callable[[int], Conversion]:
+        def conversion(index: int) -> Conversion:
             stream = ChatStream(
-                id=id,
+                id=wanted.id,
                 model=resolved.model.slug,
-                created=created,
-                include_usage=include_usage,
+                created=wanted.created,
+                include_usage=wanted.include_usage,
                 names=converted.names,
                 legacy=converted.legacy,
+                cut=cut.Cut(wanted.limits) if wanted.limits != cut.Limits() else None,
+                prompt_tokens=partial(prompt_tokens, converted.request),
+                index=index,
+                usage_chunk=choices == 1 or not wanted.streamed,
             )
-            return conversions.chat(stream, streamed=streamed)
+            return conversions.chat(stream, streamed=wanted.streamed, last=DONE if choices == 1 else b"")
 
         return conversion
 
@@ -206,8 +260,10 @@ class Api:
         resolved = Resolved(model, model.efforts[0] if model.efforts else None)
         asked = chat.REQUEST.decode(_PROBE)
         converted = convert.from_chat(asked, resolved, convert.Settings(prompt=None, effort=None, verbosity=None))
-        conversion = self._chat_conversion(resolved, converted, streamed=False, include_usage=True)
-        await self._relay(converted, conversion).collect()
+        make = self._chat_conversion(
+            resolved, converted, self._wanted(cut.Limits(), streamed=False, include_usage=True)
+        )
+        await self._relay(converted, partial(make, 0)).collect()
         return model.slug
 
     async def responses(self) -> Response:
@@ -320,11 +376,7 @@ class Api:
         record.usage = lambda: relay.usage
         if record.streamed:
             return Streamed(relay)
-        document, headers = await relay.collect()
-        response = Response(document, 200, content_type="application/json")
-        for name, value in headers:
-            response.headers[name] = value
-        return response
+        return _document(*await relay.collect())
 
     def _relay(self, converted: convert.Converted, conversion: Callable[[], Conversion]) -> Relay:
         up = converted.request
@@ -411,6 +463,13 @@ def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
         raise errors.bad_request(f"{said}{f' at {param}' if place else ''}.", param=param) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
+
+
+def _document(document: bytes, headers: Sequence[Header]) -> Response:
+    response = Response(document, 200, content_type="application/json")
+    for name, value in headers:
+        response.headers[name] = value
+    return response
 
 
 def _json(value: object) -> Response:

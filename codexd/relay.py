@@ -190,9 +190,11 @@ class Relay:
                 raise conversion.state.error
             # The client has its last event; its end of body waits for the upstream's, because the host cancels this
             # task with it, and a connection whose end was not read cannot be used again.
-            with trio.move_on_after(DRAIN_PATIENCE):
-                async for _ in chunks:
-                    pass
+            # What was cut short here would go on: that connection is closed instead.
+            if not conversion.state.cut_short:
+                with trio.move_on_after(DRAIN_PATIENCE):
+                    async for _ in chunks:
+                        pass
 
     async def _pass_on(self, client: Client, out: bytes) -> None:
         if not self._started and not self._conversion.state.begun:

@@ -168,6 +168,10 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     tools: list[Raw] | None = None
     tool_choice: str | NamedChoice | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
     functions: list[Function] | None = None
     function_call: str | Name | None = None
     parallel_tool_calls: bool | None = None

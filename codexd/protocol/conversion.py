@@ -33,6 +33,9 @@ class State(Protocol):
     error: ApiError | None
     """The answer has failed; nothing more is converted."""
 
+    cut_short: bool
+    """The answer was ended here and not by the upstream, which may have much to say still."""
+
     usage: Usage | None
 
     def eof(self) -> None:
@@ -61,7 +64,8 @@ class Dialect(Protocol):
 class Conversion:
     """One answer on its way to one client."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, last: bytes = DONE) -> None:
+        self._last = last
         self._decoder = sse.Decoder()
         self._dialect = dialect
         self.state = dialect.state
@@ -80,7 +84,7 @@ class Conversion:
             state.error = errors.stream_ended()
             return b""
         out = b"".join([push(event.data) for event in events])
-        return out + DONE if self.state.done else out
+        return out + self._last if self.state.done else out
 
 
 class ChatDialect:
@@ -108,8 +112,9 @@ class ChatDialect:
         return _encode(fold(self._chunks))
 
 
-def chat(stream: ChatStream, *, streamed: bool) -> Conversion:
-    return Conversion(ChatDialect(stream, streamed=streamed))
+def chat(stream: ChatStream, *, streamed: bool, last: bytes = DONE) -> Conversion:
+    """``last`` ends the stream; one of several choices leaves that to the whole."""
+    return Conversion(ChatDialect(stream, streamed=streamed), last)
 
 
 def responses(stream: ResponsesStream) -> Conversion:

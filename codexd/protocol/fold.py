@@ -1,13 +1,15 @@
 """Streamed chunks, folded into the one completion that a client gets which does not stream."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from msgspec import UNSET, UnsetType
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd.protocol.chat import (
     Choice,
     Chunk,
     Completion,
+    CompletionTokensDetails,
     CompletionUsage,
     CustomCall,
     Delta,
@@ -25,17 +27,49 @@ def fold(chunks: Iterable[Chunk]) -> Completion:
     usage: CompletionUsage | UnsetType | None = UNSET
     reason: FinishReason | None = None
     deltas: list[Delta] = []
+    index = 0
     for chunk in chunks:
         first = first or chunk
         usage = chunk.usage or usage
         for choice in chunk.choices:
             deltas.append(choice.delta)
+            index = choice.index
             reason = reason or choice.finish_reason
     if first is None or reason is None:
         raise ValueError("a stream without an end has no completion")
     message = _message(deltas)
     return Completion(
-        first.id, "chat.completion", first.created, first.model, [Choice(0, message, reason)], usage or UNSET
+        first.id, "chat.completion", first.created, first.model, [Choice(index, message, reason)], usage or UNSET
+    )
+
+
+class _Document(Struct):
+    choices: list[Raw]
+    usage: CompletionUsage | None = None
+
+
+def join(documents: Sequence[bytes]) -> bytes:
+    """The documents of several choices as one, its usage that of all of them."""
+    parts = [msgspec.json.decode(document, type=_Document) for document in documents]
+    whole = msgspec.json.decode(documents[0], type=dict[str, Raw])
+    whole["choices"] = Raw(msgspec.json.encode([choice for part in parts for choice in part.choices]))
+    if (usage := total([part.usage for part in parts if part.usage is not None])) is not None:
+        whole["usage"] = Raw(msgspec.json.encode(usage))
+    return msgspec.json.encode(whole)
+
+
+def total(usages: Sequence[CompletionUsage]) -> CompletionUsage | None:
+    """The usage of several answers to one prompt: it counts once, as the API counts it."""
+    if not usages:
+        return None
+    completion = sum(usage.completion_tokens for usage in usages)
+    reasoning = sum(usage.completion_tokens_details.reasoning_tokens for usage in usages)
+    first = usages[0]
+    return msgspec.structs.replace(
+        first,
+        completion_tokens=completion,
+        total_tokens=first.prompt_tokens + completion,
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning),
     )
 
 

@@ -16,12 +16,16 @@ from codexd import errors
 class Rule(NamedTuple):
     """``harmless`` are JSON values that ask for what happens anyway: neither reported nor refused."""
 
-    treatment: Literal["forwarded", "adjusted", "dropped", "refused"]
+    treatment: Literal["forwarded", "adjusted", "emulated", "dropped", "refused"]
     note: str = ""
     harmless: tuple[Any, ...] = ()
 
 
 _BACKEND = "the backend refuses it"
+_MAX_TOKENS = (
+    "the answer is cut at an estimate of 4 bytes of text and tool arguments a token, and the backend's stream closed; "
+    "reasoning is not counted, and the usage of a cut answer is estimated"
+)
 _SHARED: dict[str, Rule] = {
     "model": Rule("adjusted", "resolved to a model and, from a `NAME-EFFORT` name, its reasoning effort"),
     "stream": Rule("adjusted", "the backend is always streamed; codexd collects the answer when the client is not"),
@@ -54,16 +58,18 @@ CHAT: dict[str, Rule] = _SHARED | {
     "response_format": Rule("forwarded", "as `text.format`; for `json_object` the input is made to speak of JSON"),
     "reasoning_effort": Rule("forwarded", "must be one that the model offers"),
     "verbosity": Rule("forwarded"),
-    "max_tokens": Rule("dropped", _BACKEND),
-    "max_completion_tokens": Rule("dropped", _BACKEND),
-    "stop": Rule("dropped", _BACKEND, ([],)),
+    "max_tokens": Rule("emulated", _MAX_TOKENS),
+    "max_completion_tokens": Rule("emulated", f"{_MAX_TOKENS}; goes before `max_tokens`"),
+    "stop": Rule(
+        "emulated", "the answer ends before the first of up to 4 sequences, and the backend's stream is closed", ([],)
+    ),
     "presence_penalty": Rule("dropped", _BACKEND, (0,)),
     "frequency_penalty": Rule("dropped", _BACKEND, (0,)),
     "logit_bias": Rule("dropped", _BACKEND, ({},)),
     "seed": Rule("dropped", _BACKEND),
     "prediction": Rule("dropped", _BACKEND),
     "web_search_options": Rule("dropped", _BACKEND),
-    "n": Rule("refused", "one answer a request", (1,)),
+    "n": Rule("emulated", "up to 8, as so many requests to the backend at once", (1,)),
     "logprobs": Rule("refused", _BACKEND, (False,)),
     "top_logprobs": Rule("refused", _BACKEND, (0,)),
     "audio": Rule("refused", "the backend has no audio"),
@@ -79,7 +85,7 @@ RESPONSES: dict[str, Rule] = _SHARED | {
     "text": Rule("forwarded"),
     "include": Rule("adjusted", "always `reasoning.encrypted_content`"),
     "client_metadata": Rule("forwarded", "the official client's own"),
-    "max_output_tokens": Rule("dropped", _BACKEND),
+    "max_output_tokens": Rule("emulated", _MAX_TOKENS),
     "max_tool_calls": Rule("dropped", _BACKEND),
     "truncation": Rule("dropped", _BACKEND, ("disabled",)),
     "context_management": Rule("dropped", _BACKEND),
@@ -112,8 +118,8 @@ def sort_out(body: bytes, rules: dict[str, Rule]) -> list[str]:
         elif rule.treatment == "refused":
             how = " with this value" if rule.harmless else ""
             raise errors.unsupported(name, f"{name!r} is not supported{how}: {rule.note}.")
-        elif rule.treatment == "dropped":
-            adjusted.append(f"{name}=dropped")
+        elif rule.treatment in ("dropped", "emulated"):
+            adjusted.append(f"{name}={rule.treatment}")
     return list(dict.fromkeys(adjusted))
 
 

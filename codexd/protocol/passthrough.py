@@ -5,7 +5,7 @@ response object gets every key that OpenAI's schema has and echoes what the clie
 tool calls lose the namespace that codexd put on them; ``sequence_number`` never repeats, also after a keepalive.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import msgspec
@@ -14,9 +14,11 @@ from msgspec import Raw, Struct
 from codexd import errors
 from codexd.errors import ApiError, ErrorObject
 from codexd.protocol import sse
+from codexd.protocol.cut import estimate
 from codexd.protocol.request import NAMESPACE
 from codexd.protocol.responses import FAILURES, Failed, RawObject, Usage, decode_event
 from codexd.protocol.stream import failed
+from codexd.protocol.truncation import Truncation
 
 _SILENT = frozenset({"response.created", "response.in_progress", "response.queued"})
 """Events that say nothing of the answer yet."""
@@ -88,9 +90,22 @@ _NAMESPACE_KEY = b'"namespace"'
 
 
 class ResponsesStream:
-    """One answer. ``echo`` holds the client's own values of ECHOED keys, ``own_names`` its names of renamed tools."""
+    """One answer. ``echo`` holds the client's own values of ECHOED keys, ``own_names`` its names of renamed tools.
 
-    def __init__(self, echo: RawObject, own_names: Mapping[str, str] | None = None) -> None:
+    ``truncation`` ends the answer at a limit; its usage is then estimated, of the request by ``prompt_tokens``.
+    """
+
+    def __init__(
+        self,
+        echo: RawObject,
+        own_names: Mapping[str, str] | None = None,
+        truncation: Truncation | None = None,
+        prompt_tokens: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._truncation = truncation
+        self._prompt_tokens = prompt_tokens
+        self._open: dict[int, RawObject] = {}
+        self._head_of_response: RawObject = {}
         self._own_names = {
             msgspec.json.encode(wire): Raw(msgspec.json.encode(own)) for wire, own in (own_names or {}).items()
         }
@@ -101,6 +116,7 @@ class ResponsesStream:
         self._failure: bytes | None = None
         self.begun = False
         self.done = False
+        self.cut_short = False
         self.error: ApiError | None = None
         self.usage: Usage | None = None
         self._response_object: bytes | None = None
@@ -144,6 +160,8 @@ class ResponsesStream:
             self.begun = True
             if kind == "response.function_call_arguments.done":
                 changes = self._named(data)
+            if self._truncation is not None and (events := self._truncation.push(kind, data)) is not None:
+                return self._cut_off(self._truncation, data, events)
         return self._event(kind, head.sequence_number, data, changes)
 
     def eof(self) -> None:
@@ -195,6 +213,28 @@ class ResponsesStream:
         self.error = failed(event)
         return b""
 
+    def _cut_off(self, truncation: Truncation, data: bytes, events: list[dict[str, object]]) -> bytes:
+        """The events that end the answer here: those that close what is open, its item, and the response."""
+        index = _index(_OBJECT.decode(data))
+        out = []
+        for event in events:
+            kind, encoded = str(event["type"]), msgspec.json.encode(event)
+            changes = self._named(encoded) if kind == "response.function_call_arguments.done" else {}
+            out.append(self._event(kind, None, encoded, changes))
+        item = Raw(msgspec.json.encode(truncation.closed(self._open.get(index, {}), index)))
+        self._items[index] = item
+        done = {"type": "response.output_item.done", "output_index": index, "item": item}
+        out.append(self._event("response.output_item.done", None, msgspec.json.encode(done), {}))
+        tokens_in, tokens_out = self._prompt_tokens(), estimate(truncation.spent)
+        usage = {"input_tokens": tokens_in, "output_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
+        end = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}, "usage": usage}
+        ended = self._head_of_response | {key: Raw(msgspec.json.encode(value)) for key, value in end.items()}
+        response = self._response("response.incomplete", Raw(msgspec.json.encode(ended)))
+        last = {"type": "response.incomplete", "response": response}
+        out.append(self._event("response.incomplete", None, msgspec.json.encode(last), {}))
+        self.cut_short = True
+        return b"".join(out)
+
     def _item(self, kind: str, data: bytes) -> RawObject:
         event = _OBJECT.decode(data)
         raw = event.get("item", Raw(b"{}"))
@@ -213,6 +253,8 @@ class ResponsesStream:
             self._items[index] = raw
         elif "name" in item:
             self._names[index] = item["name"]
+        if self._truncation is not None:
+            self._open[index] = _OBJECT.decode(raw)
         return changes
 
     def _named(self, data: bytes) -> RawObject:
@@ -225,6 +267,7 @@ class ResponsesStream:
 
     def _response(self, kind: str, raw: Raw) -> Raw:
         if kind not in _TERMINAL:
+            self._head_of_response = _OBJECT.decode(raw) if self._truncation is not None else {}
             return self._complete(raw)
         response = _OBJECT.decode(raw)
         if self._items:

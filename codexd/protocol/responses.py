@@ -148,6 +148,7 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True):
     prompt_cache_key: str | None = None
     client_metadata: Raw | UnsetType = UNSET
     include: list[str] | None = None
+    max_output_tokens: int | None = None
 
 
 REQUEST = msgspec.json.Decoder(ResponsesRequest)

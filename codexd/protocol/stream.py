@@ -8,6 +8,7 @@ Theory of operation. The answer is in one of four states:
     waiting   | completed without anything                           | failed
     begun     | completed, incomplete                                | done
     waiting   | incomplete                                           | done
+    begun     | a stop sequence, or the limit of tokens (cut short)  | done
     any       | failed, error, cancelled, end without a terminal     | failed
     done      | –                                                    | –
     failed    | –                                                    | –
@@ -24,7 +25,7 @@ Text of messages in the phase ``commentary`` is the model talking while it works
 the answer.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from msgspec import UNSET, UnsetType
@@ -44,6 +45,7 @@ from codexd.protocol.chat import (
     PromptTokensDetails,
     ToolCallDelta,
 )
+from codexd.protocol.cut import Cut, estimate
 from codexd.protocol.responses import (
     ArgumentsDelta,
     ArgumentsDone,
@@ -87,6 +89,8 @@ class ChatStream:
     """One answer. ``id``, ``model`` and ``created`` (Unix seconds) are the chunks' own and come from the caller.
 
     ``names`` gives tools the client's own names back. ``legacy``: calls go out as ``function_call``, the first of them.
+    ``cut`` may end the answer early; its usage is then estimated, of the request by ``prompt_tokens``. ``index`` is
+    that of the choice; of several, ``usage_chunk`` is off, because the usage is that of all.
     """
 
     def __init__(
@@ -98,7 +102,15 @@ class ChatStream:
         include_usage: bool,
         names: Mapping[str, str] | None = None,
         legacy: bool = False,
+        cut: Cut | None = None,
+        prompt_tokens: Callable[[], int] = lambda: 0,
+        index: int = 0,
+        usage_chunk: bool = True,
     ) -> None:
+        self._usage_chunk = usage_chunk
+        self._cut = cut
+        self._prompt_tokens = prompt_tokens
+        self._index = index
         self._names = names or {}
         self._legacy = legacy
         self._id = id
@@ -111,6 +123,7 @@ class ChatStream:
         self._reasoned: tuple[int, int] | None = None
         self.begun = False
         self.done = False
+        self.cut_short = False
         self.error: ApiError | None = None
         self.usage: Usage | None = None
 
@@ -172,7 +185,10 @@ class ChatStream:
         if item.type in ("function_call", "custom_tool_call") and state.index is None:
             state.index, self._calls = self._calls, self._calls + 1
             state.custom = item.type == "custom_tool_call"
-            return self._call(state, "", name=self._names.get(item.name, item.name), id=item.call_id)
+            held = self._flush()
+            if self.done:
+                return held
+            return held + self._call(state, "", name=self._names.get(item.name, item.name), id=item.call_id)
         return [] if item.type == "reasoning" else self._chunks()
 
     def _item_done(self, output_index: int, item: Item) -> list[Chunk]:
@@ -186,6 +202,7 @@ class ChatStream:
                 text = "".join(part.text for part in item.content or ())
                 refusal = "".join(part.refusal for part in item.content or ())
                 chunks += self._text(output_index, text[self._sent_text(state) :])
+                chunks += self._flush()
                 chunks += self._refusal(output_index, refusal[state.refusal :])
             case "function_call":
                 chunks += self._rest_of_arguments(output_index, item.arguments)
@@ -206,11 +223,28 @@ class ChatStream:
         if state.commentary:
             return self._reasoning(output_index, 0, text)
         state.text += len(text)
-        return self._chunks(Delta(content=text)) if text else []
+        if self._cut is None:
+            return self._chunks(Delta(content=text)) if text else []
+        return self._cut_text(self._cut, self._cut.text(text))
+
+    def _cut_text(self, cut: Cut, text: str) -> list[Chunk]:
+        chunks = self._chunks(Delta(content=text)) if text else []
+        return chunks + self._cut_off(cut)
+
+    def _cut_off(self, cut: Cut) -> list[Chunk]:
+        """The end of the answer, if it was cut by what went out just now."""
+        if cut.reason is None or self.done:
+            return []
+        self.cut_short = True
+        return self._finish(cut.reason, _estimated(self._prompt_tokens(), cut.spent))
+
+    def _flush(self) -> list[Chunk]:
+        """What was held back of the text, now that something else begins."""
+        return [] if self._cut is None or self.done else self._cut_text(self._cut, self._cut.flush())
 
     def _refusal(self, output_index: int, text: str) -> list[Chunk]:
         self._open(output_index).refusal += len(text)
-        return self._chunks(Delta(refusal=text)) if text else []
+        return self._chunks(Delta(refusal=text)) if text and not self.done else []
 
     def _reasoning(self, output_index: int, summary_index: int, text: str) -> list[Chunk]:
         if not text:
@@ -227,11 +261,14 @@ class ChatStream:
 
     def _arguments(self, output_index: int, text: str) -> list[Chunk]:
         state = self._open(output_index)
-        if state.index is None or not text:
+        if state.index is None or not text or self.done:
             # A delta for a call that was never announced: its item comes whole with output_item.done.
             return []
         state.arguments += len(text)
-        return self._call(state, text)
+        if self._cut is None:
+            return self._call(state, text)
+        fits = self._cut.spend(text)
+        return (self._call(state, fits) if fits else []) + self._cut_off(self._cut)
 
     def _call(
         self,
@@ -259,26 +296,34 @@ class ChatStream:
     # --- the end
 
     def _completed(self, response: Response) -> list[Chunk]:
-        chunks = self._leftovers(response)
+        chunks = self._leftovers(response) + self._flush()
+        if self.done:
+            return chunks
         if not self._said:
             self.error = errors.empty_answer()
             return []
         called: FinishReason = "function_call" if self._legacy else "tool_calls"
-        return chunks + self._finish(called if self._calls else "stop", response)
+        return chunks + self._finish(called if self._calls else "stop", response.usage)
 
     def _incomplete(self, response: Response) -> list[Chunk]:
         details = response.incomplete_details
         reason = details.reason if details else None
-        return self._leftovers(response) + self._finish(_INCOMPLETE.get(reason, "length"), response)
+        chunks = self._leftovers(response) + self._flush()
+        return chunks if self.done else chunks + self._finish(_INCOMPLETE.get(reason, "length"), response.usage)
 
     def _leftovers(self, response: Response) -> list[Chunk]:
-        return [chunk for index, item in enumerate(response.output or ()) for chunk in self._item_done(index, item)]
+        return [
+            chunk
+            for index, item in enumerate(response.output or ())
+            if not self.done
+            for chunk in self._item_done(index, item)
+        ]
 
-    def _finish(self, reason: FinishReason, response: Response) -> list[Chunk]:
+    def _finish(self, reason: FinishReason, usage: Usage | None) -> list[Chunk]:
         self.done = True
-        self.usage = response.usage
+        self.usage = usage
         chunks = self._chunks(Delta(), finish_reason=reason)
-        if self._include_usage and self.usage is not None:
+        if self._include_usage and self._usage_chunk and self.usage is not None:
             chunks.append(self._chunk([], chat_usage(self.usage)))
         return chunks
 
@@ -294,10 +339,10 @@ class ChatStream:
         chunks = []
         if not self.begun:
             self.begun = True
-            chunks.append(self._chunk([ChunkChoice(0, Delta(role="assistant", content=""))]))
+            chunks.append(self._chunk([ChunkChoice(self._index, Delta(role="assistant", content=""))]))
         if delta is not None:
             self._said |= said
-            chunks.append(self._chunk([ChunkChoice(0, delta, finish_reason=finish_reason)]))
+            chunks.append(self._chunk([ChunkChoice(self._index, delta, finish_reason=finish_reason)]))
         return chunks
 
     def _chunk(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> Chunk:
@@ -309,6 +354,11 @@ class ChatStream:
             choices,
             usage if self._include_usage else UNSET,
         )
+
+
+def _estimated(tokens_in: int, spent: int) -> Usage:
+    tokens_out = estimate(spent)
+    return Usage(input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out)
 
 
 def failed(event: Event) -> ApiError:

@@ -236,3 +236,111 @@ async def test_an_upgrade_to_websocket_is_a_426(autojump_clock: MockClock, tmp_p
     async with client(tmp_path, Backend()) as app:
         answer = await app.request("GET", "/v1/responses", headers={"x-upgrade": "websocket"})
         assert (answer.status, answer.json["error"]["code"]) == (426, "upgrade_required")
+
+
+# --- several choices
+
+
+class Voices(Backend):
+    """Each request gets its own answer, by its number."""
+
+    def __init__(self, *answers: Sequence["Json | float"]) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.steps = self.answers[len(self.requests) % len(self.answers)]
+        return super().__call__(request)
+
+
+def voice(word: str, *pauses: float) -> list["Json | float"]:
+    return [CREATED, ADDED, *pauses, text(word), done(word), COMPLETED]
+
+
+async def test_several_choices_are_as_many_requests_at_once(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Voices(voice("one", 5), voice("two", 1), voice("three", 3))
+    async with client(tmp_path, backend) as app:
+        begun = trio.current_time()
+        answer = await app.request("POST", "/v1/chat/completions", hello(n=3))
+        assert trio.current_time() - begun == pytest.approx(5, abs=0.5)
+    assert (answer.status, len(backend.requests)) == (200, 3)
+    assert answer.headers["x-codexd-adjusted"].startswith("n=emulated")
+    said = [(choice["index"], choice["message"]["content"]) for choice in answer.json["choices"]]
+    assert [index for index, _ in said] == [0, 1, 2]
+    assert sorted(word for _, word in said) == ["one", "three", "two"]
+    usage = answer.json["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (7, 9, 16)
+
+
+async def test_several_choices_share_one_stream(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Voices(voice("one", 2, 40), voice("two", 1))
+    async with client(tmp_path, backend) as app:
+        wanted = hello(n=2, stream=True, stream_options={"include_usage": True})
+        answer = await app.request("POST", "/v1/chat/completions", wanted)
+    events = [event.data for event in sse.Decoder().feed(answer.body)]
+    assert events[-1] == b"[DONE]"
+    assert events.count(b"[DONE]") == 1
+    chunks = [msgspec.json.decode(data) for data in events[:-1]]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    usages = [chunk["usage"] for chunk in chunks]
+    assert usages[:-1] == [None] * (len(usages) - 1)
+    assert (usages[-1]["completion_tokens"], chunks[-1]["choices"]) == (6, [])
+    words: dict[int, str] = {}
+    ends: list[int] = []
+    for chunk in chunks[:-1]:
+        (choice,) = chunk["choices"]
+        words[choice["index"]] = words.get(choice["index"], "") + choice["delta"].get("content", "")
+        ends += [choice["index"]] if choice["finish_reason"] else []
+    assert sorted(words.values()) == ["one", "two"]
+    assert sorted(ends) == [0, 1]
+    assert b": keepalive" in answer.body
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_one_failure_is_the_failure_of_all(autojump_clock: MockClock, tmp_path: Path, streamed: bool) -> None:
+    failed = {"type": "response.failed", "response": {"error": {"code": "insufficient_quota", "message": "No more."}}}
+    backend = Voices([CREATED, failed], [CREATED, 9.0, ADDED, text("late")])
+    async with client(tmp_path, backend) as app:
+        answer = await app.request("POST", "/v1/chat/completions", hello(n=2, stream=streamed))
+    assert (answer.status, answer.json["error"]["code"]) == (429, "insufficient_quota")
+    assert all(body.closed for body in backend.bodies)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+async def test_a_failure_after_the_beginning_is_told_once(
+    autojump_clock: MockClock, tmp_path: Path, order: int
+) -> None:
+    failed = {"type": "response.failed", "response": {"error": {"code": "insufficient_quota", "message": "No more."}}}
+    fails = [CREATED, 2.0, failed] if order else [CREATED, ADDED, text("a"), 2.0, failed]
+    backend = Voices(fails, [CREATED, ADDED, text("good"), 9.0, text("never"), COMPLETED])
+    async with client(tmp_path, backend) as app:
+        answer = await app.request("POST", "/v1/chat/completions", hello(n=2, stream=True))
+    assert answer.status == 200
+    assert answer.body.count(b'data: {"error"') == 1
+    assert b"[DONE]" not in answer.body
+    assert b"never" not in answer.body
+    assert all(body.closed for body in backend.bodies)
+
+
+async def test_a_client_of_several_choices_that_leaves_closes_them_all(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    backend = Voices([CREATED, ADDED, text("a"), 500.0], [CREATED, ADDED, text("b"), 500.0])
+    async with client(tmp_path, backend) as app:
+        await app.request("POST", "/v1/chat/completions", hello(n=2, stream=True), leave_after=5)
+    assert [body.closed for body in backend.bodies] == [True, True]
+
+
+async def test_a_cut_answer_closes_its_upstream_at_once(autojump_clock: MockClock, tmp_path: Path) -> None:
+    for fields in ({"stop": ["STOP"]}, {"max_tokens": 1}, {"n": 2, "stop": "STOP"}):
+        for streamed in (True, False):
+            backend = Backend([CREATED, ADDED, text("okaySTOP"), 500.0, COMPLETED])
+            async with client(tmp_path, backend) as app:
+                begun = trio.current_time()
+                answer = await app.request("POST", "/v1/chat/completions", hello(stream=streamed, **fields))
+                assert trio.current_time() - begun < 1
+            assert (answer.status, answer.ended) == (200, True)
+            assert b"STOP" not in answer.body.replace(b'"stop"', b"")
+            assert all(body.closed for body in backend.bodies)
+            assert "sent" not in backend.sent
+            assert set(backend.sent) & {"stop", "max_tokens", "n"} == set()

@@ -235,8 +235,9 @@ def test_parameters_are_dropped_refused_or_left_alone_by_the_table() -> None:
     body = b'{"model":"m","temperature":1,"user":null,"n":1,"stop":[],"x y":1,"foo":2,"metadata":{}}'
     assert parameters.sort_out(body, parameters.CHAT) == ["temperature=dropped", "unknown=dropped", "foo=dropped"]
     with pytest.raises(ApiError) as caught:
-        parameters.sort_out(b'{"n":2}', parameters.CHAT)
-    assert (caught.value.status, caught.value.error.param) == (400, "n")
+        parameters.sort_out(b'{"logprobs":true}', parameters.CHAT)
+    assert (caught.value.status, caught.value.error.param) == (400, "logprobs")
+    assert parameters.sort_out(b'{"n":2,"stop":"x"}', parameters.CHAT) == ["n=emulated", "stop=emulated"]
     with pytest.raises(ApiError):
         parameters.sort_out(b'{"background":true}', parameters.RESPONSES)
 

@@ -193,3 +193,8 @@ def test_json_is_spoken_of_once() -> None:
     ):
         body = up(chat_request(messages=messages, response_format={"type": "json_object"}))
         assert len(body["input"]) == 1 + said
+
+
+def test_a_custom_tool_may_be_bare_and_nothing_is_said_of_a_free_choice() -> None:
+    assert tools.from_chat(raw({"type": "custom", "name": "x"}), "t") == {"type": raw("custom"), "name": raw("x")}
+    assert [tools.instruction(choice) for choice in ("auto", "none", Raw(b'"auto"'))] == [None] * 3  # type: ignore[arg-type]

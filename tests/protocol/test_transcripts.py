@@ -14,9 +14,11 @@ from codexd.protocol import chat, parameters, responses, sse
 from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
 from codexd.protocol.conversion import Conversion
+from codexd.protocol.cut import Cut, Limits, limits
 from codexd.protocol.models import Catalogue
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
 from codexd.protocol.stream import ChatStream
+from codexd.protocol.truncation import Truncation
 
 FOLDER = Path(__file__).parent.parent / "transcripts"
 NAMES = sorted(folder.name for folder in FOLDER.iterdir())
@@ -51,14 +53,17 @@ def conversion(folder: Path, *, streamed: bool) -> Conversion:
         asked = chat.REQUEST.decode(body)
         usage = not streamed or bool(asked.stream_options and asked.stream_options.include_usage)
         converted, _ = sent(folder)
+        wanted = limits(asked.stop, ("max_tokens", asked.max_tokens))
         stream = ChatStream(
             id="chatcmpl-1", model=asked.model, created=1795324300, include_usage=usage, names=converted.names,
-            legacy=converted.legacy,
+            legacy=converted.legacy, cut=Cut(wanted) if wanted != Limits() else None, prompt_tokens=lambda: 7,
         )  # fmt: skip
         return conversions.chat(stream, streamed=streamed)
     given = msgspec.json.decode(body, type=responses.RawObject)
     echo = {key: given[key] for key in ECHOED if key in given}
-    return conversions.responses(ResponsesStream(echo, sent(folder)[0].names))
+    limit = limits(None, ("max_output_tokens", responses.REQUEST.decode(body).max_output_tokens))
+    truncation = Truncation(Cut(limit)) if limit.max_tokens else None
+    return conversions.responses(ResponsesStream(echo, sent(folder)[0].names, truncation, lambda: 7))
 
 
 def upstream(folder: Path) -> bytes:

@@ -1,0 +1,104 @@
+"""``n`` answers to one request: as many requests to the backend at once, and one answer with so many choices.
+
+The backend knows no ``n``. All or nothing: when one of the answers fails, the others end and the request fails with it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import trio
+
+from codexd.errors import ApiError
+from codexd.protocol.conversion import DONE
+from codexd.relay import Client, Header, Relay
+
+MAX_N = 8
+
+
+class Choices:
+    """The relays of one request, together one body. ``usage`` makes the chunk with the usage of all, or nothing.
+
+    Their conversions end without ``[DONE]`` and without a usage chunk of their own.
+    """
+
+    def __init__(self, relays: Sequence[Relay], usage: Callable[[], bytes]) -> None:
+        self._relays = relays
+        self._usage = usage
+        self._started = False
+        self._lock = trio.Lock()
+        self.error: ApiError | None = None
+
+    async def stream(self, client: Client) -> None:
+        """Raises ApiError only while the status is still the caller's to choose."""
+        reported = False
+        async with trio.open_nursery() as nursery:
+
+            async def sing(relay: Relay) -> None:
+                nonlocal reported
+                try:
+                    await relay.stream(_Voice(self, client))
+                except ApiError as error:
+                    self.error = self.error or error
+                if relay.error is not None:
+                    # One that had begun has told the client itself.
+                    reported = reported or self.error is None
+                    self.error = self.error or relay.error
+                    nursery.cancel_scope.cancel()
+
+            for relay in self._relays:
+                nursery.start_soon(sing, relay)
+        if self.error is None:
+            await client.write(self._usage() + DONE)
+        elif not self._started:
+            raise self.error
+        elif not reported:
+            await client.write(b"data: %b\n\n" % self.error.body())
+        await client.end()
+
+    async def start(self, client: Client, headers: Sequence[Header]) -> None:
+        """The first of them to have something to say opens the answer."""
+        async with self._lock:
+            if not self._started:
+                self._started = True
+                await client.start(headers)
+
+    async def write(self, client: Client, data: bytes) -> None:
+        async with self._lock:
+            await client.write(data)
+
+    async def collect(self) -> tuple[list[bytes], Sequence[Header]]:
+        """All documents, in the order of their indices, and the headers of the last. Raises ApiError."""
+        documents: list[bytes] = [b""] * len(self._relays)
+        headers: Sequence[Header] = ()
+        async with trio.open_nursery() as nursery:
+
+            async def collect(index: int, relay: Relay) -> None:
+                nonlocal headers
+                try:
+                    documents[index], headers = await relay.collect()
+                except ApiError as error:
+                    self.error = self.error or error
+                    nursery.cancel_scope.cancel()
+
+            for index, relay in enumerate(self._relays):
+                nursery.start_soon(collect, index, relay)
+        if self.error is not None:
+            raise self.error
+        return documents, headers
+
+
+class _Voice:
+    """The client, as one of the relays sees it."""
+
+    def __init__(self, choices: Choices, client: Client) -> None:
+        self._choices = choices
+        self._client = client
+
+    async def start(self, headers: Sequence[Header]) -> None:
+        await self._choices.start(self._client, headers)
+
+    async def write(self, data: bytes) -> None:
+        if data:
+            await self._choices.write(self._client, data)
+
+    async def end(self) -> None:
+        pass
