@@ -24,7 +24,7 @@ from codexd.config import Config, is_loopback
 from codexd.errors import DEVICE_CODES_OFF_HINT, ApiError
 from codexd.exchange import ApiRequest, HttpConnection, Record, Streamed, error_response
 from codexd.keys import Keys
-from codexd.protocol import chat, cut, limits, parameters, responses
+from codexd.protocol import chat, completions, cut, limits, parameters, responses
 from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
 from codexd.protocol.conversion import DONE, Conversion
@@ -95,6 +95,7 @@ class _Wanted(NamedTuple):
     limits: cut.Limits
     streamed: bool
     include_usage: bool
+    number: int
 
 
 _PROBE = b'{"model": "-", "messages": [{"role": "user", "content": "Answer with the word ok."}]}'
@@ -167,6 +168,9 @@ class Api:
             app.add_url_rule(
                 f"{prefix}/chat/completions", f"{prefix}chat", self.chat_completions, methods=["POST"], **plain
             )
+            app.add_url_rule(
+                f"{prefix}/completions", f"{prefix}completions", self.completions, methods=["POST"], **plain
+            )
             app.add_url_rule(f"{prefix}/responses", f"{prefix}responses", self.responses, methods=["POST"], **plain)
             app.add_url_rule(f"{prefix}/models", f"{prefix}models", self.models, methods=["GET"], **plain)
             app.add_url_rule(f"{prefix}/models/<path:name>", f"{prefix}model", self.model, methods=["GET"], **plain)
@@ -192,52 +196,87 @@ class Api:
         record = _record()
         resolved = self._understand(record, asked.model, body, parameters.CHAT, streamed=bool(asked.stream))
         converted = convert.from_chat(asked, resolved, self._settings(resolved))
-        include_usage = not record.streamed or bool(asked.stream_options and asked.stream_options.include_usage)
         tokens = ("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)
-        wanted = self._wanted(limits_of(asked.stop, *tokens), streamed=record.streamed, include_usage=include_usage)
-        number = 1 if asked.n is None else asked.n
+        wanted = self._wanted("chatcmpl", limits_of(asked.stop, *tokens), asked.stream_options, record, asked.n)
+        makers = [self._chat_conversion(resolved, converted, wanted, index) for index in range(wanted.number)]
+        return await self._answers(record, [converted] * wanted.number, makers, wanted, per_prompt=wanted.number)
+
+    async def completions(self) -> Response:
+        """The legacy endpoint: each prompt a chat of one message."""
+        body = await _body()
+        asked = _decode(completions.REQUEST, body)
+        record = _record()
+        resolved = self._understand(record, asked.model, body, parameters.COMPLETIONS, streamed=bool(asked.stream))
+        limits = limits_of(asked.stop, ("max_tokens", asked.max_tokens))
+        texts, settings = completions.prompts(asked), self._settings(resolved)
+        each = self._wanted("cmpl", limits, asked.stream_options, record, asked.n)
+        wanted = each._replace(number=each.number * len(texts))
+        if wanted.number > MAX_N:
+            raise errors.bad_request(f"n times the number of prompts must be {MAX_N} at most.", param="n")
+        converted, makers = [], []
+        for index in range(wanted.number):
+            text = texts[index // each.number]
+            converted.append(convert.from_chat(completions.as_chat(asked, text), resolved, settings))
+            echo = text if asked.echo else ""
+            makers.append(self._chat_conversion(resolved, converted[-1], wanted, index, echo=echo))
+        return await self._answers(record, converted, makers, wanted, per_prompt=each.number)
+
+    def _wanted(
+        self, prefix: str, limits: cut.Limits, options: chat.StreamOptions | None, record: Record, n: int | None
+    ) -> _Wanted:
+        number = 1 if n is None else n
         if not 1 <= number <= MAX_N:
             raise errors.bad_request(f"n must be between 1 and {MAX_N}.", param="n")
-        make = self._chat_conversion(resolved, converted, wanted, choices=number)
-        if number == 1:
-            return await self._answer(record, converted, partial(make, 0))
-        record.adjusted += converted.adjusted
-        return await self._answers(record, converted, make, wanted, number)
-
-    def _wanted(self, limits: cut.Limits, *, streamed: bool, include_usage: bool) -> _Wanted:
-        id = f"chatcmpl-{secrets.token_hex(14)}"  # noqa: A001 - the API's own word
-        return _Wanted(id, int(self._clock()), limits, streamed, include_usage)
+        include_usage = not record.streamed or bool(options and options.include_usage)
+        id = f"{prefix}-{secrets.token_hex(14)}"  # noqa: A001 - the API's own word
+        return _Wanted(id, int(self._clock()), limits, record.streamed, include_usage, number)
 
     async def _answers(
         self,
         record: Record,
-        converted: convert.Converted,
-        make: Callable[[int], Conversion],
+        converted: Sequence[convert.Converted],
+        makers: Sequence[Callable[[], Conversion]],
         wanted: _Wanted,
-        number: int,
+        *,
+        per_prompt: int,
     ) -> Response:
-        """Several choices, each an answer of its own."""
-        relays = [self._relay(converted, partial(make, index)) for index in range(number)]
+        """One answer, or several as so many choices. Raises ApiError 400 for a strict key, when anything is dropped."""
+        if wanted.number == 1:
+            return await self._answer(record, converted[0], makers[0])
+        record.adjusted += [entry for each in converted for entry in each.adjusted if entry not in record.adjusted]
+        self._refuse_drops(record)
+        relays = [self._relay(each, make) for each, make in zip(converted, makers, strict=True)]
 
         def usage() -> bytes:
-            found = total([chat_usage(relay.usage) for relay in relays if relay.usage is not None])
+            found = total([chat_usage(relay.usage) for relay in relays if relay.usage is not None], per_prompt)
             if found is None or not wanted.include_usage:
                 return b""
             model = str(record.model)
-            chunk = chat.Chunk(wanted.id, "chat.completion.chunk", wanted.created, model, [], found)
-            return b"data: %b\n\n" % msgspec.json.encode(chunk)
+            if wanted.id.startswith("cmpl"):
+                chunk = completions.TextCompletion(wanted.id, "text_completion", wanted.created, model, [], found)
+                return completions.frame(chunk)
+            last = chat.Chunk(wanted.id, "chat.completion.chunk", wanted.created, model, [], found)
+            return b"data: %b\n\n" % msgspec.json.encode(last)
 
         choices = Choices(relays, usage)
         record.usage = lambda: relays[0].usage
         if record.streamed:
             return Streamed(choices)
         documents, headers = await choices.collect()
-        return _document(join(documents), headers)
+        return _document(join(documents, per_prompt), headers)
 
     def _chat_conversion(
-        self, resolved: Resolved, converted: convert.Converted, wanted: _Wanted, *, choices: int = 1
-    ) -> Callable[[int], Conversion]:
-        def conversion(index: int) -> Conversion:
+        self,
+        resolved: Resolved,
+        converted: convert.Converted,
+        wanted: _Wanted,
+        index: int = 0,
+        *,
+        echo: str | None = None,
+    ) -> Callable[[], Conversion]:
+        """``echo``: as a legacy completion, after this text."""
+
+        def conversion() -> Conversion:
             stream = ChatStream(
                 id=wanted.id,
                 model=resolved.model.slug,
@@ -248,9 +287,12 @@ class Api:
                 cut=cut.Cut(wanted.limits) if wanted.limits != cut.Limits() else None,
                 prompt_tokens=partial(prompt_tokens, converted.request),
                 index=index,
-                usage_chunk=choices == 1 or not wanted.streamed,
+                usage_chunk=wanted.number == 1 or not wanted.streamed,
             )
-            return conversions.chat(stream, streamed=wanted.streamed, last=DONE if choices == 1 else b"")
+            last = DONE if wanted.number == 1 else b""
+            if echo is not None:
+                return completions.conversion(stream, streamed=wanted.streamed, echo=echo, index=index, last=last)
+            return conversions.chat(stream, streamed=wanted.streamed, last=last)
 
         return conversion
 
@@ -260,10 +302,8 @@ class Api:
         resolved = Resolved(model, model.efforts[0] if model.efforts else None)
         asked = chat.REQUEST.decode(_PROBE)
         converted = convert.from_chat(asked, resolved, convert.Settings(prompt=None, effort=None, verbosity=None))
-        make = self._chat_conversion(
-            resolved, converted, self._wanted(cut.Limits(), streamed=False, include_usage=True)
-        )
-        await self._relay(converted, partial(make, 0)).collect()
+        wanted = _Wanted("probe", 0, cut.Limits(), streamed=False, include_usage=True, number=1)
+        await self._relay(converted, self._chat_conversion(resolved, converted, wanted)).collect()
         return model.slug
 
     async def responses(self) -> Response:
@@ -359,6 +399,17 @@ class Api:
             log.debug("request as it came", body=body.decode(errors="replace"))
         return resolved
 
+    def _refuse_drops(self, record: Record) -> None:
+        if record.key is None or not self._keys.is_strict(record.key):
+            return
+        dropped = next((entry for entry in record.adjusted if entry.endswith("=dropped")), "").removesuffix("=dropped")
+        if dropped:
+            raise errors.unsupported(
+                dropped,
+                f"{dropped!r} cannot be honoured, and the key {record.key!r} is strict: leave it out, or use a key "
+                "that is not strict (then it is dropped, and x-codexd-adjusted says so).",
+            )
+
     def _settings(self, resolved: Resolved) -> convert.Settings:
         codex = self._config.codex
         return convert.Settings(
@@ -372,6 +423,7 @@ class Api:
         self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]
     ) -> Response:
         record.adjusted += converted.adjusted
+        self._refuse_drops(record)
         relay = self._relay(converted, conversion)
         record.usage = lambda: relay.usage
         if record.streamed:
@@ -396,8 +448,8 @@ class Api:
         match status:
             case 404:
                 known = (
-                    "POST /v1/chat/completions, POST /v1/responses, GET /v1/models, GET /v1/models/{id}, GET /health, "
-                    "POST /auth/login, GET /auth/login"
+                    "POST /v1/chat/completions, POST /v1/responses, POST /v1/completions, GET /v1/models, "
+                    "GET /v1/models/{id}, GET /health, POST /auth/login, GET /auth/login"
                 )
                 message = f"There is no {request.method} {request.path} here. There is: {known}."
             case 405 if "x-upgrade" in request.headers:

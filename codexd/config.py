@@ -58,6 +58,13 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "hash in hex. No key here and none made: none is asked for."
         ),
     ] = msgspec.field(default_factory=dict)
+    strict_keys: Annotated[
+        tuple[str, ...],
+        _about(
+            "Names of keys in `client_keys` for which every parameter that would be dropped is a 400. "
+            "`codexctl keys add --strict` makes such a key."
+        ),
+    ] = ()
     max_body_bytes: Annotated[int, Meta(ge=1024), _about("Largest request body. Images travel inside it.")] = (
         64 * 1024 * 1024
     )
@@ -370,6 +377,9 @@ def _check(config: Config, *, keys_made: bool) -> None:
     for name, key in config.server.client_keys.items():
         if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
             raise ConfigError(f"server.client_keys.{name}: expected sha256: and 64 hexadecimal digits")
+    for name in config.server.strict_keys:
+        if name not in config.server.client_keys:
+            raise ConfigError(f"server.strict_keys: {name!r} is not in server.client_keys")
     if not config.listen():
         raise ConfigError("server.bind: expected at least one address")
     for bind in config.listen():

@@ -37,6 +37,7 @@ class Key(Struct):
     sha256: str
     created_at: int
     last_used_at: int | None = None
+    strict: bool = False
 
 
 class _File(Struct):
@@ -51,6 +52,7 @@ class Listed(Struct, frozen=True, kw_only=True):
     source: str
     created_at: int | None
     last_used_at: int | None
+    strict: bool
 
 
 class Keys:
@@ -73,6 +75,7 @@ class Keys:
         """Take over ``[server.client_keys]``, and whether keys are asked for in any case."""
         self._configured = {name: _digest_of(key) for name, key in config.server.client_keys.items()}
         self._always = config.key_always
+        self._strict = frozenset(config.server.strict_keys)
         self._index()
 
     def _index(self) -> None:
@@ -98,7 +101,12 @@ class Keys:
         self._unsaved = True
         return names[0]
 
-    def add(self, name: str) -> str:
+    def is_strict(self, name: str) -> bool:
+        """Whether who uses this key wants to hear of every parameter that would be dropped."""
+        made = self._made.get(name)
+        return name in self._strict or (made is not None and made.strict)
+
+    def add(self, name: str, *, strict: bool = False) -> str:
         """Make a key; the key itself, which is nowhere else. Raises ApiError for a name that cannot be taken."""
         if not _NAME.fullmatch(name):
             raise errors.bad_request(
@@ -111,7 +119,8 @@ class Keys:
         if self.fault is not None:
             self._keep_aside()
         key = PREFIX + secrets.token_urlsafe(32)
-        self._replace(self._made | {name: Key(name, hashlib.sha256(key.encode()).hexdigest(), int(self._clock()))})
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        self._replace(self._made | {name: Key(name, digest, int(self._clock()), strict=strict)})
         log.info("client key added", key=name)
         return key
 
@@ -135,11 +144,18 @@ class Keys:
                 source="codexctl",
                 created_at=key.created_at,
                 last_used_at=self._used.get(key.name, key.last_used_at),
+                strict=self.is_strict(key.name),
             )
             for key in self._made.values()
         ]
         configured = [
-            Listed(name=name, source="configuration", created_at=None, last_used_at=self._used.get(name))
+            Listed(
+                name=name,
+                source="configuration",
+                created_at=None,
+                last_used_at=self._used.get(name),
+                strict=self.is_strict(name),
+            )
             for name in self._configured
         ]
         return made + configured

@@ -12,6 +12,7 @@ from support.daemon import ROOT
 README = ROOT / "README.md"
 TABLES = {
     "configuration": config.table,
+    "completions parameters": lambda: parameters.table(parameters.COMPLETIONS),
     "chat parameters": lambda: parameters.table(parameters.CHAT),
     "responses parameters": lambda: parameters.table(parameters.RESPONSES),
 }

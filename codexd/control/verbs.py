@@ -52,7 +52,9 @@ class Verbs:
             case wire.Models():
                 await say(await self._models(refresh=request.refresh))
             case wire.KeysAdd():
-                await say(wire.KeyAdded(name=request.name, key=self._parts.keys.add(request.name)))
+                await say(
+                    wire.KeyAdded(name=request.name, key=self._parts.keys.add(request.name, strict=request.strict))
+                )
             case wire.KeysList():
                 await say(self._keys())
             case wire.KeysRevoke():

@@ -65,7 +65,10 @@ class Models(_Request, frozen=True, kw_only=True, tag="models"):
 
 
 class KeysAdd(_Request, frozen=True, kw_only=True, tag="keys_add"):
+    """``strict``: for this key every parameter that cannot be honoured is an error."""
+
     name: str
+    strict: bool = False
 
 
 class KeysList(_Request, frozen=True, kw_only=True, tag="keys_list"):
@@ -241,6 +244,7 @@ class KeyEntry(Struct, frozen=True, kw_only=True):
     source: str
     created_at: int | None
     last_used_at: int | None
+    strict: bool = False
 
 
 class KeysReport(_Reply, frozen=True, kw_only=True, tag="keys"):

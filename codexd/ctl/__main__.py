@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     actions = keys.add_subparsers(dest="action", metavar="ACTION", required=True)
     add = actions.add_parser("add", help="make a key and show it once", parents=[common])
     add.add_argument("name", metavar="NAME", help="what the key is for; it stands in the logs")
+    add.add_argument("--strict", action="store_true", help="refuse parameters that would be dropped")
     actions.add_parser("list", help="list the keys and when they were used last", parents=[common])
     revoke = actions.add_parser("revoke", help="take a key away", parents=[common])
     revoke.add_argument("name", metavar="NAME").completer = _key_names  # type: ignore[attr-defined]  # argcomplete's

@@ -235,10 +235,12 @@ def _keys(console: Console, report: wire.KeysReport) -> None:
         state = "and one is asked for: `codexctl keys add NAME`" if report.required else "local programs need none"
         console.print(f"No client keys; {state}.")
         return
-    table = _table("name", "made", "last used", "from")
+    strict = ["strict"] if any(key.strict for key in report.keys) else []
+    table = _table("name", "made", "last used", "from", *strict)
     for key in report.keys:
         made = _moment(key.created_at) if key.created_at else ""
-        table.add_row(key.name, made, _ago(key.last_used_at) if key.last_used_at else "never", key.source)
+        used = _ago(key.last_used_at) if key.last_used_at else "never"
+        table.add_row(key.name, made, used, key.source, *(["yes" if key.strict else ""] if strict else []))
     _print(console, table)
 
 

@@ -182,7 +182,7 @@ def _keys(options: argparse.Namespace, out: Output) -> int:
 
 def _add_key(options: argparse.Namespace, out: Output) -> None:
     try:
-        _ask(options, out, wire.KeysAdd(name=options.name), "Making a key")
+        _ask(options, out, wire.KeysAdd(name=options.name, strict=options.strict), "Making a key")
     except OSError:
         # Nobody has seen it, and nobody ever will: it must not stay.
         for _ in replies(options, wire.KeysRevoke(name=options.name)):

@@ -125,6 +125,14 @@ def tools_of(body: Json) -> list[tuple[str | None, Json]]:
     return flat
 
 
+def _told(last: Json) -> str | None:
+    """An instruction at the end to call a tool, which this model heeds."""
+    if last.get("role") != "developer":
+        return None
+    text = " ".join(part.get("text", "") for part in last.get("content", []))
+    return text if text.startswith("Call ") else None
+
+
 def _calls(body: Json) -> Iterator[tuple[str | None, Json]]:
     choice, last = body["tool_choice"], body["input"][-1]
     tools = tools_of(body)
@@ -132,6 +140,10 @@ def _calls(body: Json) -> Iterator[tuple[str | None, Json]]:
         yield from (each for each in tools if each[1]["name"] == choice.get("name"))
         return
     if choice == "none" or last.get("type") == "function_call_output":
+        return
+    if (told := _told(last)) is not None:
+        named = [each for each in tools if re.search(rf"\b{re.escape(each[1]['name'])}\b", told)]
+        yield from named or tools[:1]
         return
     said = set(re.findall(r"[a-z]{3,}", _user_text(body).lower()))
     wanted = [each for each in tools if said & set(re.findall(r"[a-z]{3,}", each[1]["name"].lower()))]

@@ -48,27 +48,28 @@ class _Document(Struct):
     usage: CompletionUsage | None = None
 
 
-def join(documents: Sequence[bytes]) -> bytes:
+def join(documents: Sequence[bytes], per_prompt: int) -> bytes:
     """The documents of several choices as one, its usage that of all of them."""
     parts = [msgspec.json.decode(document, type=_Document) for document in documents]
     whole = msgspec.json.decode(documents[0], type=dict[str, Raw])
     whole["choices"] = Raw(msgspec.json.encode([choice for part in parts for choice in part.choices]))
-    if (usage := total([part.usage for part in parts if part.usage is not None])) is not None:
+    if (usage := total([part.usage for part in parts if part.usage is not None], per_prompt)) is not None:
         whole["usage"] = Raw(msgspec.json.encode(usage))
     return msgspec.json.encode(whole)
 
 
-def total(usages: Sequence[CompletionUsage]) -> CompletionUsage | None:
-    """The usage of several answers to one prompt: it counts once, as the API counts it."""
+def total(usages: Sequence[CompletionUsage], per_prompt: int) -> CompletionUsage | None:
+    """The usage of several answers, so many to each prompt: a prompt counts once, as the API counts it."""
     if not usages:
         return None
     completion = sum(usage.completion_tokens for usage in usages)
     reasoning = sum(usage.completion_tokens_details.reasoning_tokens for usage in usages)
-    first = usages[0]
+    prompt = sum(usage.prompt_tokens for usage in usages[::per_prompt])
     return msgspec.structs.replace(
-        first,
+        usages[0],
+        prompt_tokens=prompt,
         completion_tokens=completion,
-        total_tokens=first.prompt_tokens + completion,
+        total_tokens=prompt + completion,
         completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning),
     )
 

@@ -78,6 +78,24 @@ CHAT: dict[str, Rule] = _SHARED | {
     "function_call": Rule("adjusted", "becomes `tool_choice`"),
 }
 
+COMPLETIONS: dict[str, Rule] = {
+    "model": _SHARED["model"],
+    "prompt": Rule("adjusted", "each text becomes one user message; tokens are refused"),
+    "stream": _SHARED["stream"],
+    "stream_options": CHAT["stream_options"],
+    "max_tokens": Rule("emulated", f"{_MAX_TOKENS}. Without it there is no limit"),
+    "stop": CHAT["stop"],
+    "n": Rule("emulated", "n times the number of prompts up to 8, as so many requests to the backend at once", (1,)),
+    "echo": Rule("emulated", "", (False,)),
+    "best_of": Rule("dropped", "every answer is sent", (1,)),
+    "suffix": Rule("dropped", _BACKEND, ("",)),
+    "logprobs": Rule("refused", _BACKEND),
+    **{
+        name: CHAT[name]
+        for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "user")
+    },
+}
+
 RESPONSES: dict[str, Rule] = _SHARED | {
     "input": Rule("adjusted", "a string becomes a list; `system` becomes `developer`; ids and item references go"),
     "instructions": Rule("adjusted", "follow the model family's text when `codex.mode` is on"),

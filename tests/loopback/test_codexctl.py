@@ -432,6 +432,12 @@ async def test_client_keys(setup: Make) -> None:
         assert "unseen" not in (await it.ctl("keys", "list")).out
         odd = await it.ctl("keys", "add", "\udcff")
         assert (odd.code, "UTF-8" in odd.err) == (2, True)
+        strict = (await it.ctl("keys", "add", "picky", "--strict")).out.strip()
+        body = {"model": "gpt-5.5", "temperature": 1, "messages": [{"role": "user", "content": "hi"}]}
+        refused = await client.post("/v1/chat/completions", json=body, headers={"x-api-key": strict})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temperature")
+        assert re.search(r"picky .*codexctl +yes", (await it.ctl("keys", "list")).out)
+        assert (await it.ctl("keys", "revoke", "picky")).code == 0
         last = await it.ctl("keys", "revoke", "laptop")
         assert (last.code, "last key" in last.err) == (0, True)
         assert (await client.get("/v1/models")).status_code == 200

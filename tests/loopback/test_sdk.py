@@ -277,3 +277,48 @@ def test_nothing_that_a_client_sends_ends_the_demo(demo: Demo, fields: Any) -> N
 
 def test_make_demo_is_the_same_program() -> None:
     assert "-m codexd --demo" in (ROOT / "Makefile").read_text()
+
+
+def test_legacy_completions(demo: Demo) -> None:
+    whole = demo.client.completions.create(model="gpt-5.5", prompt="Say hello", max_tokens=500)
+    assert whole.choices[0].text
+    assert whole.choices[0].finish_reason == "stop"
+    parts = list(demo.client.completions.create(model="gpt-5.5", prompt="Say hello", stream=True))
+    assert "".join(part.choices[0].text for part in parts)
+
+
+def test_what_the_backend_does_not_take_is_done_here(demo: Demo) -> None:
+    ask: Any = {"model": "gpt-6-sol", "messages": [{"role": "user", "content": "Say hello"}]}
+    whole = demo.client.chat.completions.create(**ask)
+    text = str(whole.choices[0].message.content)
+    stop = text[3:6]
+    stopped = demo.client.chat.completions.create(**ask, stop=stop)
+    assert stopped.choices[0].message.content == text[: text.index(stop)]
+    assert stopped.choices[0].finish_reason == "stop"
+    short = demo.client.chat.completions.create(**ask, max_tokens=1)
+    assert (short.choices[0].message.content, short.choices[0].finish_reason) == (text[:4], "length")
+    several = demo.client.chat.completions.create(**ask, n=3)
+    assert [choice.index for choice in several.choices] == [0, 1, 2]
+    limited = demo.client.responses.create(model="gpt-6-sol", input="Say hello", max_output_tokens=16)
+    assert limited.status == "incomplete" or limited.output_text == text
+
+
+def test_names_of_any_length_and_older_functions(demo: Demo) -> None:
+    name = "mcp__a.server.with/a long name__and_a_tool_with_an_even_longer_name_v2"
+    for model in MODELS:
+        tool: Any = {"type": "function", "function": CHAT_TOOL["function"] | {"name": name}}
+        answer = demo.client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": "Weather in Paris?"}],
+            tools=[tool],
+            tool_choice="required",
+        )
+        calls = answer.choices[0].message.tool_calls or []
+        assert [call.function.name for call in calls if call.type == "function"] == [name]
+    legacy = demo.client.chat.completions.create(
+        model="gpt-5.5", messages=[{"role": "user", "content": "Weather?"}], functions=[CHAT_TOOL["function"]],
+        function_call={"name": "get_weather"},
+    )  # fmt: skip
+    assert legacy.choices[0].finish_reason == "function_call"
+    assert legacy.choices[0].message.function_call is not None
+    assert legacy.choices[0].message.function_call.name == "get_weather"

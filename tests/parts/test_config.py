@@ -152,6 +152,7 @@ def test_beyond_loopback_needs_a_key_or_the_word(tmp_path: Path, bind: str) -> N
         ("[backend]\nurl = 'http://h/a b'\n", "backend.url: expected an http or https address"),
         ("[oauth]\nissuer = 'https://ä.example'\n", "oauth.issuer: expected an http or https address"),
         ("[oauth]\nredirect_uri = 'http://127.0.0.1:99999/cb'\n", "oauth.redirect_uri: expected an http or https"),
+        ("[server]\nstrict_keys = ['x']\n", "server.strict_keys: 'x' is not in server.client_keys"),
         ("[storage]\ndir = '~nobody-of-that-name/x'\n", "storage.dir: ~nobody-of-that-name/x: there is no such user"),
         ("[logging]\ndir = '~nobody-of-that-name/x'\n", "logging.dir: ~nobody-of-that-name/x: there is no such user"),
     ],

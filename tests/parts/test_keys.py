@@ -131,6 +131,16 @@ def test_a_bad_file_that_cannot_be_replaced_keeps_the_door_closed(
     assert keys.fault is None
 
 
+def test_a_strict_key_stays_strict(tmp_path: Path) -> None:
+    keys = make(tmp_path, client_keys={"a": "0123456789abcdef", "b": "0123456789abcdef0"}, strict_keys=("a",))
+    keys.add("c", strict=True)
+    keys.add("d")
+    again = make(tmp_path, client_keys={"a": "0123456789abcdef", "b": "0123456789abcdef0"}, strict_keys=("a",))
+    for found in (keys, again):
+        assert [found.is_strict(name) for name in "abcde"] == [True, False, True, False, False]
+        assert [key.strict for key in found.list()] == [True, False, True, False]
+
+
 async def test_the_last_use_is_known_at_once_and_saved_by_and_by(autojump_clock: MockClock, tmp_path: Path) -> None:
     keys = make(tmp_path, clock=lambda: NOW + int(trio.current_time()))
     key = keys.add("a")

@@ -108,16 +108,19 @@ def usage(completion: int, reasoning: int) -> CompletionUsage:
 
 
 def test_the_prompt_of_several_answers_counts_once() -> None:
-    whole = total([usage(3, 1), usage(5, 2)])
+    whole = total([usage(3, 1), usage(5, 2)], 2)
     assert whole is not None
     assert (whole.prompt_tokens, whole.completion_tokens, whole.total_tokens) == (10, 8, 18)
     assert whole.completion_tokens_details.reasoning_tokens == 3
     assert whole.prompt_tokens_details.cached_tokens == 4
-    assert total([]) is None
-    joined = join([b'{"id":"a","choices":[{"index":0}]}', b'{"id":"a","choices":[{"index":1}]}'])
+    assert total([], 1) is None
+    apart = total([usage(3, 1), usage(5, 2)], 1)
+    assert apart is not None
+    assert (apart.prompt_tokens, apart.total_tokens) == (20, 28)
+    joined = join([b'{"id":"a","choices":[{"index":0}]}', b'{"id":"a","choices":[{"index":1}]}'], 2)
     assert msgspec.json.decode(joined) == {"id": "a", "choices": [{"index": 0}, {"index": 1}]}
     documents = [msgspec.json.encode({"choices": [n], "usage": usage(n, 0)}) for n in (1, 2)]
-    assert msgspec.json.decode(join(documents))["usage"]["completion_tokens"] == 3
+    assert msgspec.json.decode(join(documents, 2))["usage"]["completion_tokens"] == 3
 
 
 def events(*steps: dict[str, object]) -> tuple[str, object]:
