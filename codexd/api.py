@@ -29,12 +29,15 @@ from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
 from codexd.protocol.conversion import DONE, Conversion
 from codexd.protocol.cut import limits as limits_of
+from codexd.protocol.ending import chat_usage
 from codexd.protocol.estimate import prompt_tokens
 from codexd.protocol.fold import join, total
+from codexd.protocol.memory import Items, Memory, Turn
 from codexd.protocol.models import Resolved
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
-from codexd.protocol.stream import ChatStream, chat_usage
+from codexd.protocol.stream import ChatStream
 from codexd.relay import Client, Header, Relay, Source
+from codexd.sending import Sending
 from codexd.upstream import Call, Upstream
 
 BODY_TIMEOUT = 300.0
@@ -139,6 +142,7 @@ class Api:
         self._clock = clock
         self._started = trio.current_time()
         self._relays: WeakSet[Relay] = WeakSet()
+        self._memory = Memory(config.codex.reasoning_memory_bytes, config.codex.reasoning_memory_seconds)
 
     @property
     def streams_open(self) -> int:
@@ -148,6 +152,7 @@ class Api:
     def configure(self, config: Config) -> None:
         """Take over a changed configuration; answers that are on their way go on under the old one."""
         self._config = config
+        self._memory.configure(config.codex.reasoning_memory_bytes, config.codex.reasoning_memory_seconds)
         if self._app is not None:
             self._app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes
 
@@ -195,7 +200,9 @@ class Api:
         asked = _decode(chat.REQUEST, body)
         record = _record()
         resolved = self._understand(record, asked.model, body, parameters.CHAT, streamed=bool(asked.stream))
-        converted = convert.from_chat(asked, resolved, self._settings(resolved))
+        model = resolved.model.slug
+        recall = partial(self._recall, model)
+        converted = convert.from_chat(asked, resolved, self._settings(resolved), recall)
         tokens = ("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)
         wanted = self._wanted("chatcmpl", limits_of(asked.stop, *tokens), asked.stream_options, record, asked.n)
         makers = [self._chat_conversion(resolved, converted, wanted, index) for index in range(wanted.number)]
@@ -221,6 +228,12 @@ class Api:
             makers.append(self._chat_conversion(resolved, converted[-1], wanted, index, echo=echo))
         return await self._answers(record, converted, makers, wanted, per_prompt=each.number)
 
+    def _recall(self, model: str, key: str) -> Items:
+        return self._memory.recall(model, key, trio.current_time())
+
+    def _keep(self, model: str, key: str, items: Sequence[responses.RawObject]) -> None:
+        self._memory.keep(model, key, items, trio.current_time())
+
     def _wanted(
         self, prefix: str, limits: cut.Limits, options: chat.StreamOptions | None, record: Record, n: int | None
     ) -> _Wanted:
@@ -245,7 +258,7 @@ class Api:
             return await self._answer(record, converted[0], makers[0])
         record.adjusted += [entry for each in converted for entry in each.adjusted if entry not in record.adjusted]
         self._refuse_drops(record)
-        relays = [self._relay(each, make) for each, make in zip(converted, makers, strict=True)]
+        relays = [self._relay(each, make, record) for each, make in zip(converted, makers, strict=True)]
 
         def usage() -> bytes:
             found = total([chat_usage(relay.usage) for relay in relays if relay.usage is not None], per_prompt)
@@ -288,11 +301,15 @@ class Api:
                 prompt_tokens=partial(prompt_tokens, converted.request),
                 index=index,
                 usage_chunk=wanted.number == 1 or not wanted.streamed,
+                reasoning=self._config.codex.reasoning_format,
             )
             last = DONE if wanted.number == 1 else b""
             if echo is not None:
                 return completions.conversion(stream, streamed=wanted.streamed, echo=echo, index=index, last=last)
-            return conversions.chat(stream, streamed=wanted.streamed, last=last)
+            turn = None
+            if self._config.codex.reasoning_memory_bytes:
+                turn = Turn(partial(self._keep, resolved.model.slug))
+            return conversions.chat(stream, streamed=wanted.streamed, last=last, turn=turn)
 
         return conversion
 
@@ -424,18 +441,30 @@ class Api:
     ) -> Response:
         record.adjusted += converted.adjusted
         self._refuse_drops(record)
-        relay = self._relay(converted, conversion)
+        relay = self._relay(converted, conversion, record)
         record.usage = lambda: relay.usage
         if record.streamed:
             return Streamed(relay)
         return _document(*await relay.collect())
 
-    def _relay(self, converted: convert.Converted, conversion: Callable[[], Conversion]) -> Relay:
+    def _relay(
+        self, converted: convert.Converted, conversion: Callable[[], Conversion], record: Record | None = None
+    ) -> Relay:
         up = converted.request
         call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite)
         if self._config.logging.enable_request_logging:
             log.debug("request as it goes up", body=call.body.decode())
-        relay = Relay(lambda: self._upstream.open(call), conversion, self._limits, self._config.backend)
+
+        def without_reasoning() -> Call | None:
+            rest = convert.without_reasoning(up)
+            if rest is None:
+                return None
+            if record is not None:
+                record.adjusted.append("reasoning=dropped")
+            return call._replace(body=msgspec.json.encode(rest))
+
+        sending = Sending(self._upstream, call, without_reasoning)
+        relay = Relay(sending.open, conversion, self._limits, self._config.backend)
         self._relays.add(relay)
         return relay
 

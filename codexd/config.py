@@ -120,6 +120,22 @@ class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Annotated[
         bool, _about("Put the model family's instructions (`prompts/`) before the client's own system texts.")
     ] = True
+    reasoning_format: Annotated[
+        Literal["reasoning_content", "reasoning", "think-tags", "none"],
+        _about(
+            "Where chat clients find the summary of the reasoning: in `reasoning_content` or `reasoning`, in the text "
+            "between `<think>` and `</think>`, or nowhere."
+        ),
+    ] = "reasoning_content"
+    reasoning_memory_bytes: Annotated[
+        int,
+        Meta(ge=0),
+        _about(
+            "Encrypted reasoning is kept in memory for the next turn of chat clients, who cannot carry it: so much of "
+            "it at most, the oldest going first. 0 keeps none."
+        ),
+    ] = 16 * 1024 * 1024
+    reasoning_memory_seconds: Annotated[Seconds, _about("How long it is kept.")] = 3600.0
     repair_history: Annotated[
         bool,
         _about(

@@ -97,12 +97,14 @@ class Streamed(Response):
 class _AsgiClient:
     """The client's side of a relay, over ASGI."""
 
-    def __init__(self, send: ASGISendCallable, headers: Sequence[Header]) -> None:
+    def __init__(self, send: ASGISendCallable, record: Record) -> None:
         self._send = send
-        self._headers = headers
+        self._record = record
 
     async def start(self, headers: Sequence[Header]) -> None:
-        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (*self._headers, *headers)]
+        # What was adjusted is known now and not before: a second try may leave something out.
+        all_headers = [*STREAM_HEADERS, *_trace_headers(self._record), *headers]
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in all_headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": encoded})
 
     async def write(self, data: bytes) -> None:
@@ -151,7 +153,7 @@ class HttpConnection(TrioASGIHTTPConnection):
         relay = response.relay
         record.status = 200
         try:
-            await relay.stream(_AsgiClient(send, [*STREAM_HEADERS, *_trace_headers(record)]))
+            await relay.stream(_AsgiClient(send, record))
         except ApiError as error:
             return error_response(error, record)
         finally:

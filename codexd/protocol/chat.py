@@ -239,6 +239,7 @@ class Delta(Struct, frozen=True):
     content: str | UnsetType = UNSET
     refusal: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
     function_call: FunctionDelta | UnsetType = UNSET
 
@@ -284,6 +285,7 @@ class ResponseMessage(Struct, frozen=True, kw_only=True):
     refusal: str | None
     annotations: list[Raw]
     reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
     tool_calls: list[MessageToolCall] | UnsetType = UNSET
     function_call: FunctionCall | UnsetType = UNSET
 

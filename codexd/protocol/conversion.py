@@ -12,13 +12,21 @@ from codexd.errors import ApiError
 from codexd.protocol import sse
 from codexd.protocol.chat import Chunk
 from codexd.protocol.fold import fold
+from codexd.protocol.memory import Turn, encrypted, of_call, of_text
 from codexd.protocol.passthrough import ResponsesStream
-from codexd.protocol.responses import Usage, decode_event
+from codexd.protocol.responses import Item, OutputItemDone, RawObject, Usage, decode_event
 from codexd.protocol.stream import ChatStream
 
 DONE = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.Encoder().encode
+
+
+class _RawItem(msgspec.Struct):
+    item: RawObject
+
+
+_ITEM = msgspec.json.Decoder(_RawItem)
 
 
 class State(Protocol):
@@ -90,13 +98,19 @@ class Conversion:
 class ChatDialect:
     """Chat Completions. A client that does not stream gets the same chunks, folded."""
 
-    def __init__(self, stream: ChatStream, *, streamed: bool) -> None:
+    def __init__(self, stream: ChatStream, *, streamed: bool, turn: Turn | None = None) -> None:
         self.state = stream
+        self._turn = turn
         self._streamed = streamed
         self._chunks: list[Chunk] = []
 
     def push(self, data: bytes) -> bytes:
-        chunks = self.state.push(decode_event(data))
+        event = decode_event(data)
+        if self._turn is not None and isinstance(event, OutputItemDone):
+            _gather(self._turn, event.item, data)
+        chunks = self.state.push(event)
+        if self._turn is not None and self.state.done and not self.state.cut_short:
+            self._turn.end()
         if self._streamed:
             return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
         self._chunks += chunks
@@ -112,9 +126,21 @@ class ChatDialect:
         return _encode(fold(self._chunks))
 
 
-def chat(stream: ChatStream, *, streamed: bool, last: bytes = DONE) -> Conversion:
-    """``last`` ends the stream; one of several choices leaves that to the whole."""
-    return Conversion(ChatDialect(stream, streamed=streamed), last)
+def _gather(turn: Turn, item: Item, data: bytes) -> None:
+    match item.type:
+        case "reasoning":
+            raw = _ITEM.decode(data).item
+            if encrypted(raw):
+                turn.reasoned(raw)
+        case "function_call" | "custom_tool_call":
+            turn.came(of_call(item.call_id))
+        case "message" if item.phase != "commentary":
+            turn.came(of_text("".join(part.text for part in item.content or ())))
+
+
+def chat(stream: ChatStream, *, streamed: bool, last: bytes = DONE, turn: Turn | None = None) -> Conversion:
+    """``last`` ends the stream; one of several choices leaves that to the whole. ``turn`` gathers the reasoning."""
+    return Conversion(ChatDialect(stream, streamed=streamed, turn=turn), last)
 
 
 def responses(stream: ResponsesStream) -> Conversion:

@@ -78,6 +78,7 @@ def _message(deltas: list[Delta]) -> ResponseMessage:
     content = "".join(delta.content for delta in deltas if delta.content is not UNSET)
     refusal = "".join(delta.refusal for delta in deltas if delta.refusal is not UNSET)
     reasoning = "".join(delta.reasoning_content for delta in deltas if delta.reasoning_content is not UNSET)
+    other = "".join(delta.reasoning for delta in deltas if delta.reasoning is not UNSET)
     calls = _calls(deltas)
     legacy = [delta.function_call for delta in deltas if delta.function_call is not UNSET]
     called: FunctionCall | UnsetType = UNSET
@@ -89,6 +90,7 @@ def _message(deltas: list[Delta]) -> ResponseMessage:
         refusal=refusal or None,
         annotations=[],
         reasoning_content=reasoning or UNSET,
+        reasoning=other or UNSET,
         tool_calls=calls or UNSET,
         function_call=called,
     )

@@ -7,6 +7,7 @@ from msgspec import UNSET, Raw
 
 from codexd import errors
 from codexd.protocol import chat
+from codexd.protocol.memory import Items, Recall, nothing, of_call, of_text
 from codexd.protocol.responses import (
     FunctionCall,
     FunctionCallOutput,
@@ -40,9 +41,14 @@ def _all_text(content: chat.Content) -> str:
 
 
 class Converter:
-    """The messages of one request, in their order: which id a call has decides what its result becomes."""
+    """The messages of one request, in their order: which id a call has decides what its result becomes.
 
-    def __init__(self) -> None:
+    ``recall`` knows the encrypted reasoning that led to a turn.
+    """
+
+    def __init__(self, recall: Recall = nothing) -> None:
+        self._recall = recall
+        self.recalled = False
         self._custom: set[str] = set()
         self._unanswered: dict[str, list[str]] = {}
         self._legacy = 0
@@ -73,8 +79,11 @@ class Converter:
         if not isinstance(message.content, str):
             text += "\n".join(part.refusal for part in message.content or () if isinstance(part, chat.RefusalPart))
         text = text or message.refusal or ""
-        items: list[InputItem] = [Message(role="assistant", content=[OutputText(text=text)])] if text else []
+        items: list[InputItem] = []
+        if text:
+            items += [*self._reasoning(of_text(text)), Message(role="assistant", content=[OutputText(text=text)])]
         for index, call in enumerate(message.tool_calls or ()):
+            items += self._reasoning(of_call(call.id))
             items.append(self._call(call, f"{where}.tool_calls[{index}]"))
         if message.function_call is not None:
             self._legacy += 1
@@ -86,6 +95,11 @@ class Converter:
                 )
             )
         return items
+
+    def _reasoning(self, key: str) -> Items:
+        found = self._recall(key)
+        self.recalled |= bool(found)
+        return found
 
     def _call(self, call: chat.ToolCall, where: str) -> InputItem:
         if call.function is not None:

@@ -15,9 +15,9 @@ from codexd import errors
 from codexd.errors import ApiError, ErrorObject
 from codexd.protocol import sse
 from codexd.protocol.cut import estimate
+from codexd.protocol.ending import failed
 from codexd.protocol.request import NAMESPACE
 from codexd.protocol.responses import FAILURES, Failed, RawObject, Usage, decode_event
-from codexd.protocol.stream import failed
 from codexd.protocol.truncation import Truncation
 
 _SILENT = frozenset({"response.created", "response.in_progress", "response.queued"})

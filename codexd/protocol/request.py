@@ -15,6 +15,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from codexd import errors
 from codexd.protocol import chat, history, messages, tools
 from codexd.protocol.history import Placed
+from codexd.protocol.memory import Recall, nothing
 from codexd.protocol.models import Resolved, check_effort
 from codexd.protocol.responses import (
     INCLUDE,
@@ -65,8 +66,11 @@ class Converted(Struct, frozen=True):
     legacy: bool = False
 
 
-def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings) -> Converted:
-    """Convert a Chat Completions request. Raises ApiError 400 naming what cannot be converted."""
+def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings, recall: Recall = nothing) -> Converted:
+    """Convert a Chat Completions request; ``recall`` gives back what its client could not carry.
+
+    Raises ApiError 400 naming what cannot be converted.
+    """
     if not asked.messages:
         raise errors.bad_request("messages must hold at least one message.", param="messages")
     adjusted: list[str] = []
@@ -76,13 +80,15 @@ def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings) -
         instructions = instructions or NEUTRAL
     if any(isinstance(message, chat.SystemMessage) for message in asked.messages):
         adjusted.append("system=developer" if rest is asked.messages else "system=instructions")
-    converter = messages.Converter()
+    converter = messages.Converter(recall)
     placed = [
         Placed(item, where)
         for index, message in enumerate(rest, len(asked.messages) - len(rest))
         for where in (f"messages[{index}]",)
         for item in converter.items(message, where)
     ]
+    if converter.recalled:
+        adjusted.append("reasoning=recalled")
     items = history.pair(placed, adjusted, repair=settings.repair_history)
     if not items:
         raise errors.bad_request("messages must hold some content.", param="messages")
@@ -186,6 +192,12 @@ def _shaped(
             adjusted.append("parallel_tool_calls=false")
         request = to_lite(request, instructions, adjusted)
     return Converted(request, lite, list(dict.fromkeys(adjusted)), named.names, legacy)
+
+
+def without_reasoning(request: UpstreamRequest) -> UpstreamRequest | None:
+    """The same request without encrypted reasoning; None when there is none in it."""
+    items = [item for item in request.input if _type_of(item) != "reasoning"]
+    return None if len(items) == len(request.input) else msgspec.structs.replace(request, input=items)
 
 
 # --- responses-lite

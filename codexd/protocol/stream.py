@@ -32,20 +32,18 @@ from msgspec import UNSET, UnsetType
 
 from codexd import errors
 from codexd.errors import ApiError
-from codexd.protocol import failure
 from codexd.protocol.chat import (
     Chunk,
     ChunkChoice,
-    CompletionTokensDetails,
     CompletionUsage,
     CustomDelta,
     Delta,
     FinishReason,
     FunctionDelta,
-    PromptTokensDetails,
     ToolCallDelta,
 )
-from codexd.protocol.cut import Cut, estimate
+from codexd.protocol.cut import Cut
+from codexd.protocol.ending import chat_usage, estimated, failed
 from codexd.protocol.responses import (
     ArgumentsDelta,
     ArgumentsDone,
@@ -64,11 +62,13 @@ from codexd.protocol.responses import (
     ReasoningDelta,
     RefusalDelta,
     Response,
-    ResponseError,
     SummaryDelta,
     TextDelta,
     Usage,
 )
+
+ReasoningFormat = Literal["reasoning_content", "reasoning", "think-tags", "none"]
+"""Where a chat client finds the summary of the reasoning: in one field or the other, in the text, or nowhere."""
 
 _INCOMPLETE: dict[str | None, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
@@ -106,7 +106,10 @@ class ChatStream:
         prompt_tokens: Callable[[], int] = lambda: 0,
         index: int = 0,
         usage_chunk: bool = True,
+        reasoning: ReasoningFormat = "reasoning_content",
     ) -> None:
+        self._reasoning_format = reasoning
+        self._thinking = False
         self._usage_chunk = usage_chunk
         self._cut = cut
         self._prompt_tokens = prompt_tokens
@@ -185,7 +188,7 @@ class ChatStream:
         if item.type in ("function_call", "custom_tool_call") and state.index is None:
             state.index, self._calls = self._calls, self._calls + 1
             state.custom = item.type == "custom_tool_call"
-            held = self._flush()
+            held = self._thought() + self._flush()
             if self.done:
                 return held
             return held + self._call(state, "", name=self._names.get(item.name, item.name), id=item.call_id)
@@ -223,9 +226,10 @@ class ChatStream:
         if state.commentary:
             return self._reasoning(output_index, 0, text)
         state.text += len(text)
+        thought = self._thought() if text else []
         if self._cut is None:
-            return self._chunks(Delta(content=text)) if text else []
-        return self._cut_text(self._cut, self._cut.text(text))
+            return thought + self._chunks(Delta(content=text)) if text else []
+        return thought + self._cut_text(self._cut, self._cut.text(text))
 
     def _cut_text(self, cut: Cut, text: str) -> list[Chunk]:
         chunks = self._chunks(Delta(content=text)) if text else []
@@ -236,7 +240,7 @@ class ChatStream:
         if cut.reason is None or self.done:
             return []
         self.cut_short = True
-        return self._finish(cut.reason, _estimated(self._prompt_tokens(), cut.spent))
+        return self._finish(cut.reason, estimated(self._prompt_tokens(), cut.spent))
 
     def _flush(self) -> list[Chunk]:
         """What was held back of the text, now that something else begins."""
@@ -254,7 +258,25 @@ class ChatStream:
         if self._reasoned not in (None, here):
             text = f"\n\n{text}"
         self._reasoned = here
-        return self._chunks(Delta(reasoning_content=text), said=self._items[output_index].commentary)
+        said = self._items[output_index].commentary
+        match self._reasoning_format:
+            case "reasoning_content":
+                return self._chunks(Delta(reasoning_content=text), said=said)
+            case "reasoning":
+                return self._chunks(Delta(reasoning=text), said=said)
+            case "think-tags":
+                opening, self._thinking = "" if self._thinking else "<think>", True
+                return self._chunks(Delta(content=f"{opening}{text}"), said=said)
+            case _:
+                self._said |= said
+                return []
+
+    def _thought(self) -> list[Chunk]:
+        """The end of the thinking in the text, before anything else of the answer."""
+        if not self._thinking:
+            return []
+        self._thinking, self._reasoned = False, None
+        return self._chunks(Delta(content="</think>\n\n"), said=False)
 
     def _whole_reasoning(self, output_index: int, parts: Iterable[Part]) -> list[Chunk]:
         return [chunk for index, part in enumerate(parts) for chunk in self._reasoning(output_index, index, part.text)]
@@ -322,7 +344,7 @@ class ChatStream:
     def _finish(self, reason: FinishReason, usage: Usage | None) -> list[Chunk]:
         self.done = True
         self.usage = usage
-        chunks = self._chunks(Delta(), finish_reason=reason)
+        chunks = self._thought() + self._chunks(Delta(), finish_reason=reason)
         if self._include_usage and self._usage_chunk and self.usage is not None:
             chunks.append(self._chunk([], chat_usage(self.usage)))
         return chunks
@@ -354,39 +376,3 @@ class ChatStream:
             choices,
             usage if self._include_usage else UNSET,
         )
-
-
-def _estimated(tokens_in: int, spent: int) -> Usage:
-    tokens_out = estimate(spent)
-    return Usage(input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out)
-
-
-def failed(event: Event) -> ApiError:
-    """The error that a terminal event without success stands for: failed, error or cancelled."""
-    if isinstance(event, Failed):
-        said = event.response.error or ResponseError()
-    elif isinstance(event, ErrorEvent):
-        said = event.error or ResponseError(event.code, event.message)
-    else:
-        said = ResponseError("upstream_cancelled", "The ChatGPT backend cancelled the answer.")
-    # usage_limit_reached and its like were seen as a type, without a code.
-    code = said.code if said.code is not None else said.type
-    error = failure.in_stream(None if code is None else str(code), said.message)
-    if error.retry_after is None and said.resets_in_seconds is not None:
-        error.retry_after = failure.whole_seconds(said.resets_in_seconds)
-    return error
-
-
-def chat_usage(usage: Usage) -> CompletionUsage:
-    """Token counts in Chat Completions' words. Cached and reasoning tokens are part of the totals."""
-    tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
-    prompt, completion = usage.input_tokens_details, usage.output_tokens_details
-    return CompletionUsage(
-        prompt_tokens=tokens_in,
-        completion_tokens=tokens_out,
-        total_tokens=usage.total_tokens or tokens_in + tokens_out,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=(prompt and prompt.cached_tokens) or 0),
-        completion_tokens_details=CompletionTokensDetails(
-            reasoning_tokens=(completion and completion.reasoning_tokens) or 0
-        ),
-    )

@@ -344,3 +344,100 @@ async def test_a_cut_answer_closes_its_upstream_at_once(autojump_clock: MockCloc
             assert all(body.closed for body in backend.bodies)
             assert "sent" not in backend.sent
             assert set(backend.sent) & {"stop", "max_tokens", "n"} == set()
+
+
+# --- reasoning between turns
+
+REASONED: Json = {
+    "type": "response.output_item.done",
+    "output_index": 0,
+    "item": {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAAA-secret-thoughts"},
+}
+CALLED: Json = {
+    "type": "response.output_item.done",
+    "output_index": 1,
+    "item": {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
+}
+LOOP = [
+    {"role": "user", "content": "x"},
+    {"role": "assistant", "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "1"},
+]  # fmt: skip
+
+
+def kinds(body: Any) -> list[str]:
+    return [item["type"] for item in body["input"]]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_a_tool_loop_gets_its_reasoning_back(autojump_clock: MockClock, tmp_path: Path, streamed: bool) -> None:
+    backend = Backend([CREATED, REASONED, CALLED, COMPLETED])
+    async with client(tmp_path, backend) as app:
+        await app.request("POST", "/v1/chat/completions", hello(stream=streamed))
+        answer = await app.request("POST", "/v1/chat/completions", hello(messages=LOOP))
+        assert kinds(backend.sent) == ["message", "reasoning", "function_call", "function_call_output"]
+        assert "reasoning=recalled" in answer.headers["x-codexd-adjusted"]
+        await app.request("POST", "/v1/chat/completions", hello(messages=LOOP, model="gpt-6-sol"))
+        assert "reasoning" not in kinds(backend.sent)
+        await trio.sleep(4000)
+        await app.request("POST", "/v1/chat/completions", hello(messages=LOOP))
+        assert "reasoning" not in kinds(backend.sent)
+
+
+async def test_no_memory_keeps_nothing(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Backend([CREATED, REASONED, CALLED, COMPLETED])
+    async with client(tmp_path, backend, Config(codex=Codex(reasoning_memory_bytes=0))) as app:
+        await app.request("POST", "/v1/chat/completions", hello())
+        await app.request("POST", "/v1/chat/completions", hello(messages=LOOP))
+    assert kinds(backend.sent) == ["message", "function_call", "function_call_output"]
+
+
+class Forgetful(Backend):
+    """Cannot decrypt any reasoning, and says so before the stream or in it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__([CREATED, REASONED, CALLED, COMPLETED])
+        self.how = how
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        response = super().__call__(request)
+        if "reasoning" not in kinds(self.sent):
+            return response
+        error = {"code": "invalid_encrypted_content", "message": "The encrypted content could not be verified."}
+        if self.how == "status":
+            return httpx.Response(400, json={"error": error})
+        return httpx.Response(200, stream=Body([CREATED, {"type": "response.failed", "response": {"error": error}}]))
+
+
+@pytest.mark.parametrize("how", ["status", "event"])
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_reasoning_that_cannot_be_decrypted_is_left_out(
+    autojump_clock: MockClock, tmp_path: Path, how: str, streamed: bool
+) -> None:
+    backend = Forgetful(how)
+    own = [{"role": "user", "content": "x"}, {"type": "reasoning", "encrypted_content": "gA", "summary": []}]
+    async with client(tmp_path, backend) as app:
+        await app.request("POST", "/v1/chat/completions", hello())
+        wanted = (
+            ("/v1/chat/completions", hello(messages=LOOP, stream=streamed)),
+            ("/v1/responses", {"model": "gpt-5.5", "input": own, "stream": streamed}),
+        )
+        for path, body in wanted:
+            before = len(backend.requests)
+            answer = await app.request("POST", path, body)
+            assert (answer.status, len(backend.requests) - before) == (200, 2)
+            assert "reasoning=dropped" in answer.headers["x-codexd-adjusted"]
+
+
+async def test_a_backend_that_goes_on_refusing_is_believed(autojump_clock: MockClock, tmp_path: Path) -> None:
+    def backend(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(400, json={"error": {"code": "invalid_encrypted_content", "message": "No."}})
+
+    requests: list[httpx.Request] = []
+    async with client(tmp_path, backend) as app:
+        answer = await app.request("POST", "/v1/chat/completions", hello())
+        assert (answer.status, len(requests)) == (400, 1)
+        own = [{"role": "user", "content": "x"}, {"type": "reasoning", "encrypted_content": "gA", "summary": []}]
+        answer = await app.request("POST", "/v1/responses", {"model": "gpt-5.5", "input": own})
+    assert (answer.status, len(requests)) == (400, 3)
