@@ -11,6 +11,7 @@ from weakref import WeakSet
 import msgspec
 import structlog
 import trio
+from msgspec import Raw
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -24,7 +25,7 @@ from codexd.config import Config, is_loopback
 from codexd.errors import DEVICE_CODES_OFF_HINT, ApiError
 from codexd.exchange import ApiRequest, HttpConnection, Record, Streamed, error_response
 from codexd.keys import Keys
-from codexd.protocol import chat, completions, cut, limits, parameters, responses
+from codexd.protocol import chat, completions, cut, limits, parameters, responses, state
 from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
 from codexd.protocol.conversion import DONE, Conversion
@@ -35,9 +36,12 @@ from codexd.protocol.fold import join, total
 from codexd.protocol.memory import Items, Memory, Turn
 from codexd.protocol.models import Resolved
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
+from codexd.protocol.responses import RawObject, ResponsesRequest
 from codexd.protocol.stream import ChatStream
+from codexd.protocol.truncation import Truncation
 from codexd.relay import Client, Header, Relay, Source
 from codexd.sending import Sending
+from codexd.store import ResponseStore, Stored
 from codexd.upstream import Call, Upstream
 
 BODY_TIMEOUT = 300.0
@@ -62,6 +66,21 @@ class _ModelObject(msgspec.Struct):
 class _ModelList(msgspec.Struct):
     data: list[_ModelObject]
     object: str = "list"
+
+
+class _Identified(msgspec.Struct):
+    id: str
+
+
+class _Deleted(msgspec.Struct):
+    id: str
+    object: str = "response"
+    deleted: bool = True
+
+
+class _InputTokens(msgspec.Struct):
+    input_tokens: int
+    object: str = "response.input_tokens"
 
 
 class _Health(msgspec.Struct):
@@ -130,8 +149,10 @@ class Api:
         keys: Keys,
         catalog: Catalog,
         upstream: Upstream,
+        store: ResponseStore,
         clock: Callable[[], float],
     ) -> None:
+        self._store = store
         self._config = config
         self._app: QuartTrio | None = None
         self._session = session
@@ -177,6 +198,18 @@ class Api:
                 f"{prefix}/completions", f"{prefix}completions", self.completions, methods=["POST"], **plain
             )
             app.add_url_rule(f"{prefix}/responses", f"{prefix}responses", self.responses, methods=["POST"], **plain)
+            stored = f"{prefix}/responses/<id>"
+            app.add_url_rule(
+                f"{prefix}/responses/input_tokens",
+                f"{prefix}input_tokens",
+                self.input_tokens,
+                methods=["POST"],
+                **plain,
+            )
+            app.add_url_rule(f"{prefix}/responses/compact", f"{prefix}compact", self.compact, methods=["POST"], **plain)
+            app.add_url_rule(stored, f"{prefix}response", self.response, methods=["GET", "DELETE"], **plain)
+            app.add_url_rule(f"{stored}/input_items", f"{prefix}items", self.input_items, methods=["GET"], **plain)
+            app.add_url_rule(f"{stored}/cancel", f"{prefix}cancel", self.cancel, methods=["POST"], **plain)
             app.add_url_rule(f"{prefix}/models", f"{prefix}models", self.models, methods=["GET"], **plain)
             app.add_url_rule(f"{prefix}/models/<path:name>", f"{prefix}model", self.model, methods=["GET"], **plain)
             app.add_url_rule(f"{prefix}/health", f"{prefix}health", self.health, methods=["GET"], **plain)
@@ -231,7 +264,7 @@ class Api:
     def _recall(self, model: str, key: str) -> Items:
         return self._memory.recall(model, key, trio.current_time())
 
-    def _keep(self, model: str, key: str, items: Sequence[responses.RawObject]) -> None:
+    def _keep(self, model: str, key: str, items: Sequence[RawObject]) -> None:
         self._memory.keep(model, key, items, trio.current_time())
 
     def _wanted(
@@ -328,12 +361,92 @@ class Api:
         asked = _decode(responses.REQUEST, body)
         record = _record()
         resolved = self._understand(record, asked.model, body, parameters.RESPONSES, streamed=bool(asked.stream))
+        asked, whole = self._with_history(asked)
         converted = convert.from_responses(asked, resolved, self._settings(resolved))
-        given = msgspec.json.decode(body, type=responses.RawObject)
+        given = msgspec.json.decode(body, type=RawObject)
         echo = {key: given[key] for key in ECHOED if key in given and bytes(given[key]) != b"null"}
-        return await self._answer(
-            record, converted, lambda: conversions.responses(ResponsesStream(echo, converted.names))
+        stored = asked.store is not False
+        echo["store"] = Raw(b"true" if stored else b"false")
+        wanted = limits_of(None, ("max_output_tokens", asked.max_output_tokens))
+
+        def keep(document: bytes) -> None:
+            if stored:
+                self._store.add(msgspec.json.decode(document, type=_Identified).id, whole, document)
+
+        def conversion() -> Conversion:
+            truncation = Truncation(cut.Cut(wanted)) if wanted.max_tokens is not None else None
+            counted = partial(prompt_tokens, converted.request)
+            return conversions.responses(ResponsesStream(echo, converted.names, truncation, counted, keep))
+
+        return await self._answer(record, converted, conversion)
+
+    def _with_history(self, asked: ResponsesRequest) -> tuple[ResponsesRequest, list[RawObject]]:
+        """The request with the turns before it, and its whole input. Raises ApiError 400 when these are not there."""
+        own = state.as_items(asked.input)
+        if asked.previous_response_id is None:
+            return asked, own
+        before = self._store.get(asked.previous_response_id)
+        if before is None:
+            raise errors.no_such_response(asked.previous_response_id, "previous_response_id")
+        whole = [*before.input, *before.output(), *own]
+        return msgspec.structs.replace(asked, input=whole), whole
+
+    async def response(self, id: str) -> Response:  # noqa: A002 - the API's own word
+        """``GET`` and ``DELETE`` of a stored response."""
+        found = self._stored(id)
+        if request.method == "GET":
+            return Response(bytes(found.response), 200, content_type="application/json")
+        self._store.delete(id)
+        return _json(_Deleted(id))
+
+    async def input_items(self, id: str) -> Response:  # noqa: A002 - the API's own word
+        found, asked = self._stored(id), request.args
+        limit = asked.get("limit", "20")
+        if not limit.isdecimal():
+            raise errors.bad_request("limit must be a number.", param="limit")
+        page = state.input_items(
+            found.input, limit=int(limit[:6]), order=asked.get("order", "desc"), after=asked.get("after")
         )
+        return _json(page)
+
+    async def cancel(self, id: str) -> Response:  # noqa: A002 - the API's own word
+        """There is nothing to cancel: what is stored is complete, and what streams ends with its connection."""
+        self._stored(id)
+        raise errors.bad_request(
+            "Only background responses can be cancelled, and codexd has none: to end a stream, close its connection.",
+            code="not_cancellable",
+        )
+
+    async def input_tokens(self) -> Response:
+        """An estimate: the backend has no such endpoint for this sign-in."""
+        body = await _body()
+        asked = _decode(responses.REQUEST, body)
+        resolved = self._understand(_record(), asked.model, body, parameters.RESPONSES, streamed=False)
+        asked, _ = self._with_history(asked)
+        converted = convert.from_responses(asked, resolved, self._settings(resolved))
+        return _json(_InputTokens(prompt_tokens(converted.request)))
+
+    async def compact(self) -> Response:
+        """The conversation, made short by the model: input items to go on with."""
+        body = await _body()
+        asked = _decode(responses.REQUEST, body)
+        record = _record()
+        resolved = self._understand(record, asked.model, body, parameters.RESPONSES, streamed=False)
+        asked, whole = self._with_history(asked)
+        asked = msgspec.structs.replace(asked, input=[*whole, state.COMPACTION_TRIGGER])
+        converted = convert.from_responses(asked, resolved, self._settings(resolved))
+        record.adjusted += converted.adjusted
+        self._refuse_drops(record)
+        relay = self._relay(converted, lambda: conversions.responses(ResponsesStream({}, converted.names)), record)
+        record.usage = lambda: relay.usage
+        document, headers = await relay.collect()
+        return _document(msgspec.json.encode(state.compacted(document, whole)), headers)
+
+    def _stored(self, id: str) -> Stored:  # noqa: A002 - the API's own word
+        found = self._store.get(id)
+        if found is None:
+            raise errors.no_such_response(id)
+        return found
 
     async def models(self) -> Response:
         listed = [_ModelObject(slug) for slug in self._catalog.models.listed]
@@ -477,8 +590,10 @@ class Api:
         match status:
             case 404:
                 known = (
-                    "POST /v1/chat/completions, POST /v1/responses, POST /v1/completions, GET /v1/models, "
-                    "GET /v1/models/{id}, GET /health, POST /auth/login, GET /auth/login"
+                    "POST /v1/chat/completions, POST /v1/responses, GET and DELETE /v1/responses/{id}, "
+                    "GET /v1/responses/{id}/input_items, POST /v1/responses/input_tokens, POST /v1/responses/compact, "
+                    "POST /v1/completions, "
+                    "GET /v1/models, GET /v1/models/{id}, GET /health, POST /auth/login, GET /auth/login"
                 )
                 message = f"There is no {request.method} {request.path} here. There is: {known}."
             case 405 if "x-upgrade" in request.headers:

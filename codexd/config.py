@@ -172,6 +172,16 @@ class Storage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str | None,
         _about("The state directory, where there is no `$STATE_DIRECTORY`. Unset: `$XDG_STATE_HOME/codexd`."),
     ] = None
+    responses: Annotated[
+        bool,
+        _about("Keep stored responses in files of the state directory, so that a restart loses none. Off: in memory."),
+    ] = False
+    response_bytes: Annotated[
+        int, Meta(ge=0), _about("How much of stored responses is kept, the oldest going first. 0 stores none.")
+    ] = 64 * 1024 * 1024
+    response_seconds: Annotated[float, Meta(gt=0, le=366 * 86400), _about("How long a stored response is kept.")] = (
+        30 * 86400.0
+    )
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -185,6 +185,7 @@ async def _serve(
             keepers.start_soon(made.catalog.keep, made.upstream)
             keepers.start_soon(made.keys.keep)
             keepers.start_soon(made.logins.keep)
+            keepers.start_soon(made.store.keep)
             keepers.start_soon(_end_drain, stop, made)
             await keepers.start(control_server.serve, control, Verbs(made).handle)
             async with trio.open_nursery() as web:

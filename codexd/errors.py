@@ -221,6 +221,25 @@ def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError
     return ApiError(401, message, code="invalid_api_key")
 
 
+def not_compacted() -> ApiError:
+    return ApiError(
+        502,
+        "The ChatGPT backend answered without compacting the conversation. Try again, or with another model.",
+        type="server_error",
+        code="not_compacted",
+    )
+
+
+def no_such_response(name: str, param: str | None = None) -> ApiError:
+    return ApiError(
+        404 if param is None else 400,
+        f"There is no stored response {name!r}: it was not stored, has been deleted, or has grown too old "
+        "(storage.response_bytes and storage.response_seconds are the limits).",
+        code="previous_response_not_found" if param else "response_not_found",
+        param=param,
+    )
+
+
 def not_local() -> ApiError:
     return ApiError(
         403,

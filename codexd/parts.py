@@ -17,11 +17,12 @@ from codexd.auth.session import Session
 from codexd.catalog import Catalog
 from codexd.config import KEYS_FILE, Config, ConfigError
 from codexd.keys import Keys
+from codexd.store import ResponseStore
 from codexd.upstream import USER_AGENT, Upstream, make_client
 
 Load = Callable[[], tuple[Config, Path | None]]
 
-FIXED = ("server.bind", "server.host", "server.port", "control.socket", "storage.dir")
+FIXED = ("server.bind", "server.host", "server.port", "control.socket", "storage.dir", "storage.responses")
 """What a running daemon does not change: where it listens and where its state lies."""
 
 log = structlog.get_logger()
@@ -51,6 +52,7 @@ class Parts:
         keys: Keys,
         catalog: Catalog,
         upstream: Upstream,
+        store: ResponseStore,
     ) -> None:
         self.config = config
         self.origin = origin
@@ -63,8 +65,16 @@ class Parts:
         self.catalog = catalog
         self.upstream = upstream
         self.api = Api(
-            config, session=session, logins=logins, keys=keys, catalog=catalog, upstream=upstream, clock=clock
+            config,
+            session=session,
+            logins=logins,
+            keys=keys,
+            catalog=catalog,
+            upstream=upstream,
+            store=store,
+            clock=clock,
         )
+        self.store = store
         self.started = trio.current_time()
         self.listeners: list[str] = []
         self.draining = False
@@ -92,6 +102,7 @@ class Parts:
         self.logins.configure(config.oauth, config.backend.originator)
         self.keys.configure(config)
         self.catalog.configure(config.models.aliases, config.backend.client_version)
+        self.store.configure(config.storage)
         self.api.configure(config)
         log.info(
             "configuration reloaded",
@@ -157,4 +168,5 @@ async def build(
             keys=Keys(state / KEYS_FILE, config, clock=clock),
             catalog=catalog,
             upstream=Upstream(client, session, config.backend, on_models_etag=catalog.on_models_etag, clock=clock),
+            store=ResponseStore(state / "responses", config.storage, clock=clock),
         )

@@ -50,6 +50,9 @@ def events(body: Json, response_id: str, created_at: int) -> Iterator[Json]:
 
 
 def _items(body: Json, seed: str) -> Iterator[Json]:
+    if body["input"][-1].get("type") == "compaction_trigger":
+        yield {"id": f"cmp_{seed}", "type": "compaction", "encrypted_content": "gAAAAA-simulated-compaction"}
+        return
     reasoning = body["reasoning"]
     if reasoning.get("effort") not in (None, "none"):
         summary = [{"type": "summary_text", "text": "**Reading** the request."}] if reasoning.get("summary") else []
@@ -77,8 +80,8 @@ def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
         "function_call": {"arguments": ""},
         "reasoning": {"summary": []},
     }
-    status = {} if item["type"] == "reasoning" else {"status": "in_progress"}
-    yield "response.output_item.added", {"item": item | started[item["type"]] | status}
+    status = {} if item["type"] in ("reasoning", "compaction") else {"status": "in_progress"}
+    yield "response.output_item.added", {"item": item | started.get(item["type"], {}) | status}
     here = {"item_id": item["id"]}
     match item["type"]:
         case "message":
@@ -96,6 +99,8 @@ def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
                 "response.function_call_arguments.done",
                 {**here, "arguments": item["arguments"], "name": item["name"]},
             )
+        case "compaction":
+            pass
         case _:
             for number, part in enumerate(item["summary"]):
                 at = {**here, "summary_index": number}

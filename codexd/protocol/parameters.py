@@ -49,7 +49,7 @@ _SHARED: dict[str, Rule] = {
     "prompt_cache_retention": Rule("dropped", _BACKEND),
     "prompt_cache_options": Rule("dropped", _BACKEND),
     "moderation": Rule("dropped", _BACKEND),
-    "store": Rule("dropped", "nothing is stored, here or at the backend", (False,)),
+    "store": Rule("dropped", "chat answers are not stored, here or at the backend", (False,)),
 }
 
 CHAT: dict[str, Rule] = _SHARED | {
@@ -110,8 +110,9 @@ RESPONSES: dict[str, Rule] = _SHARED | {
     "top_logprobs": Rule("dropped", _BACKEND, (0,)),
     "stream_options": Rule("dropped", "events pass as they come"),
     "background": Rule("refused", "nothing runs on without a client", (False,)),
-    "previous_response_id": Rule("refused", "nothing is stored: send the whole input"),
-    "conversation": Rule("refused", "nothing is stored: send the whole input"),
+    "previous_response_id": Rule("emulated", "codexd stores answers, the backend does not"),
+    "store": Rule("emulated", "kept here, within bounds of size and age, unless it is `false`", (False, True)),
+    "conversation": Rule("refused", "use `previous_response_id`, or send the whole input"),
     "prompt": Rule("refused", "the backend has no prompt templates for this sign-in"),
 }
 

@@ -26,7 +26,8 @@ _SILENT = frozenset({"response.created", "response.in_progress", "response.queue
 _TERMINAL = {"response.completed": "completed", "response.incomplete": "incomplete"}
 _WITH_RESPONSE = _SILENT | set(_TERMINAL)
 
-ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls", "safety_identifier",
+ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
+          "previous_response_id", "safety_identifier",
           "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user")  # fmt: skip
 """Keys of the response object that repeat the request: the client's own value wins."""
 
@@ -93,6 +94,7 @@ class ResponsesStream:
     """One answer. ``echo`` holds the client's own values of ECHOED keys, ``own_names`` its names of renamed tools.
 
     ``truncation`` ends the answer at a limit; its usage is then estimated, of the request by ``prompt_tokens``.
+    ``on_done`` gets the final response object.
     """
 
     def __init__(
@@ -101,7 +103,9 @@ class ResponsesStream:
         own_names: Mapping[str, str] | None = None,
         truncation: Truncation | None = None,
         prompt_tokens: Callable[[], int] = lambda: 0,
+        on_done: Callable[[bytes], None] = lambda _: None,
     ) -> None:
+        self._on_done = on_done
         self._truncation = truncation
         self._prompt_tokens = prompt_tokens
         self._open: dict[int, RawObject] = {}
@@ -278,6 +282,8 @@ class ResponsesStream:
         complete = self._complete(Raw(msgspec.json.encode(response)), status=_TERMINAL[kind])
         self.begun = self.done = self.error is None
         self._response_object = bytes(complete)
+        if self.done:
+            self._on_done(self._response_object)
         return complete
 
     def _complete(self, raw: Raw, status: str | None = None) -> Raw:

@@ -149,6 +149,8 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True):
     client_metadata: Raw | UnsetType = UNSET
     include: list[str] | None = None
     max_output_tokens: int | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
 
 
 REQUEST = msgspec.json.Decoder(ResponsesRequest)

@@ -211,6 +211,25 @@ async def test_signing_in_later_needs_no_restart(tmp_path: Path, logs: Path, ups
         assert (await http.post("/v1/chat/completions", json=hello())).status_code == 200
 
 
+async def test_stored_responses_outlive_a_restart(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
+    for turn in (1, 2):
+        async with (
+            running(tmp_path, logs, upstream, storage={"responses": True}) as daemon,
+            httpx.AsyncClient(base_url=daemon.base) as http,
+        ):
+            if turn == 1:
+                made = await http.post("/v1/responses", json={"model": "gpt-5.5", "input": "one"})
+            else:
+                again = await http.get(f"/v1/responses/{made.json()['id']}")
+                assert again.json() == made.json()
+                body = {"model": "gpt-5.5", "input": "two", "previous_response_id": made.json()["id"]}
+                assert (await http.post("/v1/responses", json=body)).status_code == 200
+            daemon.signal()
+            assert await daemon.process.wait() == 0
+    texts = [part["text"] for item in upstream.calls[-1].json["input"] for part in item["content"]]
+    assert texts == ["one", "Hello", "two"]
+
+
 async def test_a_body_that_is_too_large_is_a_413_with_the_key_to_raise(
     tmp_path: Path, logs: Path, upstream: Upstream
 ) -> None:

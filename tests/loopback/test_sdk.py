@@ -322,3 +322,19 @@ def test_names_of_any_length_and_older_functions(demo: Demo) -> None:
     assert legacy.choices[0].finish_reason == "function_call"
     assert legacy.choices[0].message.function_call is not None
     assert legacy.choices[0].message.function_call.name == "get_weather"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_stored_responses(demo: Demo, model: str) -> None:
+    first = demo.client.responses.create(model=model, input="Hello there")
+    second = demo.client.responses.create(model=model, input="And again", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    assert demo.client.responses.retrieve(second.id).output_text == second.output_text
+    items = demo.client.responses.input_items.list(second.id, order="asc")
+    assert [item.type for item in items][:2] == ["message", "reasoning"]
+    assert demo.client.responses.input_tokens.count(model=model, input="Hello there").input_tokens > 0
+    compacted = demo.client.responses.compact(model=model, input="Hello there")
+    assert [item.type for item in compacted.output][-1] == "compaction"
+    demo.client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        demo.client.responses.retrieve(first.id)

@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from codexd.api import Api
-from codexd.auth import store
+from codexd.auth import store as credentials
 from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins
 from codexd.auth.session import Session
@@ -18,6 +18,7 @@ from codexd.auth.store import Credentials
 from codexd.catalog import Catalog
 from codexd.config import Config, OAuth
 from codexd.keys import Keys
+from codexd.store import ResponseStore
 from codexd.upstream import Upstream
 from support.secrets import ACCOUNT, access_token
 
@@ -95,7 +96,7 @@ async def client(
 ) -> AsyncIterator[Client]:
     """The app over a backend that is a function from request to response."""
     config = config or Config()
-    store.save(folder / "tokens.json", Credentials(access_token=access_token(9e9), account_id=ACCOUNT))
+    credentials.save(folder / "tokens.json", Credentials(access_token=access_token(9e9), account_id=ACCOUNT))
     async with httpx.AsyncClient(transport=httpx.MockTransport(backend)) as http:
         issuer = Issuer(http, OAuth(issuer="http://i"), {})
         session = Session(folder / "tokens.json", issuer=issuer, clock=lambda: 1.8e9)
@@ -105,7 +106,9 @@ async def client(
         upstream = Upstream(http, session, config.backend, clock=lambda: 1.8e9)
         logins = Logins(issuer, session, config.oauth, "test", clock=lambda: 1.8e9)
         keys = Keys(folder / "keys.json", config, clock=lambda: 1.8e9)
+        store = ResponseStore(folder / "responses", config.storage, clock=lambda: 1.8e9)
         api = Api(
-            config, session=session, logins=logins, keys=keys, catalog=catalog, upstream=upstream, clock=lambda: 1.8e9
-        )
+            config, session=session, logins=logins, keys=keys, catalog=catalog, upstream=upstream, store=store,
+            clock=lambda: 1.8e9,
+        )  # fmt: skip
         yield Client(api.app())

@@ -1,0 +1,146 @@
+"""Answers of the Responses API that a client may come back to: by ``previous_response_id``, or to read or delete them.
+
+The backend stores nothing, so this is all there is: bounded in bytes and age, in memory, and with ``storage.responses``
+also in a file for each in the state directory, written durably beside the answer's own way.
+"""
+
+import contextlib
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+from msgspec import Raw, Struct
+
+from codexd.auth.store import write_durably
+from codexd.config import Storage
+from codexd.protocol.responses import RawObject
+
+_SANE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+log = structlog.get_logger()
+
+
+class Stored(Struct):
+    """``input`` is the whole conversation that led to the answer, earlier turns included; ``at`` is in Unix seconds."""
+
+    id: str
+    at: float
+    input: list[RawObject]
+    response: Raw
+
+    def output(self) -> list[RawObject]:
+        return msgspec.json.decode(self.response, type=_Output).output
+
+
+class _Output(Struct):
+    output: list[RawObject] = []
+
+
+class ResponseStore:
+    """``clock`` gives Unix seconds. ``keep`` writes what is to survive a restart; without it memory is all."""
+
+    def __init__(self, folder: Path, config: Storage, *, clock: Callable[[], float]) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._entries: OrderedDict[str, tuple[int, Stored]] = OrderedDict()
+        self._bytes = 0
+        self._unwritten: dict[str, bytes | None] = {}
+        self._due = trio.Event()
+        self.configure(config)
+        if config.responses:
+            self._load()
+
+    def configure(self, config: Storage) -> None:
+        self._config = config
+        self._shrink()
+
+    def add(self, id: str, input: list[RawObject], response: bytes) -> None:  # noqa: A002 - the API's own words
+        self._put(Stored(id, self._clock(), input, Raw(response)), write=True)
+
+    def get(self, id: str) -> Stored | None:  # noqa: A002 - the API's own word
+        self._shrink()
+        found = self._entries.get(id)
+        return None if found is None else found[1]
+
+    def delete(self, id: str) -> bool:  # noqa: A002 - the API's own word
+        """Whether there was one."""
+        if id not in self._entries:
+            return False
+        self._forget(id)
+        return True
+
+    async def keep(self) -> None:
+        """Write what came and take away what went. Runs until cancelled, and writes the rest then."""
+        try:
+            while True:
+                await self._due.wait()
+                self._due = trio.Event()
+                while self._unwritten:
+                    name, data = next(iter(self._unwritten.items()))
+                    await trio.to_thread.run_sync(self._write, name, data)
+                    # Not before: what is cancelled on its way to the thread is written at the end.
+                    if self._unwritten.get(name, ...) is data:
+                        del self._unwritten[name]
+        finally:
+            while self._unwritten:
+                self._write(*self._unwritten.popitem())
+
+    def _put(self, stored: Stored, *, write: bool) -> None:
+        data = msgspec.json.encode(stored)
+        if stored.id in self._entries:
+            self._forget(stored.id)
+        if len(data) > self._config.response_bytes:
+            return
+        self._entries[stored.id] = len(data), stored
+        self._bytes += len(data)
+        if write:
+            self._later(stored.id, data)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        oldest = self._clock() - self._config.response_seconds
+        while self._entries:
+            id, (_, stored) = next(iter(self._entries.items()))  # noqa: A001 - the API's own word
+            if self._bytes <= self._config.response_bytes and stored.at >= oldest:
+                return
+            self._forget(id)
+
+    def _forget(self, id: str) -> None:  # noqa: A002 - the API's own word
+        size, _ = self._entries.pop(id)
+        self._bytes -= size
+        self._later(id, None)
+
+    # --- the files
+
+    def _later(self, id: str, data: bytes | None) -> None:  # noqa: A002 - the API's own word
+        if self._config.responses:
+            name = id if _SANE_ID.fullmatch(id) else hashlib.sha256(id.encode()).hexdigest()
+            self._unwritten[f"{name}.json"] = data
+            self._due.set()
+
+    def _write(self, name: str, data: bytes | None) -> None:
+        try:
+            if data is None:
+                (self._folder / name).unlink(missing_ok=True)
+            else:
+                write_durably(self._folder / name, data)
+        except OSError as error:
+            log.warning("a stored response could not be written", name=name, reason=str(error))
+
+    def _load(self) -> None:
+        found: list[Stored] = []
+        with contextlib.suppress(OSError):
+            for path in self._folder.glob("*.json"):
+                try:
+                    found.append(msgspec.json.decode(path.read_bytes(), type=Stored))
+                except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+                    log.warning(
+                        "a stored response cannot be read; it is left where it is", path=str(path), reason=str(error)
+                    )
+        for stored in sorted(found, key=lambda each: each.at):
+            self._put(stored, write=False)
