@@ -5,10 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo test lint format lock clients clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
+	@echo "make clients install the Node clients that the suite then runs too"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
 	@echo "make lock    make the lock files anew from pyproject.toml"
 
@@ -38,6 +39,12 @@ COMPILE = $(BIN)/pip-compile --quiet --upgrade --allow-unsafe --generate-hashes 
 lock: $(VENV)/.dev
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+# The clients that are not Python; the tests of tests/clients are skipped without them.
+clients: tests/clients/node_modules/.done
+tests/clients/node_modules/.done: tests/clients/package-lock.json
+	npm ci --prefix tests/clients --no-audit --no-fund
+	@touch $@
 
 # ---
 

@@ -128,6 +128,7 @@ class _Pulse:
     """A short stream for whoever wants to know whether something on the way holds events back."""
 
     error: ApiError | None = None
+    done = False
 
     async def stream(self, client: Client) -> None:
         await client.start([])

@@ -27,6 +27,10 @@ class Choices:
         self._lock = trio.Lock()
         self.error: ApiError | None = None
 
+    @property
+    def done(self) -> bool:
+        return all(relay.done for relay in self._relays)
+
     async def stream(self, client: Client) -> None:
         """Raises ApiError only while the status is still the caller's to choose."""
         reported = False

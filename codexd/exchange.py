@@ -83,6 +83,10 @@ class Body(Protocol):
 
     error: ApiError | None
 
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete; a client may leave as soon as it has the last event."""
+
     async def stream(self, client: Client) -> None: ...
 
 
@@ -157,6 +161,7 @@ class HttpConnection(TrioASGIHTTPConnection):
         except ApiError as error:
             return error_response(error, record)
         finally:
+            record.complete |= relay.done
             if relay.error is not None:
                 record.error = relay.error.error.code
         return None

@@ -99,6 +99,11 @@ class Relay:
         self.running = False
 
     @property
+    def done(self) -> bool:
+        """Whether the answer is complete."""
+        return self._conversion.state.done
+
+    @property
     def usage(self) -> Usage | None:
         return self._conversion.state.usage
 

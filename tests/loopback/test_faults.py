@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from codexd.protocol import sse
-from support.daemon import Daemon, running
+from support.daemon import Daemon, connected, post, running
 from support.secrets import ACCOUNT, MARKER, access_token, refresh_token
 from support.upstream import (
     ADDED,
@@ -378,3 +378,23 @@ async def test_a_connection_is_used_again(client: Client, daemon: Daemon, upstre
     for _ in range(5):
         await client.ask()
     assert len({id(call.stream) for call in upstream.calls}) == 1
+
+
+async def test_a_client_that_leaves_with_the_last_event_has_had_its_answer(
+    tmp_path: Path, logs: Path, upstream: Upstream
+) -> None:
+    """As agents do: they close the connection on response.completed, before the stream has ended."""
+
+    async def lingering(call: Call) -> None:
+        await call.start()
+        await call.events(CREATED, ADDED, text("Hi"), done("Hi"), COMPLETED)
+        await call.gone()
+
+    upstream.plays = [lingering]
+    async with running(tmp_path, logs, upstream) as daemon:
+        async with connected(daemon) as client:
+            await client.send(post("/v1/responses", {"model": "gpt-5.5", "input": "x", "stream": True}))
+            await client.until(b"response.completed")
+        line = await daemon.logged("request finished.*path=/v1/responses")
+        assert "status=200" in line
+        assert "tokens_out=3" in line
