@@ -196,9 +196,10 @@ async def _serve(
                 # What lives from here on was made by start-up: the collector need not look at it again.
                 gc.collect()
                 gc.freeze()
-                notifier.ready(_status(made))
+                status = _status(made)
+                notifier.ready(status)
                 announce(made.listeners[0])
-                keepers.start_soon(_tell_status, changed, notifier, made)
+                keepers.start_soon(_tell_status, changed, notifier, made, status)
                 if not made.session.signed_in:
                     await _not_signed_in(keepers, made)
             keepers.cancel_scope.cancel()
@@ -225,13 +226,13 @@ def _status(parts: Parts) -> str:
     return "serving" if parts.session.signed_in else "signed out: run codexctl login"
 
 
-async def _tell_status(changed: _Changes, notifier: Notifier, parts: Parts) -> None:
-    told = _status(parts)
+async def _tell_status(changed: _Changes, notifier: Notifier, parts: Parts, told: str) -> None:
+    """``told`` is what systemd has heard already; it may be outdated before this begins."""
     while True:
-        await changed.wait()
         if not parts.draining and (status := _status(parts)) != told:
             told = status
             notifier.status(status)
+        await changed.wait()
 
 
 async def _not_signed_in(keepers: trio.Nursery, parts: Parts) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -135,32 +136,35 @@ async def test_exit_codes_and_hints(setup: Make, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
 async def test_who_may_not_is_told_the_group(setup: Make) -> None:
-    async with setup() as it:
-        (it.daemon.state).chmod(0o755)
-        for parent in it.daemon.state.parents[:3]:
-            parent.chmod(parent.stat().st_mode | 0o055)
-        environ = environment(it.daemon.state) | {"CODEXCTL_SOCKET": str(it.daemon.control)}
-        # The interpreter and the checkout may be root's alone: only the identity of the caller changes, after imports.
-        script = (
-            "import grp, locale, os, pwd, sys; from codexd.ctl import show, verbs; from codexd.ctl.__main__ import main, parser; parser();"
-            "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.exit(main(['status']))"
-        )
-        python = command()[0]
-        denied = await trio.run_process(
-            [python, "-c", script], capture_stdout=True, capture_stderr=True, check=False, env=environ
-        )
-        said = denied.stderr.decode()
-        assert denied.returncode == 4, said
-        assert "permission denied" in said
-        assert "usermod -aG root" in said
-        # With the file's mode open, the daemon itself looks who it is.
-        it.daemon.control.chmod(0o666)
-        refused = await trio.run_process(
-            [python, "-c", script], capture_stdout=True, capture_stderr=True, check=False, env=environ
-        )
-        assert refused.returncode == 5, refused.stderr
-        assert "members of the group root may control codexd" in refused.stderr.decode()
-        assert "uid=65534" in await it.daemon.logged("control request refused")
+    # Not below pytest's own directory: that is root's alone, and other runs see to it that it stays so.
+    with tempfile.TemporaryDirectory(prefix="codexd-test-") as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "control.sock"
+        async with setup(control={"socket": str(path)}) as it:
+            denied = await _as_nobody(it, path)
+            assert denied.code == 4, denied.err
+            assert "permission denied" in denied.err
+            assert "usermod -aG root" in denied.err
+            # With the file's mode open, the daemon itself looks who it is.
+            path.chmod(0o666)
+            refused = await _as_nobody(it, path)
+            assert refused.code == 5, refused.err
+            assert "members of the group root may control codexd" in refused.err
+            assert "uid=65534" in await it.daemon.logged("control request refused")
+
+
+async def _as_nobody(it: Setup, path: Path) -> Said:
+    # The interpreter and the checkout may be root's alone: only the identity of the caller changes, after imports.
+    script = (
+        "import grp, locale, os, pwd, sys; from codexd.ctl import show, verbs;"
+        "from codexd.ctl.__main__ import main, parser; parser();"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.exit(main(['status']))"
+    )
+    environ = environment(it.daemon.state) | {"CODEXCTL_SOCKET": str(path)}
+    done = await trio.run_process(
+        [command()[0], "-c", script], capture_stdout=True, capture_stderr=True, check=False, env=environ
+    )
+    return Said(done.returncode, done.stdout.decode(), " ".join(done.stderr.decode().split()))
 
 
 # --- device
