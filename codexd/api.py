@@ -362,8 +362,8 @@ class Api:
         asked = _decode(responses.REQUEST, body)
         record = _record()
         resolved = self._understand(record, asked.model, body, parameters.RESPONSES, streamed=bool(asked.stream))
-        asked, whole = self._with_history(asked)
-        converted = convert.from_responses(asked, resolved, self._settings(resolved))
+        asked, whole, earlier = self._with_history(asked)
+        converted = convert.from_responses(asked, resolved, self._settings(resolved), earlier=earlier)
         given = msgspec.json.decode(body, type=RawObject)
         echo = {key: given[key] for key in ECHOED if key in given and bytes(given[key]) != b"null"}
         stored = asked.store is not False
@@ -381,16 +381,19 @@ class Api:
 
         return await self._answer(record, converted, conversion)
 
-    def _with_history(self, asked: ResponsesRequest) -> tuple[ResponsesRequest, list[RawObject]]:
-        """The request with the turns before it, and its whole input. Raises ApiError 400 when these are not there."""
+    def _with_history(self, asked: ResponsesRequest) -> tuple[ResponsesRequest, list[RawObject], int]:
+        """The request with the turns before it, its whole input, and how many items of that are earlier ones.
+
+        Raises ApiError 400 when these are not there.
+        """
         own = state.as_items(asked.input)
         if asked.previous_response_id is None:
-            return asked, own
+            return asked, own, 0
         before = self._store.get(asked.previous_response_id)
         if before is None:
             raise errors.no_such_response(asked.previous_response_id, "previous_response_id")
         whole = [*before.input, *before.output(), *own]
-        return msgspec.structs.replace(asked, input=whole), whole
+        return msgspec.structs.replace(asked, input=whole), whole, len(whole) - len(own)
 
     async def response(self, id: str) -> Response:  # noqa: A002 - the API's own word
         """``GET`` and ``DELETE`` of a stored response."""
@@ -423,8 +426,8 @@ class Api:
         body = await _body()
         asked = _decode(responses.REQUEST, body)
         resolved = self._understand(_record(), asked.model, body, parameters.RESPONSES, streamed=False)
-        asked, _ = self._with_history(asked)
-        converted = convert.from_responses(asked, resolved, self._settings(resolved))
+        asked, _, earlier = self._with_history(asked)
+        converted = convert.from_responses(asked, resolved, self._settings(resolved), earlier=earlier)
         return _json(_InputTokens(prompt_tokens(converted.request)))
 
     async def compact(self) -> Response:
@@ -433,9 +436,9 @@ class Api:
         asked = _decode(responses.REQUEST, body)
         record = _record()
         resolved = self._understand(record, asked.model, body, parameters.RESPONSES, streamed=False)
-        asked, whole = self._with_history(asked)
+        asked, whole, earlier = self._with_history(asked)
         asked = msgspec.structs.replace(asked, input=[*whole, state.COMPACTION_TRIGGER])
-        converted = convert.from_responses(asked, resolved, self._settings(resolved))
+        converted = convert.from_responses(asked, resolved, self._settings(resolved), earlier=earlier)
         record.adjusted += converted.adjusted
         self._refuse_drops(record)
         relay = self._relay(converted, lambda: conversions.responses(ResponsesStream({}, converted.names)), record)

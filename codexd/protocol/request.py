@@ -129,14 +129,20 @@ def _ensure_json(items: list[InputItem], form: Any, adjusted: list[str]) -> list
     return [*items, Message(role="developer", content=[InputText(text="Answer with one JSON object.")])]
 
 
-def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settings) -> Converted:
-    """Convert a Responses request: the same protocol, made fit for a backend that stores nothing."""
+def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settings, *, earlier: int = 0) -> Converted:
+    """Convert a Responses request: the same protocol, made fit for a backend that stores nothing.
+
+    So many of its first items are ``earlier`` turns, which the client named and did not send. Raises ApiError 400.
+    """
     adjusted: list[str] = []
     if isinstance(asked.input, str):
         items: list[InputItem] = [Message(role="user", content=[InputText(text=asked.input)])]
     else:
-        fitted = ((_fit_item(item, adjusted), f"input[{index}]") for index, item in enumerate(asked.input))
-        placed = [Placed(item, where) for item, where in fitted if item is not None]
+        placed = [
+            Placed(fit, f"input[{index}]" if index >= 0 else "previous_response_id")
+            for index, item in enumerate(asked.input, -earlier)
+            if (fit := _fit_item(item, adjusted)) is not None
+        ]
         items = history.pair(placed, adjusted, repair=settings.repair_history)
     if not items:
         raise errors.bad_request("input must hold at least one item that can be sent.", param="input")

@@ -71,6 +71,19 @@ async def test_calls_and_reasoning_go_on_too(autojump_clock: MockClock, tmp_path
     assert kinds == ["message", "reasoning", "function_call", "function_call_output"]
 
 
+async def test_a_call_of_an_earlier_turn_that_is_not_answered_is_named_so(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with client(tmp_path, Counting(CALLED)) as app:
+        await app.request("POST", "/v1/responses", ask())
+        lost = await app.request("POST", "/v1/responses", ask("and?", previous_response_id="resp_1"))
+        assert (lost.status, lost.json["error"]["param"]) == (400, "previous_response_id")
+        alone = [{"type": "function_call_output", "call_id": "call_1", "output": "1"},
+                 {"type": "function_call_output", "call_id": "other", "output": "1"}]  # fmt: skip
+        lost = await app.request("POST", "/v1/responses", ask(alone, previous_response_id="resp_1"))
+        assert (lost.status, lost.json["error"]["param"]) == (400, "input[1]")
+
+
 async def test_what_is_stored_can_be_read_and_deleted(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with client(tmp_path, Counting()) as app:
         made = await app.request("POST", "/v1/responses", ask())
@@ -198,6 +211,31 @@ async def test_files_outlive_a_restart(tmp_path: Path) -> None:
     assert again.get("resp_gone") is None
     assert (tmp_path / "responses" / "broken.json").exists()
     assert make(tmp_path, moment).get("resp_a") is None
+
+
+async def test_what_changes_while_it_is_written_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(tmp_path, [NOW], responses=True)
+    write, written = store._write, list[bytes | None]()
+
+    def slow(name: str, data: bytes | None) -> None:
+        write(name, data)
+        written.append(data)
+        if len(written) == 1:
+            trio.from_thread.run_sync(add, store, "resp_a", 50)
+
+    monkeypatch.setattr(store, "_write", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.keep)
+        add(store, "resp_a", 5)
+        with trio.fail_after(10):
+            while len(written) < 2:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    again = make(tmp_path, [NOW], responses=True).get("resp_a")
+    assert again is not None
+    assert b"x" * 50 in bytes(again.response)
 
 
 async def test_a_disk_that_is_full_costs_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from msgspec import Raw
 
 from codexd.protocol import chat, sse
 from codexd.protocol import conversion as conversions
+from codexd.protocol.cut import Cut, Limits
 from codexd.protocol.memory import Memory, Turn, nothing, of_call, of_text
 from codexd.protocol.request import Settings, from_chat, without_reasoning
 from codexd.protocol.responses import RawObject
@@ -103,6 +104,15 @@ def test_what_is_incomplete_or_cannot_be_sent_back_is_not_kept() -> None:
     assert answer(reasoning(0, "one"), call(1, "a")) == {}
     assert answer(reasoning(0, None), reasoning(1, ""), call(2, "a"), COMPLETED) == {}
     assert answer(call(0, "a"), COMPLETED) == {}
+
+
+def test_an_answer_that_was_cut_is_not_kept() -> None:
+    kept: list[str] = []
+    stream = ChatStream(id="i", model="m", created=1, include_usage=False, cut=Cut(Limits(max_tokens=1)))
+    conversion = conversions.chat(stream, streamed=True, turn=Turn(lambda key, _: kept.append(key)))
+    for event in (reasoning(0, "one"), call(1, "a"), message(2, "far too long"), COMPLETED):
+        conversion.feed(sse.encode(b"x", msgspec.json.encode(event)))
+    assert (stream.cut_short, kept) == (True, [])
 
 
 def test_it_comes_back_before_what_it_led_to() -> None:

@@ -78,6 +78,7 @@ class Client:
         async def send(message: dict[str, Any]) -> None:
             await trio.lowlevel.checkpoint()
             if message["type"] == "http.response.start":
+                assert answer.status == 0, "an answer starts once"
                 answer.status = message["status"]
                 answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
             elif message.get("body"):
