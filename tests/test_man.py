@@ -16,6 +16,7 @@ from codexd.config import Config
 from codexd.control import wire
 from codexd.ctl.__main__ import parser
 from codexd.ctl.verbs import EXIT
+from codexd.protocol import limits
 
 MAN = Path(__file__).parent.parent / "docs" / "man"
 PAGES = sorted(MAN.iterdir())
@@ -77,7 +78,7 @@ def replies() -> str:
             *([said] if said else []),
             *([f".Ql {held} ."] if held else []),
         ]
-    inner = [("windows of usage", wire.Window), ("credits of usage", wire.Credits), ("models", wire.ModelEntry), ("keys", wire.KeyEntry)]  # fmt: skip
+    inner = [("windows of usage", limits.Window), ("credits of usage", limits.Credits), ("models", wire.ModelEntry), ("keys", wire.KeyEntry)]  # fmt: skip
     for name, struct in inner:
         held = " ,\n.Ql ".join(field.name for field in msgspec.structs.fields(struct))
         lines += [f".It each of the {name}", f".Ql {held} ."]

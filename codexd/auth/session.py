@@ -49,15 +49,15 @@ class _Transient(Exception):
 
 
 class SignIn(NamedTuple):
-    """The sign-in as a person wants to see it. Times are Unix seconds; ``why`` says why there is none."""
+    """The sign-in as a person wants to see it. Times are whole Unix seconds; ``why`` says why there is none."""
 
     signed_in: bool
     why: str | None
     email: str | None = None
     plan: str | None = None
     account_id: str | None = None
-    expires_at: float | None = None
-    refreshed_at: float | None = None
+    expires_at: int | None = None
+    refreshed_at: int | None = None
     refresh_failed: str | None = None
     unsaved: bool = False
 
@@ -214,8 +214,8 @@ class Session:
             credentials.email(),
             credentials.plan(),
             credentials.account(),
-            credentials.expiry(),
-            credentials.updated_at,
+            store.whole(credentials.expiry()),
+            store.whole(credentials.updated_at),
             self._failed,
             self._unsaved,
         )

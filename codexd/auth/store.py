@@ -167,8 +167,8 @@ def save(path: Path, credentials: Credentials) -> None:
     """Replace the file, durably. Raises OSError; then the old file is as it was."""
     tree = msgspec.structs.asdict(credentials)
     extra = tree.pop("extra")
-    tree["expires_at"] = _whole(credentials.expires_at)
-    tree["updated_at"] = _whole(credentials.updated_at)
+    tree["expires_at"] = whole(credentials.expires_at)
+    tree["updated_at"] = whole(credentials.updated_at)
     document = {key: value for key, value in tree.items() if value is not None or key in _REQUIRED} | extra
     write_durably(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
 
@@ -176,7 +176,7 @@ def save(path: Path, credentials: Credentials) -> None:
 _REQUIRED = ("access_token", "refresh_token", "expires_at", "account_id", "updated_at")
 
 
-def _whole(moment: float | None) -> int | None:
+def whole(moment: float | None) -> int | None:
     return None if moment is None else int(moment)
 
 

@@ -172,17 +172,7 @@ class Verbs:
 
 
 def account(found: SignIn) -> wire.Account:
-    return wire.Account(
-        signed_in=found.signed_in,
-        why=found.why,
-        email=found.email,
-        plan=found.plan,
-        account_id=found.account_id,
-        expires_at=None if found.expires_at is None else int(found.expires_at),
-        refreshed_at=None if found.refreshed_at is None else int(found.refreshed_at),
-        refresh_failed=found.refresh_failed,
-        unsaved=found.unsaved,
-    )
+    return wire.Account(**found._asdict())
 
 
 def _shown(attempt: Attempt, *, joined: bool) -> wire.DeviceCode | wire.AuthorizationUrl:
@@ -195,7 +185,7 @@ def _shown(attempt: Attempt, *, joined: bool) -> wire.DeviceCode | wire.Authoriz
 
 
 def _report(limits: Limits, why: str | None = None) -> wire.UsageReport:
-    return msgspec.convert(msgspec.to_builtins(limits) | {"why": why, "reply": "usage"}, wire.UsageReport)
+    return wire.UsageReport(**msgspec.structs.asdict(limits), why=why)
 
 
 def _place(origin: Path | None) -> str:

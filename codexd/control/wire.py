@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd.errors import ApiError
+from codexd.protocol.limits import Credits, Window
 
 VERSION = 1
 MAX_LINE = 64 * 1024
@@ -162,22 +163,6 @@ class SignedOut(_Reply, frozen=True, kw_only=True, tag="signed_out"):
 
     revoked: bool
     why: str | None
-
-
-class Window(Struct, frozen=True, kw_only=True):
-    """``label`` is the window's length for people, ``limit`` what it counts: ``codex`` is the account's main limit."""
-
-    limit: str
-    label: str
-    used_percent: float
-    window_minutes: int | None
-    resets_at: int | None
-
-
-class Credits(Struct, frozen=True, kw_only=True):
-    has_credits: bool
-    unlimited: bool
-    balance: str | None
 
 
 class UsageReport(_Reply, frozen=True, kw_only=True, tag="usage"):
