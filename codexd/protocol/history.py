@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from codexd import errors
-from codexd.protocol.responses import FunctionCall, FunctionCallOutput, InputItem
+from codexd.protocol.responses import InputItem, plain, type_of
 
 NO_OUTPUT = "[no output]"
 """What stands in for the result of a call that the client no longer has."""
@@ -51,17 +51,11 @@ def pair(items: Sequence[Placed], adjusted: list[str], *, repair: bool) -> list[
 
 def _link(item: InputItem) -> tuple[str, str] | None:
     """Type and call id of a call or a result; None for anything else."""
-    if isinstance(item, FunctionCall):
-        return "function_call", item.call_id
-    if isinstance(item, FunctionCallOutput):
-        return "function_call_output", item.call_id
-    if not isinstance(item, dict):
+    kind = type_of(item)
+    if kind not in _KINDS:
         return None
-    try:
-        kind = msgspec.json.decode(item.get("type", Raw(b'""')), type=str)
-        return (kind, msgspec.json.decode(item["call_id"], type=str)) if kind in _KINDS else None
-    except (msgspec.ValidationError, KeyError):
-        return None
+    call_id = plain(item.get("call_id")) if isinstance(item, dict) else getattr(item, "call_id", None)
+    return None if call_id is None else (str(kind), call_id)
 
 
 def _no_output(kind: str, call_id: str) -> InputItem:

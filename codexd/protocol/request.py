@@ -36,6 +36,8 @@ from codexd.protocol.responses import (
     Tool,
     UpstreamRequest,
     given,
+    plain,
+    type_of,
 )
 
 NAMESPACE = "functions"
@@ -202,7 +204,7 @@ def _shaped(
 
 def without_reasoning(request: UpstreamRequest) -> UpstreamRequest | None:
     """The same request without encrypted reasoning; None when there is none in it."""
-    items = [item for item in request.input if _type_of(item) != "reasoning"]
+    items = [item for item in request.input if type_of(item) != "reasoning"]
     return None if len(items) == len(request.input) else msgspec.structs.replace(request, input=items)
 
 
@@ -229,7 +231,7 @@ def to_lite(request: UpstreamRequest, instructions: str, adjusted: list[str]) ->
         said = [] if words is None else [Message(role="developer", content=[InputText(text=words)])]
     items = [_lite_item(item, adjusted) for item in request.input]
     head: list[InputItem] = []
-    if items and _type_of(items[0]) == "additional_tools":
+    if items and type_of(items[0]) == "additional_tools":
         # The official client as our client: its tools come first, and stay there.
         head.append(items.pop(0))
     if own:
@@ -247,8 +249,8 @@ def to_lite(request: UpstreamRequest, instructions: str, adjusted: list[str]) ->
 
 
 def _wrapped(found: Sequence[Tool]) -> AdditionalTools:
-    own = [tool for tool in found if _type_of(tool) in ("function", "custom")]
-    rest = [tool for tool in found if isinstance(tool, dict) and _type_of(tool) not in ("function", "custom")]
+    own = [tool for tool in found if type_of(tool) in ("function", "custom")]
+    rest = [tool for tool in found if isinstance(tool, dict) and type_of(tool) not in ("function", "custom")]
     wrapped: list[Namespace | RawObject] = [Namespace(name=NAMESPACE, tools=own)] if own else []
     return AdditionalTools(tools=[*wrapped, *rest])
 
@@ -262,7 +264,7 @@ def _lite_item(item: InputItem, adjusted: list[str]) -> InputItem:
         case FunctionCallOutput(output=list() as parts):
             return msgspec.structs.replace(item, output=[_without_detail(part, adjusted) for part in parts])
         case dict():
-            if _type_of(item) in ("function_call", "custom_tool_call"):
+            if type_of(item) in ("function_call", "custom_tool_call"):
                 return {"namespace": Raw(msgspec.json.encode(NAMESPACE)), **item}
             for key in ("content", "output"):
                 if key in item and b'"detail"' in bytes(item[key]):
@@ -287,7 +289,7 @@ def _raw_without_detail(content: Raw) -> Raw:
         return content
     return _raw(
         [
-            {key: value for key, value in part.items() if key != "detail" or _type_of(part) != "input_image"}
+            {key: value for key, value in part.items() if key != "detail" or type_of(part) != "input_image"}
             for part in parts
         ]
     )
@@ -329,23 +331,8 @@ def _raw(value: object) -> Raw:
     return Raw(msgspec.json.encode(value))
 
 
-def _plain(raw: Raw | None) -> str | None:
-    """The string in a raw value; None for anything else."""
-    try:
-        return None if raw is None else msgspec.json.decode(raw, type=str)
-    except msgspec.ValidationError:
-        return None
-
-
-def _type_of(value: InputItem | Tool | RawObject) -> str | None:
-    if isinstance(value, dict):
-        return _plain(value.get("type"))
-    tag = type(value).__struct_config__.tag
-    return tag if isinstance(tag, str) else None
-
-
 def _role_of(item: InputItem) -> str | None:
-    return _plain(item.get("role")) if isinstance(item, dict) else getattr(item, "role", None)
+    return plain(item.get("role")) if isinstance(item, dict) else getattr(item, "role", None)
 
 
 # --- the Responses dialect
@@ -353,11 +340,11 @@ def _role_of(item: InputItem) -> str | None:
 
 def _fit_item(item: RawObject, adjusted: list[str]) -> InputItem | None:
     """An input item without what refers to things stored at OpenAI; None for one that is nothing else."""
-    kind = _type_of(item)
+    kind = type_of(item)
     if kind == "item_reference":
         adjusted.append("item_reference=dropped")
         return None
-    if kind == "reasoning" and not _plain(item.get("encrypted_content")):
+    if kind == "reasoning" and not plain(item.get("encrypted_content")):
         # Its id alone means nothing to a backend that stores nothing: "Item with id 'rs_...' not found".
         adjusted.append("reasoning=dropped")
         return None
@@ -368,7 +355,7 @@ def _fit_item(item: RawObject, adjusted: list[str]) -> InputItem | None:
     if role == "system":
         adjusted.append("system=developer")
         item["role"] = Raw(b'"developer"')
-    text = _plain(item.get("content"))
+    text = plain(item.get("content"))
     if text is not None:
         part = OutputText(text=text) if role == "assistant" else InputText(text=text)
         item["content"] = _raw([part])

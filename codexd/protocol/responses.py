@@ -120,6 +120,22 @@ class UpstreamRequest(Struct, frozen=True, kw_only=True):
     client_metadata: Raw | UnsetType = UNSET
 
 
+def plain(raw: Raw | None) -> str | None:
+    """The string in a raw value; None for anything else."""
+    try:
+        return None if raw is None else msgspec.json.decode(raw, type=str)
+    except msgspec.ValidationError:
+        return None
+
+
+def type_of(value: InputItem | Tool | RawObject) -> str | None:
+    """The ``type`` of an item, a tool or a part, in whichever form it is held."""
+    if isinstance(value, dict):
+        return plain(value.get("type"))
+    tag = type(value).__struct_config__.tag
+    return tag if isinstance(tag, str) else None
+
+
 # --- what a client sends to /v1/responses
 
 

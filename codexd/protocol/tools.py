@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 
 from codexd import errors
 from codexd.protocol.chat import Function, NamedChoice
-from codexd.protocol.responses import FunctionCall, FunctionTool, InputItem, NamedTool, RawObject, Tool, given
+from codexd.protocol.responses import FunctionTool, InputItem, NamedTool, RawObject, Tool, given, plain, type_of
 
 MAX_NAME = 64
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
@@ -114,15 +114,8 @@ def choose(asked: str | NamedChoice | None, tools: Sequence[Tool], where: str) -
 
 def name_of(tool: Tool | InputItem) -> str | None:
     if isinstance(tool, dict):
-        return _string(tool.get("name"))
+        return plain(tool.get("name"))
     return getattr(tool, "name", None)
-
-
-def _string(raw: Raw | None) -> str | None:
-    try:
-        return None if raw is None else msgspec.json.decode(raw, type=str)
-    except msgspec.ValidationError:
-        return None
 
 
 # --- names
@@ -162,18 +155,14 @@ def name(tools: Iterable[Tool], items: Iterable[InputItem], choice: Choice) -> N
         return msgspec.structs.replace(thing, name=wire)
 
     new_tools = [renamed(tool, name_of(tool)) for tool in tools]
-    new_items = [renamed(item, name_of(item)) if _is_call(item) else item for item in items]
+    new_items = [renamed(item, name_of(item)) if type_of(item) in _CALLS else item for item in items]
     if isinstance(choice, NamedTool):
         choice = NamedTool(name=wire_name(choice.name))
     elif isinstance(choice, Raw) and bytes(choice).startswith(b"{"):
         raw = _OBJECT.decode(choice)
-        if (own := _string(raw.get("name"))) is not None:
+        if (own := plain(raw.get("name"))) is not None:
             choice = Raw(msgspec.json.encode({**raw, "name": wire_name(own)}))
     return Named(new_tools, new_items, choice, names)  # type: ignore[arg-type]  # a tool stays a tool
-
-
-def _is_call(item: InputItem) -> bool:
-    return isinstance(item, FunctionCall) or (isinstance(item, dict) and _string(item.get("type")) in _CALLS)
 
 
 # --- what a model is told when the backend does not take the choice
@@ -186,6 +175,6 @@ def instruction(choice: Choice) -> str | None:
     if choice == "required" or choice == Raw(b'"required"'):
         return "Call at least one of the tools now; do not answer in any other way."
     if isinstance(choice, Raw) and bytes(choice).startswith(b"{"):
-        named = _string(_OBJECT.decode(choice).get("name"))
+        named = plain(_OBJECT.decode(choice).get("name"))
         return None if named is None else f"Call the tool {named} now; do not answer in any other way."
     return None
