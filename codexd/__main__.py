@@ -43,9 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.demo:
             trio.run(daemon.demo, settings)
         else:
-            trio.run(daemon.run, load)
-    except config.ConfigError as error:
-        return _fail(f"{error}", EX_CONFIG)
+            trio.run(daemon.run, settings, origin, load)
     except daemon.CannotStart as error:
         return _fail(f"{error}", 1)
     return 0

@@ -234,8 +234,7 @@ class Api:
         asked = _decode(chat.REQUEST, body)
         record = _record()
         resolved = self._understand(record, asked.model, body, parameters.CHAT, streamed=bool(asked.stream))
-        model = resolved.model.slug
-        recall = partial(self._recall, model)
+        recall = partial(self._recall, resolved.model.slug)
         converted = convert.from_chat(asked, resolved, self._settings(resolved), recall)
         tokens = ("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)
         wanted = self._wanted("chatcmpl", limits_of(asked.stop, *tokens), asked.stream_options, record, asked.n)
@@ -254,12 +253,14 @@ class Api:
         wanted = each._replace(number=each.number * len(texts))
         if wanted.number > MAX_N:
             raise errors.bad_request(f"n times the number of prompts must be {MAX_N} at most.", param="n")
-        converted, makers = [], []
-        for index in range(wanted.number):
-            text = texts[index // each.number]
-            converted.append(convert.from_chat(completions.as_chat(asked, text), resolved, settings))
-            echo = text if asked.echo else ""
-            makers.append(self._chat_conversion(resolved, converted[-1], wanted, index, echo=echo))
+        converted: list[convert.Converted] = []
+        makers: list[Callable[[], Conversion]] = []
+        for text in texts:
+            of_text = convert.from_chat(completions.as_chat(asked, text), resolved, settings)
+            for _ in range(each.number):
+                echo = text if asked.echo else ""
+                makers.append(self._chat_conversion(resolved, of_text, wanted, len(converted), echo=echo))
+                converted.append(of_text)
         return await self._answers(record, converted, makers, wanted, per_prompt=each.number)
 
     def _recall(self, model: str, key: str) -> Items:
@@ -292,7 +293,7 @@ class Api:
             return await self._answer(record, converted[0], makers[0])
         record.adjusted += [entry for each in converted for entry in each.adjusted if entry not in record.adjusted]
         self._refuse_drops(record)
-        relays = [self._relay(each, make, record) for each, make in zip(converted, makers, strict=True)]
+        relays = [self._relay(record, each, make) for each, make in zip(converted, makers, strict=True)]
 
         def usage() -> bytes:
             found = total([chat_usage(relay.usage) for relay in relays if relay.usage is not None], per_prompt)
@@ -354,7 +355,8 @@ class Api:
         asked = chat.REQUEST.decode(_PROBE)
         converted = convert.from_chat(asked, resolved, convert.Settings(prompt=None, effort=None, verbosity=None))
         wanted = _Wanted("probe", 0, cut.Limits(), streamed=False, include_usage=True, number=1)
-        await self._relay(converted, self._chat_conversion(resolved, converted, wanted)).collect()
+        conversion = self._chat_conversion(resolved, converted, wanted)
+        await self._single(Record("doctor"), converted, conversion).collect()
         return model.slug
 
     async def responses(self) -> Response:
@@ -439,10 +441,7 @@ class Api:
         asked, whole, earlier = self._with_history(asked)
         asked = msgspec.structs.replace(asked, input=[*whole, state.COMPACTION_TRIGGER])
         converted = convert.from_responses(asked, resolved, self._settings(resolved), earlier=earlier)
-        record.adjusted += converted.adjusted
-        self._refuse_drops(record)
-        relay = self._relay(converted, lambda: conversions.responses(ResponsesStream({}, converted.names)), record)
-        record.usage = lambda: relay.usage
+        relay = self._single(record, converted, lambda: conversions.responses(ResponsesStream({}, converted.names)))
         document, headers = await relay.collect()
         return _document(msgspec.json.encode(state.compacted(document, whole)), headers)
 
@@ -556,17 +555,20 @@ class Api:
     async def _answer(
         self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]
     ) -> Response:
-        record.adjusted += converted.adjusted
-        self._refuse_drops(record)
-        relay = self._relay(converted, conversion, record)
-        record.usage = lambda: relay.usage
+        relay = self._single(record, converted, conversion)
         if record.streamed:
             return Streamed(relay)
         return _document(*await relay.collect())
 
-    def _relay(
-        self, converted: convert.Converted, conversion: Callable[[], Conversion], record: Record | None = None
-    ) -> Relay:
+    def _single(self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]) -> Relay:
+        """The one relay of a request. Raises ApiError 400 for a strict key, when anything is dropped."""
+        record.adjusted += converted.adjusted
+        self._refuse_drops(record)
+        relay = self._relay(record, converted, conversion)
+        record.usage = lambda: relay.usage
+        return relay
+
+    def _relay(self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]) -> Relay:
         up = converted.request
         call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite)
         if self._config.logging.enable_request_logging:
@@ -576,7 +578,7 @@ class Api:
             rest = convert.without_reasoning(up)
             if rest is None:
                 return None
-            if record is not None:
+            if "reasoning=dropped" not in record.adjusted:
                 record.adjusted.append("reasoning=dropped")
             return call._replace(body=msgspec.json.encode(rest))
 

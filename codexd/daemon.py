@@ -48,12 +48,11 @@ class CannotStart(Exception):
     """The daemon cannot start; the message says why and what to do."""
 
 
-async def run(load: Load) -> None:
-    """Run until SIGTERM or SIGINT and drain; a second signal ends it at once. Raises CannotStart and ConfigError.
+async def run(config: Config, origin: Path | None, load: Load) -> None:
+    """Run until SIGTERM or SIGINT and drain; a second signal ends it at once. Raises CannotStart.
 
-    ``load`` reads the configuration, now and again when a reload is asked for.
+    ``load`` reads the configuration anew, when a reload is asked for.
     """
-    config, origin = load()
     state = state_dir(config, os.environ)
     _configure(config, state)
     log.info("starting", version=__version__, config=str(origin or "built-in defaults"), state=str(state))

@@ -49,7 +49,7 @@ class ResponseStore:
         self._clock = clock
         self._entries: OrderedDict[str, tuple[int, Stored]] = OrderedDict()
         self._bytes = 0
-        self._unwritten: dict[str, bytes | None] = {}
+        self._unwritten: dict[str, Stored | None] = {}
         self._due = trio.Event()
         self.configure(config)
         if config.responses:
@@ -81,25 +81,25 @@ class ResponseStore:
                 await self._due.wait()
                 self._due = trio.Event()
                 while self._unwritten:
-                    name, data = next(iter(self._unwritten.items()))
-                    await trio.to_thread.run_sync(self._write, name, data)
+                    name, stored = next(iter(self._unwritten.items()))
+                    await trio.to_thread.run_sync(self._write, name, stored)
                     # Not before: what is cancelled on its way to the thread is written at the end.
-                    if self._unwritten.get(name, ...) is data:
+                    if self._unwritten.get(name, ...) is stored:
                         del self._unwritten[name]
         finally:
             while self._unwritten:
                 self._write(*self._unwritten.popitem())
 
     def _put(self, stored: Stored, *, write: bool) -> None:
-        data = msgspec.json.encode(stored)
+        size = _size(stored)
         if stored.id in self._entries:
             self._forget(stored.id)
-        if len(data) > self._config.response_bytes:
+        if size > self._config.response_bytes:
             return
-        self._entries[stored.id] = len(data), stored
-        self._bytes += len(data)
+        self._entries[stored.id] = size, stored
+        self._bytes += size
         if write:
-            self._later(stored.id, data)
+            self._later(stored.id, stored)
         self._shrink()
 
     def _shrink(self) -> None:
@@ -117,18 +117,19 @@ class ResponseStore:
 
     # --- the files
 
-    def _later(self, id: str, data: bytes | None) -> None:  # noqa: A002 - the API's own word
+    def _later(self, id: str, stored: Stored | None) -> None:  # noqa: A002 - the API's own word
         if self._config.responses:
             name = id if _SANE_ID.fullmatch(id) else hashlib.sha256(id.encode()).hexdigest()
-            self._unwritten[f"{name}.json"] = data
+            self._unwritten[f"{name}.json"] = stored
             self._due.set()
 
-    def _write(self, name: str, data: bytes | None) -> None:
+    def _write(self, name: str, stored: Stored | None) -> None:
+        """In a thread: a long conversation takes its time to encode, and the disk to sync."""
         try:
-            if data is None:
+            if stored is None:
                 (self._folder / name).unlink(missing_ok=True)
             else:
-                write_durably(self._folder / name, data)
+                write_durably(self._folder / name, msgspec.json.encode(stored))
         except OSError as error:
             log.warning("a stored response could not be written", name=name, reason=str(error))
 
@@ -144,3 +145,13 @@ class ResponseStore:
                     )
         for stored in sorted(found, key=lambda each: each.at):
             self._put(stored, write=False)
+
+
+_ENVELOPE = 64
+
+
+def _size(stored: Stored) -> int:
+    """Its bytes when encoded, rather more than less, without encoding all of it in the answer's way."""
+    pairs = (pair for item in stored.input for pair in item.items())
+    items = sum(len(key) + 4 + len(bytes(value)) for key, value in pairs)
+    return _ENVELOPE + len(stored.id) + len(bytes(stored.response)) + items

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from app.test_app import CALLED, REASONED, Backend
 from codexd import store as module
 from codexd.config import Config, Storage
-from codexd.store import ResponseStore
+from codexd.store import ResponseStore, Stored
 from support.asgi import client
 from support.upstream import ADDED, CREATED, Json, done, text
 
@@ -217,9 +217,9 @@ async def test_what_changes_while_it_is_written_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make(tmp_path, [NOW], responses=True)
-    write, written = store._write, list[bytes | None]()
+    write, written = store._write, list[Stored | None]()
 
-    def slow(name: str, data: bytes | None) -> None:
+    def slow(name: str, data: Stored | None) -> None:
         write(name, data)
         written.append(data)
         if len(written) == 1:
