@@ -18,9 +18,10 @@ from codexd import __version__
 from codexd.auth import store
 from codexd.demo.issuer import EMAIL
 from support.control import Said, Terminal, codexctl, command, control, in_terminal
-from support.daemon import Daemon, environment, running
+from support.daemon import Daemon, environment, hello, running
 from support.secrets import access_token
 from support.simulated import Simulated, simulated
+from support.upstream import Upstream
 
 pytestmark = pytest.mark.loopback
 
@@ -102,13 +103,13 @@ async def test_every_verb_speaks_json(setup: Make) -> None:
             "logout": ["signed_out"],
         }  # fmt: skip
         for verb, replies in verbs.items():
-            for words in ([*verb.split(), "--json"],):
-                said = await it.ctl(*words)
-                assert (said.code, said.err) == (0, ""), said
-                lines = said.json
-                assert [line["version"] for line in lines] == [1] * len(lines)
-                assert sorted({line["reply"] for line in lines[:-1]}) == replies
-                assert lines[-1] == {"reply": "done", "version": 1}
+            words = [*verb.split(), "--json"]
+            said = await it.ctl(*words)
+            assert (said.code, said.err) == (0, ""), said
+            lines = said.json
+            assert [line["version"] for line in lines] == [1] * len(lines)
+            assert sorted({line["reply"] for line in lines[:-1]}) == replies
+            assert lines[-1] == {"reply": "done", "version": 1}
         refused = await it.ctl("--json", "refresh")
         assert (refused.code, refused.json[0]["reply"], refused.json[0]["kind"]) == (3, "refused", "signed_out")
 
@@ -668,3 +669,17 @@ async def test_two_processes_refresh_once(setup: Make, tmp_path: Path, logs: Pat
             os.close(lock)
         assert codes == [0, 0]
         assert [fields["grant_type"] for _, fields in it.issuer.posts] == ["refresh_token"]
+
+
+async def test_usage_comes_from_the_last_answer_when_its_page_does_not(
+    tmp_path: Path, logs: Path, upstream: Upstream
+) -> None:
+    async with running(tmp_path, logs, upstream) as daemon, httpx.AsyncClient(base_url=daemon.base) as client:
+        assert (await client.post("/v1/chat/completions", json=hello())).status_code == 200
+        said = await codexctl(daemon, "usage", "--json")
+        assert said.code == 0
+        report = said.json[0]
+        assert (report["source"], "usage answer cannot be read" in report["why"]) == ("headers", True)
+        assert [window["used_percent"] for window in report["windows"]] == [12.5, 60]
+        shown = await codexctl(daemon, "usage")
+        assert "From the headers of the last answer" in shown.err
