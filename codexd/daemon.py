@@ -270,7 +270,7 @@ def _drain_seconds(parts: Parts) -> float:
 async def _end_drain(stop: trio.Event, parts: Parts) -> None:
     await stop.wait()
     await trio.sleep(_drain_seconds(parts))
-    parts.api.close()
+    parts.api.answers.close()
 
 
 async def _watch_signals(stop: trio.Event, notifier: Notifier, parts: Parts, everything: trio.CancelScope) -> None:

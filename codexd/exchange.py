@@ -6,18 +6,19 @@ through Quart's response bodies, which are async generators, where a nursery wou
 """
 
 import secrets
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
+import msgspec
 import structlog
 import trio
 from hypercorn.typing import ASGISendCallable
-from quart import Response
+from quart import Response, request
 from quart.wrappers import Request
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 
-from codexd import observe
+from codexd import errors, observe
 from codexd.errors import ApiError
 from codexd.protocol.responses import Usage
 from codexd.relay import Client, Header
@@ -31,6 +32,20 @@ STREAM_HEADERS: Sequence[Header] = (
 )
 
 log = structlog.get_logger()
+
+_T = TypeVar("_T")
+
+
+class Route(NamedTuple):
+    """One endpoint. ``path`` is Werkzeug's pattern; those that do not begin with ``/auth`` belong to the API."""
+
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[Response]]
+
+    @property
+    def api(self) -> bool:
+        return not self.path.startswith("/auth")
 
 
 class Record:
@@ -189,3 +204,48 @@ def error_response(error: ApiError, record: Record) -> Response:
     for name, value in error.headers:
         response.headers[name] = value
     return response
+
+
+# --- for the endpoints
+
+
+def record_of_request() -> Record:
+    return cast("ApiRequest", request).record
+
+
+async def read_body() -> bytes:
+    """Raises ApiError 415."""
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding not in ("", "identity"):
+        raise ApiError(
+            415,
+            f"Request bodies in {encoding!r} encoding are not understood; send the JSON as it is.",
+            code="unsupported_encoding",
+        )
+    return cast("bytes", await request.get_data(cache=False))
+
+
+def decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    """Raises ApiError 400 naming the place."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        said, _, place = str(error).partition(" - at `$")
+        param = place.rstrip("`").removeprefix(".") or None
+        if param is None and "`" in said and said.startswith("Object missing required field"):
+            param = said.split("`")[1]
+        raise errors.bad_request(f"{said}{f' at {param}' if place else ''}.", param=param) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
+
+
+def document(content: bytes, headers: Sequence[Header]) -> Response:
+    """A JSON document that is encoded already."""
+    response = Response(content, 200, content_type="application/json")
+    for name, value in headers:
+        response.headers[name] = value
+    return response
+
+
+def json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), 200, content_type="application/json")

@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from codexd import observe
-from codexd.api import Api
+from codexd.api.app import Api
 from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins
 from codexd.auth.session import Session

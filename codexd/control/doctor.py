@@ -201,7 +201,7 @@ async def _deep(parts: Parts, say: Say) -> None:
     started = trio.current_time()
     try:
         with trio.fail_after(DEEP_DEADLINE):
-            model = await parts.api.probe()
+            model = await parts.api.chat.probe()
     except ApiError as error:
         await say(_failed("request", str(error), "See what the message says.", "upstream"))
     except trio.TooSlowError:

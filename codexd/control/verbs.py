@@ -118,7 +118,7 @@ class Verbs:
             uptime_seconds=int(trio.current_time() - parts.started),
             account=signed_in,
             listeners=parts.listeners,
-            streams_open=parts.api.streams_open,
+            streams_open=parts.api.answers.open,
             models_listed=parts.catalog.models_listed,
             models_fetched_at=parts.catalog.fetched_at,
             client_keys=len(parts.keys.list()),

@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import trio
 
-from codexd.api import Api
+from codexd.api.app import Api
 from codexd.auth import store as credentials
 from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins

@@ -1,0 +1,1 @@
+"""An HTTP request into protocol values and back: the endpoints, and the application that they make."""
