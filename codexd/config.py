@@ -68,6 +68,9 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Annotated[int, Meta(ge=1024), _about("Largest request body. Images travel inside it.")] = (
         64 * 1024 * 1024
     )
+    websocket: Annotated[
+        bool, _about("Serve `/v1/responses` over websockets too. When off, an upgrade is answered with 426.")
+    ] = True
     drain_seconds: Annotated[float, Meta(ge=0, le=86400), _about("How long open streams may finish after SIGTERM.")] = (
         30.0
     )

@@ -188,7 +188,12 @@ async def _serve(
             keepers.start_soon(_end_drain, stop, made)
             await keepers.start(control_server.serve, control, Verbs(made).handle)
             async with trio.open_nursery() as web:
-                serve = partial(server.serve, drain_seconds=lambda: _drain_seconds(made) + LAST_WORDS, stop=stop.wait)
+                serve = partial(
+                    server.serve,
+                    drain_seconds=lambda: _drain_seconds(made) + LAST_WORDS,
+                    stop=stop.wait,
+                    websockets=server.Websockets(made.api.serves_websocket, lambda: made.config.server.max_body_bytes),
+                )
                 await web.start(serve, made.api.app(), sockets)
                 for address in made.listeners:
                     log.info("listening", address=address)
@@ -269,6 +274,7 @@ def _drain_seconds(parts: Parts) -> float:
 
 async def _end_drain(stop: trio.Event, parts: Parts) -> None:
     await stop.wait()
+    parts.api.drain()
     await trio.sleep(_drain_seconds(parts))
     parts.api.answers.close()
 

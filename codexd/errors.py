@@ -257,6 +257,14 @@ def cross_site() -> ApiError:
     )
 
 
+def websocket_expired(lifetime: float) -> ApiError:
+    return ApiError(
+        400,
+        f"This websocket is older than {lifetime / 60:g} minutes: open a new one, and go on there.",
+        code="websocket_connection_limit_reached",
+    )
+
+
 def shutting_down() -> ApiError:
     return ApiError(
         503,

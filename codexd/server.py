@@ -13,7 +13,7 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import h11
 import hypercorn.protocol
@@ -41,6 +41,16 @@ UPGRADE = b"x-upgrade"
 """The name under which an ``Upgrade`` header reaches the app."""
 
 log = structlog.get_logger()
+
+
+class Websockets(NamedTuple):
+    """Which paths are served over websockets, and how large a message may be; asked each time."""
+
+    serves: Callable[[str], bool]
+    max_message_bytes: Callable[[], int]
+
+
+NO_WEBSOCKETS = Websockets(lambda _: False, lambda: 0)
 
 
 class Connection(TCPServer):
@@ -114,8 +124,15 @@ class Http1Only(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         return
 
+    websockets: Websockets
+
     async def _create_stream(self, request: h11.Request) -> None:
-        # No endpoint speaks websocket. As plain requests such upgrades get a plain answer, 426.
+        path = request.target.partition(b"?")[0].decode("latin-1")
+        if self.websockets.serves(path):
+            self.config.websocket_max_message_size = self.websockets.max_message_bytes()
+            await super()._create_stream(request)
+            return
+        # As plain requests other upgrades get a plain answer, 426.
         headers = [(UPGRADE if name == b"upgrade" else name, value) for name, value in request.headers]
         await super()._create_stream(
             h11.Request(
@@ -124,10 +141,10 @@ class Http1Only(H11Protocol):
         )
 
 
-def _install() -> None:
+def _install(websockets: Websockets) -> None:
     # serve() builds the connections and the connections build the protocol, both by these module-level names.
     vars(hypercorn.trio.run)["TCPServer"] = Connection
-    vars(hypercorn.protocol)["H11Protocol"] = Http1Only
+    vars(hypercorn.protocol)["H11Protocol"] = type("Http1", (Http1Only,), {"websockets": websockets})
 
 
 async def serve(
@@ -136,13 +153,14 @@ async def serve(
     *,
     drain_seconds: Callable[[], float],
     stop: Callable[[], Awaitable[None]],
+    websockets: Websockets = NO_WEBSOCKETS,
     task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve on listening sockets until ``stop`` returns, then drain. Started means that all of them accept.
 
     ``drain_seconds`` is asked when the drain begins.
     """
-    _install()
+    _install(websockets)
     settings = HypercornConfig()
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")

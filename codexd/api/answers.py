@@ -99,10 +99,8 @@ class Answers:
             repair_history=codex.repair_history,
         )
 
-    async def answer(
-        self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]
-    ) -> Response:
-        relay = self.single(record, converted, conversion)
+    async def respond(self, record: Record, relay: Relay) -> Response:
+        """Raises ApiError."""
         if record.streamed:
             return Streamed(relay)
         return document(*await relay.collect())

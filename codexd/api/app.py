@@ -5,8 +5,9 @@ from collections.abc import Callable
 import msgspec
 import structlog
 import trio
-from quart import Response, request
+from quart import Response, request, websocket
 from quart_trio import QuartTrio
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from codexd import __version__, errors
@@ -14,6 +15,7 @@ from codexd.api.answers import Answers
 from codexd.api.chat import ChatEndpoints
 from codexd.api.login import LoginEndpoints
 from codexd.api.responses import ResponsesEndpoints
+from codexd.api.websocket import ResponsesWebsocket
 from codexd.auth.login import Logins
 from codexd.auth.session import Session
 from codexd.catalog import Catalog
@@ -27,6 +29,9 @@ from codexd.upstream import Upstream
 
 BODY_TIMEOUT = 300.0
 """Seconds for a request body to arrive: big images over a slow line."""
+
+WEBSOCKET = "/responses"
+"""The path that is served over websockets too, under /v1 and under nothing."""
 
 PULSES = 4
 PULSE_INTERVAL = 0.25
@@ -91,7 +96,15 @@ class Api:
         self.answers = Answers(config, keys=keys, catalog=catalog, upstream=upstream, clock=clock)
         self.chat = ChatEndpoints(self.answers)
         self._responses = ResponsesEndpoints(self.answers, store)
+        self._websocket = ResponsesWebsocket(self._responses, self._authenticate_websocket)
         self._login = LoginEndpoints(session, logins)
+
+    def serves_websocket(self, path: str) -> bool:
+        return self.answers.config.server.websocket and path in (WEBSOCKET, f"/v1{WEBSOCKET}")
+
+    def drain(self) -> None:
+        """Begin to end: answers that are on their way may finish, and nothing waits for another request."""
+        self._websocket.drain()
 
     def configure(self, config: Config) -> None:
         """Take over a changed configuration; answers that are on their way go on under the old one."""
@@ -118,6 +131,8 @@ class Api:
                 app.add_url_rule(
                     path, f"{method} {path}", route.handler, methods=[method], provide_automatic_options=False
                 )
+        for prefix in ("/v1", ""):
+            app.add_websocket(f"{prefix}{WEBSOCKET}", f"websocket {prefix}", self._websocket.serve)
         app.before_request(self._authenticate)
         app.register_error_handler(ApiError, _handle_api_error)
         app.register_error_handler(HTTPException, self._handle_http_error)
@@ -162,14 +177,26 @@ class Api:
         if not self._keys.required and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             # Any web page can post to loopback, and without a key the account would be its to spend.
             raise errors.cross_site()
-        if not self._keys.required or request.path in ("/health", "/v1/health"):
-            return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        if request.path not in ("/health", "/v1/health"):
+            record_of_request().key = self._key(request.headers)
+
+    def _authenticate_websocket(self) -> str | None:
+        """Raises ApiError 401 or 403."""
+        if not self._keys.required and "origin" in websocket.headers:
+            # A page can open a websocket to loopback, whatever its origin: browsers ask nobody first.
+            raise errors.cross_site()
+        return self._key(websocket.headers)
+
+    def _key(self, headers: Headers) -> str | None:
+        """The name of the client's key; None when none is asked for. Raises ApiError 401."""
+        if not self._keys.required:
+            return None
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         name = self._keys.check(given)
         if name is None:
             raise errors.key_required(given=bool(given), any_known=self._keys.any, fault=self._keys.fault)
-        record_of_request().key = name
+        return name
 
     async def _handle_http_error(self, error: HTTPException) -> Response:
         """Quart's and Werkzeug's own refusals, in OpenAI's shape."""
@@ -182,7 +209,9 @@ class Api:
                 message = f"There is no {request.method} {request.path} here. There is: {known}."
             case 405 if "x-upgrade" in request.headers:
                 status = 426
-                message = f"There is no websocket at {request.path}: send a POST."
+                off = self.answers.config.server.websocket is False and request.path.endswith(WEBSOCKET)
+                why = " (server.websocket is off)" if off else ""
+                message = f"There is no websocket at {request.path}{why}: send a POST."
             case 405:
                 allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
                 message = f"{request.path} does not take {request.method}, but {allowed}."

@@ -103,7 +103,7 @@ class ChatEndpoints:
     ) -> Response:
         """One answer, or several as so many choices. Raises ApiError 400 for a strict key, when anything is dropped."""
         if wanted.number == 1:
-            return await self._answers.answer(record, converted[0], makers[0])
+            return await self._answers.respond(record, self._answers.single(record, converted[0], makers[0]))
         record.adjusted += [entry for each in converted for entry in each.adjusted if entry not in record.adjusted]
         self._answers.refuse_drops(record)
         relays = [self._answers.relay(record, each, make) for each, make in zip(converted, makers, strict=True)]

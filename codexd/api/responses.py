@@ -1,6 +1,8 @@
 """The endpoints of the Responses API, over a store of what was answered."""
 
+import secrets
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw
@@ -8,16 +10,18 @@ from quart import Response, request
 
 from codexd import errors
 from codexd.api.answers import Answers
-from codexd.exchange import Route, decode, document, json, read_body, record_of_request
+from codexd.exchange import Record, Route, decode, document, json, read_body, record_of_request
 from codexd.protocol import conversion as conversions
 from codexd.protocol import cut, parameters, responses, state
 from codexd.protocol import request as convert
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.cut import limits as limits_of
 from codexd.protocol.estimate import prompt_tokens
+from codexd.protocol.models import Resolved
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
 from codexd.protocol.responses import RawObject, ResponsesRequest
 from codexd.protocol.truncation import Truncation
+from codexd.relay import Relay
 from codexd.store import ResponseStore, Stored
 
 
@@ -34,6 +38,22 @@ class _Deleted(msgspec.Struct):
 class _InputTokens(msgspec.Struct):
     input_tokens: int
     object: str = "response.input_tokens"
+
+
+class Understood(NamedTuple):
+    """A request and its model; its whole input, of which so many items are ``earlier``; what the answer repeats."""
+
+    asked: ResponsesRequest
+    resolved: Resolved
+    input: list[RawObject]
+    earlier: int
+    echo: RawObject
+
+
+class Last:
+    """The last response of a connection that has a memory of its own."""
+
+    response: Stored | None = None
 
 
 class ResponsesEndpoints:
@@ -55,41 +75,60 @@ class ResponsesEndpoints:
 
     async def responses(self) -> Response:
         body = await read_body()
-        asked = decode(responses.REQUEST, body)
         record = record_of_request()
+        understood = self.understand(record, decode(responses.REQUEST, body), body)
+        return await self._answers.respond(record, self.relay(record, understood))
+
+    def understand(self, record: Record, asked: ResponsesRequest, body: bytes, last: Last | None = None) -> Understood:
+        """``last`` is what the client's connection remembers. Raises ApiError 400 or 404."""
         resolved = self._answers.understand(record, asked, body, parameters.RESPONSES)
-        asked, whole, earlier = self._with_history(asked)
-        converted = convert.from_responses(asked, resolved, self._answers.settings(resolved), earlier=earlier)
+        own = state.as_items(asked.input)
+        earlier: list[RawObject] = []
+        if (name := asked.previous_response_id) is not None:
+            before = last.response if last and last.response and last.response.id == name else self._store.get(name)
+            if before is None:
+                raise errors.no_such_response(name, "previous_response_id")
+            earlier = [*before.input, *before.output()]
+            asked = msgspec.structs.replace(asked, input=[*earlier, *own])
         given = msgspec.json.decode(body, type=RawObject)
         echo = {key: given[key] for key in ECHOED if key in given and bytes(given[key]) != b"null"}
-        stored = asked.store is not False
-        echo["store"] = Raw(b"true" if stored else b"false")
-        wanted = limits_of(None, ("max_output_tokens", asked.max_output_tokens))
+        echo["store"] = Raw(b"false" if asked.store is False else b"true")
+        return Understood(asked, resolved, [*earlier, *own], len(earlier), echo)
 
-        def keep(done: bytes) -> None:
-            if stored:
-                self._store.add(msgspec.json.decode(done, type=_Identified).id, whole, done)
+    def relay(
+        self, record: Record, understood: Understood, last: Last | None = None, *, end: bytes = conversions.DONE
+    ) -> Relay:
+        """The answer, to be streamed or collected; ``end`` comes after its last event. Raises ApiError 400."""
+        converted = self._convert(understood)
+        wanted = limits_of(None, ("max_output_tokens", understood.asked.max_output_tokens))
 
         def conversion() -> Conversion:
             truncation = Truncation(cut.Cut(wanted)) if wanted.max_tokens is not None else None
             counted = partial(prompt_tokens, converted.request)
-            return conversions.responses(ResponsesStream(echo, converted.names, truncation, counted, keep))
+            keep = partial(self._keep, understood, last)
+            return conversions.responses(
+                ResponsesStream(understood.echo, converted.names, truncation, counted, keep), end
+            )
 
-        return await self._answers.answer(record, converted, conversion)
+        return self._answers.single(record, converted, conversion)
 
-    def _with_history(self, asked: ResponsesRequest) -> tuple[ResponsesRequest, list[RawObject], int]:
-        """The request with the turns before it, its whole input, and how many items of that are earlier ones.
+    def warm(self, understood: Understood, last: Last) -> bytes:
+        """An answer that nobody generates: it gives its input a name, which the next request then goes on from."""
+        created = int(self._answers.clock())
+        head = {"id": f"resp_{secrets.token_hex(24)}", "created_at": created, "model": understood.resolved.model.slug}
+        keep = partial(self._keep, understood, last)
+        return ResponsesStream(understood.echo, on_done=keep).warm(msgspec.json.encode(head))
 
-        Raises ApiError 400 when these are not there.
-        """
-        own = state.as_items(asked.input)
-        if asked.previous_response_id is None:
-            return asked, own, 0
-        before = self._store.get(asked.previous_response_id)
-        if before is None:
-            raise errors.no_such_response(asked.previous_response_id, "previous_response_id")
-        whole = [*before.input, *before.output(), *own]
-        return msgspec.structs.replace(asked, input=whole), whole, len(whole) - len(own)
+    def _convert(self, understood: Understood) -> convert.Converted:
+        asked, resolved = understood.asked, understood.resolved
+        return convert.from_responses(asked, resolved, self._answers.settings(resolved), earlier=understood.earlier)
+
+    def _keep(self, understood: Understood, last: Last | None, done: bytes) -> None:
+        name = msgspec.json.decode(done, type=_Identified).id
+        if understood.asked.store is not False:
+            self._store.add(name, understood.input, done)
+        if last is not None:
+            last.response = Stored(name, self._answers.clock(), understood.input, Raw(done))
 
     async def response(self, id: str) -> Response:  # noqa: A002 - the API's own word
         return document(bytes(self._stored(id).response), [])
@@ -120,26 +159,20 @@ class ResponsesEndpoints:
     async def input_tokens(self) -> Response:
         """An estimate: the backend has no such endpoint for this sign-in."""
         body = await read_body()
-        asked = decode(responses.REQUEST, body)
-        resolved = self._answers.understand(record_of_request(), asked, body, parameters.RESPONSES)
-        asked, _, earlier = self._with_history(asked)
-        converted = convert.from_responses(asked, resolved, self._answers.settings(resolved), earlier=earlier)
-        return json(_InputTokens(prompt_tokens(converted.request)))
+        understood = self.understand(record_of_request(), decode(responses.REQUEST, body), body)
+        return json(_InputTokens(prompt_tokens(self._convert(understood).request)))
 
     async def compact(self) -> Response:
         """The conversation, made short by the model: input items to go on with."""
         body = await read_body()
-        asked = decode(responses.REQUEST, body)
         record = record_of_request()
-        resolved = self._answers.understand(record, asked, body, parameters.RESPONSES)
-        asked, whole, earlier = self._with_history(asked)
-        asked = msgspec.structs.replace(asked, input=[*whole, state.COMPACTION_TRIGGER])
-        converted = convert.from_responses(asked, resolved, self._answers.settings(resolved), earlier=earlier)
-        relay = self._answers.single(
-            record, converted, lambda: conversions.responses(ResponsesStream({}, converted.names))
-        )
+        understood = self.understand(record, decode(responses.REQUEST, body), body)
+        asked = msgspec.structs.replace(understood.asked, input=[*understood.input, state.COMPACTION_TRIGGER])
+        converted = self._convert(understood._replace(asked=asked))
+        stream = partial(ResponsesStream, {}, converted.names)
+        relay = self._answers.single(record, converted, lambda: conversions.responses(stream()))
         collected, headers = await relay.collect()
-        return document(msgspec.json.encode(state.compacted(collected, whole)), headers)
+        return document(msgspec.json.encode(state.compacted(collected, understood.input)), headers)
 
     def _stored(self, id: str) -> Stored:  # noqa: A002 - the API's own word
         found = self._store.get(id)

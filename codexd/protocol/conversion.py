@@ -143,5 +143,5 @@ def chat(stream: ChatStream, *, streamed: bool, last: bytes = DONE, turn: Turn |
     return Conversion(ChatDialect(stream, streamed=streamed, turn=turn), last)
 
 
-def responses(stream: ResponsesStream) -> Conversion:
-    return Conversion(stream)
+def responses(stream: ResponsesStream, last: bytes = DONE) -> Conversion:
+    return Conversion(stream, last)

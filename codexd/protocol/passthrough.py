@@ -194,6 +194,17 @@ class ResponsesStream:
             raise ValueError("an answer without an end has no document")
         return self._response_object
 
+    def warm(self, head: bytes) -> bytes:
+        """Both events of an answer that was not to be generated: ``head`` has its id, model and creation time."""
+        out = b""
+        for kind, status in (("response.created", "in_progress"), ("response.completed", "completed")):
+            response = self._complete(Raw(head), status=status)
+            out += self._event(kind, None, msgspec.json.encode({"type": kind, "response": response}), {})
+            self._response_object = bytes(response)
+        self.begun = self.done = True
+        self._on_done(self.document())
+        return out
+
     # --- events
 
     def _next(self) -> int:

@@ -96,12 +96,14 @@ def test_the_ai_sdk(base: str, model: str, tmp_path: Path) -> None:
         ("gpt-5.5", "exec command now", "The tool returned:"),
     ],
 )
-def test_the_codex_cli(base: str, model: str, prompt: str, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("websockets", ["false", "true"])
+def test_the_codex_cli(base: str, websockets: str, model: str, prompt: str, said: str, tmp_path: Path) -> None:
     home = tmp_path / "codex"
     home.mkdir()
     (home / "config.toml").write_text(
         f'model = "{model}"\nmodel_provider = "codexd"\n'
         f'[model_providers.codexd]\nname = "codexd"\nbase_url = "{base}"\nwire_api = "responses"\n'
+        f"supports_websockets = {websockets}\n"
     )
     done = subprocess.run(
         [str(CODEX), "exec", "--skip-git-repo-check", prompt],

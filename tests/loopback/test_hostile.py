@@ -27,10 +27,10 @@ HOSTILE = {
     "h2c with settings that are no base64": b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \xff\xff\r\n\r\n",
     "h2c with settings of the wrong length": b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\nhttp2-settings: AAAA\r\n\r\n",
     "h2c without settings": b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
-    "websocket with a subprotocol that is no ASCII": b"GET / HTTP/1.1\r\nhost: x\r\n"
+    "websocket with a subprotocol that is no ASCII": b"GET /v1/responses HTTP/1.1\r\nhost: x\r\n"
     + WS
     + b"sec-websocket-protocol: \xe9\r\n\r\n",
-    "websocket with a trailing byte": b"GET / HTTP/1.1\r\nhost: x\r\n" + WS + b"\r\nx",
+    "websocket with a trailing byte": b"GET /v1/responses HTTP/1.1\r\nhost: x\r\n" + WS + b"\r\nx",
     "http/2 by prior knowledge": H2_PREFACE + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
     "http/2 with a path that is no ASCII": H2_PREFACE
     + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -90,10 +90,24 @@ async def test_http_2_is_not_spoken(daemon: Daemon) -> None:
         assert (await client.until(b"\r\n")).startswith(b"HTTP/1.1 404")
 
 
-async def test_a_websocket_upgrade_gets_a_plain_answer(daemon: Daemon) -> None:
-    async with connected(daemon) as client:
-        await client.send(b"GET /v1/responses HTTP/1.1\r\nhost: x\r\n" + WS + b"\r\n")
-        assert (await client.until(b"upgrade_required")).startswith(b"HTTP/1.1 426")
+async def test_a_websocket_upgrade_gets_a_plain_answer_where_there_is_none(
+    tmp_path: Path, logs: Path, upstream: Upstream
+) -> None:
+    async with running(tmp_path, logs, upstream, server={"websocket": False}) as daemon:
+        for path, status in (
+            (b"/v1/responses", b"426"),
+            (b"/v1/chat/completions", b"426"),
+            (b"/health", b"200"),
+            (b"/nowhere", b"404"),
+        ):
+            async with connected(daemon) as client:
+                await client.send(b"GET %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" % path + WS + b"\r\n")
+                answer = await client.all(seconds=3)
+                assert answer.startswith(b"HTTP/1.1 " + status)
+                assert b"\r\ncontent-type: application/json\r\n" in answer
+    async with running(tmp_path, logs, upstream) as daemon, connected(daemon) as client:
+        await client.send(b"GET /v1/responses?x=1 HTTP/1.1\r\nhost: x\r\n" + WS + b"\r\n")
+        assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
 
 
 async def test_connection_close_closes(daemon: Daemon) -> None:

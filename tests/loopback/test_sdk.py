@@ -338,3 +338,23 @@ def test_stored_responses(demo: Demo, model: str) -> None:
     demo.client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         demo.client.responses.retrieve(first.id)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_responses_over_a_websocket(demo: Demo, model: str) -> None:
+    with demo.client.responses.connect() as connection:
+        answers: list[Any] = []
+        for said in ("Hello there", "And again"):
+            previous: Any = {"previous_response_id": answers[-1].id} if answers else {}
+            connection.response.create(model=model, input=said, store=False, **previous)
+            events: list[Any] = []
+            for event in connection:
+                events.append(event)
+                if event.type in ("response.completed", "error"):
+                    break
+            assert events[0].type == "response.created"
+            answers.append(events[-1].response)
+        assert [answer.output_text.partition("You wrote: ")[2] for answer in answers] == ["Hello there", "And again"]
+        connection.response.create(model="nope", input="x")
+        wrong: Any = connection.recv()
+        assert (wrong.type, wrong.status, wrong.error.code) == ("error", 404, "model_not_found")

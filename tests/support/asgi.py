@@ -42,8 +42,9 @@ class Answer:
 
 
 class Client:
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, api: Api) -> None:
         self._app = app
+        self.api = api
 
     async def request(
         self,
@@ -90,6 +91,60 @@ class Client:
         await self._app(scope, receive, send)
         return answer
 
+    @asynccontextmanager
+    async def websocket(self, headers: dict[str, str] | None = None) -> AsyncIterator["Socket"]:
+        """A websocket to /v1/responses; the client leaves at the end."""
+        to_app, from_client = trio.open_memory_channel[dict[str, Any]](100)
+        to_client, from_app = trio.open_memory_channel[dict[str, Any]](1000)
+        scope = {
+            "type": "websocket", "http_version": "1.1", "asgi": {"spec_version": "2.3", "version": "3.0"},
+            "scheme": "ws", "path": "/v1/responses", "raw_path": b"/v1/responses", "query_string": b"", "root_path": "",
+            "headers": [(name.encode(), value.encode()) for name, value in {"host": "x", **(headers or {})}.items()],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "subprotocols": [],
+            "extensions": {"websocket.http.response": {}}, "state": {},
+        }  # fmt: skip
+        socket = Socket(to_app, from_app)
+        await to_app.send({"type": "websocket.connect"})
+        async with trio.open_nursery() as nursery:
+
+            async def run() -> None:
+                await self._app(scope, from_client.receive, to_client.send)
+                socket.over.set()
+
+            nursery.start_soon(run)
+            yield socket
+            await to_app.send({"type": "websocket.disconnect", "code": 1006})
+            await socket.over.wait()
+
+
+class Socket:
+    """The client's end: ``send`` and ``receive`` JSON; ``over`` when the app is done with it."""
+
+    def __init__(self, to_app: trio.MemorySendChannel[Any], from_app: trio.MemoryReceiveChannel[Any]) -> None:
+        self._to_app = to_app
+        self._from_app = from_app
+        self.over = trio.Event()
+
+    async def raw(self) -> dict[str, Any]:
+        """The app's next message, as ASGI has it."""
+        return await self._from_app.receive()
+
+    async def send(self, frame: Any) -> None:
+        text = frame if isinstance(frame, str) else msgspec.json.encode(frame).decode()
+        await self._to_app.send({"type": "websocket.receive", "text": text, "bytes": None})
+
+    async def receive(self) -> Any:
+        message = await self.raw()
+        assert message["type"] == "websocket.send", message
+        return msgspec.json.decode(message["text"])
+
+    async def answer(self) -> list[Any]:
+        """Events up to the one that ends a response."""
+        events = [await self.receive()]
+        while events[-1]["type"] not in ("response.completed", "response.failed", "response.incomplete", "error"):
+            events.append(await self.receive())
+        return events
+
 
 @asynccontextmanager
 async def client(
@@ -112,4 +167,4 @@ async def client(
             config, session=session, logins=logins, keys=keys, catalog=catalog, upstream=upstream, store=store,
             clock=lambda: 1.8e9,
         )  # fmt: skip
-        yield Client(api.app())
+        yield Client(api.app(), api)

@@ -1,0 +1,175 @@
+"""The Responses API over a websocket: many responses on one connection, one after the other.
+
+Every text frame of the client is a ``response.create``: a request of ``POST /v1/responses`` with a type. Every frame
+that it gets is one event of the stream, without ``[DONE]``. A failure is an ``error`` event with its HTTP status, and
+the connection goes on. The last response of a connection is remembered on it, so that ``previous_response_id`` finds
+it also when it was not to be stored.
+"""
+
+import contextlib
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
+
+import msgspec
+import structlog
+import trio
+from quart import Response, websocket
+
+from codexd import errors
+from codexd.api.responses import Last, ResponsesEndpoints
+from codexd.errors import ApiError, ErrorObject
+from codexd.exchange import Record, decode, error_response
+from codexd.protocol import sse
+from codexd.protocol.responses import REQUEST, RawObject
+from codexd.relay import Header
+
+LIFETIME = 3600.0
+"""Seconds that a connection lives, as at OpenAI; an answer under way is finished first."""
+
+MAX_WAITING = 4
+"""Requests that may wait while one is answered; a client that sends more is not listening."""
+
+GOING_AWAY, TOO_BUSY = 1001, 1008
+
+log = structlog.get_logger()
+
+
+class _Frame(msgspec.Struct):
+    type: Literal["response.create"]
+    generate: bool = True
+
+
+class _Error(msgspec.Struct):
+    status: int
+    error: ErrorObject
+    headers: dict[str, str]
+    type: str = "error"
+
+
+_FRAME = msgspec.json.Decoder(_Frame)
+_OBJECT = msgspec.json.Decoder(RawObject)
+_NOT_OF_THE_REQUEST = frozenset({"type", "generate", "stream"})
+
+
+class _Events:
+    """The client's side of one response: an event a frame. Comments are for byte streams, and go nowhere."""
+
+    def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
+        self._send = send
+        self._decoder = sse.Decoder()
+
+    async def start(self, headers: Sequence[Header]) -> None:
+        pass
+
+    async def write(self, data: bytes) -> None:
+        for event in self._decoder.feed(data):
+            await self._send(event.data.decode())
+
+    async def end(self) -> None:
+        pass
+
+
+class ResponsesWebsocket:
+    """``authenticate`` gives the name of the client's key, if it has one; raises ApiError."""
+
+    def __init__(self, endpoints: ResponsesEndpoints, authenticate: Callable[[], str | None]) -> None:
+        self._endpoints = endpoints
+        self._authenticate = authenticate
+        self._idle: set[trio.CancelScope] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Let no connection wait for another request; answers that are on their way are finished."""
+        self._draining = True
+        for waiting in self._idle:
+            waiting.cancel()
+
+    async def serve(self) -> Response | None:
+        try:
+            key = self._authenticate()
+        except ApiError as error:
+            return error_response(error, Record(_new_id()))
+        await websocket.accept()
+        frames, queue = trio.open_memory_channel[str | bytes](MAX_WAITING)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer_all, queue, key, nursery.cancel_scope)
+            with contextlib.suppress(trio.WouldBlock):
+                while True:
+                    # Read on while an answer streams: only so is it noticed when the client leaves.
+                    frames.send_nowait(await websocket.receive())
+            await websocket.close(TOO_BUSY, f"more than {MAX_WAITING} requests are waiting")
+            nursery.cancel_scope.cancel()
+        return None
+
+    async def _answer_all(
+        self, queue: trio.MemoryReceiveChannel[str | bytes], key: str | None, everything: trio.CancelScope
+    ) -> None:
+        ends = trio.current_time() + LIFETIME
+        last = Last()
+        while (frame := await self._next(queue, ends)) is not None:
+            await self._answer(frame, key, last)
+        if self._draining:
+            await websocket.close(GOING_AWAY, "codexd is shutting down")
+        else:
+            await _send_error(errors.websocket_expired(LIFETIME), Record(_new_id()))
+            await websocket.close(GOING_AWAY, "this connection is too old")
+        everything.cancel()
+
+    async def _next(self, queue: trio.MemoryReceiveChannel[str | bytes], ends: float) -> str | bytes | None:
+        with trio.CancelScope(deadline=ends) as waiting:
+            self._idle.add(waiting)
+            try:
+                if not self._draining:
+                    return await queue.receive()
+            finally:
+                self._idle.discard(waiting)
+        return None
+
+    async def _answer(self, frame: str | bytes, key: str | None, last: Last) -> None:
+        record = Record(_new_id())
+        record.key = key
+        with structlog.contextvars.bound_contextvars(request_id=record.id):
+            try:
+                record.status = 200
+                await self._respond(frame, record, last)
+            except ApiError as error:
+                await _send_error(error, record)
+            except Exception as error:
+                log.error("a request met a fault of codexd itself", exc_info=error)
+                await _send_error(errors.internal(record.id), record)
+            finally:
+                record.finish("WS", websocket.path)
+
+    async def _respond(self, frame: str | bytes, record: Record, last: Last) -> None:
+        data = frame.encode() if isinstance(frame, str) else frame
+        generate = decode(_FRAME, data).generate
+        body = msgspec.json.encode({k: v for k, v in _OBJECT.decode(data).items() if k not in _NOT_OF_THE_REQUEST})
+        understood = self._endpoints.understand(record, decode(REQUEST, body), body, last)
+        record.streamed = True
+        events = _Events(websocket.send)
+        if not generate:
+            await events.write(self._endpoints.warm(understood, last))
+            record.complete = True
+            return
+        relay = self._endpoints.relay(record, understood, last, end=b"")
+        try:
+            await relay.stream(events)
+        finally:
+            # A failure that was told is an end too; otherwise the client has left.
+            record.complete = relay.done or relay.error is not None
+            if relay.error is not None:
+                record.error = relay.error.error.code
+
+
+def _new_id() -> str:
+    return f"req_{secrets.token_hex(16)}"
+
+
+async def _send_error(error: ApiError, record: Record) -> None:
+    record.status, record.error = error.status, error.error.code or error.error.type
+    headers = dict(error.headers)
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    await websocket.send(msgspec.json.encode(_Error(error.status, error.error, headers)).decode())
+    record.complete = True
