@@ -12,6 +12,7 @@ import structlog
 import trio
 from msgspec import Raw, Struct
 
+from codexd import errors
 from codexd.auth.store import write_durably
 from codexd.errors import ApiError
 from codexd.protocol.models import Catalogue, Model, Resolved, decode_catalogue
@@ -68,6 +69,17 @@ class Catalog:
     def resolve(self, name: str) -> Resolved:
         """Raises ApiError for an unknown model or an effort that it lacks."""
         return self.models.resolve(name)
+
+    async def document(self) -> tuple[bytes, str | None]:
+        """The backend's own catalogue, instruction texts and all, and its etag; from disk, it is large.
+
+        Raises ApiError 503 when there is none.
+        """
+        try:
+            copy = msgspec.json.decode(await trio.to_thread.run_sync(self._path.read_bytes), type=_Copy)
+        except (OSError, msgspec.DecodeError) as error:
+            raise errors.no_catalogue(self.why) from error
+        return bytes(copy.answer), copy.etag
 
     def on_models_etag(self, etag: str) -> None:
         """The backend has told its catalogue's version with an answer; another one than ours makes a refresh due."""

@@ -79,6 +79,17 @@ def model_not_found(name: str, near: list[str], known: list[str], *, alias: str 
     )
 
 
+def no_catalogue(why: str | None) -> ApiError:
+    reason = f": {why}" if why else ""
+    return ApiError(
+        503,
+        f"The model catalogue has not been fetched yet{reason}; `codexctl models` shows how it stands.",
+        type="server_error",
+        code="no_catalogue",
+        retry_after=60,
+    )
+
+
 def signed_out(why: str) -> ApiError:
     return ApiError(401, f"{why}: {SIGN_IN_HINT}.", type="authentication_error", code="signed_out")
 

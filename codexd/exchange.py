@@ -17,6 +17,7 @@ from quart import Response, request
 from quart.wrappers import Request
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from codexd import errors, observe
 from codexd.errors import ApiError
@@ -37,15 +38,12 @@ _T = TypeVar("_T")
 
 
 class Route(NamedTuple):
-    """One endpoint. ``path`` is Werkzeug's pattern; those that do not begin with ``/auth`` belong to the API."""
+    """One endpoint. ``path`` is Werkzeug's pattern; ``api``: it lies under /v1, and under nothing."""
 
     method: str
     path: str
     handler: Callable[..., Awaitable[Response]]
-
-    @property
-    def api(self) -> bool:
-        return not self.path.startswith("/auth")
+    api: bool = True
 
 
 class Record:
@@ -214,15 +212,35 @@ def record_of_request() -> Record:
 
 
 async def read_body() -> bytes:
-    """Raises ApiError 415."""
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding not in ("", "identity"):
-        raise ApiError(
-            415,
-            f"Request bodies in {encoding!r} encoding are not understood; send the JSON as it is.",
-            code="unsupported_encoding",
-        )
-    return cast("bytes", await request.get_data(cache=False))
+    """The request's body, decompressed. Raises ApiError 400, 413 or 415."""
+    data = cast("bytes", await request.get_data(cache=False))
+    match request.headers.get("content-encoding", "identity").lower():
+        case "" | "identity":
+            return data
+        case "zstd":
+            return _unzstd(data, request.max_content_length or 0)
+        case encoding:
+            raise ApiError(
+                415,
+                f"Request bodies in {encoding!r} encoding are not understood; send the JSON as it is, or in zstd.",
+                code="unsupported_encoding",
+            )
+
+
+def _unzstd(data: bytes, limit: int) -> bytes:
+    # Few clients compress: the library's memory is for them.
+    import zstandard
+
+    log.debug("the request is compressed", body_encoding="zstd", size=len(data))
+
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+            body = reader.read(limit + 1)
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise errors.bad_request(f"The request body is not zstd that can be read: {error}") from error
+    if len(body) > limit:
+        raise RequestEntityTooLarge
+    return body
 
 
 def decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:

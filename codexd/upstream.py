@@ -144,12 +144,16 @@ class Upstream:
 
     async def usage(self) -> Limits:
         """``GET /wham/usage``. Raises ApiError when it cannot be had."""
-        response = await self._get("/wham/usage")
+        document = await self.usage_document()
         try:
-            self._limits = limits.from_usage(response.content, self._clock())
+            self._limits = limits.from_usage(document, self._clock())
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise errors.upstream_unreachable(f"its usage answer cannot be read ({error})") from error
         return self._limits
+
+    async def usage_document(self) -> bytes:
+        """The same as the backend wrote it. Raises ApiError when it cannot be had."""
+        return (await self._get("/wham/usage")).content
 
     def limits(self) -> Limits | None:
         """The newest that is known without asking: from the usage endpoint, or from the last answer's headers."""

@@ -21,7 +21,16 @@ from codexd.auth.session import Session
 from codexd.catalog import Catalog
 from codexd.config import Config
 from codexd.errors import ApiError
-from codexd.exchange import ApiRequest, HttpConnection, Route, Streamed, error_response, json, record_of_request
+from codexd.exchange import (
+    ApiRequest,
+    HttpConnection,
+    Route,
+    Streamed,
+    document,
+    error_response,
+    json,
+    record_of_request,
+)
 from codexd.keys import Keys
 from codexd.relay import Client
 from codexd.store import ResponseStore
@@ -92,6 +101,7 @@ class Api:
         self._session = session
         self._keys = keys
         self._catalog = catalog
+        self._upstream = upstream
         self._started = trio.current_time()
         self.answers = Answers(config, keys=keys, catalog=catalog, upstream=upstream, clock=clock)
         self.chat = ChatEndpoints(self.answers)
@@ -146,18 +156,27 @@ class Api:
             Route("GET", "/models", self.models),
             Route("GET", "/models/<path:name>", self.model),
             Route("GET", "/health", self.health),
+            Route("GET", "/api/codex/usage", self.usage, api=False),
             *self._login.routes(),
         ]
 
     # --- endpoints
 
     async def models(self) -> Response:
+        """OpenAI's list; the Codex CLI, which names its version, gets the backend's own catalogue."""
+        if "client_version" in request.args:
+            catalogue, etag = await self._catalog.document()
+            return document(catalogue, [("etag", etag)] if etag else [])
         listed = [_ModelObject(slug) for slug in self._catalog.models.listed]
         return json(_ModelList(listed))
 
     async def model(self, name: str) -> Response:
         self._catalog.resolve(name)
         return json(_ModelObject(name))
+
+    async def usage(self) -> Response:
+        """The backend's usage page, where the Codex CLI looks for it."""
+        return document(await self._upstream.usage_document(), [])
 
     async def health(self) -> Response:
         if request.args.get("stream", "0") not in ("0", "false"):

@@ -42,7 +42,7 @@ class LoginEndpoints:
         self._logins = logins
 
     def routes(self) -> list[Route]:
-        return [Route("POST", "/auth/login", self.login), Route("GET", "/auth/login", self.state)]
+        return [Route("POST", "/auth/login", self.login, api=False), Route("GET", "/auth/login", self.state, api=False)]
 
     async def login(self) -> Response:
         """Start a sign-in, or join the one under way; the answer says what the person has to do."""

@@ -15,7 +15,7 @@ from codexd.demo import judge, script
 from codexd.demo.issuer import ACCOUNT, EMAIL, Issuer, send
 from codexd.loopback import Reply, Request
 from codexd.protocol import sse
-from codexd.protocol.models import BUILT_IN
+from codexd.protocol.models import BUILT_IN, Model
 
 MAX_BODY = 256 * 1024 * 1024
 PATIENCE = 300.0
@@ -23,6 +23,41 @@ PATIENCE = 300.0
 _MODELS = {model.slug: model for model in BUILT_IN}
 
 _WINDOWS = {"primary": (12, 300), "secondary": (34, 10080)}
+
+
+def _entry(model: Model, priority: int) -> dict[str, object]:
+    """One model as the catalogue has it: the official client refuses a catalogue whose entries lack a key of these."""
+    return {
+        "slug": model.slug,
+        "display_name": model.slug,
+        "description": "Simulated",
+        "supported_reasoning_levels": [{"effort": effort, "description": effort} for effort in model.efforts],
+        "default_reasoning_level": model.default_effort,
+        "shell_type": "unified_exec",
+        "visibility": "list" if model.listed else "hide",
+        "supported_in_api": True,
+        "priority": priority,
+        "additional_speed_tiers": [],
+        "service_tiers": [],
+        "availability_nux": None,
+        "upgrade": None,
+        "base_instructions": "You are a simulated model.",
+        "default_reasoning_summary": "none",
+        "support_verbosity": True,
+        "default_verbosity": model.verbosity,
+        "apply_patch_tool_type": "freeform",
+        "web_search_tool_type": "text_and_image",
+        "truncation_policy": {"mode": "tokens", "limit": 10000},
+        "supports_parallel_tool_calls": not model.lite,
+        "supports_image_detail_original": True,
+        "context_window": model.context_window,
+        "max_context_window": model.context_window,
+        "effective_context_window_percent": 95,
+        "experimental_supported_tools": [],
+        "input_modalities": ["text", "image"],
+        "supports_search_tool": True,
+        "use_responses_lite": model.lite,
+    }
 
 
 class ChatGPT:
@@ -69,19 +104,7 @@ class ChatGPT:
     async def _models(self, request: Request, reply: Reply) -> None:
         if not await self._authorized(request, reply):
             return
-        entries = [
-            {
-                "slug": model.slug,
-                "supported_reasoning_levels": [{"effort": effort, "description": ""} for effort in model.efforts],
-                "default_reasoning_level": model.default_effort,
-                "visibility": "list" if model.listed else "hide",
-                "use_responses_lite": model.lite,
-                "context_window": model.context_window,
-                "default_verbosity": model.verbosity,
-                "priority": priority,
-            }
-            for priority, model in enumerate(_MODELS.values())
-        ]
+        entries = [_entry(model, priority) for priority, model in enumerate(_MODELS.values())]
         await send(reply, 200, {"models": entries}, [("etag", 'W/"demo"')])
 
     async def _usage(self, request: Request, reply: Reply) -> None:

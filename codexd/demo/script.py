@@ -12,6 +12,8 @@ import msgspec
 
 Json = dict[str, Any]
 
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+
 
 def events(body: Json, response_id: str, created_at: int) -> Iterator[Json]:
     """The events of one answer, in the shapes and with the bad habits of the real backend."""
@@ -62,8 +64,11 @@ def _items(body: Json, seed: str) -> Iterator[Json]:
         call = {
             "id": f"fc_{seed}{number}", "type": "function_call", "call_id": f"call_{seed[-12:]}{number}",
             "name": tool["name"], "status": "completed",
-            "arguments": _json(sample(tool.get("parameters") or {}, _topic(body))),
         }  # fmt: skip
+        if tool["type"] == "custom":
+            call |= {"id": f"ctc_{seed}{number}", "type": "custom_tool_call", "input": _user_text(body)}
+        else:
+            call["arguments"] = _json(sample(tool.get("parameters") or {}, _topic(body)))
         yield call if namespace is None else call | {"namespace": namespace}
     if not calls:
         text = {"type": "output_text", "text": _text(body), "annotations": [], "logprobs": []}
@@ -78,6 +83,7 @@ def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
     started: dict[str, Json] = {
         "message": {"content": []},
         "function_call": {"arguments": ""},
+        "custom_tool_call": {"input": ""},
         "reasoning": {"summary": []},
     }
     status = {} if item["type"] in ("reasoning", "compaction") else {"status": "in_progress"}
@@ -99,6 +105,10 @@ def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
                 "response.function_call_arguments.done",
                 {**here, "arguments": item["arguments"], "name": item["name"]},
             )
+        case "custom_tool_call":
+            for piece in pieces(item["input"]):
+                yield "response.custom_tool_call_input.delta", {**here, "delta": piece}
+            yield "response.custom_tool_call_input.done", {**here, "input": item["input"]}
         case "compaction":
             pass
         case _:
@@ -118,7 +128,7 @@ def pieces(text: str) -> list[str]:
 
 
 def tools_of(body: Json) -> list[tuple[str | None, Json]]:
-    """(namespace, function tool) for each that was offered, in the classic shape or in the lite one."""
+    """(namespace, function or custom tool) for each that was offered, in the classic shape or in the lite one."""
     offered = list(body.get("tools", []))
     for item in body["input"]:
         if item.get("type") == "additional_tools":
@@ -126,7 +136,7 @@ def tools_of(body: Json) -> list[tuple[str | None, Json]]:
     flat: list[tuple[str | None, Json]] = []
     for tool in offered:
         inner = [(tool["name"], each) for each in tool["tools"]] if tool["type"] == "namespace" else [(None, tool)]
-        flat += [(namespace, each) for namespace, each in inner if each["type"] == "function"]
+        flat += [(namespace, each) for namespace, each in inner if each["type"] in ("function", "custom")]
     return flat
 
 
@@ -144,7 +154,7 @@ def _calls(body: Json) -> Iterator[tuple[str | None, Json]]:
     if isinstance(choice, dict):
         yield from (each for each in tools if each[1]["name"] == choice.get("name"))
         return
-    if choice == "none" or last.get("type") == "function_call_output":
+    if choice == "none" or last.get("type") in _OUTPUTS:
         return
     if (told := _told(last)) is not None:
         named = [each for each in tools if re.search(rf"\b{re.escape(each[1]['name'])}\b", told)]
@@ -164,7 +174,7 @@ def _text(body: Json) -> str:
         return _json(sample(wanted["schema"], _topic(body)))
     if wanted.get("type") == "json_object":
         return _json({"answer": _user_text(body)})
-    if last.get("type") == "function_call_output":
+    if last.get("type") in _OUTPUTS:
         output = last["output"]
         return f"The tool returned: {output if isinstance(output, str) else _json(output)}"
     images = sum(part.get("type") == "input_image" for part in _parts(body))

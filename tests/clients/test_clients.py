@@ -1,10 +1,13 @@
 """Real clients against the real daemon, over the simulated ChatGPT. ``make clients`` installs those that are not Python."""
 
+import base64
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,16 @@ def _installed() -> None:
         pytest.skip("make clients installs what is needed here")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[str]:
-    home = tmp_path_factory.mktemp("clients")
-    with (logs / "clients.log").open("w") as log:
+@contextmanager
+def demo(home: Path, log: Path, **environ: str) -> Iterator[str]:
+    """``codexd --demo``; its base URL."""
+    with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "codexd", "--demo"],
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=file,
             text=True,
-            env=environment(home) | {"PORT": "0"},
+            env=environment(home) | {"PORT": "0"} | environ,
             cwd=home,
         )
         try:
@@ -52,6 +55,12 @@ def base(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[str]:
         finally:
             process.terminate()
             process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[str]:
+    with demo(tmp_path_factory.mktemp("clients"), logs / "clients.log") as url:
+        yield url
 
 
 def node(script: str, base: str, model: str, home: Path) -> Any:
@@ -94,6 +103,7 @@ def test_the_ai_sdk(base: str, model: str, tmp_path: Path) -> None:
         ("gpt-5.5", "Hello there", "You wrote: Hello there"),
         ("gpt-6-sol", "Hello there", "You wrote: Hello there"),
         ("gpt-5.5", "exec command now", "The tool returned:"),
+        ("gpt-6-sol", "exec command now", "The tool returned:"),  # a custom tool in a namespace
     ],
 )
 @pytest.mark.parametrize("websockets", ["false", "true"])
@@ -105,15 +115,55 @@ def test_the_codex_cli(base: str, websockets: str, model: str, prompt: str, said
         f'[model_providers.codexd]\nname = "codexd"\nbase_url = "{base}"\nwire_api = "responses"\n'
         f"supports_websockets = {websockets}\n"
     )
+    assert said in codex(tmp_path, "exec", "--skip-git-repo-check", prompt)
+
+
+def codex(folder: Path, *words: str) -> str:
+    # It has servers of its own that it calls beside ours: nothing of that leaves the machine.
+    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
-        [str(CODEX), "exec", "--skip-git-repo-check", prompt],
+        [str(CODEX), *words],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        env=environment(tmp_path) | {"CODEX_HOME": str(home)},
-        cwd=tmp_path,
+        env=environment(folder) | nowhere | {"CODEX_HOME": str(folder / "codex")},
+        cwd=folder,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert said in done.stdout
+    return done.stdout
+
+
+def part(value: object) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(value)).rstrip(b"=").decode()
+
+
+@pytest.mark.parametrize("websockets", [True, False])
+def test_the_codex_cli_with_a_sign_in_of_its_own(tmp_path: Path, websockets: bool) -> None:
+    """As its built-in provider, which compresses its requests and wants the catalogue in its own shape."""
+    claims = {"chatgpt_account_id": "account", "chatgpt_plan_type": "plus", "chatgpt_user_id": "user"}
+    jwt = ".".join(
+        (part({"alg": "none"}), part({"exp": 4e9, "email": "a@b", "https://api.openai.com/auth": claims}), "x")
+    )
+    tokens = {"id_token": jwt, "access_token": jwt, "refresh_token": "none", "account_id": "account"}
+    home, log = tmp_path / "codex", tmp_path / "log"
+    home.mkdir()
+    signed_in = {"auth_mode": "chatgpt", "OPENAI_API_KEY": None, "tokens": tokens, "last_refresh": now()}
+    (home / "auth.json").write_bytes(msgspec.json.encode(signed_in))
+    settings = {"CODEXD_SERVER__WEBSOCKET": str(websockets).lower(), "CODEXD_LOGGING__LEVEL": "debug"}
+    with demo(tmp_path, log, **settings) as base:
+        root = base.removesuffix("/v1")
+        (home / "config.toml").write_text(
+            f'model = "gpt-6-sol"\nopenai_base_url = "{base}"\nchatgpt_base_url = "{root}"\n'
+        )
+        assert "The tool returned:" in codex(tmp_path, "exec", "--skip-git-repo-check", "exec command now")
+        listed = msgspec.json.decode(codex(tmp_path, "debug", "models"))["models"]
+    assert ("gpt-6-sol", "Simulated") in [(model["slug"], model["description"]) for model in listed]
+    kinds = re.findall(r"request finished method=(\w+) path=/v1/responses status=200", log.read_text())
+    assert set(kinds) == {"WS" if websockets else "POST"}
+    assert ("body_encoding=zstd" in log.read_text()) is not websockets
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")

@@ -256,7 +256,7 @@ def test_curl_sees_plain_errors_and_the_paths_without_v1(demo: Demo) -> None:
     head, body = curl(f"{root}/health")
     health = msgspec.json.decode(body)
     assert (health["status"], health["signed_in"]) == ("ok", True)
-    head, body = curl(f"{root}/v1/responses", "-H", "content-encoding: zstd", "-d", "x")
+    head, body = curl(f"{root}/v1/responses", "-H", "content-encoding: br", "-d", "x")
     assert " 415" in head
 
 
