@@ -38,18 +38,34 @@ _T = TypeVar("_T")
 
 
 class Route(NamedTuple):
-    """One endpoint. ``path`` is Werkzeug's pattern; ``api``: it lies under /v1, and under nothing."""
+    """One endpoint. ``path`` is Werkzeug's pattern; ``api``: it lies under /v1, and under nothing.
+
+    ``failure`` makes the document of an error, in the shape of the endpoint's API.
+    """
 
     method: str
     path: str
     handler: Callable[..., Awaitable[Response]]
     api: bool = True
+    failure: Callable[[ApiError], bytes] = ApiError.body
 
 
 class Record:
     """One request, for the log: filled in as it is understood."""
 
-    __slots__ = ("adjusted", "complete", "error", "id", "key", "model", "started", "status", "streamed", "usage")
+    __slots__ = (
+        "adjusted",
+        "complete",
+        "error",
+        "failure",
+        "id",
+        "key",
+        "model",
+        "started",
+        "status",
+        "streamed",
+        "usage",
+    )
 
     def __init__(self, request_id: str) -> None:
         self.id = request_id
@@ -61,6 +77,7 @@ class Record:
         self.key: str | None = None
         self.model: str | None = None
         self.error: str | None = None
+        self.failure: Callable[[ApiError], bytes] = ApiError.body
         self.usage: Callable[[], Usage | None] = lambda: None
 
     def finish(self, method: str, path: str) -> None:
@@ -196,7 +213,7 @@ def _trace_headers(record: Record) -> list[Header]:
 
 def error_response(error: ApiError, record: Record) -> Response:
     record.error = error.error.code or error.error.type
-    response = Response(error.body(), error.status, content_type="application/json")
+    response = Response(record.failure(error), error.status, content_type="application/json")
     if error.retry_after is not None:
         response.headers["retry-after"] = str(error.retry_after)
     for name, value in error.headers:

@@ -14,6 +14,7 @@ from codexd import __version__, errors
 from codexd.api.answers import Answers
 from codexd.api.chat import ChatEndpoints
 from codexd.api.login import LoginEndpoints
+from codexd.api.messages import MessagesEndpoints
 from codexd.api.responses import ResponsesEndpoints
 from codexd.api.websocket import ResponsesWebsocket
 from codexd.auth.login import Logins
@@ -98,6 +99,7 @@ class Api:
         clock: Callable[[], float],
     ) -> None:
         self._app: QuartTrio | None = None
+        self._failures: dict[str, Callable[[ApiError], bytes]] = {}
         self._session = session
         self._keys = keys
         self._catalog = catalog
@@ -106,6 +108,7 @@ class Api:
         self.answers = Answers(config, keys=keys, catalog=catalog, upstream=upstream, clock=clock)
         self.chat = ChatEndpoints(self.answers)
         self._responses = ResponsesEndpoints(self.answers, store)
+        self._messages = MessagesEndpoints(self.answers)
         self._websocket = ResponsesWebsocket(self._responses, self._authenticate_websocket)
         self._login = LoginEndpoints(session, logins)
 
@@ -137,10 +140,9 @@ class Api:
         for route in self._routes():
             # The API lies under /v1, and under nothing for clients that were given a base URL without it.
             for prefix in ("/v1", "") if route.api else ("",):
-                path, method = f"{prefix}{route.path}", route.method
-                app.add_url_rule(
-                    path, f"{method} {path}", route.handler, methods=[method], provide_automatic_options=False
-                )
+                path, name = f"{prefix}{route.path}", f"{route.method} {prefix}{route.path}"
+                self._failures[name] = route.failure
+                app.add_url_rule(path, name, route.handler, methods=[route.method], provide_automatic_options=False)
         for prefix in ("/v1", ""):
             app.add_websocket(f"{prefix}{WEBSOCKET}", f"websocket {prefix}", self._websocket.serve)
         app.before_request(self._authenticate)
@@ -153,6 +155,7 @@ class Api:
         return [
             *self.chat.routes(),
             *self._responses.routes(),
+            *self._messages.routes(),
             Route("GET", "/models", self.models),
             Route("GET", "/models/<path:name>", self.model),
             Route("GET", "/health", self.health),
@@ -193,6 +196,7 @@ class Api:
 
     async def _authenticate(self) -> None:
         """Raises ApiError 401 or 403."""
+        record_of_request().failure = self._failures.get(request.endpoint or "", ApiError.body)
         if not self._keys.required and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             # Any web page can post to loopback, and without a key the account would be its to spend.
             raise errors.cross_site()

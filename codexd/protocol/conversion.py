@@ -106,8 +106,8 @@ class ChatDialect:
 
     def push(self, data: bytes) -> bytes:
         event = decode_event(data)
-        if self._turn is not None and isinstance(event, OutputItemDone):
-            _gather(self._turn, event.item, data)
+        if isinstance(event, OutputItemDone):
+            gather(self._turn, event.item, data)
         chunks = self.state.push(event)
         if self._turn is not None and self.state.done and not self.state.cut_short:
             self._turn.end()
@@ -126,7 +126,10 @@ class ChatDialect:
         return _encode(fold(self._chunks))
 
 
-def _gather(turn: Turn, item: Item, data: bytes) -> None:
+def gather(turn: Turn | None, item: Item, data: bytes) -> None:
+    """Remember a complete item for the next turn, when there is anything to remember it in."""
+    if turn is None:
+        return
     match item.type:
         case "reasoning":
             raw = _ITEM.decode(data).item

@@ -25,11 +25,16 @@ class Limits(Struct, frozen=True):
     max_tokens: int | None = None
 
 
-def limits(stop: str | Sequence[str] | None, *max_tokens: tuple[str, int | None]) -> Limits:
+def limits(
+    stop: str | Sequence[str] | None,
+    *max_tokens: tuple[str, int | None],
+    stop_name: str = "stop",
+    max_stops: int = MAX_STOPS,
+) -> Limits:
     """The first limit that is given counts. Raises ApiError 400 for what makes no sense, naming the parameter."""
     stops = tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))
-    if len(stops) > MAX_STOPS:
-        raise errors.bad_request(f"stop may hold {MAX_STOPS} sequences at most.", param="stop")
+    if len(stops) > max_stops:
+        raise errors.bad_request(f"{stop_name} may hold {max_stops} sequences at most.", param=stop_name)
     for name, number in max_tokens:
         if number is not None and number < 1:
             raise errors.bad_request(f"{name} must be 1 or more.", param=name)
@@ -42,7 +47,7 @@ def estimate(size: int) -> int:
 
 
 class Cut:
-    """Follows one answer. ``reason`` is set when it is over."""
+    """Follows one answer. ``reason`` is set when it is over, ``matched`` to the stop sequence that ended it."""
 
     def __init__(self, limits: Limits) -> None:
         self._stops = limits.stop
@@ -50,6 +55,7 @@ class Cut:
         self._held = ""
         self.spent = 0
         self.reason: Reason | None = None
+        self.matched: str | None = None
 
     def text(self, text: str) -> str:
         """Take a piece of the answer's text; what of it, and of what was held back, may go out now."""
@@ -57,11 +63,13 @@ class Cut:
             return self.spend(text)
         text = self._held + text
         # The one that was complete first, as if the model had stopped there; of two, the one that began first.
-        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        ends = [(place + len(stop), place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if ends:
             self._held = ""
-            out = self.spend(text[: min(ends)[1]])
-            self.reason = self.reason or "stop"
+            _, place, stop = min(ends)
+            out = self.spend(text[:place])
+            if self.reason is None:
+                self.reason, self.matched = "stop", stop
             return out
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]

@@ -116,6 +116,33 @@ RESPONSES: dict[str, Rule] = _SHARED | {
     "prompt": Rule("refused", "the backend has no prompt templates for this sign-in"),
 }
 
+MESSAGES: dict[str, Rule] = {
+    "model": _SHARED["model"],
+    "messages": Rule("adjusted", "converted to input items; `cache_control` means nothing to the backend"),
+    "system": Rule("adjusted", "becomes the instructions"),
+    "max_tokens": Rule("emulated", _MAX_TOKENS),
+    "stop_sequences": Rule(
+        "emulated", "up to 64; the answer ends before the first, and the backend's stream is closed", ([],)
+    ),
+    "stream": _SHARED["stream"],
+    "tools": Rule("adjusted", "those with an `input_schema`; Anthropic's own (web search, bash, computer) are refused"),
+    "tool_choice": _SHARED["tool_choice"],
+    "thinking": Rule("adjusted", "reasoning summaries come as thinking blocks unless it is `disabled` or absent"),
+    "output_config": Rule("adjusted", "`effort` must be one that the model offers; `format` becomes `text.format`"),
+    "output_format": Rule("adjusted", "becomes `text.format`"),
+    "speed": Rule("adjusted", "`fast` becomes the service tier `priority`"),
+    "temperature": _SHARED["temperature"],
+    "top_p": _SHARED["top_p"],
+    "top_k": Rule("dropped", _BACKEND),
+    "metadata": _SHARED["metadata"],
+    "service_tier": Rule("dropped", _BACKEND, ("auto", "standard_only")),
+    "cache_control": Rule("dropped", "the backend caches by itself"),
+    "context_management": Rule("dropped", _BACKEND),
+    "inference_geo": Rule("dropped", _BACKEND),
+    "container": Rule("refused", "the backend has no containers"),
+    "mcp_servers": Rule("refused", "the backend reaches no MCP servers", ([],)),
+}
+
 _KEYS = msgspec.json.Decoder(dict[str, Raw])
 _SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 

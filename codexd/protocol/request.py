@@ -68,10 +68,16 @@ class Converted(Struct, frozen=True):
     legacy: bool = False
 
 
-def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings, recall: Recall = nothing) -> Converted:
+def from_chat(
+    asked: chat.ChatRequest,
+    resolved: Resolved,
+    settings: Settings,
+    recall: Recall = nothing,
+    places: Sequence[str] | None = None,
+) -> Converted:
     """Convert a Chat Completions request; ``recall`` gives back what its client could not carry.
 
-    Raises ApiError 400 naming what cannot be converted.
+    Raises ApiError 400 naming what cannot be converted; ``places`` are other names of the messages.
     """
     if not asked.messages:
         raise errors.bad_request("messages must hold at least one message.", param="messages")
@@ -86,7 +92,7 @@ def from_chat(asked: chat.ChatRequest, resolved: Resolved, settings: Settings, r
     placed = [
         Placed(item, where)
         for index, message in enumerate(rest, len(asked.messages) - len(rest))
-        for where in (f"messages[{index}]",)
+        for where in (f"messages[{index}]" if places is None else places[index],)
         for item in converter.items(message, where)
     ]
     if converter.recalled:

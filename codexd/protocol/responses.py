@@ -190,6 +190,7 @@ class Item(Struct, frozen=True, kw_only=True):
     call_id: str = ""
     arguments: str = ""
     input: str = ""
+    encrypted_content: str | None = None
     content: list[Part] | None = None
     summary: list[Part] | None = None
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from anthropic.types import ErrorResponse, Message, RawMessageStreamEvent
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
+from pydantic import TypeAdapter
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
@@ -16,7 +18,9 @@ from codexd.protocol import sse
 SCHEMAS = Path(__file__).parent.parent.parent.parent / "shared" / "spec" / "openai-schemas.json"
 TRANSCRIPTS = Path(__file__).parent.parent / "transcripts"
 
-pytestmark = pytest.mark.skipif(not SCHEMAS.exists(), reason="OpenAI's schemas are not beside this checkout")
+NAMES = sorted(folder.name for folder in TRANSCRIPTS.iterdir())
+
+published = pytest.mark.skipif(not SCHEMAS.exists(), reason="OpenAI's schemas are not beside this checkout")
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +67,33 @@ def documents(folder: Path) -> Iterator[tuple[str, Any]]:
                 yield "ErrorResponse" if chat and "error" in value else schema, value
 
 
-@pytest.mark.parametrize("name", sorted(folder.name for folder in TRANSCRIPTS.iterdir()))
+@published
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("messages")])
 def test_what_a_client_gets_is_what_the_schemas_say(name: str, registry: Any) -> None:
     found = list(documents(TRANSCRIPTS / name))
     assert found
     assert [said for schema, value in found if (said := complaint(registry, schema, value))] == []
+
+
+EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("messages")])
+def test_what_a_client_of_the_messages_api_gets_is_what_its_types_say(name: str) -> None:
+    folded, streamed = ((TRANSCRIPTS / name / file).read_text() for file in ("folded.txt", "streamed.txt"))
+    if folded.startswith("HTTP"):
+        ErrorResponse.model_validate_json(folded.partition("\n")[2])
+    else:
+        Message.model_validate_json(folded)
+    if streamed.startswith("HTTP"):
+        ErrorResponse.model_validate_json(streamed.partition("\n")[2])
+        return
+    events = sse.Decoder().feed(streamed.encode())
+    kinds = [msgspec.json.decode(event.data)["type"] for event in events]
+    assert kinds[0] == "message_start"
+    for event, kind in zip(events, kinds, strict=True):
+        if kind == "error":
+            ErrorResponse.model_validate_json(event.data)
+        else:
+            EVENT.validate_json(event.data)
+    assert (kinds[-2:] == ["message_delta", "message_stop"]) != (kinds[-1] == "error")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from codexd.errors import ApiError
-from codexd.protocol import chat, parameters, responses, sse
+from codexd.protocol import anthropic, blocks, chat, parameters, responses, sse
 from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
 from codexd.protocol.conversion import Conversion
@@ -41,6 +41,11 @@ def sent(folder: Path) -> tuple[convert.Converted, list[str]]:
         return convert.from_chat(asked, catalogue.resolve(asked.model), settings(folder)), parameters.sort_out(
             body, parameters.CHAT
         )
+    if folder.name.startswith("messages"):
+        request, places, reasoning = anthropic.as_chat(anthropic.REQUEST.decode(body))
+        resolved = catalogue.resolve(request.model)
+        converted = convert.from_chat(request, resolved, settings(folder), lambda key: reasoning.get(key, ()), places)
+        return converted, parameters.sort_out(body, parameters.MESSAGES)
     wanted = responses.REQUEST.decode(body)
     return convert.from_responses(wanted, catalogue.resolve(wanted.model), settings(folder)), parameters.sort_out(
         body, parameters.RESPONSES
@@ -59,6 +64,8 @@ def conversion(folder: Path, *, streamed: bool) -> Conversion:
             legacy=converted.legacy, cut=Cut(wanted) if wanted != Limits() else None, prompt_tokens=lambda: 7,
         )  # fmt: skip
         return conversions.chat(stream, streamed=streamed)
+    if folder.name.startswith("messages"):
+        return messages(folder, anthropic.REQUEST.decode(body), streamed=streamed)
     given = msgspec.json.decode(body, type=responses.RawObject)
     echo = {key: given[key] for key in ECHOED if key in given}
     limit = limits(None, ("max_output_tokens", responses.REQUEST.decode(body).max_output_tokens))
@@ -66,15 +73,29 @@ def conversion(folder: Path, *, streamed: bool) -> Conversion:
     return conversions.responses(ResponsesStream(echo, sent(folder)[0].names, truncation, lambda: 7))
 
 
+def messages(folder: Path, asked: anthropic.MessagesRequest, *, streamed: bool) -> Conversion:
+    cut = Cut(limits(asked.stop_sequences, ("max_tokens", asked.max_tokens)))
+    thinking = anthropic.wants_thinking(asked)
+    stream = ChatStream(
+        id="msg_1", model=asked.model, created=0, include_usage=False, names=sent(folder)[0].names, cut=cut,
+        prompt_tokens=lambda: 7, reasoning="reasoning_content" if thinking else "none",
+    )  # fmt: skip
+    dialect = blocks.MessagesDialect(
+        stream, id="msg_1", model=asked.model, streamed=streamed, thinking=thinking, cut=cut, prompt_tokens=lambda: 7
+    )
+    return blocks.conversion(dialect)
+
+
 def upstream(folder: Path) -> bytes:
     lines = (folder / "upstream.jsonl").read_bytes().splitlines()
     return b"".join(sse.encode(msgspec.json.decode(line, type=responses.Other).type.encode(), line) for line in lines)
 
 
-def failure(error: ApiError) -> str:
+def failure(folder: Path, error: ApiError) -> str:
+    body = anthropic.failure(error) if folder.name.startswith("messages") else error.body()
     wait = f" after {error.retry_after} s" if error.retry_after is not None else ""
     again = ", tried once more" if error.retryable else ""
-    return f"HTTP {error.status}{wait}{again}\n{error.body().decode()}\n"
+    return f"HTTP {error.status}{wait}{again}\n{body.decode()}\n"
 
 
 def streamed(folder: Path) -> str:
@@ -84,7 +105,7 @@ def streamed(folder: Path) -> str:
     if converter.state.error is None:
         return out.decode()
     if not converter.state.begun:
-        return failure(converter.state.error)
+        return failure(folder, converter.state.error)
     return (out + converter.failure(converter.state.error)).decode()
 
 
@@ -93,7 +114,7 @@ def folded(folder: Path) -> str:
     converter.feed(upstream(folder))
     converter.state.eof()
     if converter.state.error is not None:
-        return failure(converter.state.error)
+        return failure(folder, converter.state.error)
     return msgspec.json.format(converter.document()).decode() + "\n"
 
 

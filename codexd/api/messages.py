@@ -1,0 +1,95 @@
+"""The endpoints of the Anthropic Messages API."""
+
+import secrets
+from functools import partial
+
+import msgspec
+from quart import Response
+
+from codexd import errors
+from codexd.api.answers import Answers
+from codexd.exchange import Record, Route, decode, json, read_body, record_of_request
+from codexd.protocol import anthropic, blocks, cut, parameters
+from codexd.protocol import request as convert
+from codexd.protocol.anthropic import MessagesRequest
+from codexd.protocol.blocks import MessagesDialect
+from codexd.protocol.conversion import Conversion
+from codexd.protocol.estimate import prompt_tokens
+from codexd.protocol.memory import Items
+from codexd.protocol.models import Resolved
+from codexd.protocol.stream import ChatStream
+
+
+class _InputTokens(msgspec.Struct):
+    input_tokens: int
+
+
+class MessagesEndpoints:
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", "/messages", self.messages, failure=anthropic.failure),
+            Route("POST", "/messages/count_tokens", self.count_tokens, failure=anthropic.failure),
+        ]
+
+    async def messages(self) -> Response:
+        body = await read_body()
+        asked = decode(anthropic.REQUEST, body)
+        if asked.max_tokens is None:
+            raise errors.bad_request("max_tokens is required.", param="max_tokens")
+        record = record_of_request()
+        resolved, converted = self._convert(record, asked, body)
+        limits = cut.limits(
+            asked.stop_sequences,
+            ("max_tokens", asked.max_tokens),
+            stop_name="stop_sequences",
+            max_stops=anthropic.MAX_STOPS,
+        )
+        name = f"msg_{secrets.token_hex(14)}"
+
+        def conversion() -> Conversion:
+            thinking = anthropic.wants_thinking(asked)
+            counted = partial(prompt_tokens, converted.request)
+            ends = cut.Cut(limits)
+            stream = ChatStream(
+                id=name,
+                model=resolved.model.slug,
+                created=0,
+                include_usage=False,
+                names=converted.names,
+                cut=ends,
+                prompt_tokens=counted,
+                reasoning="reasoning_content" if thinking else "none",
+            )
+            return blocks.conversion(
+                MessagesDialect(
+                    stream,
+                    id=name,
+                    model=resolved.model.slug,
+                    streamed=record.streamed,
+                    thinking=thinking,
+                    cut=ends,
+                    prompt_tokens=counted,
+                    turn=self._answers.turn(resolved.model.slug),
+                )
+            )
+
+        return await self._answers.respond(record, self._answers.single(record, converted, conversion))
+
+    async def count_tokens(self) -> Response:
+        """An estimate: the backend has no such endpoint for this sign-in."""
+        body = await read_body()
+        _, converted = self._convert(record_of_request(), decode(anthropic.REQUEST, body), body)
+        return json(_InputTokens(prompt_tokens(converted.request)))
+
+    def _convert(self, record: Record, asked: MessagesRequest, body: bytes) -> tuple[Resolved, convert.Converted]:
+        resolved = self._answers.understand(record, asked, body, parameters.MESSAGES)
+        request, places, reasoning = anthropic.as_chat(asked)
+
+        def recall(key: str) -> Items:
+            # What the client carried itself comes first; what was kept here is for those that throw it away.
+            return reasoning.get(key) or self._answers.recall(resolved.model.slug, key)
+
+        return resolved, convert.from_chat(request, resolved, self._answers.settings(resolved), recall, places)

@@ -1,0 +1,172 @@
+"""What the transcripts of the Messages API do not show."""
+
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codexd.protocol import anthropic, sse
+from codexd.protocol.anthropic import as_chat
+from codexd.protocol.blocks import MessagesDialect, conversion
+from codexd.protocol.cut import Cut, limits
+from codexd.protocol.stream import ChatStream
+from support.upstream import COMPLETED, CREATED, Json
+
+
+def make(*, streamed: bool) -> Any:
+    cut = Cut(limits(None, ("max_tokens", 1000)))
+    stream = ChatStream(id="msg_1", model="m", created=0, include_usage=False, cut=cut)
+    return conversion(
+        MessagesDialect(
+            stream, id="msg_1", model="m", streamed=streamed, thinking=True, cut=cut, prompt_tokens=lambda: 1
+        )
+    )
+
+
+def feed(events: list[Json], *, streamed: bool) -> Any:
+    """The message that the client has in the end."""
+    converter = make(streamed=streamed)
+    out = converter.feed(b"".join(sse.encode(event["type"].encode(), msgspec.json.encode(event)) for event in events))
+    assert converter.state.done
+    if not streamed:
+        assert out == b""
+        return msgspec.json.decode(converter.document())
+    return gathered([msgspec.json.decode(event.data) for event in sse.Decoder().feed(out)])
+
+
+def gathered(events: list[Json]) -> Json:
+    """What a client makes of the events; one block is open at a time."""
+    message: Json = {}
+    open_at: int | None = None
+    for event in events:
+        match event["type"]:
+            case "message_start":
+                message = event["message"]
+            case "content_block_start":
+                assert open_at is None
+                open_at = event["index"]
+                assert open_at == len(message["content"])
+                message["content"].append(event["content_block"] | {"json": ""})
+            case "content_block_delta":
+                assert event["index"] == open_at
+                block, delta = message["content"][open_at], event["delta"]
+                for kind, key in (
+                    ("text", "text"),
+                    ("thinking", "thinking"),
+                    ("signature", "signature"),
+                    ("partial_json", "json"),
+                ):
+                    block[key] = block.get(key, "") + delta.get(kind, "")
+            case "content_block_stop":
+                assert event["index"] == open_at
+                block = message["content"][open_at]
+                if (json := block.pop("json")) and block["type"] == "tool_use":
+                    block["input"] = msgspec.json.decode(json)
+                open_at = None
+            case "message_delta":
+                message |= event["delta"] | {"usage": event["usage"]}
+    for block in message["content"]:
+        allowed = {"text": ("text",), "thinking": ("thinking", "signature"), "tool_use": ("id", "name", "input")}
+        for key in set(block) - {"type", "data", *allowed.get(block["type"], ())}:
+            assert block.pop(key) == ""
+    return message
+
+
+def item(index: int, kind: str, step: str, **fields: Any) -> Json:
+    return {"type": f"response.output_item.{step}", "output_index": index, "item": {"type": kind, **fields}}
+
+
+def call(index: int, name: str, arguments: str) -> list[Json]:
+    fields = {"call_id": f"call_{index}", "name": name}
+    delta = {"type": "response.function_call_arguments.delta", "output_index": index}
+    middle = len(arguments) // 2
+    return [
+        item(index, "function_call", "added", **fields, arguments=""),
+        delta | {"delta": arguments[:middle]},
+        delta | {"delta": arguments[middle:]},
+        item(index, "function_call", "done", **fields, arguments=arguments),
+    ]
+
+
+def said(index: int, text: str) -> list[Json]:
+    part = {"type": "output_text", "text": text}
+    return [
+        item(index, "message", "added", content=[]),
+        {"type": "response.output_text.delta", "output_index": index, "delta": text},
+        item(index, "message", "done", content=[part]),
+    ]
+
+
+def reasoned(index: int, summary: str, encrypted: str) -> list[Json]:
+    parts = [{"type": "summary_text", "text": summary}] if summary else []
+    return [
+        item(index, "reasoning", "added", summary=[]),
+        item(index, "reasoning", "done", summary=parts, encrypted_content=encrypted),
+    ]
+
+
+def interleave(draw: Any, items: list[list[Json]]) -> list[Json]:
+    """The events of all items, each item's in their order."""
+    waiting, mixed = [list(events) for events in items], []
+    while any(waiting):
+        chosen = draw(st.sampled_from([events for events in waiting if events]))
+        mixed.append(chosen.pop(0))
+    return mixed
+
+
+@st.composite
+def answers(draw: Any) -> list[Json]:
+    """Reasoning and text one after the other, calls at the end, in whatever order their events come."""
+    kinds = draw(st.lists(st.sampled_from(["text", "reasoning", "hidden"]), max_size=4))
+    makers = {"text": lambda i: said(i, f"text {i}"), "reasoning": lambda i: reasoned(i, f"thought {i}", f"gA{i}"),
+              "hidden": lambda i: reasoned(i, "", f"gB{i}")}  # fmt: skip
+    events = [event for index, kind in enumerate(kinds) for event in makers[kind](index)]
+    count = draw(st.integers(min_value=0 if "text" in kinds else 1, max_value=3))
+    calls = [call(len(kinds) + number, f"f{number}", '{"a":[1,"x"]}') for number in range(count)]
+    return [CREATED, *events, *interleave(draw, calls), COMPLETED]
+
+
+@given(answers())
+def test_the_stream_and_the_document_are_the_same_message(events: list[Json]) -> None:
+    whole, streamed = feed(events, streamed=False), feed(events, streamed=True)
+    assert streamed == whole
+    calls = [block for block in whole["content"] if block["type"] == "tool_use"]
+    assert all(block["input"] == {"a": [1, "x"]} for block in calls)
+    wanted = sum(e["type"].endswith("added") and e["item"]["type"] == "function_call" for e in events[1:-1])
+    assert len(calls) == wanted
+
+
+def test_a_call_streams_before_the_next_one_begins() -> None:
+    converter = make(streamed=True)
+    seen = []
+    for event in [CREATED, *call(0, "f", '{"a":1}'), *call(1, "g", '{"b":2}')]:
+        out = converter.feed(sse.encode(event["type"].encode(), msgspec.json.encode(event)))
+        seen.append([msgspec.json.decode(each.data)["type"] for each in sse.Decoder().feed(out)])
+    assert seen[1:5] == [
+        ["message_start", "content_block_start"], ["content_block_delta"], ["content_block_delta"],
+        ["content_block_stop"],
+    ]  # fmt: skip
+    assert seen[5] == ["content_block_start"]
+
+
+def test_the_text_of_a_turn_is_what_its_thinking_is_kept_by() -> None:
+    blocks = [{"type": "thinking", "thinking": "t", "signature": "gA"}, {"type": "text", "text": "a"},
+              {"type": "text", "text": "b"}, {"type": "thinking", "thinking": "unsigned"}]  # fmt: skip
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": blocks}]}
+    found = as_chat(anthropic.REQUEST.decode(msgspec.json.encode(body)))
+    (items,) = found.reasoning.values()
+    assert [bytes(item["encrypted_content"]) for item in items] == [b'"gA"']
+    assert found.request.messages[-1].content == "ab"  # type: ignore[union-attr]
+
+
+def test_a_turn_of_thinking_alone_is_no_turn() -> None:
+    body = {"model": "m", "messages": [{"role": "assistant", "content": [{"type": "redacted_thinking", "data": "gA"}]}]}
+    assert as_chat(anthropic.REQUEST.decode(msgspec.json.encode(body))).request.messages == []
+
+
+def test_an_answer_without_any_block_has_a_beginning_and_an_end() -> None:
+    incomplete = COMPLETED | {"type": "response.incomplete"}
+    for streamed in (True, False):
+        message = feed([CREATED, incomplete], streamed=streamed)
+        assert (message["content"], message["stop_reason"]) == ([], "max_tokens")
