@@ -5,11 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
-.PHONY: help demo test lint format lock clients clean
+.PHONY: help demo test lint format lock clients clients-node clients-python clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
-	@echo "make clients install the Node clients that the suite then runs too"
+	@echo "make clients install the clients (Node and Python) that the suite then runs too"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
 	@echo "make lock    make the lock files anew from pyproject.toml"
 
@@ -25,7 +25,7 @@ ASYNC_OFF = ASYNC110,ASYNC124,ASYNC127,ASYNC128,ASYNC900,ASYNC910,ASYNC911,ASYNC
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/flake8-async --disable=$(ASYNC_OFF) $$(find codexd tests -name '*.py')
+	$(BIN)/flake8-async --disable=$(ASYNC_OFF) $$(git ls-files -co --exclude-standard '*.py')
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
@@ -33,17 +33,24 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Both locks are made without the address of any package index.
+# All locks are made without the address of any package index.
 COMPILE = $(BIN)/pip-compile --quiet --upgrade --allow-unsafe --generate-hashes --strip-extras \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style=line
 lock: $(VENV)/.dev
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --output-file tests/clients/python/requirements.lock tests/clients/python/requirements.in
 
-# The clients that are not Python; the tests of tests/clients are skipped without them.
-clients: tests/clients/node_modules/.done
+# Clients that the suite runs when they are there, apart from codexd's own environment.
+clients: clients-node clients-python
+clients-node: tests/clients/node_modules/.done
+clients-python: tests/clients/python/.venv/.done
 tests/clients/node_modules/.done: tests/clients/package-lock.json
 	npm ci --prefix tests/clients --no-audit --no-fund
+	@touch $@
+tests/clients/python/.venv/.done: tests/clients/python/requirements.lock
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 # ---
@@ -70,4 +77,4 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build
+	rm -rf $(VENV) tests/clients/node_modules tests/clients/python/.venv .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist build

@@ -14,6 +14,7 @@ TABLES = {
     "configuration": config.table,
     "completions parameters": lambda: parameters.table(parameters.COMPLETIONS),
     "chat parameters": lambda: parameters.table(parameters.CHAT),
+    "messages parameters": lambda: parameters.table(parameters.MESSAGES),
     "responses parameters": lambda: parameters.table(parameters.RESPONSES),
 }
 

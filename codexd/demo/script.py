@@ -68,7 +68,7 @@ def _items(body: Json, seed: str) -> Iterator[Json]:
         if tool["type"] == "custom":
             call |= {"id": f"ctc_{seed}{number}", "type": "custom_tool_call", "input": _user_text(body)}
         else:
-            call["arguments"] = _json(sample(tool.get("parameters") or {}, _topic(body)))
+            call["arguments"] = _json(sample(tool.get("parameters") or {}, _topic(body), _number(body)))
         yield call if namespace is None else call | {"namespace": namespace}
     if not calls:
         text = {"type": "output_text", "text": _text(body), "annotations": [], "logprobs": []}
@@ -171,9 +171,9 @@ def _text(body: Json) -> str:
     last = body["input"][-1]
     wanted = body["text"].get("format") or {}
     if wanted.get("type") == "json_schema":
-        return _json(sample(wanted["schema"], _topic(body)))
+        return _json(sample(wanted["schema"], _topic(body), _number(body)))
     if wanted.get("type") == "json_object":
-        return _json({"answer": _user_text(body)})
+        return _json({key: _topic(body) for key in _quoted(body)} or {"answer": _user_text(body)})
     if last.get("type") in _OUTPUTS:
         output = last["output"]
         return f"The tool returned: {output if isinstance(output, str) else _json(output)}"
@@ -194,33 +194,43 @@ def _user_text(body: Json) -> str:
     return " ".join(part["text"] for part in _parts(body) if "text" in part)
 
 
+def _quoted(body: Json) -> list[str]:
+    return re.findall(r"(?<!\w)['\"]([^'\"]+)['\"]", _user_text(body))
+
+
 def _topic(body: Json) -> str:
-    """The last word that the user wrote: good enough a value for any string that a schema wants."""
-    words = re.findall(r"[\w-]+", _user_text(body))
-    return words[-1] if words else "nothing"
+    """What the user quoted, or the last word: good enough a value for any string that a schema wants."""
+    words = _quoted(body) or re.findall(r"[\w-]+", _user_text(body))[-1:]
+    return words[0] if words else "nothing"
 
 
-def sample(schema: Json, topic: str, root: Json | None = None) -> Any:
+def _number(body: Json) -> int | None:
+    """The first whole number that the user wrote."""
+    found = re.search(r"(?<![\w.])\d{1,9}(?![\w.])", _user_text(body))
+    return None if found is None else int(found[0])
+
+
+def sample(schema: Json, topic: str, number: int | None = None, root: Json | None = None) -> Any:
     """A value that fits a JSON schema of the kinds that structured outputs allow."""
     root = schema if root is None else root
     if reference := schema.get("$ref"):
         target: Any = root
         for step in reference.removeprefix("#").strip("/").split("/"):
             target = target[step] if step else target
-        return sample(target, topic, root)
+        return sample(target, topic, number, root)
     for key in ("enum", "anyOf", "oneOf"):
         if options := schema.get(key):
-            return options[0] if key == "enum" else sample(options[0], topic, root)
+            return options[0] if key == "enum" else sample(options[0], topic, number, root)
     if "const" in schema:
         return schema["const"]
     kind = schema.get("type", "object" if "properties" in schema else "string")
     match kind if isinstance(kind, str) else kind[0]:
         case "object":
-            return {name: sample(each, topic, root) for name, each in schema.get("properties", {}).items()}
+            return {name: sample(each, topic, number, root) for name, each in schema.get("properties", {}).items()}
         case "array":
-            return [sample(schema.get("items", {}), topic, root)]
+            return [sample(schema.get("items", {}), topic, number, root)]
         case "integer":
-            return int(schema.get("minimum", 1))
+            return number if number is not None else int(schema.get("minimum", 1))
         case "number":
             return float(schema.get("minimum", 1.5))
         case "boolean":

@@ -1,12 +1,10 @@
-"""Real clients against the real daemon, over the simulated ChatGPT. ``make clients`` installs those that are not Python."""
+"""Real clients against the real daemon, over the simulated ChatGPT. ``make clients`` installs them."""
 
 import base64
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,52 +13,26 @@ import msgspec
 import pytest
 
 from support.daemon import environment
+from support.demo import base_url, demo
 
 pytestmark = pytest.mark.loopback
 
 HERE = Path(__file__).parent
 CODEX = HERE / "node_modules" / ".bin" / "codex"
 NODE = shutil.which("node")
+PYTHON = HERE / "python" / ".venv" / "bin" / "python"
 MODELS = ("gpt-5.5", "gpt-6-sol")  # one of each shape
+NOWHERE = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
+"""Some clients have servers of their own that they call beside ours: nothing of that leaves the machine."""
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _installed() -> None:
-    if NODE is None or not CODEX.exists():
-        pytest.skip("make clients installs what is needed here")
-
-
-@contextmanager
-def demo(home: Path, log: Path, **environ: str) -> Iterator[str]:
-    """``codexd --demo``; its base URL."""
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "codexd", "--demo"],
-            stdout=subprocess.PIPE,
-            stderr=file,
-            text=True,
-            env=environment(home) | {"PORT": "0"} | environ,
-            cwd=home,
-        )
-        try:
-            assert process.stdout is not None
-            said = ""
-            while "Ctrl-C" not in said:
-                line = process.stdout.readline()
-                assert line, said
-                said += line
-            found = re.search(r"Base URL +(\S+)", said)
-            assert found is not None
-            yield found[1]
-        finally:
-            process.terminate()
-            process.communicate(timeout=30)
+needs_node = pytest.mark.skipif(NODE is None or not CODEX.exists(), reason="make clients installs what is needed")
+needs_python = pytest.mark.skipif(not PYTHON.exists(), reason="make clients installs what is needed")
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[str]:
-    with demo(tmp_path_factory.mktemp("clients"), logs / "clients.log") as url:
-        yield url
+    with demo(tmp_path_factory.mktemp("clients"), logs / "clients.log") as said:
+        yield base_url(said)
 
 
 def node(script: str, base: str, model: str, home: Path) -> Any:
@@ -76,6 +48,7 @@ def node(script: str, base: str, model: str, home: Path) -> Any:
     return msgspec.json.decode(done.stdout)
 
 
+@needs_node
 @pytest.mark.parametrize("model", MODELS)
 def test_the_official_node_sdk(base: str, model: str, tmp_path: Path) -> None:
     found = node("openai.mjs", base, model, tmp_path)
@@ -87,6 +60,7 @@ def test_the_official_node_sdk(base: str, model: str, tmp_path: Path) -> None:
     assert model in found["listed"]
 
 
+@needs_node
 @pytest.mark.parametrize("model", MODELS)
 def test_the_ai_sdk(base: str, model: str, tmp_path: Path) -> None:
     found = node("ai-sdk.mjs", base, model, tmp_path)
@@ -97,6 +71,7 @@ def test_the_ai_sdk(base: str, model: str, tmp_path: Path) -> None:
     assert (found["finish"], found["tokens"]) == ("stop", True)
 
 
+@needs_node
 @pytest.mark.parametrize(
     ("model", "prompt", "said"),
     [
@@ -119,14 +94,12 @@ def test_the_codex_cli(base: str, websockets: str, model: str, prompt: str, said
 
 
 def codex(folder: Path, *words: str) -> str:
-    # It has servers of its own that it calls beside ours: nothing of that leaves the machine.
-    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
         [str(CODEX), *words],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        env=environment(folder) | nowhere | {"CODEX_HOME": str(folder / "codex")},
+        env=environment(folder) | NOWHERE | {"CODEX_HOME": str(folder / "codex")},
         cwd=folder,
         timeout=120,
         check=False,
@@ -139,6 +112,7 @@ def part(value: object) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(value)).rstrip(b"=").decode()
 
 
+@needs_node
 @pytest.mark.parametrize("websockets", [True, False])
 def test_the_codex_cli_with_a_sign_in_of_its_own(tmp_path: Path, websockets: bool) -> None:
     """As its built-in provider, which compresses its requests and wants the catalogue in its own shape."""
@@ -152,7 +126,8 @@ def test_the_codex_cli_with_a_sign_in_of_its_own(tmp_path: Path, websockets: boo
     signed_in = {"auth_mode": "chatgpt", "OPENAI_API_KEY": None, "tokens": tokens, "last_refresh": now()}
     (home / "auth.json").write_bytes(msgspec.json.encode(signed_in))
     settings = {"CODEXD_SERVER__WEBSOCKET": str(websockets).lower(), "CODEXD_LOGGING__LEVEL": "debug"}
-    with demo(tmp_path, log, **settings) as base:
+    with demo(tmp_path, log, **settings) as said:
+        base = base_url(said)
         root = base.removesuffix("/v1")
         (home / "config.toml").write_text(
             f'model = "gpt-6-sol"\nopenai_base_url = "{base}"\nchatgpt_base_url = "{root}"\n'
@@ -167,3 +142,44 @@ def test_the_codex_cli_with_a_sign_in_of_its_own(tmp_path: Path, websockets: boo
 
 def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+@needs_python
+@pytest.mark.parametrize("model", MODELS)
+def test_litellm_as_a_client(base: str, model: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(PYTHON), str(HERE / "python" / "litellm_client.py"), base, model],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path) | NOWHERE | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = msgspec.json.decode(done.stdout)
+    hello = found["whole"]
+    assert hello.endswith("You wrote: Hello")
+    assert [found[key] for key in ("streamed", "response", "message", "streamed_message")] == [hello] * 4
+    assert found["looped"] == "The tool returned: sunny in Paris"
+    assert found["tokens"] > 0
+
+
+@needs_python
+def test_the_standard_tests_of_langchain(base: str, tmp_path: Path) -> None:
+    """langchain-openai over chat and over responses, langchain-anthropic over messages; a model of each shape."""
+    done = subprocess.run(
+        [str(PYTHON), "-m", "pytest", "-q", "-n", "4", "-o", "asyncio_mode=auto", "-p", "no:cacheprovider", "-c", "/dev/null",
+         "--rootdir", str(HERE / "python"), "--noconftest",
+         str(HERE / "python" / "langchain_standard.py")],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path) | NOWHERE | {"BASE_URL": base},
+        cwd=HERE / "python",
+        timeout=500,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "failed" not in done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 130, done.stdout

@@ -2,20 +2,22 @@
 
 import re
 import shlex
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import anthropic
 import msgspec
 import openai
 import pytest
+from anthropic import Anthropic
 from openai import OpenAI
 from pydantic import BaseModel
 
-from support.daemon import ROOT, environment
+from support.daemon import ROOT
+from support.demo import base_url
+from support.demo import demo as demo_running
 
 pytestmark = pytest.mark.loopback
 
@@ -54,37 +56,10 @@ class Demo(NamedTuple):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Demo]:
     home = tmp_path_factory.mktemp("demo")
-    # A proxy of the environment is not asked: nothing of the demo leaves the machine.
-    proxy = {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
-    environ = environment(home) | proxy | {"PORT": "0", "CODEXD_LOGGING__LEVEL": "debug"}
-    with (logs / "demo.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "codexd", "--demo"],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=environ,
-            cwd=home,
-        )
-        try:
-            assert process.stdout is not None
-            said = ""
-            for line in process.stdout:
-                said += line
-                if "Ctrl-C" in line:
-                    break
-            base = re.search(r"Base URL +(\S+)", said)
-            curl = re.search(r"^ +(curl .*)$", said, re.MULTILINE)
-            assert base is not None, said
-            assert curl is not None, said
-            yield Demo(base[1], curl[1], OpenAI(base_url=base[1], api_key="any", max_retries=0))
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=10) == 0
-        finally:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+    with demo_running(home, logs / "demo.log", CODEXD_LOGGING__LEVEL="debug") as said:
+        base, curl = base_url(said), re.search(r"^ +(curl .*)$", said, re.MULTILINE)
+        assert curl is not None, said
+        yield Demo(base, curl[1], OpenAI(base_url=base, api_key="any", max_retries=0))
 
 
 def test_the_curl_line_works_when_pasted(demo: Demo) -> None:
@@ -358,3 +333,48 @@ def test_responses_over_a_websocket(demo: Demo, model: str) -> None:
         connection.response.create(model="nope", input="x")
         wrong: Any = connection.recv()
         assert (wrong.type, wrong.status, wrong.error.code) == ("error", 404, "model_not_found")
+
+
+CLAUDE_TOOL: Any = {"name": "get_weather", "description": "The weather", "input_schema": TOOL["parameters"]}
+
+
+@pytest.fixture
+def claude(demo: Demo) -> Anthropic:
+    return Anthropic(base_url=demo.base.removesuffix("/v1"), api_key="any", max_retries=0)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_messages_streamed_and_not(claude: Anthropic, model: str) -> None:
+    asked: Any = {"model": model, "max_tokens": 1000, "messages": [{"role": "user", "content": "Hello there"}]}
+    whole: Any = claude.messages.create(**asked)
+    assert whole.content[0].text.endswith("You wrote: Hello there")
+    assert (whole.stop_reason, whole.usage.output_tokens > 0) == ("end_turn", True)
+    with claude.messages.stream(**asked, thinking={"type": "enabled", "budget_tokens": 1024}) as stream:
+        said = "".join(stream.text_stream)
+        final: Any = stream.get_final_message()
+    assert said == whole.content[0].text
+    assert [block.type for block in final.content] == ["thinking", "text"]
+    assert final.content[0].signature
+    assert claude.messages.count_tokens(model=model, messages=asked["messages"]).input_tokens > 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_messages_tools_go_round(claude: Anthropic, model: str) -> None:
+    messages: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    asked: Any = {"model": model, "max_tokens": 1000, "tools": [CLAUDE_TOOL], "thinking": {"type": "adaptive"}}
+    with claude.messages.stream(**asked, messages=messages) as stream:
+        first: Any = stream.get_final_message()
+    assert first.stop_reason == "tool_use"
+    call = first.content[-1]
+    assert (call.type, call.name, call.input) == ("tool_use", "get_weather", {"city": "Paris"})
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "sunny"}]}
+    messages += [{"role": "assistant", "content": first.content}, {"role": "user", "content": [result]}]
+    second: Any = claude.messages.create(**asked, messages=messages)
+    assert second.content[-1].text == "The tool returned: sunny"
+
+
+def test_messages_errors_are_the_clients_own(claude: Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError, match="nope"):
+        claude.messages.create(model="nope", max_tokens=1, messages=[{"role": "user", "content": "x"}])
+    with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\]"):
+        claude.messages.create(model="gpt-5.5", max_tokens=1, messages=[{"role": "nobody", "content": "x"}])  # type: ignore[typeddict-item]
