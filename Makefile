@@ -5,11 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
-.PHONY: help demo test lint format lock clients clients-node clients-python clean
+.PHONY: help demo test lint format lock clients clients-node clients-python install system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
 	@echo "make clients install the clients (Node and Python) that the suite then runs too"
+	@echo "make install put codexd on this server, as root: /usr/lib/codexd, units, manual pages"
+	@echo "make test-system  the units under a real systemd, nginx; needs root"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
 	@echo "make lock    make the lock files anew from pyproject.toml"
 
@@ -52,6 +54,47 @@ tests/clients/python/.venv/.done: tests/clients/python/requirements.lock
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
 	@touch $@
+
+# What a server gets, under DESTDIR: the application with its pinned dependencies, commands, units, manual pages,
+# completions, a commented configuration. It runs on the system's own interpreter: a service cannot see anybody's home.
+SERVER_PYTHON ?= /usr/bin/python3
+LIB   = $(DESTDIR)/usr/lib/codexd
+SHARE = $(DESTDIR)/usr/share
+install:
+	@test -n "$(DESTDIR)" || test "$$(id -u)" = 0 || { echo "make install writes to /usr and /etc: run it as root"; exit 1; }
+	$(SERVER_PYTHON) -m venv build/pip
+	rm -rf $(LIB)
+	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --require-hashes --target $(LIB) -r requirements.lock
+	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps --target $(LIB) .
+	rm -rf $(LIB)/bin $(LIB)/share
+	$(SERVER_PYTHON) -m compileall -q -s "$(DESTDIR)" $(LIB)
+	install -d $(DESTDIR)/usr/bin $(SHARE)/man/man1 $(SHARE)/man/man5 $(SHARE)/man/man8
+	@for name in codexd:codexd.__main__ codexctl:codexd.ctl.__main__; do \
+		printf '#!/usr/bin/python3 -I\nimport sys\n\nsys.path.insert(0, "/usr/lib/codexd")\nfrom %s import cli\n\ncli()\n' \
+			"$${name#*:}" > $(DESTDIR)/usr/bin/$${name%%:*} && chmod 755 $(DESTDIR)/usr/bin/$${name%%:*} || exit 1; done
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system systemd/*.service systemd/*.socket
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/user systemd/user/*.service
+	install -D -m 644 systemd/codexd.sysusers $(DESTDIR)/usr/lib/sysusers.d/codexd.conf
+	install -D -m 644 systemd/codexd.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/codexd.conf
+	install -D -m 644 -t $(SHARE)/doc/codexd/examples packaging/nginx/*.conf packaging/caddy/Caddyfile systemd/codexd.socket.d/tcp.conf
+	@for page in docs/man/*.[158]; do install -m 644 $$page $(SHARE)/man/man$${page##*.}/ || exit 1; done
+	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/vendor-completions $(SHARE)/fish/vendor_completions.d
+	@export PYTHONPATH=$(LIB) PYTHONDONTWRITEBYTECODE=1; ctl="$(SERVER_PYTHON) -m codexd.ctl completion"; \
+		$$ctl bash > $(SHARE)/bash-completion/completions/codexctl \
+		&& $$ctl zsh > $(SHARE)/zsh/vendor-completions/_codexctl \
+		&& $$ctl fish > $(SHARE)/fish/vendor_completions.d/codexctl.fish
+	test -e $(DESTDIR)/etc/default/codexd || install -D -m 644 systemd/codexd.default $(DESTDIR)/etc/default/codexd
+	test -e $(DESTDIR)/etc/codexd/config.toml || install -D -m 644 packaging/config.toml $(DESTDIR)/etc/codexd/config.toml
+
+# The same for the tests of tests/system, which put it into a machine of their own.
+SYSTEM := build/system
+system: $(SYSTEM)/.done
+$(SYSTEM)/.done: requirements.lock pyproject.toml Makefile $(shell git ls-files codexd prompts systemd packaging docs)
+	rm -rf $(SYSTEM)
+	@$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/$(SYSTEM) >/dev/null
+	@touch $@
+test-system: $(VENV)/.dev system
+	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
 # ---
 

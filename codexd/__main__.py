@@ -1,6 +1,7 @@
 """``codexd``: command line to configuration to daemon to exit code."""
 
 import argparse
+import faulthandler
 import os
 import sys
 from functools import partial
@@ -9,7 +10,7 @@ from typing import NoReturn
 
 import trio
 
-from codexd import __version__, config, daemon
+from codexd import __version__, config, daemon, listening
 
 EX_CONFIG = 78
 """sysexits' "configuration error"; systemd's RestartPreventExitStatus can name it."""
@@ -40,11 +41,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{origin or 'built-in defaults'}: ok")  # noqa: T201
         return 0
     try:
+        # systemd's watchdog ends a process that hangs by SIGABRT: then the journal has to say where it hung.
+        faulthandler.enable()
         if options.demo:
             trio.run(daemon.demo, settings)
         else:
             trio.run(daemon.run, settings, origin, load)
-    except daemon.CannotStart as error:
+    except listening.CannotStart as error:
         return _fail(f"{error}", 1)
     return 0
 

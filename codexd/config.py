@@ -71,6 +71,13 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     websocket: Annotated[
         bool, _about("Serve `/v1/responses` over websockets too. When off, an upgrade is answered with 426.")
     ] = True
+    exit_idle_seconds: Annotated[
+        float,
+        Meta(ge=0),
+        _about(
+            "With sockets from systemd: exit after so long without a request, and be started by the next one. 0: never."
+        ),
+    ] = 0.0
     drain_seconds: Annotated[float, Meta(ge=0, le=86400), _about("How long open streams may finish after SIGTERM.")] = (
         30.0
     )
@@ -414,15 +421,28 @@ def _check(config: Config, *, keys_made: bool) -> None:
     for bind in config.listen():
         if config.listen().count(bind) > 1:
             raise ConfigError(f"server.bind: {bind} is there twice")
-        beyond = _is_beyond_loopback(bind)
-        server = config.server
-        if beyond and not keys_made and not server.client_keys and not server.allow_unauthenticated:
-            raise ConfigError(
-                f"server.bind: {bind} is reachable from other machines, and anyone who reaches it would use your "
-                "account. Either make a client key first (`codexctl keys add NAME`, while codexd still listens on "
-                "loopback alone), or set one in [server.client_keys], or, if something in front checks who comes, "
-                "set server.allow_unauthenticated = true."
-            )
+        if _is_beyond_loopback(bind):
+            _check_keys_for(config, f"server.bind: {bind}", keys_made=keys_made)
+
+
+def check_open(config: Config, environ: Mapping[str, str], name: str, address: object) -> None:
+    """Refuse an inherited socket that others reach without a key. Raises ConfigError.
+
+    ``address`` is as ``getsockname`` has it: a unix socket's is a path, and who reaches that is its mode's business.
+    """
+    if isinstance(address, tuple) and not is_loopback(address[0]):
+        _check_keys_for(config, f"systemd's socket {name}", keys_made=_keys_made(config, environ))
+
+
+def _check_keys_for(config: Config, what: str, *, keys_made: bool) -> None:
+    if keys_made or config.server.client_keys or config.server.allow_unauthenticated:
+        return
+    raise ConfigError(
+        f"{what} is reachable from other machines, and anyone who reaches it would use your "
+        "account. Either make a client key first (`codexctl keys add NAME`, while codexd still listens on "
+        "loopback alone), or set one in [server.client_keys], or, if something in front checks who comes, "
+        "set server.allow_unauthenticated = true."
+    )
 
 
 def split_bind(bind: str) -> str | tuple[str, int]:

@@ -5,12 +5,11 @@ open may need a token. A crash in either ends the process, and systemd starts it
 """
 
 import contextlib
-import errno
 import gc
+import hashlib
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -25,12 +24,14 @@ import trio
 
 from codexd import __version__, observe, server, terminal
 from codexd.auth import oauth, store
-from codexd.config import Config, ConfigError, control_socket, resolve_bind, state_dir
+from codexd.config import Config, ConfigError, state_dir
 from codexd.control import server as control_server
 from codexd.control.verbs import Verbs
 from codexd.errors import ApiError
+from codexd.listening import CannotStart, Listening, open_all, open_api, open_control
 from codexd.parts import Load, Parts, build
-from codexd.systemd import Notifier
+from codexd.protocol import limits
+from codexd.systemd import Notifier, credential, keep_alive, watchdog_seconds
 
 log = structlog.get_logger()
 
@@ -40,12 +41,14 @@ _clock: Callable[[], float] = time.time  # noqa: TID251 - the one clock, which a
 DEMO_PATIENCE = 4.0
 """Seconds after which the simulated person approves a device code: time to look at it."""
 
+STATUS_INTERVAL = 5.0
+"""Seconds between two looks at what ``systemctl status`` shows."""
+
+IDLE_CHECK = 10.0
+"""Seconds between two looks at whether anybody still asks for anything, at most."""
+
 LAST_WORDS = 2.0
 """Seconds after the drain in which answers that are still open are ended with an error, before they are cut."""
-
-
-class CannotStart(Exception):
-    """The daemon cannot start; the message says why and what to do."""
 
 
 async def run(config: Config, origin: Path | None, load: Load) -> None:
@@ -56,12 +59,15 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
     state = state_dir(config, os.environ)
     _configure(config, state)
     log.info("starting", version=__version__, config=str(origin or "built-in defaults"), state=str(state))
-    sockets = _open_sockets(config)
+    listening = open_all(config, os.environ)
     # What cannot be made is said by whoever wants to write there; a daemon that only reads may do without.
     with contextlib.suppress(OSError):
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _import_credential(state)
+    if config.server.exit_idle_seconds and not listening.activated:
+        log.warning("server.exit_idle_seconds is not used: no socket came from systemd, so nobody would start codexd")
     parts = partial(build, config, origin, load, state, clock=_clock)
-    await _serve(parts, sockets, _open_control(control_socket(config, os.environ), sockets))
+    await _serve(parts, listening)
 
 
 async def demo(config: Config) -> None:
@@ -73,9 +79,10 @@ async def demo(config: Config) -> None:
     with tempfile.TemporaryDirectory(prefix="codexd-demo-") as directory:
         state = Path(directory)
         _configure(config, state)
-        sockets = _open_sockets(config, any_port=config.server.port is None)
+        sockets = open_api(config, os.environ, any_port=config.server.port is None)
         control = state / "control.sock"
-        listener = _open_control(control, sockets)
+        own = open_control(control, sockets)
+        listening = Listening(sockets, own, server.files_of([*sockets, own]), activated=False)
         chatgpt = ChatGPT(_clock, Issuer(_clock, approves_after=DEMO_PATIENCE))
         async with trio.open_nursery() as nursery:
             simulated = await nursery.start(chatgpt.serve)
@@ -87,7 +94,7 @@ async def demo(config: Config) -> None:
             store.save(state / "tokens.json", chatgpt.issuer.sign_in())
             # Nothing leaves the machine: not by a proxy of the environment either.
             parts = partial(build, config, None, lambda: (config, None), state, clock=_clock, trust_env=False)
-            await _serve(parts, sockets, listener, announce=partial(_announce_demo, config, control))
+            await _serve(parts, listening, announce=partial(_announce_demo, config, control))
             nursery.cancel_scope.cancel()
 
 
@@ -128,24 +135,6 @@ def _configure(config: Config, state: Path) -> None:
         raise CannotStart(f"logging.dir: {error.filename}: {error.strerror}") from error
 
 
-def _open_sockets(config: Config, *, any_port: bool = False) -> list[socket.socket]:
-    """The listening sockets. ``any_port`` takes a free one where the default one is in use."""
-    sockets: list[socket.socket] = []
-    try:
-        for bind in config.listen():
-            try:
-                sockets.append(server.listen(resolve_bind(bind, os.environ)))
-            except OSError as error:
-                if not any_port or error.__cause__ is None or getattr(error.__cause__, "errno", 0) != errno.EADDRINUSE:
-                    raise
-                sockets.append(server.listen(f"{bind.rpartition(':')[0]}:0"))
-    except (OSError, ConfigError) as error:
-        for each in sockets:
-            each.close()
-        raise CannotStart(str(error)) from error
-    return sockets
-
-
 def _codexctl() -> str:
     """How to start it here: in a checkout it is on nobody's path, but beside the interpreter."""
     beside = Path(sys.executable).with_name("codexctl")
@@ -154,31 +143,37 @@ def _codexctl() -> str:
     return str(beside) if beside.exists() else f"{sys.executable} -m codexd.ctl"
 
 
-def _open_control(path: Path, sockets: list[socket.socket]) -> socket.socket:
+def _import_credential(state: Path) -> None:
+    """Take over the sign-in that ``LoadCredential=tokens.json:…`` brings, once: it changes hands with that."""
+    path, mark = state / "tokens.json", state / "credential.sha256"
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return server.listen(f"unix:{path}")
-    except OSError as error:
-        for each in sockets:
-            each.close()
-        hint = "; another codexd of this user runs already? Give this one a control.socket of its own"
-        raise CannotStart(f"control socket: {error}{hint if 'another process' in str(error) else ''}") from error
+        data = credential(os.environ, "tokens.json")
+        if data is None or path.exists():
+            return
+        digest = hashlib.sha256(data).hexdigest().encode()
+        if mark.exists() and mark.read_bytes() == digest:
+            # It was taken over before and signed out since: its tokens are spent.
+            return
+        store.save(path, store.from_bytes(data))
+        store.write_durably(mark, digest)
+    except (OSError, store.StoreError) as error:
+        log.error("the credential tokens.json cannot be taken over", reason=str(error))
+    else:
+        log.info("the credential tokens.json was taken over")
 
 
 async def _serve(
     parts: Callable[..., AbstractAsyncContextManager[Parts]],
-    sockets: list[socket.socket],
-    control: socket.socket,
+    listening: Listening,
     *,
     announce: Callable[[str], None] = lambda _: None,
 ) -> None:
     notifier = Notifier()
     stop = trio.Event()
-    files = server.files_of([*sockets, control])
     changed = _Changes()
     try:
         async with parts(on_change=changed.ring) as made, trio.open_nursery() as keepers:
-            made.listeners = [server.describe(each) for each in sockets]
+            made.listeners = [server.describe(each) for each in listening.api]
             keepers.start_soon(_watch_signals, stop, notifier, made, keepers.cancel_scope)
             keepers.start_soon(made.session.keep)
             keepers.start_soon(made.catalog.keep, made.upstream)
@@ -186,7 +181,7 @@ async def _serve(
             keepers.start_soon(made.logins.keep)
             keepers.start_soon(made.store.keep)
             keepers.start_soon(_end_drain, stop, made)
-            await keepers.start(control_server.serve, control, Verbs(made).handle)
+            await keepers.start(control_server.serve, listening.control, Verbs(made).handle)
             async with trio.open_nursery() as web:
                 serve = partial(
                     server.serve,
@@ -194,7 +189,7 @@ async def _serve(
                     stop=stop.wait,
                     websockets=server.Websockets(made.api.serves_websocket, lambda: made.config.server.max_body_bytes),
                 )
-                await web.start(serve, made.api.app(), sockets)
+                await web.start(serve, made.api.app(), listening.api)
                 for address in made.listeners:
                     log.info("listening", address=address)
                 # What lives from here on was made by start-up: the collector need not look at it again.
@@ -204,11 +199,15 @@ async def _serve(
                 notifier.ready(status)
                 announce(made.listeners[0])
                 keepers.start_soon(_tell_status, changed, notifier, made, status)
+                if (seconds := watchdog_seconds(os.environ)) is not None:
+                    keepers.start_soon(keep_alive, notifier, seconds, listening.api[0])
+                if listening.activated:
+                    keepers.start_soon(_exit_when_idle, stop, notifier, made)
                 if not made.session.signed_in:
                     await _not_signed_in(keepers, made)
             keepers.cancel_scope.cancel()
     finally:
-        server.remove(files)
+        server.remove(listening.files)
     log.info("stopped")
 
 
@@ -227,7 +226,16 @@ class _Changes:
 
 
 def _status(parts: Parts) -> str:
-    return "serving" if parts.session.signed_in else "signed out: run codexctl login"
+    """``signed in as a@b, 5h 37%, week 12%, 3 streams``."""
+    sign_in = parts.session.describe()
+    if not sign_in.signed_in:
+        return "signed out: run codexctl login"
+    usage = parts.upstream.limits()
+    windows = [window for window in (usage.windows if usage else ()) if window.limit == limits.MAIN]
+    shown = [f"{limits.short(window)} {window.used_percent:.0f}%" for window in windows]
+    streams = parts.api.answers.open
+    who = f"signed in as {sign_in.email}" if sign_in.email else "signed in"
+    return ", ".join([who, *shown, f"{streams} stream{'' if streams == 1 else 's'}"])
 
 
 async def _tell_status(changed: _Changes, notifier: Notifier, parts: Parts, told: str) -> None:
@@ -236,7 +244,29 @@ async def _tell_status(changed: _Changes, notifier: Notifier, parts: Parts, told
         if not parts.draining and (status := _status(parts)) != told:
             told = status
             notifier.status(status)
-        await changed.wait()
+        with trio.move_on_after(STATUS_INTERVAL):
+            await changed.wait()
+
+
+async def _exit_when_idle(stop: trio.Event, notifier: Notifier, parts: Parts) -> None:
+    """systemd keeps the sockets, and starts codexd again with the next request."""
+    while not stop.is_set():
+        limit = parts.config.server.exit_idle_seconds
+        attempt = parts.logins.current
+        if attempt is not None and not attempt.finished.is_set():
+            await attempt.finished.wait()
+        idle = parts.api.idle_seconds()
+        if limit and idle >= limit:
+            log.info("stopping: nobody has asked for anything", seconds=round(idle))
+            _stop(stop, notifier, parts)
+            return
+        await trio.sleep(min(limit - idle, IDLE_CHECK) if limit else IDLE_CHECK)
+
+
+def _stop(stop: trio.Event, notifier: Notifier, parts: Parts) -> None:
+    parts.draining = True
+    notifier.stopping()
+    stop.set()
 
 
 async def _not_signed_in(keepers: trio.Nursery, parts: Parts) -> None:
@@ -286,16 +316,16 @@ async def _watch_signals(stop: trio.Event, notifier: Notifier, parts: Parts, eve
         async for number in signals:
             name = signal.Signals(number).name
             if number == signal.SIGHUP and sys.stderr.isatty() == at_terminal:
+                notifier.reloading()
                 _reload(parts)
+                notifier.ready(_status(parts))
                 continue
             if stop.is_set():
                 log.warning("stopping at once", signal=name)
                 everything.cancel()
                 return
             log.info("stopping: open streams may finish", signal=name)
-            parts.draining = True
-            notifier.stopping()
-            stop.set()
+            _stop(stop, notifier, parts)
 
 
 def _reload(parts: Parts) -> None:

@@ -5,8 +5,9 @@ through Quart's response bodies, which are async generators, where a nursery wou
 ``relay`` write to the client from its own task.
 """
 
+import re
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
@@ -17,9 +18,11 @@ from quart import Response, request
 from quart.wrappers import Request
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from codexd import errors, observe
+from codexd.config import is_loopback
 from codexd.errors import ApiError
 from codexd.protocol.responses import Usage
 from codexd.relay import Client, Header
@@ -35,6 +38,7 @@ STREAM_HEADERS: Sequence[Header] = (
 log = structlog.get_logger()
 
 _T = TypeVar("_T")
+_ADDRESS = re.compile(r"[0-9a-fA-F:.]{3,45}")
 
 
 class Route(NamedTuple):
@@ -54,18 +58,9 @@ class Record:
     """One request, for the log: filled in as it is understood."""
 
     __slots__ = (
-        "adjusted",
-        "complete",
-        "error",
-        "failure",
-        "id",
-        "key",
-        "model",
-        "started",
-        "status",
-        "streamed",
+        "adjusted", "client", "complete", "error", "failure", "id", "key", "model", "started", "status", "streamed",
         "usage",
-    )
+    )  # fmt: skip
 
     def __init__(self, request_id: str) -> None:
         self.id = request_id
@@ -75,6 +70,7 @@ class Record:
         self.complete = False
         self.adjusted: list[str] = []
         self.key: str | None = None
+        self.client: str | None = None
         self.model: str | None = None
         self.error: str | None = None
         self.failure: Callable[[ApiError], bytes] = ApiError.body
@@ -85,6 +81,7 @@ class Record:
         fields: dict[str, Any] = {
             "status": self.status if self.complete else 499,
             "key": self.key,
+            "client": self.client,
             "model": self.model,
             "error": self.error,
         }
@@ -95,6 +92,17 @@ class Record:
         fields["ms"] = round((trio.current_time() - self.started) * 1000)
         shown = {key: value for key, value in fields.items() if value is not None}
         _level_for(path)("request finished", method=method, path=path, **shown)
+
+
+def client_of(scope: Mapping[str, Any], headers: Headers) -> str | None:
+    """The address of a client on another machine, for the log.
+
+    Through a unix socket it is what the proxy says: who may write there is settled by its mode. What a TCP client says
+    of itself counts for nothing.
+    """
+    peer = scope.get("client")
+    address = peer[0] if peer else headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    return address if _ADDRESS.fullmatch(address) and not is_loopback(address) else None
 
 
 def _level_for(path: str) -> Callable[..., None]:
@@ -156,6 +164,7 @@ class HttpConnection(TrioASGIHTTPConnection):
     ) -> None:
         made = f"req_{secrets.token_hex(16)}"
         record = Record(observe.request_id(request.headers.get("x-request-id"), made))
+        record.client = client_of(self.scope, request.headers)
         cast("ApiRequest", request).record = record
         structlog.contextvars.bind_contextvars(request_id=record.id)
         path = request.path[:MAX_LOGGED_PATH]

@@ -206,15 +206,21 @@ def listen(bind: str) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(target)
+        listener.listen(BACKLOG)
+        return adopt(listener)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {bind}: {error.strerror}{_who(error)}") from error
+
+
+def adopt(listener: socket.socket) -> socket.socket:
+    """Make a listening socket fit for ``serve``, whoever opened it."""
+    if listener.family != socket.AF_UNIX:
         # Accepted sockets inherit both: small events must not wait for acknowledgements, and a peer whose network is
         # gone must not hold a stream open for the kernel's quarter of an hour.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT * 1000))
-        listener.bind(target)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise OSError(f"cannot listen on {bind}: {error.strerror}{_who(error)}") from error
     listener.setblocking(False)
     return listener
 

@@ -1,6 +1,24 @@
-"""What codexd tells systemd: that it is ready, and that it is stopping."""
+"""What codexd and systemd have to do with each other: notifications, the watchdog, inherited sockets, credentials.
+
+All of it is told by environment variables, and without them nothing here does anything.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import sdnotify
+import structlog
+import trio
+
+FIRST_FD = 3
+CONTROL = "control"
+"""``FileDescriptorName=`` of the control socket; every other name is a socket of the API."""
+
+log = structlog.get_logger()
 
 
 class Notifier:
@@ -12,9 +30,16 @@ class Notifier:
     def ready(self, status: str) -> None:
         self._send(f"READY=1\nSTATUS={_ascii(status)}")
 
+    def reloading(self) -> None:
+        """``ready`` ends it. systemd wants the moment, to tell this reload from one that it asks for meanwhile."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
     def status(self, status: str) -> None:
         """The line that ``systemctl status`` shows."""
         self._send(f"STATUS={_ascii(status)}")
+
+    def alive(self) -> None:
+        self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
         self._send("STOPPING=1\nSTATUS=draining")
@@ -26,3 +51,97 @@ class Notifier:
 def _ascii(text: str) -> str:
     # sdnotify encodes Latin-1 and swallows the error when it cannot: the whole message would be lost.
     return text.encode("ascii", "replace").decode().replace("\n", " ")
+
+
+# --- sockets
+
+
+class Inherited(NamedTuple):
+    name: str
+    socket: socket.socket
+
+
+def inherited(environ: Mapping[str, str]) -> list[Inherited]:
+    """The listening sockets that a ``.socket`` unit has opened for this process. Raises OSError, fit for a person."""
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(environ.get("LISTEN_FDS", "0"))
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    found: list[Inherited] = []
+    for number in range(count):
+        fd = FIRST_FD + number
+        os.set_inheritable(fd, False)
+        listener = socket.socket(fileno=fd)
+        name = names[number] if number < len(names) else ""
+        if listener.type != socket.SOCK_STREAM or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError(f"systemd handed over {name or fd!r}, which does not listen: use ListenStream=, Accept=no")
+        found.append(Inherited(name, listener))
+    return found
+
+
+# --- the watchdog
+
+
+def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
+    """How long systemd waits for a sign of life; None when it does not wait for any."""
+    usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID")
+    if not usec.isdecimal() or int(usec) == 0 or pid not in (None, str(os.getpid())):
+        return None
+    return int(usec) / 1e6
+
+
+async def keep_alive(notifier: Notifier, seconds: float, listener: socket.socket) -> None:
+    """Give a sign of life three times in ``seconds``, as long as this process answers on its own listener.
+
+    An event loop that turns is not enough: what counts is whether a request gets an answer. Runs until cancelled.
+    """
+    while True:
+        with trio.move_on_after(seconds / 3):
+            if await _answers(listener):
+                notifier.alive()
+            await trio.sleep_forever()
+
+
+async def _answers(listener: socket.socket) -> bool:
+    try:
+        async with await _connect(listener) as stream:
+            await stream.send_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            answer = bytes(await stream.receive_some(64))
+    except PermissionError:
+        # A socket for others alone: that this line is reached says that the loop turns, and no more can be known.
+        return True
+    except (OSError, trio.BrokenResourceError) as error:
+        log.warning("codexd does not answer itself", reason=str(error))
+        return False
+    if not answer.startswith(b"HTTP/1.1 200"):
+        log.warning("codexd does not answer itself", answer=answer.partition(b"\r")[0].decode(errors="replace"))
+        return False
+    return True
+
+
+async def _connect(listener: socket.socket) -> trio.SocketStream:
+    name = listener.getsockname()
+    connection = trio.socket.socket(listener.family, socket.SOCK_STREAM)
+    try:
+        if not isinstance(name, str):
+            anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here, but asked for
+            name = (anywhere.get(name[0], name[0]), *name[1:])
+        await connection.connect(name)
+        return trio.SocketStream(connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+# --- credentials
+
+
+def credential(environ: Mapping[str, str], name: str) -> bytes | None:
+    """What ``LoadCredential=NAME:…`` has brought; None when there is none, or an empty one. Raises OSError."""
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return None
+    try:
+        return (Path(directory) / name).read_bytes() or None
+    except FileNotFoundError:
+        return None

@@ -104,13 +104,19 @@ class Api:
         self._keys = keys
         self._catalog = catalog
         self._upstream = upstream
-        self._started = trio.current_time()
+        self._started = self._last_request = trio.current_time()
         self.answers = Answers(config, keys=keys, catalog=catalog, upstream=upstream, clock=clock)
         self.chat = ChatEndpoints(self.answers)
         self._responses = ResponsesEndpoints(self.answers, store)
         self._messages = MessagesEndpoints(self.answers)
         self._websocket = ResponsesWebsocket(self._responses, self._authenticate_websocket)
         self._login = LoginEndpoints(session, logins)
+
+    def idle_seconds(self) -> float:
+        """How long nobody has asked for anything; 0 while an answer is on its way or a websocket is open."""
+        if self.answers.open or self._websocket.connections:
+            self._last_request = trio.current_time()
+        return trio.current_time() - self._last_request
 
     def serves_websocket(self, path: str) -> bool:
         return self.answers.config.server.websocket and path in (WEBSOCKET, f"/v1{WEBSOCKET}")
@@ -201,6 +207,7 @@ class Api:
             # Any web page can post to loopback, and without a key the account would be its to spend.
             raise errors.cross_site()
         if request.path not in ("/health", "/v1/health"):
+            self._last_request = trio.current_time()
             record_of_request().key = self._key(request.headers)
 
     def _authenticate_websocket(self) -> str | None:

@@ -19,7 +19,7 @@ from quart import Response, websocket
 from codexd import errors
 from codexd.api.responses import Last, ResponsesEndpoints
 from codexd.errors import ApiError, ErrorObject
-from codexd.exchange import Record, decode, error_response
+from codexd.exchange import Record, client_of, decode, error_response
 from codexd.protocol import sse
 from codexd.protocol.responses import REQUEST, RawObject
 from codexd.relay import Header
@@ -78,6 +78,7 @@ class ResponsesWebsocket:
         self._authenticate = authenticate
         self._idle: set[trio.CancelScope] = set()
         self._draining = False
+        self.connections = 0
 
     def drain(self) -> None:
         """Let no connection wait for another request; answers that are on their way are finished."""
@@ -90,6 +91,14 @@ class ResponsesWebsocket:
             key = self._authenticate()
         except ApiError as error:
             return error_response(error, Record(_new_id()))
+        self.connections += 1
+        try:
+            await self._converse(key)
+        finally:
+            self.connections -= 1
+        return None
+
+    async def _converse(self, key: str | None) -> None:
         await websocket.accept()
         frames, queue = trio.open_memory_channel[str | bytes](MAX_WAITING)
         async with trio.open_nursery() as nursery:
@@ -100,7 +109,6 @@ class ResponsesWebsocket:
                     frames.send_nowait(await websocket.receive())
             await websocket.close(TOO_BUSY, f"more than {MAX_WAITING} requests are waiting")
             nursery.cancel_scope.cancel()
-        return None
 
     async def _answer_all(
         self, queue: trio.MemoryReceiveChannel[str | bytes], key: str | None, everything: trio.CancelScope
@@ -129,6 +137,7 @@ class ResponsesWebsocket:
     async def _answer(self, frame: str | bytes, key: str | None, last: Last) -> None:
         record = Record(_new_id())
         record.key = key
+        record.client = client_of(websocket.scope, websocket.headers)
         with structlog.contextvars.bound_contextvars(request_id=record.id):
             try:
                 record.status = 200

@@ -133,6 +133,24 @@ class _AuthJson(Struct, kw_only=True):
     last_refresh: datetime.datetime | None = None
 
 
+def from_bytes(data: bytes) -> Credentials:
+    """A sign-in in our own format or in the official CLI's. Raises StoreError, its message without a path."""
+    try:
+        own = msgspec.json.decode(data, type=_Stored)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return from_auth_json(data)
+    if bad := unsendable(own):
+        raise StoreError(f"its {bad} holds characters that cannot be sent")
+    return Credentials(
+        access_token=own.access_token,
+        refresh_token=own.refresh_token,
+        expires_at=_seconds(own.expires_at),
+        account_id=own.account_id,
+        updated_at=_seconds(own.updated_at),
+        id_token=own.id_token,
+    )
+
+
 def from_auth_json(data: bytes) -> Credentials:
     """The login in an ``auth.json`` of the official CLI. Raises StoreError, its message without a path.
 

@@ -55,6 +55,11 @@ def label(minutes: int | None) -> str:
     return f"{minutes} min"
 
 
+def short(window: Window) -> str:
+    """``5h``, ``week``: the label for a line that has to be short."""
+    return {"daily": "day", "weekly": "week"}.get(window.label, window.label.replace(" ", ""))
+
+
 # --- from headers
 
 _USED = re.compile(r"x-(.{1,64})-(primary|secondary)-used-percent")

@@ -173,7 +173,7 @@ async def test_systemd_is_told(tmp_path: Path, logs: Path, upstream: Upstream) -
         notify.bind(str(path))
         notify.settimeout(10)
         async with running(tmp_path, logs, upstream, env={"NOTIFY_SOCKET": str(path)}) as daemon:
-            assert await trio.to_thread.run_sync(notify.recv, 4096) == b"READY=1\nSTATUS=serving"
+            assert await trio.to_thread.run_sync(notify.recv, 4096) == b"READY=1\nSTATUS=signed in, 0 streams"
             daemon.signal()
             assert await trio.to_thread.run_sync(notify.recv, 4096) == b"STOPPING=1\nSTATUS=draining"
             assert await daemon.process.wait() == 0
@@ -191,7 +191,7 @@ async def test_systemd_is_told_who_signs_in_and_out(tmp_path: Path, logs: Path, 
             credentials(daemon.state)
             async with httpx.AsyncClient(base_url=daemon.base) as http:
                 await http.get("/health")
-                assert await trio.to_thread.run_sync(notify.recv, 4096) == b"STATUS=serving"
+                assert await trio.to_thread.run_sync(notify.recv, 4096) == b"STATUS=signed in, 0 streams"
                 (daemon.state / "tokens.json").unlink()
                 await http.get("/health")
                 told = await trio.to_thread.run_sync(notify.recv, 4096)

@@ -1,0 +1,86 @@
+"""Where the daemon listens: sockets that systemd hands over, and its own."""
+
+import errno
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from codexd import server, systemd
+from codexd.config import Config, ConfigError, check_open, control_socket, resolve_bind
+
+log = structlog.get_logger()
+
+
+class CannotStart(Exception):
+    """The daemon cannot start; the message says why and what to do."""
+
+
+class Listening(NamedTuple):
+    """``files`` are the unix sockets' that are ours to remove. ``activated``: systemd keeps those of the API."""
+
+    api: list[socket.socket]
+    control: socket.socket
+    files: dict[Path, int]
+    activated: bool
+
+
+def open_all(config: Config, environ: Mapping[str, str]) -> Listening:
+    """Raises CannotStart.
+
+    Sockets of systemd stand in for the default address. Addresses that are configured are listened on as well, and so
+    TCP and unix, systemd's and our own go together.
+    """
+    try:
+        given = systemd.inherited(environ)
+        api = [server.adopt(each.socket) for each in given if each.name != systemd.CONTROL]
+        for listener in api:
+            check_open(config, environ, server.describe(listener), listener.getsockname())
+    except (OSError, ConfigError) as error:
+        raise CannotStart(str(error)) from error
+    activated = bool(api)
+    own = [] if activated and config.listen() == Config().listen() else open_api(config, environ)
+    control = next((each.socket for each in given if each.name == systemd.CONTROL), None)
+    if control is not None:
+        control.setblocking(False)
+        return Listening([*api, *own], control, server.files_of(own), activated)
+    listener = open_control(control_socket(config, environ), [*api, *own])
+    return Listening([*api, *own], listener, server.files_of([*own, listener]), activated)
+
+
+def open_api(config: Config, environ: Mapping[str, str], *, any_port: bool = False) -> list[socket.socket]:
+    """Listen on what is configured. ``any_port`` takes a free one where the default one is in use.
+
+    Raises CannotStart.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for bind in config.listen():
+            try:
+                sockets.append(server.listen(resolve_bind(bind, environ)))
+            except OSError as error:
+                if not any_port or error.__cause__ is None or getattr(error.__cause__, "errno", 0) != errno.EADDRINUSE:
+                    raise
+                sockets.append(server.listen(f"{bind.rpartition(':')[0]}:0"))
+    except (OSError, ConfigError) as error:
+        _close(sockets)
+        raise CannotStart(str(error)) from error
+    return sockets
+
+
+def open_control(path: Path, others: list[socket.socket]) -> socket.socket:
+    """``others`` are closed when this one cannot be opened. Raises CannotStart."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return server.listen(f"unix:{path}")
+    except OSError as error:
+        _close(others)
+        hint = "; another codexd of this user runs already? Give this one a control.socket of its own"
+        raise CannotStart(f"control socket: {error}{hint if 'another process' in str(error) else ''}") from error
+
+
+def _close(sockets: list[socket.socket]) -> None:
+    for each in sockets:
+        each.close()

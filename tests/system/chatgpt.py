@@ -1,0 +1,24 @@
+"""The simulated ChatGPT as a process of its own: PORT and seconds between events; a sign-in goes to the FILE."""
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from codexd import loopback
+from codexd.auth import store
+from codexd.demo.chatgpt import ChatGPT
+from codexd.demo.issuer import Issuer
+
+
+async def main(port: int, pace: float, file: Path) -> None:
+    chatgpt = ChatGPT(time.time, Issuer(time.time, approves_after=1), pace=pace)
+    chatgpt.issuer.url = f"http://127.0.0.1:{port}"
+    store.save(file, chatgpt.issuer.sign_in())
+    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    await loopback.serve(chatgpt._handle, listeners, max_body=1 << 26, patience=300)
+
+
+trio.run(partial(main, int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])))

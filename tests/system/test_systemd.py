@@ -1,0 +1,204 @@
+"""The units under a real systemd: a server's life from the first start to the last stop."""
+
+import subprocess
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from support.box import Box, booted, why_not
+from support.daemon import ROOT
+
+UNITS = ROOT / "systemd"
+INSTALLED = ROOT / "build" / "system"
+"""``make system`` installs codexd there."""
+
+pytestmark = pytest.mark.system
+ASK = '{"model": "gpt-5.5", "stream": true, "messages": [{"role": "user", "content": "one two three four five six"}]}'
+DEFAULTS = """
+CODEXD_OAUTH__ISSUER=http://127.0.0.1:9000
+CODEXD_BACKEND__URL=http://127.0.0.1:9000/backend-api
+"""
+
+
+@pytest.mark.parametrize("unit", ["codexd.service", "codexd@.service"])
+def test_the_sandbox_is_as_tight_as_promised(unit: str) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=12", "--no-pager", str(UNITS / unit)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-300:]
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    if (why := why_not()) is not None:
+        pytest.skip(why)
+    if not (INSTALLED / ".done").exists():
+        pytest.skip("make system installs codexd for the box")
+    with booted(tmp_path_factory.mktemp("box"), {ROOT: "/src"}) as made:
+        made.run("cp", "-a", "/src/build/system/.", "/")
+        made.run("systemd-sysusers", "codexd.conf")
+        made.run("systemd-tmpfiles", "--create", "codexd.conf")
+        made.write("/etc/default/codexd", DEFAULTS)
+        made.run("systemctl", "daemon-reload")
+        made.run("systemd-run", "--unit=chatgpt", "--collect", "--setenv=PYTHONPATH=/usr/lib/codexd", "/usr/bin/python3",
+                 "/src/tests/system/chatgpt.py", "9000", "0.15", "/tmp/tokens.json")  # fmt: skip
+        made.until("access_token", "cat", "/tmp/tokens.json")
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _the_journal_on_failure(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    report = getattr(request.node, "report", None)
+    if report is not None and report.failed and "box" in request.fixturenames:
+        box: Box = request.getfixturevalue("box")
+        print(box.run("journalctl", "--no-pager", "-n", "60", check=False))
+
+
+def curl(box: Box, path: str, *words: str, socket: str = "/run/codexd/api.sock") -> str:
+    return box.run("curl", "-sS", "--max-time", "30", "--unix-socket", socket, *words, f"http://codexd{path}")
+
+
+def show(box: Box, what: str, unit: str = "codexd") -> str:
+    return box.run("systemctl", "show", "-P", what, unit)
+
+
+def test_every_unit_is_understood(box: Box) -> None:
+    names = sorted(path.name for path in UNITS.glob("codexd*.s*") if path.suffix in (".service", ".socket"))
+    assert box.run("systemd-analyze", "verify", *(f"/usr/lib/systemd/system/{name}" for name in names)) == ""
+
+
+def test_the_first_request_starts_it(box: Box) -> None:
+    box.run("systemctl", "enable", "--now", "codexd.socket", "codexd-control.socket")
+    assert show(box, "ActiveState") == "inactive"
+    assert box.run("stat", "-c", "%a %U %G", "/run/codexd/api.sock") == "660 codexd codexd-clients"
+    assert box.run("stat", "-c", "%a %U %G", "/run/codexd/control.sock") == "660 codexd codexd"
+    health = msgspec.json.decode(curl(box, "/health"))
+    assert (health["status"], show(box, "ActiveState")) == ("signed out", "active")
+    assert show(box, "StatusText") == "signed out: run codexctl login"
+    assert box.run("stat", "-c", "%a %U", "/var/lib/codexd") == "700 codexd"
+
+
+def test_a_sign_in_shows_in_the_status(box: Box) -> None:
+    said = box.run("codexctl", "login", "--device")
+    assert "Signed in as" in said
+    assert "You wrote: one two three" in curl(box, "/v1/chat/completions", "-d", ASK.replace("true", "false"))
+    said = box.until("5h", "systemctl", "show", "-P", "StatusText", "codexd")
+    assert said.startswith("signed in as ")
+    assert "5h 12%, week 34%, 0 streams" in said
+    assert '"signed_in":true' in box.run("codexctl", "status", "--json").replace(" ", "")
+
+
+def streaming(box: Box) -> subprocess.Popen[str]:
+    """A stream that takes seconds, with its first bytes come."""
+    words = ("curl", "-sSN", "--unix-socket", "/run/codexd/api.sock", "-d", ASK, "http://codexd/v1/chat/completions")
+    process = subprocess.Popen(box.command(*words), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("data:")
+    return process
+
+
+def rest(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return out
+
+
+def test_a_reload_keeps_a_stream(box: Box) -> None:
+    pid = show(box, "MainPID")
+    stream = streaming(box)
+    box.write("/etc/codexd/config.toml", "[models.aliases]\nmine = 'gpt-5.5'\n")
+    box.run("systemctl", "reload", "codexd")
+    assert '"mine"' in curl(box, "/v1/models")
+    assert "[DONE]" in rest(stream)
+    assert show(box, "MainPID") == pid
+
+
+def test_a_restart_loses_no_connection_and_no_stream(box: Box) -> None:
+    pid = show(box, "MainPID")
+    stream = streaming(box)
+    restart = subprocess.Popen(box.command("systemctl", "restart", "codexd"))
+    box.until("deactivating", "systemctl", "show", "-P", "ActiveState", "codexd")
+    queued = [subprocess.Popen(box.command("curl", "-sS", "--unix-socket", "/run/codexd/api.sock",
+              "http://codexd/health"), stdout=subprocess.PIPE, text=True) for _ in range(5)]  # fmt: skip
+    assert "[DONE]" in rest(stream)
+    assert all('"version"' in rest(each) for each in queued)
+    assert restart.wait(timeout=60) == 0
+    assert show(box, "MainPID") != pid
+    assert show(box, "Result") == "success"
+
+
+def test_a_wedged_daemon_is_killed_and_comes_back(box: Box) -> None:
+    box.write("/etc/systemd/system/codexd.service.d/fast.conf", "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n")
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "restart", "codexd")
+    restarts, pid = int(show(box, "NRestarts")), show(box, "MainPID")
+    box.run("kill", "-STOP", pid)
+    box.until(str(restarts + 1), "systemctl", "show", "-P", "NRestarts", "codexd")
+    assert '"version"' in curl(box, "/health")
+    assert show(box, "MainPID") != pid
+    journal = box.run("journalctl", "-u", "codexd", "-o", "cat", "--no-pager")
+    assert "Watchdog timeout" in journal
+    assert "Fatal Python error: Aborted" in journal  # and where it hung
+    box.run("rm", "/etc/systemd/system/codexd.service.d/fast.conf")
+    box.run("systemctl", "daemon-reload")
+
+
+def test_an_idle_daemon_goes_and_the_next_request_brings_it_back(box: Box) -> None:
+    box.write("/etc/default/codexd", f"{DEFAULTS}CODEXD_SERVER__EXIT_IDLE_SECONDS=1\n")
+    box.run("systemctl", "restart", "codexd")
+    stream = streaming(box)
+    assert "[DONE]" in rest(stream)
+    box.until("inactive", "systemctl", "show", "-P", "ActiveState", "codexd")
+    assert show(box, "Result") == "success"
+    assert '"mine"' in curl(box, "/v1/models")
+    box.write("/etc/default/codexd", DEFAULTS)
+    box.run("systemctl", "restart", "codexd")
+
+
+def test_tcp_beside_the_unix_socket(box: Box) -> None:
+    example = (UNITS / "codexd.socket.d" / "tcp.conf").read_text()
+    box.write("/etc/systemd/system/codexd.socket.d/tcp.conf", example)
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "stop", "codexd")
+    box.run("systemctl", "restart", "codexd.socket")
+    assert '"version"' in box.run("curl", "-sS", "http://127.0.0.1:3000/health")
+    assert '"version"' in curl(box, "/health")
+
+
+def test_an_instance_for_each_person(box: Box) -> None:
+    box.run("install", "-m", "600", "-D", "/tmp/tokens.json", "/etc/codexd/alice-tokens.json")
+    box.write("/etc/codexd/alice.toml", "[models.aliases]\nalices = 'gpt-5.5'\n", "600")
+    box.write(
+        "/etc/systemd/system/codexd@alice.service.d/sign-in.conf",
+        "[Service]\nLoadCredential=tokens.json:/etc/codexd/alice-tokens.json\n",
+    )
+    box.run("systemctl", "daemon-reload")
+    for name in ("alice", "bob"):
+        box.run("systemctl", "enable", "--now", f"codexd@{name}.socket", f"codexd-control@{name}.socket")
+    socket = "/run/codexd/alice/api.sock"
+    assert msgspec.json.decode(curl(box, "/health", socket=socket))["signed_in"] is True
+    assert '"alices"' in curl(box, "/v1/models", socket=socket)
+    bob = "/run/codexd/bob/api.sock"
+    assert msgspec.json.decode(curl(box, "/health", socket=bob))["signed_in"] is False
+    assert "signed in" in box.run("codexctl", "--socket", "/run/codexd/alice/control.sock", "status")
+    assert show(box, "StatusText", "codexd@bob") == "signed out: run codexctl login"
+
+
+def test_a_stop_drains(box: Box) -> None:
+    curl(box, "/health")
+    stream = streaming(box)
+    stop = subprocess.Popen(box.command("systemctl", "stop", "codexd.service"))
+    assert "[DONE]" in rest(stream)
+    assert stop.wait(timeout=60) == 0
+    assert show(box, "Result") == "success"
+
+
+def test_nothing_was_denied_or_unexpected(box: Box) -> None:
+    lines = box.run(
+        "journalctl", "-o", "cat", "--no-pager", "-p", "warning", "-u", "codexd", "-u", "codexd@alice"
+    ).splitlines()
+    expected = ("not signed in", "Watchdog timeout", "Failed with result 'watchdog'", "status=6/ABRT")
+    assert [line for line in lines if not any(each in line for each in expected)] == []
