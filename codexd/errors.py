@@ -50,6 +50,11 @@ class ApiError(Exception):
         self.retryable = retryable
         self.headers: list[tuple[str, str]] = list(headers)
 
+    def all_headers(self) -> dict[str, str]:
+        """Those of the answer, ``retry-after`` among them."""
+        wait = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return {**wait, **dict(self.headers)}
+
     def body(self) -> bytes:
         """The JSON document of an answer that fails before its first byte."""
         return msgspec.json.encode(_Envelope(self.error))

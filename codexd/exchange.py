@@ -214,7 +214,7 @@ def _is_leaving(error: BaseException) -> bool:
 
 
 def _trace_headers(record: Record) -> list[Header]:
-    headers = [("x-request-id", record.id)]
+    headers = [("x-request-id", record.id), ("request-id", record.id)]  # OpenAI's name for it, and Anthropic's
     if record.adjusted:
         headers.append(("x-codexd-adjusted", ", ".join(record.adjusted)))
     return headers
@@ -223,10 +223,7 @@ def _trace_headers(record: Record) -> list[Header]:
 def error_response(error: ApiError, record: Record) -> Response:
     record.error = error.error.code or error.error.type
     response = Response(record.failure(error), error.status, content_type="application/json")
-    if error.retry_after is not None:
-        response.headers["retry-after"] = str(error.retry_after)
-    for name, value in error.headers:
-        response.headers[name] = value
+    response.headers.update(error.all_headers())
     return response
 
 
@@ -260,7 +257,7 @@ def _unzstd(data: bytes, limit: int) -> bytes:
     log.debug("the request is compressed", body_encoding="zstd", size=len(data))
 
     try:
-        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
             body = reader.read(limit + 1)
     except (zstandard.ZstdError, MemoryError) as error:
         raise errors.bad_request(f"The request body is not zstd that can be read: {error}") from error
@@ -272,6 +269,8 @@ def _unzstd(data: bytes, limit: int) -> bytes:
 def decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
     """Raises ApiError 400 naming the place."""
     try:
+        if not body.isascii():
+            body.decode()  # msgspec does not look into what it skips or only carries
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         said, _, place = str(error).partition(" - at `$")

@@ -22,6 +22,8 @@ from codexd.protocol.responses import RawObject
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
+_ENVELOPE = 64
+
 log = structlog.get_logger()
 
 
@@ -35,6 +37,12 @@ class Stored(Struct):
 
     def output(self) -> list[RawObject]:
         return msgspec.json.decode(self.response, type=_Output).output
+
+    def size(self) -> int:
+        """Its bytes when encoded, rather more than less, without encoding all of it in the answer's way."""
+        pairs = (pair for item in self.input for pair in item.items())
+        items = sum(len(key) + 4 + len(bytes(value)) for key, value in pairs)
+        return _ENVELOPE + len(self.id) + len(bytes(self.response)) + items
 
 
 class _Output(Struct):
@@ -91,7 +99,7 @@ class ResponseStore:
                 self._write(*self._unwritten.popitem())
 
     def _put(self, stored: Stored, *, write: bool) -> None:
-        size = _size(stored)
+        size = stored.size()
         if stored.id in self._entries:
             self._forget(stored.id)
         if size > self._config.response_bytes:
@@ -145,13 +153,3 @@ class ResponseStore:
                     )
         for stored in sorted(found, key=lambda each: each.at):
             self._put(stored, write=False)
-
-
-_ENVELOPE = 64
-
-
-def _size(stored: Stored) -> int:
-    """Its bytes when encoded, rather more than less, without encoding all of it in the answer's way."""
-    pairs = (pair for item in stored.input for pair in item.items())
-    items = sum(len(key) + 4 + len(bytes(value)) for key, value in pairs)
-    return _ENVELOPE + len(stored.id) + len(bytes(stored.response)) + items

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 import trio
-from quart import Response, request, websocket
+from quart import Response, has_request_context, request, websocket
 from quart_trio import QuartTrio
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -25,6 +25,7 @@ from codexd.errors import ApiError
 from codexd.exchange import (
     ApiRequest,
     HttpConnection,
+    Record,
     Route,
     Streamed,
     document,
@@ -277,4 +278,5 @@ async def _handle_api_error(error: ApiError) -> Response:
 
 async def _handle_bug(error: Exception) -> Response:
     log.error("a request met a fault of codexd itself", exc_info=error)
-    return error_response(errors.internal(record_of_request().id), record_of_request())
+    record = record_of_request() if has_request_context() else Record("websocket")
+    return error_response(errors.internal(record.id), record)

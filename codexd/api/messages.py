@@ -86,10 +86,13 @@ class MessagesEndpoints:
 
     def _convert(self, record: Record, asked: MessagesRequest, body: bytes) -> tuple[Resolved, convert.Converted]:
         resolved = self._answers.understand(record, asked, body, parameters.MESSAGES)
-        request, places, reasoning = anthropic.as_chat(asked)
+        found = anthropic.as_chat(asked)
+        record.adjusted += dict.fromkeys(found.adjusted)
 
         def recall(key: str) -> Items:
             # What the client carried itself comes first; what was kept here is for those that throw it away.
-            return reasoning.get(key) or self._answers.recall(resolved.model.slug, key)
+            return found.recall(key) or self._answers.recall(resolved.model.slug, key)
 
-        return resolved, convert.from_chat(request, resolved, self._answers.settings(resolved), recall, places)
+        return resolved, convert.from_chat(
+            found.request, resolved, self._answers.settings(resolved), recall, found.places
+        )

@@ -95,10 +95,8 @@ class ResponsesEndpoints:
         echo["store"] = Raw(b"false" if asked.store is False else b"true")
         return Understood(asked, resolved, [*earlier, *own], len(earlier), echo)
 
-    def relay(
-        self, record: Record, understood: Understood, last: Last | None = None, *, end: bytes = conversions.DONE
-    ) -> Relay:
-        """The answer, to be streamed or collected; ``end`` comes after its last event. Raises ApiError 400."""
+    def relay(self, record: Record, understood: Understood, last: Last | None = None) -> Relay:
+        """The answer, to be streamed or collected; with ``last`` a websocket's. Raises ApiError 400."""
         converted = self._convert(understood)
         wanted = limits_of(None, ("max_output_tokens", understood.asked.max_output_tokens))
 
@@ -106,14 +104,15 @@ class ResponsesEndpoints:
             truncation = Truncation(cut.Cut(wanted)) if wanted.max_tokens is not None else None
             counted = partial(prompt_tokens, converted.request)
             keep = partial(self._keep, understood, last)
-            return conversions.responses(
-                ResponsesStream(understood.echo, converted.names, truncation, counted, keep), end
-            )
+            own = last is not None
+            stream = ResponsesStream(understood.echo, converted.names, truncation, counted, keep, websocket=own)
+            return conversions.responses(stream, b"" if own else conversions.DONE)
 
         return self._answers.single(record, converted, conversion)
 
-    def warm(self, understood: Understood, last: Last) -> bytes:
+    def warm(self, record: Record, understood: Understood, last: Last) -> bytes:
         """An answer that nobody generates: it gives its input a name, which the next request then goes on from."""
+        self._answers.refuse_drops(record)
         created = int(self._answers.clock())
         head = {"id": f"resp_{secrets.token_hex(24)}", "created_at": created, "model": understood.resolved.model.slug}
         keep = partial(self._keep, understood, last)
@@ -128,7 +127,10 @@ class ResponsesEndpoints:
         if understood.asked.store is not False:
             self._store.add(name, understood.input, done)
         if last is not None:
-            last.response = Stored(name, self._answers.clock(), understood.input, Raw(done))
+            made = Stored(name, self._answers.clock(), understood.input, Raw(done))
+            config = self._answers.config
+            bound = max(config.storage.response_bytes, config.server.max_body_bytes)
+            last.response = made if made.size() <= bound else None
 
     async def response(self, id: str) -> Response:  # noqa: A002 - the API's own word
         return document(bytes(self._stored(id).response), [])

@@ -90,7 +90,12 @@ class ResponsesWebsocket:
         try:
             key = self._authenticate()
         except ApiError as error:
-            return error_response(error, Record(_new_id()))
+            record = Record(_new_id())
+            record.client = client_of(websocket.scope, websocket.headers)
+            record.status, record.complete = error.status, True
+            refused = error_response(error, record)
+            record.finish("WS", websocket.path)
+            return refused
         self.connections += 1
         try:
             await self._converse(key)
@@ -101,28 +106,37 @@ class ResponsesWebsocket:
     async def _converse(self, key: str | None) -> None:
         await websocket.accept()
         frames, queue = trio.open_memory_channel[str | bytes](MAX_WAITING)
+        code, why = TOO_BUSY, f"more than {MAX_WAITING} requests are waiting"
+
+        async def answer_all() -> None:
+            nonlocal code, why
+            code, why = await self._answer_all(queue, key)
+            nursery.cancel_scope.cancel()
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._answer_all, queue, key, nursery.cancel_scope)
+            nursery.start_soon(answer_all)
             with contextlib.suppress(trio.WouldBlock):
                 while True:
                     # Read on while an answer streams: only so is it noticed when the client leaves.
-                    frames.send_nowait(await websocket.receive())
-            await websocket.close(TOO_BUSY, f"more than {MAX_WAITING} requests are waiting")
+                    frames.send_nowait(await websocket.receive() or "")
             nursery.cancel_scope.cancel()
+        # Only now that nobody writes any more: the host has no order between a close and an event beside it.
+        await websocket.close(code, why)
 
-    async def _answer_all(
-        self, queue: trio.MemoryReceiveChannel[str | bytes], key: str | None, everything: trio.CancelScope
-    ) -> None:
+    async def _answer_all(self, queue: trio.MemoryReceiveChannel[str | bytes], key: str | None) -> tuple[int, str]:
+        """Until the connection has to end: the code and the reason to close it with."""
         ends = trio.current_time() + LIFETIME
         last = Last()
-        while (frame := await self._next(queue, ends)) is not None:
-            await self._answer(frame, key, last)
+        try:
+            while (frame := await self._next(queue, ends)) is not None:
+                await self._answer(frame, key, last)
+        finally:
+            # A task that ended may be part of a circle, and this part of it is large.
+            last.response = None
         if self._draining:
-            await websocket.close(GOING_AWAY, "codexd is shutting down")
-        else:
-            await _send_error(errors.websocket_expired(LIFETIME), Record(_new_id()))
-            await websocket.close(GOING_AWAY, "this connection is too old")
-        everything.cancel()
+            return GOING_AWAY, "codexd is shutting down"
+        await _send_error(errors.websocket_expired(LIFETIME), Record(_new_id()))
+        return GOING_AWAY, "this connection is too old"
 
     async def _next(self, queue: trio.MemoryReceiveChannel[str | bytes], ends: float) -> str | bytes | None:
         with trio.CancelScope(deadline=ends) as waiting:
@@ -140,6 +154,8 @@ class ResponsesWebsocket:
         record.client = client_of(websocket.scope, websocket.headers)
         with structlog.contextvars.bound_contextvars(request_id=record.id):
             try:
+                # Anew each time: a key may have been revoked meanwhile.
+                self._authenticate()
                 record.status = 200
                 await self._respond(frame, record, last)
             except ApiError as error:
@@ -158,10 +174,10 @@ class ResponsesWebsocket:
         record.streamed = True
         events = _Events(websocket.send)
         if not generate:
-            await events.write(self._endpoints.warm(understood, last))
+            await events.write(self._endpoints.warm(record, understood, last))
             record.complete = True
             return
-        relay = self._endpoints.relay(record, understood, last, end=b"")
+        relay = self._endpoints.relay(record, understood, last)
         try:
             await relay.stream(events)
         finally:
@@ -177,8 +193,5 @@ def _new_id() -> str:
 
 async def _send_error(error: ApiError, record: Record) -> None:
     record.status, record.error = error.status, error.error.code or error.error.type
-    headers = dict(error.headers)
-    if error.retry_after is not None:
-        headers["retry-after"] = str(error.retry_after)
-    await websocket.send(msgspec.json.encode(_Error(error.status, error.error, headers)).decode())
+    await websocket.send(msgspec.json.encode(_Error(error.status, error.error, error.all_headers())).decode())
     record.complete = True

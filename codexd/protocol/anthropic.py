@@ -60,7 +60,7 @@ class ToolUseBlock(Struct, frozen=True, kw_only=True, tag="tool_use"):
 
 class ToolResultBlock(Struct, frozen=True, kw_only=True, tag="tool_result"):
     tool_use_id: str
-    content: str | list[TextBlock | ImageBlock | DocumentBlock | SearchResultBlock] | None = None
+    content: "str | list[Shown] | None" = None
     is_error: bool | None = None
 
 
@@ -68,15 +68,45 @@ class ThinkingBlock(Struct, frozen=True, kw_only=True, tag="thinking"):
     """``signature`` is the encrypted reasoning that the text is the summary of."""
 
     thinking: str = ""
-    signature: str = ""
+    signature: str | None = None
 
 
 class RedactedThinkingBlock(Struct, frozen=True, kw_only=True, tag="redacted_thinking"):
     data: str
 
 
-Shown = TextBlock | ImageBlock | DocumentBlock | SearchResultBlock
-Block = Shown | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
+# What Anthropic's own tools left in earlier turns: the text beside it says what came of it, and it is left out.
+
+
+class ServerToolUse(Struct, frozen=True, tag="server_tool_use"):
+    pass
+
+
+class WebSearchResult(Struct, frozen=True, tag="web_search_tool_result"):
+    pass
+
+
+class WebFetchResult(Struct, frozen=True, tag="web_fetch_tool_result"):
+    pass
+
+
+class CodeResult(Struct, frozen=True, tag="code_execution_tool_result"):
+    pass
+
+
+class ToolSearchResult(Struct, frozen=True, tag="tool_search_tool_result"):
+    pass
+
+
+class ToolReference(Struct, frozen=True, kw_only=True, tag="tool_reference"):
+    """In the result of a search for tools: one that was found."""
+
+    tool_name: str
+
+
+Shown = TextBlock | ImageBlock | DocumentBlock | SearchResultBlock | ToolReference
+Foreign = ServerToolUse | WebSearchResult | WebFetchResult | CodeResult | ToolSearchResult
+Block = Shown | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock | Foreign
 
 
 class Message(Struct, frozen=True, kw_only=True):
@@ -133,18 +163,29 @@ REQUEST = msgspec.json.Decoder(MessagesRequest)
 
 
 class AsChat(NamedTuple):
-    """``places`` says where each message stood; ``reasoning`` is what led to a call or a text, by its key."""
+    """``places`` says where each message stood; ``reasoning`` is what led to a call or a text, by its key, in turn.
+
+    ``adjusted`` is what the client is told of.
+    """
 
     request: chat.ChatRequest
     places: list[str]
-    reasoning: dict[str, Items]
+    reasoning: dict[str, list[Items]]
+    adjusted: list[str]
+
+    def recall(self, key: str) -> Items:
+        """The reasoning of the next turn of that key, as the client carried it."""
+        waiting = self.reasoning.get(key)
+        return waiting.pop(0) if waiting else ()
 
 
 def as_chat(asked: MessagesRequest) -> AsChat:
     """Raises ApiError 400 naming what the backend has nothing like."""
-    found = AsChat(chat.ChatRequest(model=asked.model, messages=[]), [], {})
+    found = AsChat(chat.ChatRequest(model=asked.model, messages=[]), [], {}, [])
     if asked.system:
-        system = asked.system if isinstance(asked.system, str) else "\n\n".join(block.text for block in asked.system)
+        given_texts = [asked.system] if isinstance(asked.system, str) else [block.text for block in asked.system]
+        # Claude Code begins with a line for Anthropic's billing that is another one each time: no cache would ever hit.
+        system = "\n\n".join(text for text in given_texts if not text.startswith("x-anthropic-billing-header:"))
         _add(found, "system", chat.SystemMessage(content=system))
     for index, message in enumerate(asked.messages):
         where = f"messages[{index}]"
@@ -154,6 +195,8 @@ def as_chat(asked: MessagesRequest) -> AsChat:
             _assistant(found, blocks, where)
         else:
             _user(found, message.role, blocks, where)
+    if asked.messages and asked.messages[-1].role == "assistant":
+        found.adjusted.append("prefill=ignored")
     config = asked.output_config or OutputConfig()
     form = config.format or asked.output_format
     choice = asked.tool_choice
@@ -188,10 +231,10 @@ def _user(found: AsChat, role: str, blocks: Sequence[Block], where: str) -> None
         match block:
             case ToolResultBlock():
                 _add(found, here, chat.ToolMessage(tool_call_id=block.tool_use_id, content=_result(block, here)))
-            case ToolUseBlock() | ThinkingBlock() | RedactedThinkingBlock():
-                raise errors.bad_request(f"{here} belongs into a message of the assistant.", param=here)
-            case _:
+            case TextBlock() | ImageBlock() | DocumentBlock() | SearchResultBlock() | ToolReference():
                 parts += _shown(block, here)
+            case _:
+                raise errors.bad_request(f"{here} belongs into a message of the assistant.", param=here)
     if parts:
         kind = chat.UserMessage if role == "user" else chat.SystemMessage
         _add(found, where, kind(content=parts))
@@ -201,37 +244,38 @@ def _assistant(found: AsChat, blocks: Sequence[Block], where: str) -> None:
     texts: list[str] = []
     calls: list[chat.ToolCall] = []
     thought: Items = ()
-    led_to: list[tuple[str | None, Items]] = []
+    before_text: Items = ()
     for index, block in enumerate(blocks):
         here = f"{where}.content[{index}]"
         match block:
             case TextBlock(text=text):
-                texts.append(text)
-                led_to.append((None, thought))
+                if text:
+                    texts.append(text)
+                    before_text, thought = before_text + thought, ()
             case ToolUseBlock():
                 # Without the blanks of some clients' encoders: the model wrote none, and its words are cached.
                 arguments = msgspec.json.format(bytes(block.input), indent=-1).decode()
-                function = chat.FunctionOfCall(name=block.name, arguments=arguments)
-                calls.append(chat.ToolCall(id=block.id, function=function))
-                led_to.append((of_call(block.id), thought))
+                calls.append(
+                    chat.ToolCall(id=block.id, function=chat.FunctionOfCall(name=block.name, arguments=arguments))
+                )
+                found.reasoning.setdefault(of_call(block.id), []).append(thought)
+                thought = ()
             case ThinkingBlock(signature=encrypted, thinking=summary):
                 thought += _reasoning(encrypted, summary)
-                continue
             case RedactedThinkingBlock(data=encrypted):
                 thought += _reasoning(encrypted, "")
-                continue
+            case ServerToolUse() | WebSearchResult() | WebFetchResult() | CodeResult() | ToolSearchResult():
+                found.adjusted.append("server_tools=dropped")
             case _:
                 raise errors.bad_request(f"{here} belongs into a message of the user.", param=here)
-        thought = ()
     text = "".join(texts)
-    for key, items in led_to:
-        if items:
-            found.reasoning[of_text(text) if key is None else key] = items
+    if text:
+        found.reasoning.setdefault(of_text(text), []).append(before_text)
     if text or calls:
         _add(found, where, chat.AssistantMessage(content=text or None, tool_calls=calls or None))
 
 
-def _reasoning(encrypted: str, summary: str) -> Items:
+def _reasoning(encrypted: str | None, summary: str) -> Items:
     """The item that a thinking block was made of; none without its encrypted content."""
     if not encrypted:
         return ()
@@ -261,6 +305,8 @@ def _shown(block: Shown, where: str) -> list[chat.Part]:
         case SearchResultBlock():
             texts = "\n".join(each.text for each in block.content)
             return [chat.TextPart(text=f"{block.title} ({block.source})\n{texts}")]
+        case ToolReference(tool_name=name):
+            return [chat.TextPart(text=f"Found the tool {name}.")]
         case DocumentBlock():
             return _document(block, where)
         case _:  # pragma: no cover
@@ -353,6 +399,8 @@ def failure(error: ApiError) -> bytes:
     It has no key for the place of what is wrong, so the message begins with that.
     """
     message, param = error.error.message, error.error.param
+    if error.error.code == "context_length_exceeded":
+        message = f"prompt is too long: {message}"  # the words by which clients know that it is time to compact
     if param is not None and param not in message:
         message = f"{param}: {message}"
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")

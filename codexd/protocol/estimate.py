@@ -3,11 +3,15 @@
 Images and files count nothing: their size in bytes says nothing of their tokens.
 """
 
+import re
+
 import msgspec
-from msgspec import Raw
 
 from codexd.protocol.cut import estimate
 from codexd.protocol.responses import InputItem, InputText, Message, OutputText, UpstreamRequest
+
+_DATA = re.compile(rb'"data:[a-z]+/[^"\\]*;base64,[^"\\]*"')
+"""An image or a file, inside JSON: inside a text the quotation marks would be escaped."""
 
 
 def prompt_tokens(request: UpstreamRequest) -> int:
@@ -20,11 +24,5 @@ def prompt_tokens(request: UpstreamRequest) -> int:
 def _size(item: InputItem) -> int:
     if isinstance(item, Message):
         return sum(len(part.text.encode()) for part in item.content if isinstance(part, InputText | OutputText))
-    if isinstance(item, dict):
-        return sum(len(bytes(value)) for value in item.values() if not _is_data(value))
-    encoded = msgspec.json.encode(item)
-    return 0 if b'"data:' in encoded else len(encoded)
-
-
-def _is_data(value: Raw) -> bool:
-    return b'"data:' in bytes(value)
+    encoded = b"".join(bytes(value) for value in item.values()) if isinstance(item, dict) else msgspec.json.encode(item)
+    return len(encoded) - sum(len(found[0]) for found in _DATA.finditer(encoded))

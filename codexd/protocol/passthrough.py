@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
 from codexd.errors import ApiError, ErrorObject
@@ -78,6 +78,8 @@ class _StreamError(Struct, frozen=True):
     message: str
     param: str | None
     error: ErrorObject
+    status: int | UnsetType = UNSET
+    headers: dict[str, str] | UnsetType = UNSET
 
 
 class _Keepalive(Struct, frozen=True):
@@ -94,7 +96,7 @@ class ResponsesStream:
     """One answer. ``echo`` holds the client's own values of ECHOED keys, ``own_names`` its names of renamed tools.
 
     ``truncation`` ends the answer at a limit; its usage is then estimated, of the request by ``prompt_tokens``.
-    ``on_done`` gets the final response object.
+    ``on_done`` gets the final response object. ``websocket``: the client has no HTTP status and no headers to look at.
     """
 
     def __init__(
@@ -104,7 +106,10 @@ class ResponsesStream:
         truncation: Truncation | None = None,
         prompt_tokens: Callable[[], int] = lambda: 0,
         on_done: Callable[[bytes], None] = lambda _: None,
+        *,
+        websocket: bool = False,
     ) -> None:
+        self._websocket = websocket
         self._on_done = on_done
         self._truncation = truncation
         self._prompt_tokens = prompt_tokens
@@ -138,7 +143,9 @@ class ResponsesStream:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return b""
         if not head.type.startswith("response.") and head.type != "error":
-            return b""
+            # Of those that are not OpenAI's own, clients of a websocket use the limits, which others find in headers.
+            passes = self._websocket and head.type == "codex.rate_limits"
+            return sse.encode(head.type.encode(), data) if passes else b""
         try:
             return self._push(head, data)
         except msgspec.DecodeError:
@@ -179,6 +186,9 @@ class ResponsesStream:
             return self._event("response.failed", None, self._failure, {})
         it = error.error
         frame = _StreamError("error", self._next(), it.code, it.message, it.param, it)
+        if self._websocket:
+            # The official client ignores an error without a status, and waits on.
+            frame = msgspec.structs.replace(frame, status=error.status, headers=error.all_headers())
         return sse.encode(b"error", msgspec.json.encode(frame))
 
     def keepalive(self) -> bytes:

@@ -442,3 +442,15 @@ async def test_a_backend_that_goes_on_refusing_is_believed(autojump_clock: MockC
         answer = await app.request("POST", "/v1/responses", {"model": "gpt-5.5", "input": own})
     assert (answer.status, len(requests)) == (400, 3)
     assert answer.headers["x-codexd-adjusted"].count("reasoning=dropped") == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+async def test_bytes_that_are_no_text_are_a_400_wherever_they_stand(
+    autojump_clock: MockClock, tmp_path: Path, path: str
+) -> None:
+    async with client(tmp_path, Backend()) as app:
+        for place in (b'"unknown": "\xe9"', b'"input": [{"content": "a\xe9"}]', b'"tools": [{"name": "\xe9"}]'):
+            body = b'{"model": "gpt-5.5", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}], %b}' % place
+            answer = await app.request("POST", path, body)
+            assert answer.status == 400
+            assert "cannot be read" in answer.json["error"]["message"] or "not JSON" in answer.json["error"]["message"]

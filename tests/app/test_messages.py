@@ -120,6 +120,29 @@ async def test_thinking_that_a_client_throws_away_is_remembered(autojump_clock: 
     assert [item["type"] for item in backend.sent["input"]][1] == "reasoning"
 
 
+async def test_the_request_id_has_anthropics_name_too(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Backend()) as app:
+        answer = await app.request("POST", "/v1/messages", ask())
+    assert answer.headers["request-id"] == answer.headers["x-request-id"]
+
+
+async def test_pictures_count_nothing_and_what_speaks_of_them_does(autojump_clock: MockClock, tmp_path: Path) -> None:
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 4000}}
+    use = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}
+
+    async def count(*content: Any) -> int:
+        result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": list(content)}]}
+        answer = await app.request(
+            "POST", "/v1/messages/count_tokens", ask([{"role": "user", "content": "x"}, use, result])
+        )
+        return int(answer.json["input_tokens"])
+
+    async with client(tmp_path, Backend()) as app:
+        words = {"type": "text", "text": 'src="data:image/png;base64,' + "x" * 4000 + '"'}
+        assert await count(words) > 1000
+        assert await count(words, picture) - await count(words) < 50
+
+
 async def test_tokens_are_counted_by_estimate(autojump_clock: MockClock, tmp_path: Path) -> None:
     backend = Backend()
     async with client(tmp_path, backend) as app:

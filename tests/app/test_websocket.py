@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from app.test_app import Backend
 from app.test_state import Counting, texts
 from codexd.api.websocket import LIFETIME, MAX_WAITING
-from codexd.config import Config, Server
+from codexd.config import Config, Server, Storage
 from support.asgi import client
 from support.upstream import ADDED, COMPLETED, CREATED, done, failed, text
 
@@ -105,6 +105,71 @@ async def test_a_failure_of_the_backend_is_told_with_its_status(autojump_clock: 
         backend.steps = [CREATED, ADDED, text("Hi"), done("Hi"), COMPLETED]
         await socket.send(create())
         assert (await socket.answer())[-1]["type"] == "response.completed"
+
+
+async def test_a_stream_that_breaks_on_its_way_ends_with_a_status(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """The official client waits on after an error without one."""
+    backend = Backend([CREATED, ADDED, text("Hi")])
+    async with client(tmp_path, backend) as app, app.websocket() as socket:
+        await socket.raw()
+        await socket.send(create())
+        broken = (await socket.answer())[-1]
+        assert (broken["type"], broken["status"], broken["headers"]) == ("error", 502, {})
+        assert broken["sequence_number"] > 0
+
+
+async def test_the_limits_come_as_events(autojump_clock: MockClock, tmp_path: Path) -> None:
+    limits = {"type": "codex.rate_limits", "plan_type": "plus"}
+    backend = Backend([CREATED, limits, ADDED, text("Hi"), done("Hi"), COMPLETED])
+    async with client(tmp_path, backend) as app, app.websocket() as socket:
+        await socket.raw()
+        await socket.send(create())
+        assert limits in await socket.answer()
+        streamed = await app.request("POST", "/v1/responses", create(stream=True))
+    assert b"rate_limits" not in streamed.body
+
+
+async def test_an_empty_frame_is_a_request_that_is_wrong(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Counting()) as app, app.websocket() as socket:
+        await socket.raw()
+        for frame in ("", b"", b'{"type":"response.create","model":"gpt-5.5","input":"\xe9"}'):
+            await socket.send(frame)
+            assert (await socket.receive())["status"] == 400
+        await socket.send(create())
+        assert (await socket.answer())[-1]["type"] == "response.completed"
+
+
+async def test_a_revoked_key_is_of_no_use_on_an_open_connection(autojump_clock: MockClock, tmp_path: Path) -> None:
+    config = Config(server=Server(client_keys={"laptop": KEY}))
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with client(tmp_path, Counting(), config) as app, app.websocket(headers) as socket:
+        await socket.raw()
+        await socket.send(create())
+        await socket.answer()
+        app.keys.configure(Config(server=Server(client_keys={"other": f"{KEY}-2"})))
+        await socket.send(create())
+        assert (await socket.receive())["status"] == 401
+
+
+async def test_what_a_connection_remembers_is_bounded(autojump_clock: MockClock, tmp_path: Path) -> None:
+    config = Config(server=Server(max_body_bytes=4096), storage=Storage(response_bytes=0))
+    async with client(tmp_path, Counting(), config) as app, app.websocket() as socket:
+        await socket.raw()
+        previous, rounds, event = None, 0, {"type": ""}
+        while event["type"] != "error":
+            await socket.send(create("x" * 1000, store=False, generate=False, previous_response_id=previous))
+            event = (await socket.answer())[-1]
+            previous, rounds = event.get("response", {}).get("id"), rounds + 1
+        assert event["error"]["code"] == "previous_response_not_found"
+        assert 2 < rounds < 6
+
+
+async def test_a_strict_key_is_strict_without_an_answer_too(autojump_clock: MockClock, tmp_path: Path) -> None:
+    config = Config(server=Server(client_keys={"laptop": KEY}, strict_keys=("laptop",)))
+    async with client(tmp_path, Counting(), config) as app, app.websocket({"x-api-key": KEY}) as socket:
+        await socket.raw()
+        await socket.send(create(generate=False, temperature=1))
+        assert (await socket.receive())["error"]["param"] == "temperature"
 
 
 async def test_a_silence_is_filled_with_events(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from codexd.errors import ApiError
 from codexd.protocol import anthropic, sse
 from codexd.protocol.anthropic import as_chat
 from codexd.protocol.blocks import MessagesDialect, conversion
 from codexd.protocol.cut import Cut, limits
+from codexd.protocol.memory import of_call, of_text
 from codexd.protocol.stream import ChatStream
 from support.upstream import COMPLETED, CREATED, Json
 
@@ -150,14 +152,57 @@ def test_a_call_streams_before_the_next_one_begins() -> None:
     assert seen[5] == ["content_block_start"]
 
 
-def test_the_text_of_a_turn_is_what_its_thinking_is_kept_by() -> None:
-    blocks = [{"type": "thinking", "thinking": "t", "signature": "gA"}, {"type": "text", "text": "a"},
-              {"type": "text", "text": "b"}, {"type": "thinking", "thinking": "unsigned"}]  # fmt: skip
-    body = {"model": "m", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": blocks}]}
-    found = as_chat(anthropic.REQUEST.decode(msgspec.json.encode(body)))
-    (items,) = found.reasoning.values()
-    assert [bytes(item["encrypted_content"]) for item in items] == [b'"gA"']
+def carried(*turns: list[Json]) -> anthropic.AsChat:
+    messages = [{"role": "assistant", "content": blocks} for blocks in turns]
+    return as_chat(anthropic.REQUEST.decode(msgspec.json.encode({"model": "m", "messages": messages})))
+
+
+def thinking(signature: str | None) -> Json:
+    return {"type": "thinking", "thinking": "t", "signature": signature}
+
+
+def says(text: str) -> Json:
+    return {"type": "text", "text": text}
+
+
+def recalled(found: anthropic.AsChat, key: str) -> list[str]:
+    return [msgspec.json.decode(item["encrypted_content"]) for item in found.recall(key)]
+
+
+def test_all_thinking_before_the_text_of_a_turn_belongs_to_it() -> None:
+    found = carried([thinking("A"), says("a"), thinking(None), thinking("B"), says("b")])
+    assert recalled(found, of_text("ab")) == ["A", "B"]
     assert found.request.messages[-1].content == "ab"  # type: ignore[union-attr]
+
+
+def test_turns_of_the_same_words_keep_their_own_thinking() -> None:
+    found = carried([thinking("A"), says("Done.")], [says("Done.")], [thinking("B"), says("Done.")])
+    assert [recalled(found, of_text("Done.")) for _ in range(4)] == [["A"], [], ["B"], []]
+
+
+def test_an_empty_text_takes_no_thinking_away_from_a_call() -> None:
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    assert recalled(carried([thinking("A"), says(""), call]), of_call("c")) == ["A"]
+
+
+def test_what_anthropics_own_tools_left_behind_is_left_out() -> None:
+    found = carried([{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+                     {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}, says("It is so.")])  # fmt: skip
+    assert [message.content for message in found.request.messages] == ["It is so."]
+    assert found.adjusted == ["server_tools=dropped", "server_tools=dropped", "prefill=ignored"]
+
+
+def test_the_line_for_anthropics_billing_stays_here() -> None:
+    """It differs with every request, and nothing behind it would be cached."""
+    texts = [says("x-anthropic-billing-header: cch=1;"), says("Be brief.")]
+    asked = {"model": "m", "system": texts, "messages": [{"role": "user", "content": "x"}]}
+    request = as_chat(anthropic.REQUEST.decode(msgspec.json.encode(asked))).request
+    assert request.messages[0].content == "Be brief."
+
+
+def test_a_conversation_that_is_too_long_is_said_in_the_words_that_clients_know() -> None:
+    error = ApiError(400, "Your input exceeds the context window.", code="context_length_exceeded")
+    assert b"prompt is too long: Your input" in anthropic.failure(error)
 
 
 def test_a_turn_of_thinking_alone_is_no_turn() -> None:

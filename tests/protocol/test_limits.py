@@ -3,7 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from codexd.protocol.limits import Credits, Window, from_headers, from_usage, label
+from codexd.protocol.limits import Credits, Window, from_headers, from_usage, label, short
 
 NOW = 1_795_000_000.0
 CAPTURES = Path(__file__).parent.parent.parent.parent / "shared" / "upstream" / "captures" / "http"
@@ -101,3 +101,9 @@ def test_the_captured_page_and_the_captured_headers() -> None:
     assert seen is not None
     assert [window.label for window in seen.windows] == ["5 h", "weekly"]
     assert seen.credits == Credits(has_credits=False, unlimited=False, balance=None)
+
+
+@pytest.mark.parametrize(("minutes", "shown"), [(300, "5h"), (1440, "day"), (10080, "week"), (45, "45min")])
+def test_a_window_has_a_short_name(minutes: int, shown: str) -> None:
+    window = Window(limit="codex", label=label(minutes), used_percent=1, window_minutes=minutes, resets_at=None)
+    assert short(window) == shown

@@ -42,10 +42,10 @@ def sent(folder: Path) -> tuple[convert.Converted, list[str]]:
             body, parameters.CHAT
         )
     if folder.name.startswith("messages"):
-        request, places, reasoning = anthropic.as_chat(anthropic.REQUEST.decode(body))
-        resolved = catalogue.resolve(request.model)
-        converted = convert.from_chat(request, resolved, settings(folder), lambda key: reasoning.get(key, ()), places)
-        return converted, parameters.sort_out(body, parameters.MESSAGES)
+        found = anthropic.as_chat(anthropic.REQUEST.decode(body))
+        resolved = catalogue.resolve(found.request.model)
+        converted = convert.from_chat(found.request, resolved, settings(folder), found.recall, found.places)
+        return converted, [*parameters.sort_out(body, parameters.MESSAGES), *found.adjusted]
     wanted = responses.REQUEST.decode(body)
     return convert.from_responses(wanted, catalogue.resolve(wanted.model), settings(folder)), parameters.sort_out(
         body, parameters.RESPONSES

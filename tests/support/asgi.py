@@ -42,9 +42,10 @@ class Answer:
 
 
 class Client:
-    def __init__(self, app: Any, api: Api) -> None:
+    def __init__(self, app: Any, api: Api, keys: Keys) -> None:
         self._app = app
         self.api = api
+        self.keys = keys
 
     async def request(
         self,
@@ -130,6 +131,9 @@ class Socket:
         return await self._from_app.receive()
 
     async def send(self, frame: Any) -> None:
+        if isinstance(frame, bytes):
+            await self._to_app.send({"type": "websocket.receive", "text": None, "bytes": frame})
+            return
         text = frame if isinstance(frame, str) else msgspec.json.encode(frame).decode()
         await self._to_app.send({"type": "websocket.receive", "text": text, "bytes": None})
 
@@ -167,4 +171,4 @@ async def client(
             config, session=session, logins=logins, keys=keys, catalog=catalog, upstream=upstream, store=store,
             clock=lambda: 1.8e9,
         )  # fmt: skip
-        yield Client(api.app(), api)
+        yield Client(api.app(), api, keys)
