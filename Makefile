@@ -5,12 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
-.PHONY: help demo test lint format lock clients clients-node clients-python install system test-system clean
+.PHONY: help demo test lint format lock clients clients-node clients-python install deb system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
 	@echo "make clients install the clients (Node and Python) that the suite then runs too"
 	@echo "make install put codexd on this server, as root: /usr/lib/codexd, units, manual pages"
+	@echo "make deb     a Debian package, in build/"
 	@echo "make test-system  the units under a real systemd, nginx; needs root"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
 	@echo "make lock    make the lock files anew from pyproject.toml"
@@ -67,7 +68,7 @@ install:
 	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --require-hashes --target $(LIB) -r requirements.lock
 	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps --target $(LIB) .
 	rm -rf $(LIB)/bin $(LIB)/share
-	$(SERVER_PYTHON) -m compileall -q -s "$(DESTDIR)" $(LIB)
+	test "$(COMPILE_ALL)" = no || $(SERVER_PYTHON) -m compileall -q -s "$(DESTDIR)" $(LIB)
 	install -d $(DESTDIR)/usr/bin $(SHARE)/man/man1 $(SHARE)/man/man5 $(SHARE)/man/man8
 	@for name in codexd:codexd.__main__ codexctl:codexd.ctl.__main__; do \
 		printf '#!/usr/bin/python3 -I\nimport sys\n\nsys.path.insert(0, "/usr/lib/codexd")\nfrom %s import cli\n\ncli()\n' \
@@ -86,6 +87,20 @@ install:
 	test -e $(DESTDIR)/etc/default/codexd || install -D -m 644 systemd/codexd.default $(DESTDIR)/etc/default/codexd
 	test -e $(DESTDIR)/etc/codexd/config.toml || install -D -m 644 packaging/config.toml $(DESTDIR)/etc/codexd/config.toml
 
+# A Debian package of what is checked in: build/codexd_VERSION_ARCH.deb. It needs debhelper and dh-python.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' codexd/__init__.py)
+TREE    = build/deb/codexd-$(VERSION)
+deb:
+	rm -rf build/deb build/codexd_*
+	mkdir -p $(TREE)
+	git ls-files -z | tar --null -T - -c | tar -x -C $(TREE)
+	cp -r $(TREE)/packaging/deb $(TREE)/debian
+	printf 'codexd (%s) unstable; urgency=medium\n\n  * /usr/share/doc/codexd/CHANGELOG.md tells what is new.\n\n -- %s  %s\n' \
+		"$(VERSION)" "codexd maintainers <codexd@localhost>" "$$(git log -1 --format=%cD)" > $(TREE)/debian/changelog
+	echo CHANGELOG.md > $(TREE)/debian/docs
+	cd $(TREE) && dpkg-buildpackage -b -us -uc -d >../build.log 2>&1 || { tail -n 30 ../build.log; exit 1; }
+	mv build/deb/codexd_*.deb build/
+
 # The same for the tests of tests/system, which put it into a machine of their own.
 SYSTEM := build/system
 system: $(SYSTEM)/.done
@@ -93,6 +108,9 @@ $(SYSTEM)/.done: requirements.lock pyproject.toml Makefile $(shell git ls-files 
 	rm -rf $(SYSTEM)
 	@$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/$(SYSTEM) >/dev/null
 	@touch $@
+# A Debian without anything else, for the package to be installed in. It needs mmdebstrap, and root.
+build/rootfs:
+	mmdebstrap -q --variant=minbase --include=systemd,systemd-sysv,dbus,python3,adduser,curl,init-system-helpers bookworm $@
 test-system: $(VENV)/.dev system
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
