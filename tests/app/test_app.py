@@ -9,8 +9,10 @@ import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
+from werkzeug.datastructures import Headers
 
 from codexd.config import Codex, Config, Models, Server
+from codexd.exchange import client_of
 from codexd.protocol import sse
 from support.asgi import client
 from support.daemon import hello
@@ -454,3 +456,37 @@ async def test_bytes_that_are_no_text_are_a_400_wherever_they_stand(
             answer = await app.request("POST", path, body)
             assert answer.status == 400
             assert "cannot be read" in answer.json["error"]["message"] or "not JSON" in answer.json["error"]["message"]
+
+
+async def test_who_streams_is_not_idle(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Backend([CREATED, ADDED, text("Hel"), 100.0, text("lo"), done("Hello"), COMPLETED])
+    async with client(tmp_path, backend) as app:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(app.request, "POST", "/v1/chat/completions", hello(stream=True))
+            await trio.sleep(50)
+            assert app.api.idle_seconds() == 0
+        assert app.api.idle_seconds() == pytest.approx(50, abs=1)
+        async with app.websocket() as socket:
+            await socket.raw()
+            await trio.sleep(60)
+            assert app.api.idle_seconds() == 0
+        await trio.sleep(7)
+        await app.request("GET", "/health")
+        assert app.api.idle_seconds() == pytest.approx(7, abs=1)
+        await app.request("GET", "/v1/models")
+        assert app.api.idle_seconds() < 1
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "logged"),
+    [
+        (("203.0.113.7", 1), "198.51.100.1", "203.0.113.7"),  # whoever comes by TCP can say anything
+        (("127.0.0.1", 1), "198.51.100.1", None),
+        (None, "198.51.100.1", "198.51.100.1"),
+        (None, "203.0.113.9, 2001:db8::1", "2001:db8::1"),
+        (None, "", None),
+        (None, 'x" admin=yes', None),
+    ],
+)
+def test_whose_address_is_logged(peer: tuple[str, int] | None, forwarded: str, logged: str | None) -> None:
+    assert client_of({"client": peer}, Headers({"x-forwarded-for": forwarded})) == logged
