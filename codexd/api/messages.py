@@ -8,6 +8,7 @@ from quart import Response
 
 from codexd import errors
 from codexd.api.answers import Answers
+from codexd.errors import ApiError
 from codexd.exchange import Record, Route, decode, json, read_body, record_of_request
 from codexd.protocol import anthropic, blocks, cut, parameters
 from codexd.protocol import request as convert
@@ -89,10 +90,24 @@ class MessagesEndpoints:
         found = anthropic.as_chat(asked)
         record.adjusted += dict.fromkeys(found.adjusted)
 
+        remembered = False
+
         def recall(key: str) -> Items:
             # What the client carried itself comes first; what was kept here is for those that throw it away.
-            return found.recall(key) or self._answers.recall(resolved.model.slug, key)
+            nonlocal remembered
+            if own := found.recall(key):
+                return own
+            kept = self._answers.recall(resolved.model.slug, key)
+            remembered |= bool(kept)
+            return kept
 
-        return resolved, convert.from_chat(
-            found.request, resolved, self._answers.settings(resolved), recall, found.places
-        )
+        settings = self._answers.settings(resolved)
+        try:
+            converted = convert.from_chat(found.request, resolved, settings, recall, found.places)
+        except ApiError as error:
+            if error.error.param == "reasoning_effort":
+                error.error = msgspec.structs.replace(error.error, param="output_config.effort")
+            raise
+        if not remembered and "reasoning=recalled" in converted.adjusted:
+            converted.adjusted.remove("reasoning=recalled")
+        return resolved, converted

@@ -67,7 +67,7 @@ async def test_what_is_wrong_is_said_in_the_words_of_that_api(autojump_clock: Mo
         (ask(tools=[TOOL], tool_choice={"type": "tool", "name": "g"}), 400, "invalid_request_error", "'g'"),
         (ask(stop_sequences=["x"] * 65), 400, "invalid_request_error", "stop_sequences may hold 64"),
         (ask(mcp_servers=[{}]), 400, "invalid_request_error", "mcp_servers"),
-        (ask(output_config={"effort": "max"}), 400, "invalid_request_error", "'max'"),
+        (ask(output_config={"effort": "max"}), 400, "invalid_request_error", "output_config.effort: "),
     ]  # fmt: skip
     async with client(tmp_path, Backend()) as app:
         for body, status, kind, words in cases:
@@ -100,7 +100,8 @@ async def test_thinking_goes_round_with_the_client(autojump_clock: MockClock, tm
             {"role": "assistant", "content": first.json["content"]},
             {"role": "user", "content": [result]},
         ]
-        await app.request("POST", "/v1/messages", ask(turns, tools=[TOOL]))
+        second = await app.request("POST", "/v1/messages", ask(turns, tools=[TOOL]))
+        assert "recalled" not in second.headers["x-codexd-adjusted"]
     sent = [item["type"] for item in backend.sent["input"]]
     assert sent == ["message", "reasoning", "function_call", "function_call_output"]
     assert backend.sent["input"][1]["encrypted_content"] == REASONED["item"]["encrypted_content"]
@@ -116,7 +117,8 @@ async def test_thinking_that_a_client_throws_away_is_remembered(autojump_clock: 
             {"role": "assistant", "content": [{"type": "tool_use", "id": "call_1", "name": "f", "input": {}}]},
             {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_1", "content": "1"}]},
         ]
-        await app.request("POST", "/v1/messages", ask(turns, tools=[TOOL]))
+        second = await app.request("POST", "/v1/messages", ask(turns, tools=[TOOL]))
+        assert "reasoning=recalled" in second.headers["x-codexd-adjusted"]
     assert [item["type"] for item in backend.sent["input"]][1] == "reasoning"
 
 
