@@ -110,7 +110,9 @@ $(SYSTEM)/.done: requirements.lock pyproject.toml Makefile $(shell git ls-files 
 	@touch $@
 # A Debian without anything else, for the package to be installed in. It needs mmdebstrap, and root.
 build/rootfs:
-	mmdebstrap -q --variant=minbase --include=systemd,systemd-sysv,dbus,python3,adduser,curl,init-system-helpers bookworm $@
+	rm -rf $@.part
+	mmdebstrap -q --variant=minbase --include=systemd,systemd-sysv,dbus,python3,adduser,curl,init-system-helpers bookworm $@.part
+	mv $@.part $@
 test-system: $(VENV)/.dev system
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
