@@ -100,12 +100,17 @@ def load(path: Path) -> Credentials | None:
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        stored = msgspec.json.decode(data, type=_Stored)
-        tree = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return _from_own(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, StoreError) as error:
         raise StoreError(f"{path} is not a usable credentials file ({error})") from error
+
+
+def _from_own(data: bytes) -> Credentials:
+    """Raises StoreError without a path, and what msgspec raises when it is another format."""
+    stored = msgspec.json.decode(data, type=_Stored)
+    tree = msgspec.json.decode(data)
     if bad := unsendable(stored):
-        raise StoreError(f"{path} is not a usable credentials file ({bad} holds characters that cannot be sent)")
+        raise StoreError(f"{bad} holds characters that cannot be sent")
     known = msgspec.structs.asdict(stored)
     extra = {key: value for key, value in tree.items() if key not in known}
     known["expires_at"] = _seconds(stored.expires_at)
@@ -136,19 +141,9 @@ class _AuthJson(Struct, kw_only=True):
 def from_bytes(data: bytes) -> Credentials:
     """A sign-in in our own format or in the official CLI's. Raises StoreError, its message without a path."""
     try:
-        own = msgspec.json.decode(data, type=_Stored)
+        return _from_own(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return from_auth_json(data)
-    if bad := unsendable(own):
-        raise StoreError(f"its {bad} holds characters that cannot be sent")
-    return Credentials(
-        access_token=own.access_token,
-        refresh_token=own.refresh_token,
-        expires_at=_seconds(own.expires_at),
-        account_id=own.account_id,
-        updated_at=_seconds(own.updated_at),
-        id_token=own.id_token,
-    )
 
 
 def from_auth_json(data: bytes) -> Credentials:
