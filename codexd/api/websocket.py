@@ -88,7 +88,7 @@ class ResponsesWebsocket:
 
     async def serve(self) -> Response | None:
         try:
-            key = self._authenticate()
+            self._authenticate()
         except ApiError as error:
             record = Record(_new_id())
             record.client = client_of(websocket.scope, websocket.headers)
@@ -98,19 +98,19 @@ class ResponsesWebsocket:
             return refused
         self.connections += 1
         try:
-            await self._converse(key)
+            await self._converse()
         finally:
             self.connections -= 1
         return None
 
-    async def _converse(self, key: str | None) -> None:
+    async def _converse(self) -> None:
         await websocket.accept()
         frames, queue = trio.open_memory_channel[str | bytes](MAX_WAITING)
         code, why = TOO_BUSY, f"more than {MAX_WAITING} requests are waiting"
 
         async def answer_all() -> None:
             nonlocal code, why
-            code, why = await self._answer_all(queue, key)
+            code, why = await self._answer_all(queue)
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
@@ -123,13 +123,13 @@ class ResponsesWebsocket:
         # Only now that nobody writes any more: the host has no order between a close and an event beside it.
         await websocket.close(code, why)
 
-    async def _answer_all(self, queue: trio.MemoryReceiveChannel[str | bytes], key: str | None) -> tuple[int, str]:
+    async def _answer_all(self, queue: trio.MemoryReceiveChannel[str | bytes]) -> tuple[int, str]:
         """Until the connection has to end: the code and the reason to close it with."""
         ends = trio.current_time() + LIFETIME
         last = Last()
         try:
             while (frame := await self._next(queue, ends)) is not None:
-                await self._answer(frame, key, last)
+                await self._answer(frame, last)
         finally:
             # A task that ended may be part of a circle, and this part of it is large.
             last.response = None
@@ -148,14 +148,13 @@ class ResponsesWebsocket:
                 self._idle.discard(waiting)
         return None
 
-    async def _answer(self, frame: str | bytes, key: str | None, last: Last) -> None:
+    async def _answer(self, frame: str | bytes, last: Last) -> None:
         record = Record(_new_id())
-        record.key = key
         record.client = client_of(websocket.scope, websocket.headers)
         with structlog.contextvars.bound_contextvars(request_id=record.id):
             try:
                 # Anew each time: a key may have been revoked meanwhile.
-                self._authenticate()
+                record.key = self._authenticate()
                 record.status = 200
                 await self._respond(frame, record, last)
             except ApiError as error:
