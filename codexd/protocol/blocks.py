@@ -245,10 +245,13 @@ class MessagesDialect:
             self._event("content_block_stop", index=block.index)
             del self._queue[0]
 
-    def _start(self, block: _Block) -> None:
+    def _open(self) -> None:
         if not self._started:
             self._started = True
             self._event("message_start", message=self._message([], None, _Usage(self._prompt_tokens(), 0)))
+
+    def _start(self, block: _Block) -> None:
+        self._open()
         block.index = self._blocks.index(block)
         self._event("content_block_start", index=block.index, content_block=block.head | _EMPTY[block.kind])
 
@@ -264,9 +267,7 @@ class MessagesDialect:
             self._reason = "stop_sequence"
         if not self._streamed:
             return
-        if not self._started:
-            self._started = True
-            self._event("message_start", message=self._message([], None, _Usage(self._prompt_tokens(), 0)))
+        self._open()
         ended = {"stop_reason": self._reason, "stop_sequence": self._cut.matched}
         self._event("message_delta", delta=ended, usage=self._usage())
         self._event("message_stop")
