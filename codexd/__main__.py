@@ -10,7 +10,8 @@ from typing import NoReturn
 
 import trio
 
-from codexd import __version__, config, daemon, listening
+from codexd import __version__, daemon, listening, reading
+from codexd.config import ConfigError
 
 EX_CONFIG = 78
 """sysexits' "configuration error"; systemd's RestartPreventExitStatus can name it."""
@@ -32,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
             name: value for name, value in environ.items() if name in ("HOST", "PORT") or name.startswith("CODEXD_")
         }
         options.config = Path(os.devnull)
-    load = partial(config.load, options.config, environ)
+    load = partial(reading.load, options.config, environ)
     try:
         settings, origin = load()
-    except config.ConfigError as error:
+    except ConfigError as error:
         return _fail(f"{error}", EX_CONFIG)
     if options.check_config:
         print(f"{origin or 'built-in defaults'}: ok")  # noqa: T201

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import structlog
 
 from codexd import server, systemd
-from codexd.config import Config, ConfigError, check_open, control_socket, resolve_bind
+from codexd.config import Config, ConfigError, control_socket, resolve_bind
+from codexd.reading import check_open
 
 log = structlog.get_logger()
 

@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from codexd import config
-from codexd.config import Config, ConfigError, load, state_dir
+from codexd.config import Config, ConfigError, state_dir
+from codexd.reading import load, search_path, table
 
 
 def loaded(tmp_path: Path, text: str = "", name: str = "config.toml", **environ: str) -> Config:
@@ -66,7 +67,7 @@ def test_places_are_searched_in_order(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True)
         path.write_text(text)
         assert load(None, environ)[1] == path
-    assert Path("/etc/codexd/config.toml") in config.search_path(environ)
+    assert Path("/etc/codexd/config.toml") in search_path(environ)
     assert load(None, environ | {"CONFIG_PATH": str(xdg)})[1] == xdg
     assert load(last, environ | {"CONFIG_PATH": str(xdg)})[1] == last
 
@@ -178,7 +179,7 @@ def test_where_state_lives() -> None:
 
 
 def test_every_key_is_described() -> None:
-    assert all(row.rpartition(" | ")[2].removesuffix(" |") for row in config.table().splitlines()[2:])
+    assert all(row.rpartition(" | ")[2].removesuffix(" |") for row in table().splitlines()[2:])
 
 
 def test_a_socket_by_name_lies_in_the_runtime_directory(tmp_path: Path) -> None:
