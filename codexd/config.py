@@ -86,6 +86,11 @@ class OAuth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Port,
         _about("Port of the server that waits for that return while a browser sign-in runs. 1457 stands in for 1455."),
     ] = 1455
+    local_server_host: Annotated[
+        str,
+        Meta(pattern=r"^[0-9a-fA-F.:]+$"),
+        _about("Address of that server. In a container, whose port is published, `0.0.0.0`."),
+    ] = "127.0.0.1"
     login_timeout: Annotated[Seconds, _about("Seconds that a browser sign-in may take.")] = 600.0
 
 

@@ -181,7 +181,7 @@ async def _serve(
             keepers.start_soon(made.logins.keep)
             keepers.start_soon(made.store.keep)
             keepers.start_soon(_end_drain, stop, made)
-            await keepers.start(control_server.serve, listening.control, Verbs(made).handle)
+            await keepers.start(control_server.serve, listening.control, Verbs(made, listening.api[0]).handle)
             async with trio.open_nursery() as web:
                 serve = partial(
                     server.serve,

@@ -291,6 +291,22 @@ def shutting_down() -> ApiError:
     )
 
 
+def stopping() -> ApiError:
+    return ApiError(
+        409, "codexd is stopping: open streams may finish, and new requests wait for its next start", code="stopping"
+    )
+
+
+def not_answering(seconds: float) -> ApiError:
+    """For ``codexctl health``: the control socket answers, the API does not."""
+    return ApiError(
+        500,
+        f"codexd runs, but did not answer a request on its own listener within {seconds:g} seconds: its log says more "
+        "(journalctl -u codexd), `systemctl restart codexd` begins anew",
+        code="internal_error",
+    )
+
+
 def upstream_unreachable(why: str) -> ApiError:
     return ApiError(
         502,

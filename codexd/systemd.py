@@ -97,12 +97,13 @@ async def keep_alive(notifier: Notifier, seconds: float, listener: socket.socket
     """
     while True:
         with trio.move_on_after(seconds / 3):
-            if await _answers(listener):
+            if await answers(listener):
                 notifier.alive()
             await trio.sleep_forever()
 
 
-async def _answers(listener: socket.socket) -> bool:
+async def answers(listener: socket.socket) -> bool:
+    """Whether a request to this process's own listener gets its answer; why not is in the log."""
     try:
         async with await _connect(listener) as stream:
             await stream.send_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")

@@ -253,7 +253,7 @@ class Logins:
         ports = self._ports or [first, *([_SECOND_PORT[first]] if first in _SECOND_PORT else [])]
         for port in ports:
             try:
-                listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+                listeners = await trio.open_tcp_listeners(port, host=self._config.local_server_host)
             except OSError as error:
                 log.info("a port for the browser's return is in use", port=port, reason=error.strerror)
                 continue

@@ -19,7 +19,18 @@ from typing import Any, NamedTuple
 import structlog
 import trio
 
-from codexd.control.wire import MAX_LINE, Done, NotUnderstood, Refused, Reply, Request, decode_request, encode, refused
+from codexd.control.wire import (
+    MAX_LINE,
+    Done,
+    Health,
+    NotUnderstood,
+    Refused,
+    Reply,
+    Request,
+    decode_request,
+    encode,
+    refused,
+)
 from codexd.errors import ApiError
 
 LINE_TIMEOUT = 5.0
@@ -118,7 +129,8 @@ async def _serve_one(
     except NotUnderstood as error:
         await say(error.refusal)
         return
-    log.info("control request", verb=type(request).__struct_config__.tag, pid=peer.pid, uid=peer.uid)
+    say_so = log.debug if isinstance(request, Health) else log.info  # somebody asks that every few seconds
+    say_so("control request", verb=type(request).__struct_config__.tag, pid=peer.pid, uid=peer.uid)
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:

@@ -1,6 +1,7 @@
 """What the daemon does for each verb of the control socket. One method a verb; what it says last ends the answer."""
 
 import os
+import socket
 from pathlib import Path
 from typing import assert_never
 
@@ -18,6 +19,7 @@ from codexd.control.server import Say
 from codexd.errors import ApiError
 from codexd.parts import Parts
 from codexd.protocol.limits import Limits
+from codexd.systemd import answers
 
 USAGE_AGE = 60.0
 """Seconds for which ``status`` takes the usage that is known, before it asks the backend."""
@@ -26,9 +28,16 @@ USAGE_PATIENCE = 3.0
 """Seconds that ``status`` waits for the backend's usage page: it must also answer when the backend does not."""
 
 
+HEALTH_PATIENCE = 4.0
+"""Seconds in which codexd has to answer its own request, to be called healthy."""
+
+
 class Verbs:
-    def __init__(self, parts: Parts) -> None:
+    """``listener`` is a socket of the API, to see whether anything answers there."""
+
+    def __init__(self, parts: Parts, listener: socket.socket) -> None:
         self._parts = parts
+        self._listener = listener
 
     async def handle(self, request: wire.Request, say: Say) -> None:  # noqa: C901 - a dispatch table, checked for gaps
         """Raises ApiError."""
@@ -44,6 +53,8 @@ class Verbs:
                 await say(wire.SignedOut(revoked=why is None, why=why))
             case wire.Status():
                 await say(await self._status())
+            case wire.Health():
+                await say(await self._health(ready=request.ready))
             case wire.Refresh():
                 await self._parts.session.refresh()
                 await say(account(self._parts.session.describe()))
@@ -129,6 +140,22 @@ class Verbs:
             login=login.method if login is not None and not login.finished.is_set() else None,
             usage=None if usage is None or not signed_in.signed_in else _report(usage),
         )
+
+    async def _health(self, *, ready: bool) -> wire.HealthReport:
+        session = self._parts.session
+        if ready and self._parts.draining:
+            raise errors.stopping()
+        if ready and not session.signed_in:
+            raise errors.signed_out(session.describe().why or "Not signed in")
+        if ready and not session.ready:
+            raise errors.issuer_unavailable(session.describe().refresh_failed or "no reason is known", 0)
+        answered = self._parts.draining
+        if not answered:  # it listens no more then, and finishes what is open
+            with trio.move_on_after(HEALTH_PATIENCE):
+                answered = await answers(self._listener)
+        if not answered:
+            raise errors.not_answering(HEALTH_PATIENCE)
+        return wire.HealthReport(daemon_version=__version__, signed_in=session.signed_in)
 
     async def _usage(self) -> wire.UsageReport:
         try:

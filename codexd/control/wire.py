@@ -53,6 +53,12 @@ class Status(_Request, frozen=True, kw_only=True, tag="status"):
     pass
 
 
+class Health(_Request, frozen=True, kw_only=True, tag="health"):
+    """``ready``: refuse also when requests would fail, because nobody is signed in or codexd is stopping."""
+
+    ready: bool = False
+
+
 class Refresh(_Request, frozen=True, kw_only=True, tag="refresh"):
     pass
 
@@ -96,6 +102,7 @@ Request = (
     | LoginImport
     | Logout
     | Status
+    | Health
     | Refresh
     | Usage
     | Models
@@ -197,6 +204,13 @@ class StatusReport(_Reply, frozen=True, kw_only=True, tag="status"):
     usage: UsageReport | None
 
 
+class HealthReport(_Reply, frozen=True, kw_only=True, tag="health"):
+    """codexd answers requests on its own listener. ``signed_in``: and there is a sign-in to answer them with."""
+
+    daemon_version: str
+    signed_in: bool
+
+
 class ModelEntry(Struct, frozen=True, kw_only=True):
     """``shape``: what the backend wants for it, ``classic`` or ``lite``. ``context_window`` is in tokens."""
 
@@ -277,6 +291,7 @@ Reply = (
     | SignedOut
     | UsageReport
     | StatusReport
+    | HealthReport
     | ModelsReport
     | KeyAdded
     | KeysReport

@@ -61,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
 
     verb("logout", "revoke the sign-in and delete it here")
     verb("status", "show the sign-in, the limits and what the daemon does")
+    health = verb("health", "say whether codexd answers requests, by the exit code")
+    health.add_argument(
+        "--ready", action="store_true", help="and whether they would be served: signed in, not stopping"
+    )
     verb("refresh", "renew the access token now")
     verb("usage", "show how much of the account's limits is used")
     models = verb("models", "list the models of the account")

@@ -67,6 +67,9 @@ def show(reply: wire.Reply) -> None:  # noqa: C901 - a dispatch table
             _signed_out(reply)
         case wire.StatusReport():
             _print(console, _status(reply))
+        case wire.HealthReport():
+            who = "signed in" if reply.signed_in else "signed out: run codexctl login"
+            console.print(f"codexd {reply.daemon_version} answers; {who}.")
         case wire.UsageReport():
             _print(console, _usage(reply))
             if reply.why:

@@ -223,6 +223,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Output], int]] = {
     "login": _login,
     "logout": _simple(lambda _: wire.Logout(), "Revoking the sign-in"),
     "status": _status,
+    "health": _simple(lambda options: wire.Health(ready=options.ready), "Asking codexd"),
     "refresh": _simple(lambda _: wire.Refresh(), "Renewing the access token"),
     "usage": _simple(lambda _: wire.Usage(), "Asking ChatGPT"),
     "models": _simple(lambda options: wire.Models(refresh=options.refresh), "Asking for the models"),

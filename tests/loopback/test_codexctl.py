@@ -100,7 +100,7 @@ async def test_every_verb_speaks_json(setup: Make) -> None:
         verbs = {
             "status": ["status"], "refresh": ["account"], "usage": ["usage"], "models": ["models"], "reload": ["reloaded"],
             "keys list": ["keys"], "keys add a": ["key_added"], "keys revoke a": ["key_revoked"], "doctor": ["check"],
-            "logout": ["signed_out"],
+            "health": ["health"], "health --ready": ["health"], "logout": ["signed_out"],
         }  # fmt: skip
         for verb, replies in verbs.items():
             words = [*verb.split(), "--json"]
@@ -133,6 +133,25 @@ async def test_exit_codes_and_hints(setup: Make, tmp_path: Path) -> None:
         assert (json.code, json.json[0]["kind"]) == (4, "unreachable")
     gone = await codexctl(it.daemon, "status")
     assert gone.code == 4
+
+
+async def test_health_is_an_exit_code(setup: Make, tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    async with setup(signed_in=False, server={"bind": [f"unix:{path}"]}) as it:
+        said = await it.ctl("health")
+        assert (said.code, said.err, said.out) == (
+            0,
+            "",
+            f"codexd {__version__} answers; signed out: run codexctl login.\n",
+        )
+        ready = await it.ctl("health", "--ready")
+        assert (ready.code, "codexctl login" in ready.err) == (3, True)
+        store.save(it.tokens, it.issuer.sign_in())
+        assert (await it.ctl("health", "--ready")).out == f"codexd {__version__} answers; signed in.\n"
+        path.unlink()
+        deaf = await it.ctl("health")
+        assert (deaf.code, "did not answer" in deaf.err) == (5, True)
+    assert (await codexctl(it.daemon, "health")).code == 4
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else")
@@ -608,6 +627,7 @@ async def test_it_answers_while_the_api_drains(setup: Make) -> None:
             await it.daemon.logged("stopping")
             status = await it.ctl("status")
             assert (status.code, "stopping: open streams may finish" in status.out) == (0, True)
+            assert [(await it.ctl("health", *words)).code for words in ([], ["--ready"])] == [0, 5]
             nursery.cancel_scope.cancel()
 
 

@@ -399,6 +399,16 @@ async def test_the_browser_comes_back(setup: Make) -> None:
                 await trio.sleep(0.01)
 
 
+async def test_a_container_listens_on_all_addresses(setup: Make) -> None:
+    async with setup(local_server_port=0, local_server_host="0.0.0.0") as it:
+        attempt, _ = await it.logins.start("browser")
+        port = port_of(attempt)
+        assert "redirect_uri=http%3A%2F%2F127.0.0.1%3A" in attempt.url
+        async with await trio.open_tcp_stream("127.0.0.2", port) as stream:
+            await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 404")
+
+
 async def test_two_returns_at_once_spend_one_code(setup: Make) -> None:
     async with setup(local_server_port=0) as it:
         it.person._any_port = True
