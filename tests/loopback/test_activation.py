@@ -117,7 +117,7 @@ def test_the_default_address_is_not_opened_beside_systemds(tmp_path: Path) -> No
     ("make", "words"),
     [
         (lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "which does not listen: use ListenStream="),
-        (lambda: tcp("0.0.0.0"), "reachable from other machines"),  # noqa: S104
+        (lambda: tcp("0.0.0.0"), "reachable from other machines"),
     ],
 )
 def test_a_socket_that_will_not_do_is_refused(tmp_path: Path, make: Any, words: str) -> None:
