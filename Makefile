@@ -88,8 +88,10 @@ install:
 	test -e $(DESTDIR)/etc/codexd/config.toml || install -D -m 644 packaging/config.toml $(DESTDIR)/etc/codexd/config.toml
 
 # A Debian package of what is checked in: build/codexd_VERSION_ARCH.deb. It needs debhelper and dh-python.
-VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' codexd/__init__.py)
-TREE    = build/deb/codexd-$(VERSION)
+# For builds that see no git the version is told: the tag's, and between tags as pyproject.toml makes it.
+VERSION = $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed -E 's/^v//; s/-([0-9]+)-g/.post\1+g/' | grep . \
+	|| git log -1 --format="0.0.0.post$$(git rev-list --count HEAD)+g%h")
+TREE = build/deb/codexd-$(VERSION)
 deb:
 	rm -rf build/deb build/codexd_*
 	mkdir -p $(TREE)
@@ -98,7 +100,7 @@ deb:
 	printf 'codexd (%s) unstable; urgency=medium\n\n  * /usr/share/doc/codexd/CHANGELOG.md tells what is new.\n\n -- %s  %s\n' \
 		"$(VERSION)" "codexd maintainers <codexd@localhost>" "$$(git log -1 --format=%cD)" > $(TREE)/debian/changelog
 	echo CHANGELOG.md > $(TREE)/debian/docs
-	cd $(TREE) && dpkg-buildpackage -b -us -uc -d >../build.log 2>&1 || { tail -n 30 ../build.log; exit 1; }
+	export SETUPTOOLS_SCM_PRETEND_VERSION=$(VERSION); cd $(TREE) && dpkg-buildpackage -b -us -uc -d >../build.log 2>&1 || { tail -n 30 ../build.log; exit 1; }
 	mv build/deb/codexd_*.deb build/
 
 # The same for the tests of tests/system, which put it into a machine of their own.

@@ -1,18 +1,38 @@
 """The wheel holds what the daemon needs at run time, the instruction texts included."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
-from codexd import __version__, prompts
+from codexd import prompts
 from support.daemon import ROOT, environment
 
 
-def test_the_wheel_runs_without_the_checkout(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+def tagged(folder: Path, version: str) -> Path:
+    """A checkout of what is here now, its commit tagged as that version."""
+    tree = folder / "tree"
+    run = partial(subprocess.run, check=True, capture_output=True, timeout=120)
+    names = run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    git = ["git", "-C", str(tree), "-c", "user.name=x", "-c", "user.email=x@localhost"]
+    run(["git", "init", "-q", str(tree)])
+    run([*git, "add", "-A"])
+    run([*git, "commit", "-qm", "x"])
+    run([*git, "tag", f"v{version}"])
+    return tree
+
+
+def test_the_wheel_runs_without_the_checkout_and_knows_its_tag(tmp_path: Path) -> None:
+    tree = tagged(tmp_path, "9.8.7")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(tree)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = tmp_path / "codexd-9.8.7-py3-none-any.whl"
     unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
@@ -33,4 +53,4 @@ def test_the_wheel_runs_without_the_checkout(tmp_path: Path) -> None:
         check=True,
     )
     version, length = done.stdout.split()
-    assert (version, int(length)) == (__version__, len(prompts.for_model("gpt-5.1-codex")))
+    assert (version, int(length)) == ("9.8.7", len(prompts.for_model("gpt-5.1-codex")))
