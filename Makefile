@@ -5,13 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
-.PHONY: help demo test lint format lock clients clients-node clients-python install deb system test-system clean
+.PHONY: help demo test lint format lock clients clients-node clients-python install deb image container system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
 	@echo "make clients install the clients (Node and Python) that the suite then runs too"
 	@echo "make install put codexd on this server, as root: /usr/lib/codexd, units, manual pages"
 	@echo "make deb     a Debian package, in build/"
+	@echo "make image   a container image, by docker or, with ENGINE=podman, by that"
 	@echo "make test-system  the units under a real systemd, nginx; needs root"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
 	@echo "make lock    make the lock files anew from pyproject.toml"
@@ -43,6 +44,7 @@ lock: $(VENV)/.dev
 	$(COMPILE) --output-file requirements.lock pyproject.toml
 	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 	$(COMPILE) --output-file tests/clients/python/requirements.lock tests/clients/python/requirements.in
+	$(COMPILE) --output-file tests/system/requirements.lock tests/system/requirements.in
 
 # Clients that the suite runs when they are there, apart from codexd's own environment.
 clients: clients-node clients-python
@@ -102,6 +104,36 @@ deb:
 	echo CHANGELOG.md > $(TREE)/debian/docs
 	export SETUPTOOLS_SCM_PRETEND_VERSION=$(VERSION); cd $(TREE) && dpkg-buildpackage -b -us -uc -d >../build.log 2>&1 || { tail -n 30 ../build.log; exit 1; }
 	mv build/deb/codexd_*.deb build/
+
+# A container image, tagged codexd, by docker or podman.
+ENGINE ?= docker
+image:
+	$(ENGINE) build --file packaging/docker/Dockerfile --build-arg VERSION=$(VERSION) --tag codexd $(IMAGE_ARGS) .
+
+# The same for the tests: where no engine and no registry is, buildah builds it on a bare Debian that is made here.
+# And the linters of what tells engines and clusters what to do.
+CONTAINER = build/container
+BUILDAH   = buildah --root $(CURDIR)/$(CONTAINER)/store --runroot /run/codexd-buildah --storage-driver overlay
+BASE      = docker.io/library/debian:bookworm-slim
+AUTHORITY = /etc/ssl/certs/ca-certificates.crt
+container: $(CONTAINER)/.linters $(CONTAINER)/.image
+$(CONTAINER)/.linters: tests/system/requirements.lock
+	$(PYTHON) -m venv $(CONTAINER)/linters
+	$(CONTAINER)/linters/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+$(CONTAINER)/.base:
+	mkdir -p $(CONTAINER)
+	mmdebstrap -q --variant=minbase --include=ca-certificates bookworm $(CONTAINER)/base.tar
+	made=$$($(BUILDAH) from scratch) && $(BUILDAH) add -q $$made $(CONTAINER)/base.tar / >/dev/null \
+		&& $(BUILDAH) config --cmd /bin/bash $$made && $(BUILDAH) commit -q --rm $$made $(BASE) >/dev/null
+	rm $(CONTAINER)/base.tar
+	@touch $@
+$(CONTAINER)/.image: $(CONTAINER)/.base requirements.lock pyproject.toml Makefile $(shell git ls-files codexd prompts systemd packaging docs)
+	@$(MAKE) --no-print-directory image ENGINE="$(BUILDAH)" IMAGE_ARGS="--isolation chroot --network host --pull-never \
+		--format docker --ignorefile packaging/docker/Dockerfile.dockerignore --volume $(AUTHORITY):$(AUTHORITY):ro"
+	rm -f $(CONTAINER)/codexd.tar
+	$(BUILDAH) push -q localhost/codexd:latest docker-archive:$(CONTAINER)/codexd.tar:localhost/codexd:latest
+	@touch $@
 
 # The same for the tests of tests/system, which put it into a machine of their own.
 SYSTEM := build/system

@@ -1,4 +1,5 @@
-"""The simulated ChatGPT as a process of its own: PORT and seconds between events; a sign-in goes to the FILE."""
+"""The simulated ChatGPT as a process of its own, at ADDRESS:PORT, with so many seconds between events; a sign-in goes to
+the FILE."""
 
 import sys
 import time
@@ -13,12 +14,13 @@ from codexd.demo.chatgpt import ChatGPT
 from codexd.demo.issuer import Issuer
 
 
-async def main(port: int, pace: float, file: Path) -> None:
+async def main(address: str, pace: float, file: Path) -> None:
+    host, _, port = address.rpartition(":")
     chatgpt = ChatGPT(time.time, Issuer(time.time, approves_after=1), pace=pace)
-    chatgpt.issuer.url = f"http://127.0.0.1:{port}"
+    chatgpt.issuer.url = f"http://{address}"
     store.save(file, chatgpt.issuer.sign_in())
-    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    listeners = await trio.open_tcp_listeners(int(port), host=host)
     await loopback.serve(chatgpt._handle, listeners, max_body=1 << 26, patience=300)
 
 
-trio.run(partial(main, int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3])))
+trio.run(partial(main, sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])))

@@ -43,7 +43,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         made.write("/etc/default/codexd", DEFAULTS)
         made.run("systemctl", "daemon-reload")
         made.run("systemd-run", "--unit=chatgpt", "--collect", "--setenv=PYTHONPATH=/usr/lib/codexd", "/usr/bin/python3",
-                 "/src/tests/system/chatgpt.py", "9000", "0.15", "/tmp/tokens.json")  # fmt: skip
+                 "/src/tests/system/chatgpt.py", "127.0.0.1:9000", "0.15", "/tmp/tokens.json")  # fmt: skip
         made.until("access_token", "cat", "/tmp/tokens.json")
         yield made
 
