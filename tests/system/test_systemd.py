@@ -187,6 +187,50 @@ def test_an_instance_for_each_person(box: Box) -> None:
     assert show(box, "StatusText", "codexd@bob") == "signed out: run codexctl login"
 
 
+def test_a_sign_in_that_is_kept_encrypted(box: Box) -> None:
+    box.run("systemd-creds", "setup")
+    box.run(
+        "systemd-creds",
+        "encrypt",
+        "--with-key=host",
+        "--name=tokens.json",
+        "/tmp/tokens.json",
+        "/etc/codexd/carol.cred",
+    )
+    box.write(
+        "/etc/systemd/system/codexd@carol.service.d/sign-in.conf",
+        "[Service]\nLoadCredentialEncrypted=tokens.json:/etc/codexd/carol.cred\n",
+    )
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "enable", "--now", "codexd@carol.socket", "codexd-control@carol.socket")
+    carol = "/run/codexd/carol/api.sock"
+    assert msgspec.json.decode(curl(box, "/health", socket=carol))["signed_in"] is True
+
+
+def test_in_a_persons_own_session(box: Box) -> None:
+    box.run("useradd", "--create-home", "dave")
+    uid = box.run("id", "-u", "dave")
+    box.run("install", "-d", "-m", "700", "-o", "dave", f"/run/user/{uid}")
+    box.write(
+        f"/run/systemd/system/user-runtime-dir@{uid}.service.d/box.conf", "[Service]\nExecStart=\nExecStart=true\n"
+    )
+    box.write("/home/dave/.config/codexd/config.toml", "[server]\nport = 3333\n")
+    box.run("chown", "-R", "dave:", "/home/dave")
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "start", f"user@{uid}")
+
+    def as_dave(*words: str) -> str:
+        return box.run("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "env", "HOME=/home/dave",
+                       f"XDG_RUNTIME_DIR=/run/user/{uid}", *words)  # fmt: skip
+
+    as_dave("systemctl", "--user", "enable", "--now", "codexd")
+    assert as_dave("systemctl", "--user", "show", "-P", "StatusText", "codexd") == "signed out: run codexctl login"
+    assert '"version"' in box.run("curl", "-sS", "http://127.0.0.1:3333/health")
+    assert "signed out" in as_dave("codexctl", "health")
+    as_dave("systemctl", "--user", "stop", "codexd")
+    assert as_dave("systemctl", "--user", "show", "-P", "Result", "codexd") == "success"
+
+
 def test_a_stop_drains(box: Box) -> None:
     curl(box, "/health")
     stream = streaming(box)
