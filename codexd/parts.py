@@ -18,7 +18,7 @@ from codexd.catalog import Catalog
 from codexd.config import KEYS_FILE, Config, ConfigError
 from codexd.keys import Keys
 from codexd.store import ResponseStore
-from codexd.upstream import USER_AGENT, Upstream, make_client
+from codexd.upstream import USER_AGENT, Upstream, make_client, make_transport
 
 Load = Callable[[], tuple[Config, Path | None]]
 
@@ -147,7 +147,8 @@ async def build(
     on_change: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Parts]:
     """The parts, not running yet. ``on_change`` is called when somebody signed in or out."""
-    async with make_client(trust_env=trust_env) as client:
+    transport = make_transport(trust_env=trust_env)
+    async with make_client(transport, trust_env=trust_env) as client:
         issuer = Issuer(client, config.oauth, identity(config))
         session = Session(state / "tokens.json", issuer=issuer, clock=clock, on_change=on_change)
         catalog = Catalog(
@@ -167,6 +168,13 @@ async def build(
             logins=Logins(issuer, session, config.oauth, config.backend.originator, clock=clock),
             keys=Keys(state / KEYS_FILE, config, clock=clock),
             catalog=catalog,
-            upstream=Upstream(client, session, config.backend, on_models_etag=catalog.on_models_etag, clock=clock),
+            upstream=Upstream(
+                client,
+                session,
+                config.backend,
+                on_models_etag=catalog.on_models_etag,
+                clock=clock,
+                transport=transport,
+            ),
             store=ResponseStore(state / "responses", config.storage, clock=clock),
         )

@@ -41,7 +41,7 @@ class Source(Protocol):
     @property
     def headers(self) -> Mapping[str, str]: ...
 
-    def aiter_bytes(self) -> AsyncIterator[bytes]: ...
+    def chunks(self) -> AsyncIterator[bytes]: ...
 
 
 class Client(Protocol):
@@ -179,7 +179,7 @@ class Relay:
     async def _pump(self, client: Client | None, conversion: Conversion) -> None:
         async with self._open() as source:
             self._headers = self._headers_of(source)
-            chunks = source.aiter_bytes()
+            chunks = source.chunks()
             async for data in chunks:
                 self._waiting_since = trio.current_time()
                 self._heard = True

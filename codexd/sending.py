@@ -3,11 +3,10 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import httpx
 import structlog
 
 from codexd.errors import ApiError
-from codexd.upstream import Call, Upstream
+from codexd.upstream import Answer, Call, Upstream
 
 log = structlog.get_logger()
 
@@ -25,7 +24,7 @@ class Sending:
         self._without_reasoning = without_reasoning
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[httpx.Response]:
+    async def open(self) -> AsyncIterator[Answer]:
         """As ``Upstream.open``."""
         try:
             async with self._upstream.open(self._call) as source:

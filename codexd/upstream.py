@@ -2,10 +2,12 @@
 
 import email.utils
 import platform
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import httpx
 import msgspec
@@ -16,11 +18,14 @@ from codexd.auth.session import Access, Session
 from codexd.config import Backend
 from codexd.protocol import failure, limits
 from codexd.protocol.limits import Limits
+from codexd.transport import Transport
 
 MAX_ERROR_BODY = 256 * 1024
 """Bytes of an error's body that are read; the rest of it is of no use to anyone."""
 
 CONNECT_TIMEOUT = 15.0
+
+_EXTENSIONS = {"timeout": {"connect": CONNECT_TIMEOUT}}
 
 USER_AGENT = f"codexd/{__version__} ({platform.system()} {platform.release()}; {platform.machine()})"
 
@@ -52,13 +57,21 @@ class _CloudflareOnly(DefaultCookiePolicy):
         return wanted and super().set_ok(cookie, request)
 
 
-def make_client(*, trust_env: bool = True) -> httpx.AsyncClient:
+def make_transport(*, trust_env: bool = True) -> httpx.AsyncBaseTransport | None:
+    """The way to the backend; None where the environment names a proxy: httpx itself knows how to ask one."""
+    if trust_env and any(scheme != "no" for scheme in urllib.request.getproxies()):
+        return None
+    return Transport(partial(httpx.create_ssl_context, trust_env=trust_env))
+
+
+def make_client(transport: httpx.AsyncBaseTransport | None, *, trust_env: bool = True) -> httpx.AsyncClient:
     """The one HTTP client of the process, for backend and issuer. ``trust_env`` honours the environment's proxies.
 
-    HTTP/1.1: over one HTTP/2 connection only 100 streams run, and the rest wait without an error. The pool is unbounded
-    because one stream is one connection. Reads have no deadline of their own: ``relay`` and ``session`` set those.
+    Its own transport, where there is a proxy: HTTP/1.1 too, and its pool is unbounded because one stream is one
+    connection. Reads have no deadline of their own: ``relay`` and ``session`` set those.
     """
     client = httpx.AsyncClient(
+        transport=transport,
         cookies=CookieJar(_CloudflareOnly()),
         timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=90),
@@ -71,8 +84,25 @@ def make_client(*, trust_env: bool = True) -> httpx.AsyncClient:
     return client
 
 
+class Answer(NamedTuple):
+    """A response whose status was checked, being read."""
+
+    headers: httpx.Headers
+    response: httpx.Response
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes in, decompressed when somebody on the way has compressed it."""
+        if "content-encoding" in self.headers:
+            return self.response.aiter_bytes()
+        return aiter(cast("httpx.AsyncByteStream", self.response.stream))
+
+
 class Upstream:
-    """The backend, as one account sees it. ``clock`` gives Unix seconds."""
+    """The backend, as one account sees it. ``clock`` gives Unix seconds.
+
+    Answers are asked of ``transport`` directly, when it is given: what the client does beyond that (merging headers,
+    redirects, authentication, a cookie jar for each response) costs more than all the rest of a request.
+    """
 
     def __init__(
         self,
@@ -82,8 +112,10 @@ class Upstream:
         *,
         on_models_etag: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float],
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._client = client
+        self._transport = transport
         self._session = session
         self.configure(config)
         self._on_models_etag = on_models_etag
@@ -97,7 +129,7 @@ class Upstream:
         self._base, self._config = base, config
 
     @asynccontextmanager
-    async def open(self, call: Call) -> AsyncIterator[httpx.Response]:
+    async def open(self, call: Call) -> AsyncIterator[Answer]:
         """The backend's event stream, its status checked; closed on leaving. A 401 is mended once on the way.
 
         Raises ApiError, also for faults while the caller reads.
@@ -122,7 +154,7 @@ class Upstream:
             if etag := response.headers.get("x-models-etag"):
                 self._on_models_etag(etag)
             try:
-                yield response
+                yield Answer(response.headers, response)
             finally:
                 await response.aclose()
         except (httpx.HTTPError, httpx.StreamError) as error:
@@ -207,6 +239,7 @@ class Upstream:
     async def _send(self, call: Call, access: Access) -> httpx.Response:
         # session_id, conversation_id and OpenAI-Beta are what earlier clients sent, the others what today's sends.
         headers = self._identity(access) | {
+            "user-agent": USER_AGENT,
             "accept": "text/event-stream",
             "content-type": "application/json",
             "openai-beta": "responses=experimental",
@@ -218,8 +251,18 @@ class Upstream:
         }
         if call.lite:
             headers["x-openai-internal-codex-responses-lite"] = "true"
-        request = self._client.build_request("POST", self._url, content=call.body, headers=headers)
-        return await self._client.send(request, stream=True)
+        if self._transport is None:
+            request = self._client.build_request("POST", self._url, content=call.body, headers=headers)
+            return await self._client.send(request, stream=True)
+        request = httpx.Request("POST", self._url, content=call.body, headers=headers, extensions=_EXTENSIONS)
+        cookies = self._client.cookies
+        if cookies:
+            cookies.set_cookie_header(request)
+        response = await self._transport.handle_async_request(request)
+        if "set-cookie" in response.headers:
+            response.request = request
+            cookies.extract_cookies(response)
+        return response
 
     def _identity(self, access: Access) -> dict[str, str]:
         headers = {

@@ -46,7 +46,7 @@ class Fake:
         finally:
             self.closed += 1
 
-    def aiter_bytes(self) -> AsyncIterator[bytes]:
+    def chunks(self) -> AsyncIterator[bytes]:
         return Play(self.plays[min(self.opened, len(self.plays)) - 1], self.broken_end)
 
 

@@ -1,0 +1,451 @@
+"""HTTP/1.1 towards ChatGPT: an httpx transport on the kernel's own sockets.
+
+httpx's own transport is right and slow for this use. Measured beside it on the same streams: a deadline and a scheduler
+pass for each read, h11 for each chunk, a pool that looks at every open connection on every request (with 1000 streams
+open a request cost five times as much). Here one read is one wait and one ``recv``, all of its chunks are taken apart
+at once, and an idle connection is the top of a stack. TLS reads and writes on the kernel's socket too, without a
+stream of trio's between, which halved its cost.
+
+Nothing here has a deadline but connecting: whoever reads has one. HTTP/1.1 alone, because over one HTTP/2 connection
+only 100 streams run and the others wait without an error. Proxies are left to httpx, and so are cookies, redirects and
+authentication.
+
+The message format is that of RFC 9112, read strictly: what does not fit ends the connection with RemoteProtocolError.
+"""
+
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import httpx
+import trio
+
+MAX_HEAD = 64 * 1024
+"""Bytes of a status line with its headers, or of a chunked body's trailers."""
+
+READ_SIZE = 64 * 1024
+KEEP_ALIVE = 90.0
+"""Seconds for which an idle connection may be used again."""
+
+MAX_IDLE = 100
+"""Idle connections that are kept for one origin."""
+
+JOIN_BODY = 64 * 1024
+"""A request body up to this size goes out in one write with its head; a larger one is not copied for that."""
+
+Origin = tuple[str, str, int]
+
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\x00\r\n]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*)")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00\r\n]*)?\r\n")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_UNSENDABLE = re.compile(rb"[\x00\r\n]")
+
+
+class Transport(httpx.AsyncBaseTransport):
+    """``context`` makes the TLS context, when the first ``https`` address comes."""
+
+    def __init__(self, context: Callable[[], ssl.SSLContext] = httpx.create_ssl_context) -> None:
+        self._make_context = context
+        self._context: ssl.SSLContext | None = None
+        self._idle: dict[Origin, list[_Connection]] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Raises httpx's own exceptions. The response's stream must be closed."""
+        url = request.url
+        origin = url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+        head, body = _head_of(request), await request.aread()
+        connection = self._take(origin) or await self._connect(origin, request)
+        try:
+            if len(body) <= JOIN_BODY:
+                await connection.send(head + body)
+            else:
+                await connection.send(head)
+                await connection.send(body)
+            status, fields, keep, rest = await _read_head(connection)
+            framing, keep = _framing(request.method, status, fields, keep=keep)
+        except BaseException:
+            connection.close()
+            raise
+        stream = Body(connection, framing, rest, (lambda: self._give_back(origin, connection)) if keep else None)
+        return httpx.Response(status, headers=fields, stream=stream)
+
+    async def aclose(self) -> None:
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+
+    # --- connections
+
+    def _take(self, origin: Origin) -> "_Connection | None":
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if trio.current_time() < connection.idle_since + KEEP_ALIVE and connection.quiet():
+                return connection
+            connection.close()
+        return None
+
+    def _give_back(self, origin: Origin, connection: "_Connection") -> None:
+        idle, now = self._idle.setdefault(origin, []), trio.current_time()
+        connection.idle_since = now
+        idle.append(connection)
+        # The bottom of the stack is what nobody has needed for longest.
+        while len(idle) > MAX_IDLE or now >= idle[0].idle_since + KEEP_ALIVE:
+            idle.pop(0).close()
+
+    async def _connect(self, origin: Origin, request: httpx.Request) -> "_Connection":
+        scheme, host, port = origin
+        if scheme not in ("http", "https"):
+            raise httpx.UnsupportedProtocol(f"http or https is needed, not {scheme!r}")
+        seconds = request.extensions.get("timeout", {}).get("connect")
+        try:
+            with trio.fail_after(float("inf") if seconds is None else seconds):
+                stream = await trio.open_tcp_stream(host, port)
+                raw = socket.socket(fileno=stream.socket.detach())
+                raw.setblocking(False)
+                return _Connection(raw) if scheme == "http" else await self._secure(raw, host)
+        except trio.TooSlowError as error:
+            raise httpx.ConnectTimeout(f"no connection to {host} in time") from error
+        except OSError as error:
+            raise httpx.ConnectError(_why(error)) from error
+
+    async def _secure(self, raw: socket.socket, host: str) -> "_Connection":
+        if self._context is None:
+            self._context = self._make_context()
+            self._context.set_alpn_protocols(["http/1.1"])
+        try:
+            tls = self._context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
+        except BaseException:
+            raw.close()
+            raise
+        try:
+            while True:
+                try:
+                    tls.do_handshake()
+                except ssl.SSLWantReadError:
+                    await trio.lowlevel.wait_readable(tls)
+                except ssl.SSLWantWriteError:
+                    await trio.lowlevel.wait_writable(tls)
+                else:
+                    return _TlsConnection(tls)
+        except BaseException:
+            tls.close()
+            raise
+
+
+def _why(error: BaseException) -> str:
+    """What is at the bottom of a failed connection: trio tries several addresses and reports all of them."""
+    while (cause := error.__cause__) is not None:
+        error = cause
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+    return str(error) or type(error).__name__
+
+
+class _Connection:
+    """One connection, plain. ``read`` gives what one wait brought, and nothing at the end."""
+
+    __slots__ = ("_fd", "_socket", "idle_since")
+
+    def __init__(self, opened: socket.socket) -> None:
+        self._socket = opened
+        self._fd = opened.fileno()
+        self.idle_since = 0.0
+
+    async def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._socket.send(view) :]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await trio.lowlevel.wait_writable(self._fd)
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self._fd)
+            except OSError as error:
+                raise httpx.WriteError(_why(error)) from error
+
+    async def read(self) -> bytes:
+        while True:
+            await trio.lowlevel.wait_readable(self._fd)
+            try:
+                return self._socket.recv(READ_SIZE)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise httpx.ReadError(_why(error)) from error
+
+    def quiet(self) -> bool:
+        """Whether nothing has come since the last answer: neither its end nor what nobody asked for."""
+        try:
+            socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._fd)
+            self._socket.close()
+
+
+class _TlsConnection(_Connection):
+    """The same over TLS, where one wait may bring several records, and the last of them is not the last of the data."""
+
+    __slots__ = ()
+
+    async def read(self) -> bytes:
+        found: list[bytes] = []
+        size = 0
+        while True:
+            try:
+                data = self._socket.recv(READ_SIZE)
+            except ssl.SSLWantReadError:
+                if found:
+                    break
+                await trio.lowlevel.wait_readable(self._fd)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self._fd)
+            except OSError as error:
+                if found:
+                    break  # the next read meets it again
+                raise httpx.ReadError(_why(error)) from error
+            else:
+                found.append(data)
+                size += len(data)
+                if not data or size >= READ_SIZE:
+                    # All that came without waiting: others must have their turn too.
+                    await trio.lowlevel.checkpoint()
+                    break
+        return found[0] if len(found) == 1 else b"".join(found)
+
+
+# --- heads
+
+
+def _head_of(request: httpx.Request) -> bytes:
+    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
+    for name, value in request.headers.raw:
+        if _UNSENDABLE.search(value) or _UNSENDABLE.search(name):
+            raise httpx.LocalProtocolError("a header holds what HTTP does not allow")
+        lines.append(b"%b: %b" % (name, value))
+    return b"\r\n".join([*lines, b"\r\n"])
+
+
+Fields = list[tuple[bytes, bytes]]
+
+
+async def _read_head(connection: _Connection) -> tuple[int, Fields, bool, bytes]:
+    """Status, header fields, whether the connection may live on, and the bytes that came after the head."""
+    data = b""
+    while True:
+        while (end := data.find(b"\r\n\r\n")) < 0:
+            if len(data) > MAX_HEAD:
+                raise httpx.RemoteProtocolError("the response's headers are too long")
+            more = await connection.read()
+            if not more:
+                what = "in the middle of its headers" if data else "without a response"
+                raise httpx.RemoteProtocolError(f"the server closed the connection {what}")
+            data += more
+        status, fields, persistent = _parse_head(data[:end])
+        data = data[end + 4 :]
+        if status >= 200:
+            return status, fields, persistent, data
+        if status == 101:
+            raise httpx.RemoteProtocolError("the server changed the protocol unasked")
+
+
+def _parse_head(head: bytes) -> tuple[int, Fields, bool]:
+    first, *lines = head.split(b"\r\n")
+    found = _STATUS.fullmatch(first)
+    if found is None:
+        raise httpx.RemoteProtocolError("the response has no status line of HTTP/1.1")
+    persistent = found[1] == b"1"
+    fields: Fields = []
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            raise httpx.RemoteProtocolError("the response has a header that cannot be read")
+        name, value = field[1].lower(), field[2].rstrip(b" \t")
+        if name == b"connection":
+            tokens = [token.strip() for token in value.lower().split(b",")]
+            persistent = (persistent or b"keep-alive" in tokens) and b"close" not in tokens
+        fields.append((name, value))
+    return int(found[2]), fields, persistent
+
+
+def _framing(method: str, status: int, fields: Fields, *, keep: bool) -> tuple["Framing", bool]:
+    """How the body ends, and whether the connection may be used again after it."""
+    if method == "HEAD" or status in (204, 304):
+        return _Length(0), keep
+    codings = [value.decode("latin-1").strip().lower() for name, value in fields if name == b"transfer-encoding"]
+    lengths = {value.decode("latin-1") for name, value in fields if name == b"content-length"}
+    if codings:
+        if codings != ["chunked"]:
+            raise httpx.RemoteProtocolError(f"the response is in a transfer coding that was not asked for: {codings}")
+        # With a length beside it somebody on the way may have seen another end: nothing may follow here.
+        return _Chunked(), keep and not lengths
+    if lengths:
+        length = lengths.pop()
+        if lengths or not _LENGTH.fullmatch(length):
+            raise httpx.RemoteProtocolError("the response's length cannot be told")
+        return _Length(int(length)), keep
+    return _UntilClose(), False
+
+
+# --- bodies
+
+
+class Framing(Protocol):
+    """Where a body ends. ``rest`` holds what came and does not belong to it, or cannot be told yet."""
+
+    done: bool
+    rest: bytes
+
+    def feed(self, data: bytes) -> bytes:
+        """The part of the read that is content. Raises RemoteProtocolError."""
+
+    def eof(self) -> None:
+        """The connection has ended. Raises RemoteProtocolError when that cuts the body off."""
+
+
+class _Length:
+    __slots__ = ("_left", "done", "rest")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        if len(data) > self._left:
+            data, self.rest = data[: self._left], data[self._left :]
+        self._left -= len(data)
+        self.done = self._left == 0
+        return data
+
+    def eof(self) -> None:
+        raise httpx.RemoteProtocolError(f"the connection ended {self._left} bytes before the response's end")
+
+
+class _UntilClose:
+    __slots__ = ("done", "rest")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def eof(self) -> None:
+        self.done = True
+
+
+class _Chunked:
+    """All chunks of a read in one pass with an index: slicing the rest off for each would be quadratic."""
+
+    __slots__ = ("_ending", "_left", "done", "rest")
+
+    def __init__(self) -> None:
+        self._left = 0  # of the chunk that is under way, with its line end
+        self._ending = False
+        self.done = False
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        if self.rest:
+            data, self.rest = self.rest + data, b""
+        out: list[bytes] = []
+        at, size = 0, len(data)
+        left = self._left
+        while not self._ending:
+            if left > 2:
+                piece = data[at : at + left - 2]
+                out.append(piece)
+                at += len(piece)
+                left -= len(piece)
+            if left:
+                if size - at < left:
+                    break
+                if data[at : at + 2] != b"\r\n":
+                    raise httpx.RemoteProtocolError("a chunk of the response is longer than it says")
+                at += 2
+                left = 0
+            found = _CHUNK.match(data, at)
+            if found is None:
+                if size - at > MAX_HEAD or b"\n" in data[at : at + MAX_HEAD]:
+                    raise httpx.RemoteProtocolError("a chunk of the response has no size that can be read")
+                break
+            at = found.end()
+            length = int(found[1], 16)
+            if length:
+                left = length + 2
+            else:
+                self._ending = True
+        self._left = left
+        self.rest = data[at:]
+        if self._ending:
+            self._trailers()
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def _trailers(self) -> None:
+        """What follows the last chunk: fields that nobody asked for, up to an empty line."""
+        if self.rest.startswith(b"\r\n"):
+            self.done, self.rest = True, self.rest[2:]
+        elif (end := self.rest.find(b"\r\n\r\n")) >= 0:
+            self.done, self.rest = True, self.rest[end + 4 :]
+        elif len(self.rest) > MAX_HEAD:
+            raise httpx.RemoteProtocolError("the response's trailers are too long")
+
+    def eof(self) -> None:
+        raise httpx.RemoteProtocolError("the connection ended before the response's last chunk")
+
+
+class Body(httpx.AsyncByteStream):
+    """The body, a piece for each read. Once it was read to its end, the connection goes back to the idle ones."""
+
+    __slots__ = ("_connection", "_framing", "_give_back", "_rest")
+
+    def __init__(
+        self, connection: _Connection, framing: Framing, rest: bytes, give_back: Callable[[], None] | None
+    ) -> None:
+        self._connection: _Connection | None = connection
+        self._framing = framing
+        self._rest = rest
+        self._give_back = give_back
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        framing = self._framing
+        while not framing.done:
+            if self._connection is None:
+                raise httpx.StreamClosed
+            if self._rest:
+                data, self._rest = self._rest, b""
+            elif not (data := await self._connection.read()):
+                framing.eof()
+                break
+            if out := framing.feed(data):
+                return out
+        self._finish()
+        raise StopAsyncIteration
+
+    def _finish(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._give_back is None or not self._framing.done or self._framing.rest or self._rest:
+            connection.close()
+        else:
+            self._give_back()
+
+    async def aclose(self) -> None:
+        self._finish()

@@ -1,0 +1,356 @@
+"""HTTP towards ChatGPT, over real sockets: framing at every cut, what may be used again, what is refused."""
+
+import gzip
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+import trio
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codexd import transport
+from codexd.transport import Transport, _Chunked
+
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Server:
+    """Answers each request, in order, with the next of the given bytes; None closes the connection."""
+
+    def __init__(self, *answers: bytes | None) -> None:
+        self.answers = list(answers)
+        self.requests: list[bytes] = []
+        self.connections = 0
+        self.closed = trio.Event()
+
+    async def handle(self, stream: Any) -> None:
+        self.connections += 1
+        try:
+            while self.answers:
+                data = b""
+                while b"\r\n\r\n" not in data:
+                    received = await stream.receive_some(65536)
+                    if not received:
+                        return
+                    data += received
+                self.requests.append(data)
+                answer = self.answers.pop(0)
+                if answer is None:
+                    return
+                await stream.send_all(answer)
+            await stream.receive_some(1)
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            self.closed.set()
+            await trio.aclose_forcefully(stream)
+
+
+@asynccontextmanager
+async def serving(server: Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    async with trio.open_nursery() as nursery:
+        if tls is None:
+            listeners: Any = await nursery.start(partial(trio.serve_tcp, server.handle, 0, host="127.0.0.1"))
+            port = listeners[0].socket.getsockname()[1]
+        else:
+            listeners = await nursery.start(partial(trio.serve_ssl_over_tcp, server.handle, 0, tls, host="127.0.0.1"))
+            port = listeners[0].transport_listener.socket.getsockname()[1]
+        yield port
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def client(**options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    with trio.fail_after(20):
+        async with httpx.AsyncClient(transport=Transport(**options)) as made:
+            yield made
+
+
+async def fetch(*answers: bytes | None, method: str = "GET", times: int = 1) -> tuple[list[httpx.Response], Server]:
+    server = Server(*answers)
+    async with serving(server) as port, client() as http:
+        return [await http.request(method, f"http://127.0.0.1:{port}/path?q=1") for _ in range(times)], server
+
+
+async def test_a_connection_is_used_again() -> None:
+    responses, server = await fetch(ANSWER, ANSWER, CHUNKED + b"2\r\nok\r\n0\r\n\r\n", ANSWER, times=4)
+    assert [response.text for response in responses] == ["ok"] * 4
+    assert server.connections == 1
+    assert server.requests[0].startswith(b"GET /path?q=1 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\nok", "ok"),
+        (b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok", "ok"),
+        (b"HTTP/1.1 200 OK\r\nConnection: foo, Close\r\ncontent-length: 2\r\n\r\nok", "ok"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok and more", "ok"),
+        (CHUNKED + b"2\r\nok\r\n0\r\n\r\nmore", "ok"),
+        (CHUNKED.replace(b"\r\n\r\n", b"\r\ncontent-length: 2\r\n\r\n") + b"2\r\nok\r\n0\r\n\r\n", "ok"),
+    ],
+)  # fmt: skip
+async def test_what_cannot_be_used_again_is_not(answer: bytes, text: str) -> None:
+    server = Server()
+
+    async def once(stream: Any) -> None:
+        server.connections += 1
+        await stream.receive_some(65536)
+        await stream.send_all(answer)
+        await stream.aclose()
+
+    server.handle = once  # type: ignore[method-assign]
+    async with serving(server) as port, client() as http:
+        for _ in range(2):
+            assert (await http.get(f"http://127.0.0.1:{port}/")).text == text
+    assert server.connections == 2
+
+
+async def test_a_connection_that_the_server_has_closed_is_not_used() -> None:
+    server = Server(ANSWER)
+    async with serving(server) as port, client() as http:
+        await http.get(f"http://127.0.0.1:{port}/")
+        again = Server(ANSWER)
+        server.answers = again.answers
+        # What nobody asked for, in an idle connection: its end.
+        idle = http._transport._idle["http", "127.0.0.1", port][0]
+        idle._socket.shutdown(socket.SHUT_WR)
+        await server.closed.wait()
+        assert (await http.get(f"http://127.0.0.1:{port}/")).text == "ok"
+    assert server.connections == 2
+
+
+async def test_old_and_surplus_connections_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_IDLE", 1)
+    server = Server(*[ANSWER] * 5)
+    async with serving(server) as port, client() as http:
+        url = f"http://127.0.0.1:{port}/"
+        async with http.stream("GET", url) as first, http.stream("GET", url) as second:
+            assert (await first.aread(), await second.aread()) == (b"ok", b"ok")
+        idle = http._transport._idle["http", "127.0.0.1", port]
+        assert (server.connections, len(idle)) == (2, 1)
+        idle[0].idle_since -= transport.KEEP_ALIVE
+        assert (await http.get(url)).text == "ok"
+        assert server.connections == 3
+
+
+async def test_informational_responses_and_bodies_that_are_none() -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
+    responses, server = await fetch(early + ANSWER, b"HTTP/1.1 204 No Content\r\n\r\n", ANSWER, times=3)
+    assert [response.status_code for response in responses] == [200, 204, 200]
+    assert server.connections == 1
+    (head,), _ = await fetch(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", method="HEAD")
+    assert head.headers["content-length"] == "1000"
+
+
+async def test_compressed_bodies_are_httpxs() -> None:
+    packed = gzip.compress(b"plain words")
+    (response,), _ = await fetch(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b" % (len(packed), packed))  # fmt: skip
+    assert response.text == "plain words"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        b"HTTP/1.1 200",
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nspace : x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\na: b\r\n folded\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\na: b\nc: d\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok!",
+        b"HTTP/1.1 200 OK\r\ncontent-length: -2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * 70_000,
+        CHUNKED + b"2\r\nok",
+        CHUNKED + b"2\r\nok!\r\n0\r\n\r\n",
+        CHUNKED + b"-2\r\nok\r\n0\r\n\r\n",
+        CHUNKED + b"0x2\r\nok\r\n0\r\n\r\n",
+        CHUNKED + b"2\nok\r\n0\r\n\r\n",
+        CHUNKED + b"2" * 70_000,
+        CHUNKED + b"0\r\nx: " + b"y" * 70_000,
+        CHUNKED + b"2\r\nok\r\n0\r\n",
+    ],
+)
+async def test_what_is_not_http_ends_the_connection(answer: bytes | None) -> None:
+    async def rude(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        if answer is not None:
+            await stream.send_all(answer)
+        await stream.send_eof()
+        await stream.receive_some(1)
+
+    server = Server()
+    server.handle = rude  # type: ignore[method-assign]
+    async with serving(server) as port, client() as http:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.get(f"http://127.0.0.1:{port}/")
+        assert http._transport._idle == {}
+
+
+async def test_a_reset_is_a_read_error() -> None:
+    async def reset(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        await stream.send_all(CHUNKED + b"2\r\nok\r\n")
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        stream.socket.close()
+
+    server = Server()
+    server.handle = reset  # type: ignore[method-assign]
+    async with serving(server) as port, client() as http:
+        with pytest.raises(httpx.ReadError, match="reset"):
+            await http.get(f"http://127.0.0.1:{port}/")
+
+
+async def test_who_cannot_be_reached() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        async with client() as http:
+            with pytest.raises(httpx.ConnectError, match="Connection refused"):
+                await http.get(f"http://127.0.0.1:{port}/")
+            with pytest.raises(httpx.UnsupportedProtocol):
+                await http.get(f"ftp://127.0.0.1:{port}/")
+
+
+async def test_a_connection_in_its_time(monkeypatch: pytest.MonkeyPatch, autojump_clock: Any) -> None:
+    async def never(*_: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", never)
+    async with client() as http:
+        with pytest.raises(httpx.ConnectTimeout):
+            await http.get("http://127.0.0.1:1/", timeout=httpx.Timeout(None, connect=15))
+    assert trio.current_time() == pytest.approx(autojump_clock.current_time())
+
+
+async def test_a_header_that_cannot_be_sent_is_not_quoted() -> None:
+    for name, value in (("authorization", "Bearer secret\r\nx: y"), ("x", "secret\0")):
+        request = httpx.Request("GET", "http://127.0.0.1:1/", headers={name: value})
+        server = Server()
+        async with serving(server) as port:
+            request.url = httpx.URL(f"http://127.0.0.1:{port}/")
+            with pytest.raises(httpx.LocalProtocolError) as caught:
+                await Transport().handle_async_request(request)
+        assert "secret" not in str(caught.value)
+
+
+async def test_leaving_closes_the_connection() -> None:
+    server = Server(CHUNKED + b"2\r\nok\r\n")
+    async with serving(server) as port, client() as http:
+        async with http.stream("GET", f"http://127.0.0.1:{port}/") as response:
+            assert await anext(response.aiter_bytes()) == b"ok"
+        await server.closed.wait()
+    silent = Server(b"HTTP/1.1")
+    async with serving(silent) as port, client() as http:
+        with trio.move_on_after(0.05):
+            await http.get(f"http://127.0.0.1:{port}/")
+        await silent.closed.wait()
+
+
+async def test_a_large_body_goes_up_and_comes_down() -> None:
+    body = bytes(range(256)) * 12_000
+
+    async def echo(stream: trio.SocketStream) -> None:
+        data = b""
+        while not data.endswith(body):
+            data += await stream.receive_some(1 << 20)
+        await stream.send_all(CHUNKED)
+        for at in range(0, len(body), 70_001):
+            piece = body[at : at + 70_001]
+            await stream.send_all(b"%x;ext=1\r\n%b\r\n" % (len(piece), piece))
+        await stream.send_all(b"0\r\nx: trailer\r\n\r\n")
+
+    server = Server()
+    server.handle = echo  # type: ignore[method-assign]
+    async with serving(server) as port, client() as http:
+        assert (await http.post(f"http://127.0.0.1:{port}/", content=body)).content == body
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def contexts(authority: trustme.CA, name: str) -> tuple[ssl.SSLContext, Callable[[], ssl.SSLContext]]:
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(name).configure_cert(server)
+
+    def trusting() -> ssl.SSLContext:
+        made = ssl.create_default_context()
+        authority.configure_trust(made)
+        return made
+
+    return server, trusting
+
+
+async def test_tls(authority: trustme.CA) -> None:
+    body = bytes(range(256)) * 1000  # many records
+    large = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    tls, trusting = contexts(authority, "localhost")
+    server = Server(ANSWER, large, CHUNKED + b"1\r\nx\r\n")
+    async with serving(server, tls) as port, client(context=trusting) as http:
+        url = f"https://localhost:{port}/"
+        assert (await http.get(url)).text == "ok"
+        assert (await http.get(url)).content == body
+        async with http.stream("GET", url) as response:
+            assert await anext(response.aiter_bytes()) == b"x"
+    assert server.connections == 1
+
+
+async def test_a_certificate_that_is_not_trusted(authority: trustme.CA) -> None:
+    tls, trusting = contexts(authority, "somebody.else")
+    async with serving(Server(ANSWER), tls) as port:
+        async with client(context=trusting) as http:
+            with pytest.raises(httpx.ConnectError, match=r"Hostname mismatch|doesn't match"):
+                await http.get(f"https://localhost:{port}/")
+        async with client() as http:
+            with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+                await http.get(f"https://localhost:{port}/")
+
+
+BODIES = [b"", b"a", b"\r\n", b"0\r\n\r\n", b"x" * 300, b"data: {}\r\n\r\n"]
+
+
+def whole(chunks: list[bytes], extension: bytes = b"", trailers: bytes = b"") -> bytes:
+    framed = b"".join(b"%x%b\r\n%b\r\n" % (len(chunk), extension, chunk) for chunk in chunks if chunk)
+    return framed + b"0\r\n" + trailers + b"\r\n"
+
+
+@pytest.mark.parametrize("extension", [b"", b";name=value", b" ; a"])
+@pytest.mark.parametrize("trailers", [b"", b"x: y\r\n", b"x: y\r\nz: w\r\n"])
+def test_a_chunked_body_split_anywhere(extension: bytes, trailers: bytes) -> None:
+    data = whole(BODIES, extension, trailers) + b"next"
+    for at in range(len(data)):
+        body = _Chunked()
+        out = body.feed(data[:at])
+        if not body.done:
+            out += body.feed(data[at:])
+            assert body.rest == b"next"
+        assert (out, body.done) == (b"".join(BODIES), True)
+    body = _Chunked()
+    single = [body.feed(bytes([byte])) for byte in data[:-4]]
+    assert (b"".join(single), body.done, body.rest) == (b"".join(BODIES), True, b"")
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.lists(st.integers(0, 400)))
+def test_a_chunked_body_cut_at_will(chunks: list[bytes], cuts: list[int]) -> None:
+    data = whole(chunks)
+    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    body = _Chunked()
+    out = b"".join([body.feed(data[a:b]) for a, b in pairwise(places)])
+    assert (out, body.done, body.rest) == (b"".join(chunks), True, b"")
