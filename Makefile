@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
-.PHONY: help demo test lint format lock clients clients-node clients-python install deb image container system test-system clean
+.PHONY: help demo test lint format bench lock clients clients-node clients-python install deb image container system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
@@ -32,6 +32,10 @@ lint: $(VENV)/.dev
 	$(BIN)/flake8-async --disable=$(ASYNC_OFF) $$(git ls-files -co --exclude-standard '*.py')
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Beside nginx and two Python peers, as ratios; it wants the rig at $$RIG, Rust, nginx and ten minutes. Never a test.
+bench: $(VENV)/.runtime
+	$(BIN)/python tests/bench/bench.py $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
