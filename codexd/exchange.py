@@ -26,6 +26,7 @@ from codexd.config import is_loopback
 from codexd.errors import ApiError
 from codexd.protocol.responses import Usage
 from codexd.relay import Client, Header
+from codexd.server import CHUNKS
 
 MAX_LOGGED_PATH = 200
 
@@ -139,9 +140,11 @@ class Streamed(Response):
 class _AsgiClient:
     """The client's side of a relay, over ASGI."""
 
-    def __init__(self, send: ASGISendCallable, record: Record) -> None:
+    def __init__(self, scope: Mapping[str, Any], send: ASGISendCallable, record: Record) -> None:
         self._send = send
         self._record = record
+        chunked = scope["http_version"] == "1.1" and scope["method"] != "HEAD"
+        self._chunk: Callable[[bytes], Awaitable[None]] | None = scope.get("state", {}).get(CHUNKS) if chunked else None
 
     async def start(self, headers: Sequence[Header]) -> None:
         # What was adjusted is known now and not before: a second try may leave something out.
@@ -150,7 +153,10 @@ class _AsgiClient:
         await self._send({"type": "http.response.start", "status": 200, "headers": encoded})
 
     async def write(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        if self._chunk is not None and data:
+            await self._chunk(data)
+        else:
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -196,7 +202,7 @@ class HttpConnection(TrioASGIHTTPConnection):
         relay = response.relay
         record.status = 200
         try:
-            await relay.stream(_AsgiClient(send, record))
+            await relay.stream(_AsgiClient(self.scope, send, record))
         except ApiError as error:
             return error_response(error, record)
         finally:

@@ -185,7 +185,14 @@ class Relay:
                 self._heard = True
                 out = conversion.feed(data)
                 if out and client is not None:
-                    await self._pass_on(client, out)
+                    if self._started and self._tick is None:
+                        # The way of nearly every event; all others go round by _pass_on.
+                        self._writing = True
+                        await client.write(out)
+                        self._writing = False
+                        self._waiting_since = self._last_write = trio.current_time()
+                    else:
+                        await self._pass_on(client, out)
                 if conversion.state.error is not None:
                     raise conversion.state.error
                 if conversion.state.done:

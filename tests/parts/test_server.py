@@ -2,12 +2,52 @@
 
 import contextlib
 import socket
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from codexd import server, systemd
+
+PIECES = [b"a", b"data: {}\n\n", b"0\r\n\r\n", bytes(range(256)) * 4096, b"z" * 17]
+
+
+async def app(scope: Any, _: Any, send: Any) -> None:
+    """Streams PIECES, by the short way to /short and by hypercorn's own to anywhere else."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    for piece in PIECES:
+        if scope["path"] == "/short":
+            await scope["state"][server.CHUNKS](piece)
+        else:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def test_the_short_way_of_a_piece_writes_the_same_bytes() -> None:
+    listener, stopped = server.listen("127.0.0.1:0"), trio.Event()
+    async with trio.open_nursery() as nursery:
+        serve = partial(server.serve, drain_seconds=lambda: 1.0, stop=stopped.wait)
+        await nursery.start(serve, app, [listener])
+
+        async def ask(path: bytes) -> bytes:
+            async with await trio.open_tcp_stream(*listener.getsockname()) as stream:
+                # One that is younger stands by: its answers must go to it, and ours to us.
+                async with await trio.open_tcp_stream(*listener.getsockname()) as other:
+                    await other.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n")
+                    await trio.testing.wait_all_tasks_blocked()
+                    await stream.send_all(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                    await trio.testing.wait_all_tasks_blocked()  # what the socket does not take at once has to wait
+                    answer = b"".join([data async for data in stream])
+                return b"\r\n".join(line for line in answer.split(b"\r\n") if not line.startswith(b"date:"))
+
+        with trio.fail_after(20):
+            short, stock = await ask(b"/short"), await ask(b"/stock")
+        assert short == stock
+        assert short.endswith(b"11\r\n" + b"z" * 17 + b"\r\n0\r\n\r\n")
+        stopped.set()
 
 
 def test_the_cures_are_for_these_versions() -> None:
