@@ -64,7 +64,7 @@ class _Events:
 
     async def write(self, data: bytes) -> None:
         for event in self._decoder.feed(data):
-            await self._send(event.data.decode())
+            await self._send(event.decode())
 
     async def end(self) -> None:
         pass

@@ -14,12 +14,13 @@ from codexd.protocol.chat import Chunk
 from codexd.protocol.fold import fold
 from codexd.protocol.memory import Turn, encrypted, of_call, of_text
 from codexd.protocol.passthrough import ResponsesStream
-from codexd.protocol.responses import Item, OutputItemDone, RawObject, Usage, decode_event
+from codexd.protocol.responses import Item, OutputItemDone, RawObject, TextDelta, Usage, decode_event
 from codexd.protocol.stream import ChatStream
 
 DONE = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.Encoder().encode
+_MARK = "\0text\0"  # no model is called so
 
 
 class _RawItem(msgspec.Struct):
@@ -91,7 +92,7 @@ class Conversion:
         except sse.EventTooLarge:
             state.error = errors.stream_ended()
             return b""
-        out = b"".join([push(event.data) for event in events])
+        out = b"".join([push(event) for event in events])
         return out + self._last if self.state.done else out
 
 
@@ -103,9 +104,14 @@ class ChatDialect:
         self._turn = turn
         self._streamed = streamed
         self._chunks: list[Chunk] = []
+        # All that is the same in each chunk of text is written once.
+        before, _, after = _encode(stream.text_chunk(_MARK)).partition(_encode(_MARK))
+        self._before, self._after = b"data: " + before, after + b"\n\n"
 
     def push(self, data: bytes) -> bytes:
         event = decode_event(data)
+        if type(event) is TextDelta and self._streamed and self.state.passes(event):
+            return self._before + _encode(event.delta) + self._after
         if isinstance(event, OutputItemDone):
             gather(self._turn, event.item, data)
         chunks = self.state.push(event)

@@ -23,6 +23,15 @@ from codexd.protocol.truncation import Truncation
 _SILENT = frozenset({"response.created", "response.in_progress", "response.queued"})
 """Events that say nothing of the answer yet."""
 
+_DELTAS = {
+    f"response.{name}.delta": f"event: response.{name}.delta\ndata: ".encode()
+    for name in (
+        "output_text", "refusal", "reasoning_summary_text", "reasoning_text", "function_call_arguments",
+        "custom_tool_call_input",
+    )
+}  # fmt: skip
+"""Events that go out as they came, and how they begin then."""
+
 _TERMINAL = {"response.completed": "completed", "response.incomplete": "incomplete"}
 _WITH_RESPONSE = _SILENT | set(_TERMINAL)
 
@@ -142,6 +151,10 @@ class ResponsesStream:
             head = _HEAD.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return b""
+        number, before = head.sequence_number, _DELTAS.get(head.type)
+        if before is not None and number is not None and number > self._sequence and self._passes(data):
+            self._sequence, self.begun = number, True
+            return before + data + b"\n\n"
         if not head.type.startswith("response.") and head.type != "error":
             # Of those that are not OpenAI's own, clients of a websocket use the limits, which others find in headers.
             passes = self._websocket and head.type == "codex.rate_limits"
@@ -153,6 +166,10 @@ class ResponsesStream:
             if head.type in _TERMINAL:
                 self.error = errors.stream_ended()
             return b""
+
+    def _passes(self, data: bytes) -> bool:
+        """Whether a delta needs nothing done to it: so are nearly all events."""
+        return self._truncation is None and b"\n" not in data
 
     def _push(self, head: _Head, data: bytes) -> bytes:
         kind = head.type

@@ -5,7 +5,7 @@ U+0085, VT and FF, which are legal inside JSON strings, and because the backend 
 usual helpers insist on. The event stream format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
-from typing import NamedTuple
+import re
 
 MAX_EVENT_BYTES = 64 * 1024 * 1024
 """An event beyond this is not one. Images come back as base64 inside one event, so the bound is generous."""
@@ -15,15 +15,14 @@ class EventTooLarge(ValueError):
     """The upstream sent more than ``MAX_EVENT_BYTES`` without ending the event."""
 
 
-class Sse(NamedTuple):
-    """One event: ``name`` is the ``event:`` field (empty when there is none), ``data`` the joined ``data:`` lines."""
-
-    name: bytes
-    data: bytes
+_PLAIN = re.compile(rb"(?:event: [^\n]*\n)?data: ([^\n]*)\n\n")
+"""An event as all servers write it. Others are as good, and take the long way."""
 
 
 class Decoder:
-    """Splits a byte stream into events; ``feed`` returns those that became complete.
+    """Splits a byte stream into events; ``feed`` returns the ``data`` of those that became complete.
+
+    The ``event:`` line says nothing that the data does not say, and may be missing.
 
     The pieces of an unfinished event are kept in a list and joined once, so that an event which arrives byte by byte
     costs linear time. An event that the stream leaves unfinished is dropped, as the format demands.
@@ -37,12 +36,23 @@ class Decoder:
         self._cr = False
         self._start = True
 
-    def feed(self, data: bytes) -> list[Sse]:
-        """Take the next bytes. Raises EventTooLarge."""
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take the next bytes; for each event its ``data:`` lines, joined. Raises EventTooLarge."""
         if self._cr or b"\r" in data:
             data = self._unify(data)
+        events: list[bytes] = []
+        if not self._pieces and not self._start:
+            at = 0
+            while (found := _PLAIN.match(data, at)) is not None:
+                events.append(found[1])
+                at = found.end()
+            if at:
+                data = data[at:]
         if not data:
-            return []
+            return events
+        return events + self._feed(data)
+
+    def _feed(self, data: bytes) -> list[bytes]:
         pieces = self._pieces
         # A blank line ends an event. It lies inside the new bytes or across the seam; else there is nothing to do.
         if b"\n\n" not in data and not (data[0] == 0x0A and pieces and pieces[-1].endswith(b"\n")):
@@ -67,19 +77,16 @@ class Decoder:
             self._cr = data.endswith(b"\r")
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
-    def _parse(self, block: bytes) -> Sse | None:
+    def _parse(self, block: bytes) -> bytes | None:
         if self._start:
             self._start = False
             block = block.removeprefix(b"\xef\xbb\xbf")
-        name = b""
         data: list[bytes] = []
         for line in block.split(b"\n"):
             field, _, value = line.partition(b":")
             if field == b"data":
                 data.append(value.removeprefix(b" "))
-            elif field == b"event":
-                name = value.removeprefix(b" ")
-        return Sse(name, b"\n".join(data)) if data else None
+        return b"\n".join(data) if data else None
 
 
 def encode(name: bytes, data: bytes) -> bytes:

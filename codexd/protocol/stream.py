@@ -130,6 +130,24 @@ class ChatStream:
         self.error: ApiError | None = None
         self.usage: Usage | None = None
 
+    def passes(self, event: TextDelta) -> bool:
+        """Whether this piece of the answer is a chunk of its own with nothing else to it; then it counts as sent.
+
+        So are nearly all events of nearly all answers. A caller that knows how the chunk is written need not push it.
+        """
+        item = self._items.get(event.output_index)
+        if item is None or item.commentary or not self.begun or self.done or self.error is not None:
+            return False
+        if self._cut is not None or self._thinking or not event.delta:
+            return False
+        item.text += len(event.delta)
+        self._said = True
+        return True
+
+    def text_chunk(self, text: str) -> Chunk:
+        """What a piece of the answer becomes that ``passes``."""
+        return self._chunk([ChunkChoice(self._index, Delta(content=text))])
+
     def push(self, event: Event) -> list[Chunk]:
         """Take one event; the chunks that it makes. After the end, and after a failure, nothing makes any."""
         if self.done or self.error is not None:

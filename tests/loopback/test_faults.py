@@ -75,8 +75,8 @@ class Client:
 
     def _events(self, response: httpx.Response) -> Outcome:
         events = sse.Decoder().feed(response.content)
-        finished = events[-1].data == b"[DONE]"
-        decoded = [msgspec.json.decode(event.data) for event in events if event.data != b"[DONE]"]
+        finished = events[-1] == b"[DONE]"
+        decoded = [msgspec.json.decode(event) for event in events if event != b"[DONE]"]
         errors = [event["error"] for event in decoded if event.get("error")]
         errors += [event["response"]["error"] for event in decoded if event.get("type") == "response.failed"]
         if self._chat:

@@ -34,7 +34,7 @@ def feed(events: list[Json], *, streamed: bool) -> Any:
     if not streamed:
         assert out == b""
         return msgspec.json.decode(converter.document())
-    return gathered([msgspec.json.decode(event.data) for event in sse.Decoder().feed(out)])
+    return gathered([msgspec.json.decode(event) for event in sse.Decoder().feed(out)])
 
 
 def gathered(events: list[Json]) -> Json:
@@ -144,7 +144,7 @@ def test_a_call_streams_before_the_next_one_begins() -> None:
     seen = []
     for event in [CREATED, *call(0, "f", '{"a":1}'), *call(1, "g", '{"b":2}')]:
         out = converter.feed(sse.encode(event["type"].encode(), msgspec.json.encode(event)))
-        seen.append([msgspec.json.decode(each.data)["type"] for each in sse.Decoder().feed(out)])
+        seen.append([msgspec.json.decode(each)["type"] for each in sse.Decoder().feed(out)])
     assert seen[1:5] == [
         ["message_start", "content_block_start"], ["content_block_delta"], ["content_block_delta"],
         ["content_block_stop"],

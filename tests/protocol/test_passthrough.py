@@ -13,7 +13,7 @@ from codexd.protocol.stream import ChatStream
 def push(stream: ResponsesStream, *events: Any) -> list[Any]:
     """Push events; what came out, decoded."""
     out = b"".join(stream.push(e if isinstance(e, bytes) else msgspec.json.encode(e)) for e in events)
-    return [msgspec.json.decode(event.data) for event in sse.Decoder().feed(out)]
+    return [msgspec.json.decode(event) for event in sse.Decoder().feed(out)]
 
 
 TEXT = {"type": "response.output_text.delta", "output_index": 0, "delta": "x", "sequence_number": 1}
@@ -137,13 +137,14 @@ def test_failures_are_kept_for_the_one_frame_that_ends_the_stream(event: dict[st
     assert push(stream, event) == []
     assert stream.error is not None
     assert stream.error.status == status
-    (frame,) = sse.Decoder().feed(stream.failure(stream.error))
-    decoded = msgspec.json.decode(frame.data)
+    frame = stream.failure(stream.error)
+    (data,) = sse.Decoder().feed(frame)
+    decoded = msgspec.json.decode(data)
     assert decoded["sequence_number"] == 2
     if status == 400:
         assert (decoded["type"], decoded["response"]["error"]["code"]) == ("response.failed", "context_length_exceeded")
     else:
-        assert (frame.name, decoded["type"]) == (b"error", "error")
+        assert (frame.startswith(b"event: error\n"), decoded["type"]) == (True, "error")
         assert set(decoded["error"]) == {"message", "type", "param", "code"}
 
 

@@ -61,8 +61,8 @@ def documents(folder: Path) -> Iterator[tuple[str, Any]]:
             yield "ErrorResponse", msgspec.json.decode(text.partition("\n")[2])
     if not streamed.startswith("HTTP"):
         for event in sse.Decoder().feed(streamed.encode()):
-            if event.data != b"[DONE]":
-                value = msgspec.json.decode(event.data)
+            if event != b"[DONE]":
+                value = msgspec.json.decode(event)
                 schema = "CreateChatCompletionStreamResponse" if chat else "ResponseStreamEvent"
                 yield "ErrorResponse" if chat and "error" in value else schema, value
 
@@ -89,11 +89,11 @@ def test_what_a_client_of_the_messages_api_gets_is_what_its_types_say(name: str)
         ErrorResponse.model_validate_json(streamed.partition("\n")[2])
         return
     events = sse.Decoder().feed(streamed.encode())
-    kinds = [msgspec.json.decode(event.data)["type"] for event in events]
+    kinds = [msgspec.json.decode(event)["type"] for event in events]
     assert kinds[0] == "message_start"
     for event, kind in zip(events, kinds, strict=True):
         if kind == "error":
-            ErrorResponse.model_validate_json(event.data)
+            ErrorResponse.model_validate_json(event)
         else:
-            EVENT.validate_json(event.data)
+            EVENT.validate_json(event)
     assert (kinds[-2:] == ["message_delta", "message_stop"]) != (kinds[-1] == "error")
