@@ -8,9 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-import trio
-
-from codexd import __version__, daemon, listening, reading
+from codexd import __version__, lean, reading
 from codexd.config import ConfigError
 
 EX_CONFIG = 78
@@ -41,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     if options.check_config:
         print(f"{origin or 'built-in defaults'}: ok")  # noqa: T201
         return 0
+    with lean.imports():
+        import trio
+
+        from codexd import daemon, listening
     try:
         # systemd's watchdog ends a process that hangs by SIGABRT: then the journal has to say where it hung.
         faulthandler.enable()

@@ -68,7 +68,8 @@ class Relay:
     """One answer on its way. After ``stream`` or ``collect``, ``usage`` and ``error`` tell how it went.
 
     ``open`` gives a fresh upstream stream, ``convert`` a fresh conversion: the retry needs both anew. ``headers_of``
-    turns the upstream's headers into those that the client gets.
+    turns the upstream's headers into those that the client gets. ``forget`` is called when a streamed answer has begun:
+    nothing is tried again from there, and a request of megabytes need not stay for as long as its answer takes.
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class Relay:
         convert: Callable[[], Conversion],
         headers_of: Callable[[Source], Sequence[Header]],
         deadlines: Deadlines,
+        forget: Callable[[], None] = lambda: None,
     ) -> None:
         self._open = open
-        self._convert = convert
+        self._convert: Callable[[], Conversion] | None = convert
+        self._forget = forget
         self._headers_of = headers_of
         self._deadlines = deadlines
         self._conversion = convert()
@@ -160,7 +163,7 @@ class Relay:
         try:
             await self._attempt(client)
         except ApiError as error:
-            if not error.retryable or self._started or self._conversion.state.begun:
+            if not error.retryable or self._convert is None or self._conversion.state.begun:
                 raise
             log.info("trying once more", after=error.error.code)
             await trio.sleep(RETRY_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - a pause is no secret
@@ -227,7 +230,8 @@ class Relay:
     async def _write(self, client: Client, data: bytes) -> None:
         """Write, after the status line and what was held back with it if they have not gone out yet."""
         if not self._started:
-            self._started = True
+            self._started, self._convert = True, None
+            self._forget()
             data, self._held = self._held + data, b""
             await client.start(self._headers)
         await client.write(data)

@@ -20,12 +20,18 @@ class Sending:
 
     def __init__(self, upstream: Upstream, call: Call, without_reasoning: Callable[[], Call | None]) -> None:
         self._upstream = upstream
-        self._call = call
+        self._call: Call | None = call
         self._without_reasoning = without_reasoning
+
+    def forget(self) -> None:
+        """There will be no other try."""
+        self._call, self._without_reasoning = None, _nothing
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Answer]:
-        """As ``Upstream.open``."""
+        """As ``Upstream.open``. Raises ValueError when the request was forgotten."""
+        if self._call is None:
+            raise ValueError("the request was forgotten")
         try:
             async with self._upstream.open(self._call) as source:
                 yield source

@@ -150,6 +150,7 @@ class Upstream:
                 error.headers += limits.client_headers(response.headers, self._clock())
                 self._seen = response.headers, self._clock()
                 raise error
+            del call
             self._seen = response.headers, self._clock()
             if etag := response.headers.get("x-models-etag"):
                 self._on_models_etag(etag)
@@ -260,7 +261,7 @@ class Upstream:
             cookies.set_cookie_header(request)
         response = await self._transport.handle_async_request(request)
         if "set-cookie" in response.headers:
-            response.request = request
+            response.request = httpx.Request("POST", self._url)  # ours has the whole body in it
             cookies.extract_cookies(response)
         return response
 

@@ -128,7 +128,7 @@ class Answers:
             return call._replace(body=msgspec.json.encode(rest))
 
         sending = Sending(self._upstream, call, without_reasoning)
-        relay = Relay(sending.open, conversion, self._limits, self.config.backend)
+        relay = Relay(sending.open, conversion, self._limits, self.config.backend, sending.forget)
         self._relays.add(relay)
         return relay
 

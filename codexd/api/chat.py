@@ -35,6 +35,7 @@ class _Wanted(NamedTuple):
     number: int
 
 
+_UNCOUNTED = partial(int)  # it would keep the request for as long as the answer takes
 _PROBE = b'{"model": "-", "messages": [{"role": "user", "content": "Answer with the word ok."}]}'
 
 
@@ -146,7 +147,9 @@ class ChatEndpoints:
                 names=converted.names,
                 legacy=converted.legacy,
                 cut=cut.Cut(wanted.limits) if wanted.limits != cut.Limits() else None,
-                prompt_tokens=partial(prompt_tokens, converted.request),
+                prompt_tokens=partial(prompt_tokens, converted.request)
+                if wanted.limits != cut.Limits()
+                else _UNCOUNTED,
                 index=index,
                 usage_chunk=wanted.number == 1 or not wanted.streamed,
                 reasoning=self._answers.config.codex.reasoning_format,

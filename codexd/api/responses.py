@@ -102,7 +102,8 @@ class ResponsesEndpoints:
 
         def conversion() -> Conversion:
             truncation = Truncation(cut.Cut(wanted)) if wanted.max_tokens is not None else None
-            counted = partial(prompt_tokens, converted.request)
+            # Only what may be asked for: it keeps the request for as long as the answer takes.
+            counted = partial(prompt_tokens, converted.request) if truncation else partial(int)
             keep = partial(self._keep, understood, last)
             own = last is not None
             stream = ResponsesStream(understood.echo, converted.names, truncation, counted, keep, websocket=own)

@@ -126,15 +126,13 @@ def client_headers(headers: Mapping[str, str], now: float) -> list[tuple[str, st
 
     The backend gives percentages, so the limit is 100 and what remains is the rest of it.
     """
+    own = {name: value for name, value in headers.items() if name.startswith("x-codex-")}
     passed = [
         (name, value)
-        for name, value in headers.items()
-        if name.startswith("x-codex-")
-        and name != "x-codex-turn-state"
-        and value.isascii()
-        and value.isprintable()
-    ]  # fmt: skip
-    main = [window for window in _windows(headers, now) if window.limit == MAIN]
+        for name, value in own.items()
+        if name != "x-codex-turn-state" and value.isascii() and value.isprintable()
+    ]
+    main = [window for window in _windows(own, now) if window.limit == MAIN]
     if not main:
         return passed
     fullest = max(main, key=lambda window: window.used_percent)

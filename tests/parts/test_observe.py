@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
 from codexd import observe
 from codexd.config import Logging
@@ -147,3 +149,13 @@ def test_a_clients_request_id_is_kept_when_it_is_sane(given: str | None, kept: b
 def test_redaction_takes_no_more_time_than_the_line_is_long(piece: str) -> None:
     # A client chooses what is logged. With one repetition inside another this would take minutes.
     observe.redact(piece * (500_000 // len(piece)))
+
+
+_WORDS = ["Bearer ", "BASIC ", "access_token", "refreshToken", "id_token=", "Authorization:", "API-Key", "apikey=", "=",
+          ": ", '"', "client_secret=", "code_verifier", "Set-Cookie: ", "eyJabcdefgh.x", "sk-", "RT_", "ac-", "at_", " ",
+          "0123456789abcdef", "x", "\\", "tokens_in=5", "key=bench"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(_WORDS), max_size=8).map("".join))
+def test_what_the_hints_let_pass_has_no_secret(line: str) -> None:
+    assert observe.redact(line) == observe._SECRETS.sub(lambda found: f"{found['before'] or ''}[redacted]", line)
