@@ -93,6 +93,8 @@ class Choices:
 class _Voice:
     """The client, as one of the relays sees it."""
 
+    direct = None
+
     def __init__(self, choices: Choices, client: Client) -> None:
         self._choices = choices
         self._client = client

@@ -25,7 +25,7 @@ from codexd import errors, observe
 from codexd.config import is_loopback
 from codexd.errors import ApiError
 from codexd.protocol.responses import Usage
-from codexd.relay import Client, Header
+from codexd.relay import Client, Direct, Header
 from codexd.server import CHUNKS
 
 MAX_LOGGED_PATH = 200
@@ -144,7 +144,7 @@ class _AsgiClient:
         self._send = send
         self._record = record
         chunked = scope["http_version"] == "1.1" and scope["method"] != "HEAD"
-        self._chunk: Callable[[bytes], Awaitable[None]] | None = scope.get("state", {}).get(CHUNKS) if chunked else None
+        self.direct: Direct | None = scope.get("state", {}).get(CHUNKS) if chunked else None
 
     async def start(self, headers: Sequence[Header]) -> None:
         # What was adjusted is known now and not before: a second try may leave something out.
@@ -153,8 +153,9 @@ class _AsgiClient:
         await self._send({"type": "http.response.start", "status": 200, "headers": encoded})
 
     async def write(self, data: bytes) -> None:
-        if self._chunk is not None and data:
-            await self._chunk(data)
+        if self.direct is not None and data:
+            if rest := self.direct.chunk_now(data):
+                await self.direct.write_rest(rest)
         else:
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
 

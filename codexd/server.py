@@ -74,19 +74,24 @@ class Connection(TCPServer):
             with trio.CancelScope(shield=True):
                 await super().protocol_send(event)
 
-    async def send_data(self, data: bytes) -> None:
-        """Write, at once what the kernel takes at once: nearly always that is all of it.
-
-        Then nothing waits: no lock, no deadline, no pass of the scheduler. Whoever holds the lock is waiting to write
-        the rest of something, so nothing may be put in between.
-        """
-        try:
-            rest = data if self.send_lock.locked() else self._send_now(data)
-        except trio.BrokenResourceError:
-            await self.protocol.handle(Closed())
-            return
-        if rest:
+    async def send_data(self, data: memoryview | bytes) -> None:
+        """Write, at once what the kernel takes at once: nearly always that is all of it."""
+        if rest := self.send_now(data):
             await self._send_waiting(rest)
+
+    def send_now(self, data: memoryview | bytes) -> memoryview | bytes:
+        """Hand to the kernel what it takes at once; the rest, which is for ``send_data``.
+
+        Nothing waits here: no lock, no deadline, no pass of the scheduler. Whoever holds the lock is waiting to write
+        the rest of something, so nothing may be put in between. A client that has gone is ``send_data``'s to notice.
+        """
+        if self.send_lock.locked() or not isinstance(self.stream, trio.SocketStream):
+            return data
+        try:
+            sent = os.write(self.stream.socket.fileno(), data)
+        except OSError:
+            return data
+        return memoryview(data)[sent:] if sent < len(data) else b""
 
     async def _send_waiting(self, data: memoryview | bytes) -> None:
         # B3: hypercorn shields this write without a deadline, so a client that does not read outlives every shutdown.
@@ -104,18 +109,6 @@ class Connection(TCPServer):
             except trio.Cancelled:
                 self._tear()
                 raise
-
-    def _send_now(self, data: bytes) -> memoryview | bytes:
-        """Hand to the kernel what it takes at once; the rest."""
-        if not isinstance(self.stream, trio.SocketStream):
-            return data
-        try:
-            sent = os.write(self.stream.socket.fileno(), data)
-        except (BlockingIOError, InterruptedError):
-            return data
-        except OSError as error:
-            raise trio.BrokenResourceError from error
-        return memoryview(data)[sent:] if sent < len(data) else b""
 
     def _tear(self) -> None:
         transport = getattr(self.stream, "transport_stream", self.stream)
@@ -137,11 +130,22 @@ class Http1Only(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # hypercorn has one state for all connections.
-        self.connection_state = ConnectionState({**self.connection_state, CHUNKS: self.send_chunk})
+        self.connection_state = ConnectionState({**self.connection_state, CHUNKS: self})
 
-    async def send_chunk(self, data: bytes) -> None:
-        """A piece of a body in chunks, not empty, between the start and the end of the response."""
-        await self.send.__self__.send_data(b"%x\r\n%b\r\n" % (len(data), data))  # type: ignore[attr-defined]
+    def chunk_now(self, data: bytes) -> memoryview | bytes:
+        """Write a piece of a body in chunks, not empty, between the start and the end of the response, at once.
+
+        What is left of it, to be given to ``write_rest`` before anything else is written.
+        """
+        framed = b"%x\r\n%b\r\n" % (len(data), data)
+        return self._connection.send_now(framed)
+
+    async def write_rest(self, rest: memoryview | bytes) -> None:
+        await self._connection.send_data(rest)
+
+    @property
+    def _connection(self) -> Connection:
+        return cast("Connection", self.send.__self__)  # type: ignore[attr-defined]
 
     async def _check_protocol(self, event: h11.Request) -> None:
         return

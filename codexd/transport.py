@@ -22,6 +22,8 @@ from typing import Protocol
 import httpx
 import trio
 
+from codexd import reactor
+
 MAX_HEAD = 64 * 1024
 """Bytes of a status line with its headers, or of a chunked body's trailers."""
 
@@ -168,15 +170,24 @@ class _Connection:
             except OSError as error:
                 raise httpx.WriteError(_why(error)) from error
 
+    @property
+    def fd(self) -> int:
+        return self._fd
+
     async def read(self) -> bytes:
         while True:
             await trio.lowlevel.wait_readable(self._fd)
-            try:
-                return self._socket.recv(READ_SIZE)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise httpx.ReadError(_why(error)) from error
+            if (data := self.read_now()) is not None:
+                return data
+
+    def read_now(self) -> bytes | None:
+        """What is there already; None when that is nothing. Raises ReadError."""
+        try:
+            return self._socket.recv(READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise httpx.ReadError(_why(error)) from error
 
     def quiet(self) -> bool:
         """Whether nothing has come since the last answer: neither its end nor what nobody asked for."""
@@ -200,29 +211,32 @@ class _TlsConnection(_Connection):
     __slots__ = ()
 
     async def read(self) -> bytes:
+        while True:
+            if (data := self.read_now()) is not None:
+                await trio.lowlevel.checkpoint()
+                return data
+            await trio.lowlevel.wait_readable(self._fd)
+
+    def read_now(self) -> bytes | None:
         found: list[bytes] = []
         size = 0
-        while True:
+        while size < READ_SIZE:
             try:
                 data = self._socket.recv(READ_SIZE)
-            except ssl.SSLWantReadError:
-                if found:
-                    break
-                await trio.lowlevel.wait_readable(self._fd)
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(self._fd)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                # It wants to write only to answer a change of keys, which the next write does too.
+                break
             except OSError as error:
                 if found:
                     break  # the next read meets it again
                 raise httpx.ReadError(_why(error)) from error
-            else:
-                found.append(data)
-                size += len(data)
-                if not data or size >= READ_SIZE:
-                    # All that came without waiting: others must have their turn too.
-                    await trio.lowlevel.checkpoint()
-                    break
-        return found[0] if len(found) == 1 else b"".join(found)
+            found.append(data)
+            size += len(data)
+            if not data:
+                break
+        if len(found) == 1:
+            return found[0]
+        return b"".join(found) if found else None
 
 
 # --- heads
@@ -437,6 +451,27 @@ class Body(httpx.AsyncByteStream):
                 return out
         self._finish()
         raise StopAsyncIteration
+
+    async def push(self, step: Callable[[bytes], bool]) -> None:
+        """Call ``step`` with each piece as it comes, until it returns False or the body ends.
+
+        It is called by ``reactor``, so it must neither wait nor block. Iterating goes on where this has stopped.
+        """
+        connection, framing = self._connection, self._framing
+        if connection is None or framing.done or self._rest:
+            return  # what is here already is for whoever iterates
+
+        def ready() -> bool:
+            data = connection.read_now()
+            if data is None:
+                return True
+            if not data:
+                framing.eof()
+                return False
+            out = framing.feed(data)
+            return (not out or step(out)) and not framing.done
+
+        await reactor.watch(connection.fd, ready)
 
     def _finish(self) -> None:
         connection, self._connection = self._connection, None

@@ -3,7 +3,7 @@
 import email.utils
 import platform
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
@@ -18,7 +18,7 @@ from codexd.auth.session import Access, Session
 from codexd.config import Backend
 from codexd.protocol import failure, limits
 from codexd.protocol.limits import Limits
-from codexd.transport import Transport
+from codexd.transport import Body, Transport
 
 MAX_ERROR_BODY = 256 * 1024
 """Bytes of an error's body that are read; the rest of it is of no use to anyone."""
@@ -95,6 +95,12 @@ class Answer(NamedTuple):
         if "content-encoding" in self.headers:
             return self.response.aiter_bytes()
         return aiter(cast("httpx.AsyncByteStream", self.response.stream))
+
+    @property
+    def push(self) -> Callable[[Callable[[bytes], bool]], Awaitable[None]] | None:
+        """A way to be called with each piece, where there is one; ``transport.Body`` says how."""
+        stream = self.response.stream
+        return stream.push if isinstance(stream, Body) and "content-encoding" not in self.headers else None
 
 
 class Upstream:

@@ -55,6 +55,8 @@ _NOT_OF_THE_REQUEST = frozenset({"type", "generate", "stream"})
 class _Events:
     """The client's side of one response: an event a frame. Comments are for byte streams, and go nowhere."""
 
+    direct = None
+
     def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
         self._send = send
         self._decoder = sse.Decoder()

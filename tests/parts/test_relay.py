@@ -27,6 +27,8 @@ class Fake:
 
     headers: dict[str, str] = {"x-codex-plan-type": "plus"}  # noqa: RUF012
 
+    push = None
+
     def __init__(self, *plays: "list[Json | float]") -> None:
         self.plays = list(plays)
         self.opened = self.closed = 0
@@ -74,6 +76,8 @@ class Play:
 
 class Client:
     """What a client gets, and when. ``patience`` is what each write takes."""
+
+    direct = None
 
     def __init__(self, write_seconds: float = 0) -> None:
         self.started_at: float | None = None

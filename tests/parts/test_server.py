@@ -20,7 +20,9 @@ async def app(scope: Any, _: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
     for piece in PIECES:
         if scope["path"] == "/short":
-            await scope["state"][server.CHUNKS](piece)
+            direct = scope["state"][server.CHUNKS]
+            if rest := direct.chunk_now(piece):
+                await direct.write_rest(rest)
         else:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

