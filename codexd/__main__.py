@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # systemd's watchdog ends a process that hangs by SIGABRT: then the journal has to say where it hung.
         faulthandler.enable()
+        lean.give_back()
         if options.demo:
             trio.run(daemon.demo, settings)
         else:

@@ -54,6 +54,7 @@ class ChatEndpoints:
         asked = decode(chat.REQUEST, body)
         record = record_of_request()
         resolved = self._answers.understand(record, asked, body, parameters.CHAT)
+        del body  # images of megabytes: what goes up is encoded next
         recall = partial(self._answers.recall, resolved.model.slug)
         converted = convert.from_chat(asked, resolved, self._answers.settings(resolved), recall)
         tokens = ("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)

@@ -171,7 +171,7 @@ def sort_out(body: bytes, rules: dict[str, Rule]) -> list[str]:
 
 def _value(raw: Raw) -> object:
     """A small value, decoded; anything for a large one, which is no harmless value."""
-    if len(bytes(raw)) > 64:
+    if len(memoryview(raw)) > 64:
         return ...
     try:
         return msgspec.json.decode(raw)

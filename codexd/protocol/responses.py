@@ -15,9 +15,12 @@ RawObject = dict[str, Raw]
 """A JSON object of which codexd touches a key or two and carries the rest as it is."""
 
 
+_NULL = Raw(b"null")
+
+
 def given(raw: Raw | UnsetType) -> TypeGuard[Raw]:
     """Neither missing nor null: Raw cannot stand in a union with None."""
-    return raw is not UNSET and bytes(raw) != b"null"
+    return raw is not UNSET and raw != _NULL
 
 
 # --- the request that goes up

@@ -175,6 +175,59 @@ async def test_one_retry_before_the_first_byte_with_a_fresh_conversion(autojump_
     assert (caught.value.status, stubborn.opened) == (502, 2)
 
 
+async def test_the_request_is_forgotten_when_nothing_can_be_tried_again(autojump_clock: MockClock) -> None:
+    forgotten: list[float] = []
+
+    class Noting(Client):
+        async def write(self, data: bytes) -> None:
+            forgotten[0:0] = [] if forgotten else pytest.fail("the answer has begun, and the request is kept")
+            await super().write(data)
+
+    fake = Fake([CREATED, 1.0, failed("server_is_overloaded")], WHOLE)
+    made = relay(fake)
+    made._forget = lambda: forgotten.append(trio.current_time())
+    await made.stream(Noting())
+    assert (len(forgotten), fake.opened) == (1, 2)
+
+
+async def test_the_quick_way_gives_back_what_it_cannot_do(autojump_clock: MockClock) -> None:
+    """A source that pushes and a client that takes pieces at once: what is left is written before anything else."""
+    written: list[bytes] = []
+
+    class Narrow:
+        """Takes four bytes at once, and the rest when somebody waits for it."""
+
+        def chunk_now(self, data: bytes) -> bytes:
+            written.append(data[:4])
+            return data[4:]
+
+        async def write_rest(self, rest: memoryview | bytes) -> None:
+            await trio.sleep(1)
+            written.append(bytes(rest))
+
+    class Pushing(Fake):
+        async def push(self, step: Callable[[bytes], bool]) -> None:  # type: ignore[override]
+            while step(await anext(self.pieces)):
+                pass
+
+        def chunks(self) -> AsyncIterator[bytes]:
+            self.pieces = Play(self.plays[0], broken_end=False)
+            return self.pieces
+
+    class Taking(Client):
+        direct = Narrow()
+
+        async def write(self, data: bytes) -> None:
+            written.append(data)
+            await super().write(data)
+
+    plain, quick = Client(), Taking()
+    await relay(Fake(WHOLE)).stream(plain)
+    await relay(Pushing(WHOLE)).stream(quick)
+    assert b"".join(written) == plain.body
+    assert len(quick.writes) < len(plain.writes)
+
+
 async def test_what_is_not_retryable_is_raised_before_the_first_byte(autojump_clock: MockClock) -> None:
     fake = Fake(WHOLE)
     fake.fault = ApiError(400, "no")

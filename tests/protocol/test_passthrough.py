@@ -1,3 +1,4 @@
+import weakref
 from typing import Any
 
 import msgspec
@@ -32,6 +33,19 @@ def test_numbers_never_repeat_also_after_a_keepalive() -> None:
         stream, TEXT | {"sequence_number": 2}, TEXT | {"sequence_number": 9}, {k: TEXT[k] for k in ("type", "delta")}
     )
     assert [event["sequence_number"] for event in later] == [3, 9, 10]
+
+
+def test_who_waits_for_the_end_is_told_once_and_forgotten() -> None:
+    class Waiting:
+        def end(self, document: bytes) -> None:
+            documents.append(document)
+
+    documents: list[bytes] = []
+    waiting = Waiting()
+    kept, stream = weakref.ref(waiting), ResponsesStream({}, on_done=waiting.end)
+    del waiting
+    push(stream, TEXT, ITEM, completed())
+    assert (len(documents), kept()) == (1, None)
 
 
 def test_noise_is_skipped_and_nothing_follows_the_end() -> None:
