@@ -183,6 +183,8 @@ class Relay:
                 raise
             log.info("trying once more", after=error.error.code)
             await trio.sleep(RETRY_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - a pause is no secret
+            if self._started:
+                raise  # a keep-alive has begun the answer meanwhile
             self._conversion, self._held = self._convert(), b""
             self._waiting_since, self._heard = trio.current_time(), False
             await self._attempt(client)
@@ -245,6 +247,8 @@ class Relay:
 
         def step(data: bytes) -> bool:
             nonlocal left, held
+            if self._aborted is not None:
+                return False  # the task that waits here has its end on the way
             self._waiting_since = now = trio.current_time()
             if out := feed(data):
                 if self._tick is not None:

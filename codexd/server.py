@@ -95,20 +95,21 @@ class Connection(TCPServer):
 
     async def _send_waiting(self, data: memoryview | bytes) -> None:
         # B3: hypercorn shields this write without a deadline, so a client that does not read outlives every shutdown.
-        # Unshielded it can be cut in the middle; then nothing else may be written, hence the close.
-        async with self.send_lock:
-            try:
+        # Unshielded it can be cut in the middle, or before the rest of what went out already; then nothing else may be
+        # written, hence the close.
+        try:
+            async with self.send_lock:
                 with trio.fail_after(WRITE_TIMEOUT):
                     await self.stream.send_all(data)
-            except trio.TooSlowError:
-                log.info("a client stopped reading", seconds=WRITE_TIMEOUT)
-                self._tear()
-                await self.protocol.handle(Closed())
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.protocol.handle(Closed())
-            except trio.Cancelled:
-                self._tear()
-                raise
+        except trio.TooSlowError:
+            log.info("a client stopped reading", seconds=WRITE_TIMEOUT)
+            self._tear()
+            await self.protocol.handle(Closed())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self.protocol.handle(Closed())
+        except trio.Cancelled:
+            self._tear()
+            raise
 
     def _tear(self) -> None:
         transport = getattr(self.stream, "transport_stream", self.stream)

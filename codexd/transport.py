@@ -61,12 +61,9 @@ class Transport(httpx.AsyncBaseTransport):
         head, body = _head_of(request), await request.aread()
         connection = self._take(origin) or await self._connect(origin, request)
         try:
-            if len(body) <= JOIN_BODY:
-                await connection.send(head + body)
-            else:
-                await connection.send(head)
-                await connection.send(body)
+            sent = await _sent(connection, head, body)
             status, fields, keep, rest = await _read_head(connection)
+            keep = keep and sent
             framing, keep = _framing(request.method, status, fields, keep=keep)
         except BaseException:
             connection.close()
@@ -92,12 +89,13 @@ class Transport(httpx.AsyncBaseTransport):
         return None
 
     def _give_back(self, origin: Origin, connection: "_Connection") -> None:
-        idle, now = self._idle.setdefault(origin, []), trio.current_time()
+        now = trio.current_time()
         connection.idle_since = now
-        idle.append(connection)
-        # The bottom of the stack is what nobody has needed for longest.
-        while len(idle) > MAX_IDLE or now >= idle[0].idle_since + KEEP_ALIVE:
-            idle.pop(0).close()
+        self._idle.setdefault(origin, []).append(connection)
+        for idle in self._idle.values():
+            # The bottom of the stack is what nobody has needed for longest.
+            while idle and (len(idle) > MAX_IDLE or now >= idle[0].idle_since + KEEP_ALIVE):
+                idle.pop(0).close()
 
     async def _connect(self, origin: Origin, request: httpx.Request) -> "_Connection":
         scheme, host, port = origin
@@ -151,10 +149,11 @@ def _why(error: BaseException) -> str:
 class _Connection:
     """One connection, plain. ``read`` gives what one wait brought, and nothing at the end."""
 
-    __slots__ = ("_fd", "_socket", "idle_since")
+    __slots__ = ("_fd", "_socket", "idle_since", "over")
 
     def __init__(self, opened: socket.socket) -> None:
         self._socket = opened
+        self.over = False  # the end has come behind what was read: only the next read tells, and no epoll
         self._fd = opened.fileno()
         self.idle_since = 0.0
 
@@ -228,15 +227,33 @@ class _TlsConnection(_Connection):
                 break
             except OSError as error:
                 if found:
-                    break  # the next read meets it again
+                    self.over = True  # the next read meets it again
+                    break
                 raise httpx.ReadError(_why(error)) from error
             found.append(data)
             size += len(data)
             if not data:
+                self.over = True
                 break
         if len(found) == 1:
             return found[0]
         return b"".join(found) if found else None
+
+
+async def _sent(connection: _Connection, head: bytes, body: bytes) -> bool:
+    """Send the request; whether it was taken whole.
+
+    A server may answer before it has read all, 413 or 401, and close: its answer is there to be read.
+    """
+    try:
+        if len(body) <= JOIN_BODY:
+            await connection.send(head + body)
+        else:
+            await connection.send(head)
+            await connection.send(body)
+    except httpx.WriteError:
+        return False
+    return True
 
 
 # --- heads
@@ -279,7 +296,7 @@ def _parse_head(head: bytes) -> tuple[int, Fields, bool]:
     found = _STATUS.fullmatch(first)
     if found is None:
         raise httpx.RemoteProtocolError("the response has no status line of HTTP/1.1")
-    persistent = found[1] == b"1"
+    tokens: list[bytes] = []
     fields: Fields = []
     for line in lines:
         field = _FIELD.fullmatch(line)
@@ -287,9 +304,9 @@ def _parse_head(head: bytes) -> tuple[int, Fields, bool]:
             raise httpx.RemoteProtocolError("the response has a header that cannot be read")
         name, value = field[1].lower(), field[2].rstrip(b" \t")
         if name == b"connection":
-            tokens = [token.strip() for token in value.lower().split(b",")]
-            persistent = (persistent or b"keep-alive" in tokens) and b"close" not in tokens
+            tokens += [token.strip() for token in value.lower().split(b",")]
         fields.append((name, value))
+    persistent = (found[1] == b"1" or b"keep-alive" in tokens) and b"close" not in tokens
     return int(found[2]), fields, persistent
 
 
@@ -458,7 +475,7 @@ class Body(httpx.AsyncByteStream):
         It is called by ``reactor``, so it must neither wait nor block. Iterating goes on where this has stopped.
         """
         connection, framing = self._connection, self._framing
-        if connection is None or framing.done or self._rest:
+        if connection is None or framing.done or self._rest or connection.over:
             return  # what is here already is for whoever iterates
 
         def ready() -> bool:
@@ -469,7 +486,7 @@ class Body(httpx.AsyncByteStream):
                 framing.eof()
                 return False
             out = framing.feed(data)
-            return (not out or step(out)) and not framing.done
+            return (not out or step(out)) and not framing.done and not connection.over
 
         await reactor.watch(connection.fd, ready)
 
@@ -477,7 +494,7 @@ class Body(httpx.AsyncByteStream):
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._give_back is None or not self._framing.done or self._framing.rest or self._rest:
+        if self._give_back is None or not self._framing.done or self._framing.rest or self._rest or connection.over:
             connection.close()
         else:
             self._give_back()

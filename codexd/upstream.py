@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import httpx
 import msgspec
 import structlog
+import trio
 
 from codexd import __version__, errors
 from codexd.auth.session import Access, Session
@@ -24,6 +25,9 @@ MAX_ERROR_BODY = 256 * 1024
 """Bytes of an error's body that are read; the rest of it is of no use to anyone."""
 
 CONNECT_TIMEOUT = 15.0
+
+PAGE_TIMEOUT = 30.0
+"""Seconds for what is not a stream: the catalogue, the usage page."""
 
 _EXTENSIONS = {"timeout": {"connect": CONNECT_TIMEOUT}}
 
@@ -173,13 +177,7 @@ class Upstream:
         headers = self._identity(access) | {"accept": "*/*"}
         if etag is not None:
             headers["if-none-match"] = etag
-        try:
-            return await self._client.get(
-                f"{self._base}/codex/models", params={"client_version": self._config.client_version}, headers=headers,
-                timeout=30,
-            )  # fmt: skip
-        except httpx.HTTPError as error:
-            raise _foreign(error) from error
+        return await self._page(f"{self._base}/codex/models?client_version={self._config.client_version}", headers)
 
     async def usage(self) -> Limits:
         """``GET /wham/usage``. Raises ApiError when it cannot be had."""
@@ -238,8 +236,14 @@ class Upstream:
         headers = {"authorization": f"Bearer {access.token}", "accept": "*/*"}
         if access.account_id is not None:
             headers["chatgpt-account-id"] = access.account_id
+        return await self._page(f"{self._base}{path}", headers)
+
+    async def _page(self, url: str, headers: dict[str, str]) -> httpx.Response:
         try:
-            return await self._client.get(f"{self._base}{path}", headers=headers, timeout=30)
+            with trio.fail_after(PAGE_TIMEOUT):
+                return await self._client.get(url, headers=headers)
+        except trio.TooSlowError as error:
+            raise errors.upstream_unreachable(f"no answer within {PAGE_TIMEOUT:g} seconds") from error
         except httpx.HTTPError as error:
             raise _foreign(error) from error
 

@@ -322,7 +322,7 @@ class ResponsesStream:
         self._response_object = bytes(complete)
         if self.done:
             self._on_done(self._response_object)
-            self._on_done = _forget  # it holds the whole request
+            self._on_done = lambda _: None  # it holds the whole request
         return complete
 
     def _complete(self, raw: Raw, status: str | None = None) -> Raw:
@@ -339,10 +339,6 @@ class ResponsesStream:
             self.usage = msgspec.json.decode(response["usage"], type=Usage)
             response["usage"] = _complete_usage(response["usage"])
         return Raw(msgspec.json.encode(response))
-
-
-def _forget(_: bytes) -> None:
-    pass
 
 
 def _index(event: RawObject) -> int:

@@ -175,6 +175,14 @@ async def test_one_retry_before_the_first_byte_with_a_fresh_conversion(autojump_
     assert (caught.value.status, stubborn.opened) == (502, 2)
 
 
+async def test_a_beat_in_the_pause_before_the_retry_leaves_nothing_to_try(autojump_clock: MockClock) -> None:
+    """The keep-alive has begun the answer, so its failure is told in the stream."""
+    fake, client = Fake([CREATED, KEEPALIVE_INTERVAL - 0.01, failed("server_is_overloaded")], WHOLE), Client()
+    await relay(fake).stream(client)
+    assert client.started_at == pytest.approx(KEEPALIVE_INTERVAL)
+    assert (client.body.count(b'"error":'), client.ended, fake.opened) == (1, True, 1)
+
+
 async def test_the_request_is_forgotten_when_nothing_can_be_tried_again(autojump_clock: MockClock) -> None:
     forgotten: list[float] = []
 

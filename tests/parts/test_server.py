@@ -19,6 +19,17 @@ async def app(scope: Any, _: Any, send: Any) -> None:
     """Streams PIECES, by the short way to /short and by hypercorn's own to anywhere else."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
     for piece in PIECES:
+        if scope["path"] == "/cut":
+            # Cancelled between what the kernel took at once and the rest of it.
+            direct = scope["state"][server.CHUNKS]
+            rest = direct.chunk_now(bytes(20_000_000))
+            with trio.CancelScope() as scope_:
+                scope_.cancel()
+                await direct.write_rest(rest)
+            with trio.move_on_after(0.2):
+                while direct.chunk_now(b"never to be seen"):
+                    await trio.sleep(0.01)
+            return
         if scope["path"] == "/short":
             direct = scope["state"][server.CHUNKS]
             if rest := direct.chunk_now(piece):
@@ -47,6 +58,9 @@ async def test_the_short_way_of_a_piece_writes_the_same_bytes() -> None:
 
         with trio.fail_after(20):
             short, stock = await ask(b"/short"), await ask(b"/stock")
+            cut = await ask(b"/cut")
+        assert b"never" not in cut
+        assert not cut.endswith(b"0\r\n\r\n")
         assert short == stock
         assert short.endswith(b"11\r\n" + b"z" * 17 + b"\r\n0\r\n\r\n")
         stopped.set()

@@ -1,5 +1,6 @@
 """HTTP towards ChatGPT, over real sockets: framing at every cut, what may be used again, what is refused."""
 
+import contextlib
 import gzip
 import socket
 import ssl
@@ -296,6 +297,67 @@ def contexts(authority: trustme.CA, name: str) -> tuple[ssl.SSLContext, Callable
         return made
 
     return server, trusting
+
+
+async def test_an_answer_before_all_was_sent_is_read() -> None:
+    async def impatient(stream: trio.SocketStream) -> None:
+        await stream.receive_some(100)
+        await stream.send_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig")
+        await stream.aclose()
+
+    server = Server()
+    server.handle = impatient  # type: ignore[method-assign]
+    async with serving(server) as port, client() as http:
+        answer = await http.post(f"http://127.0.0.1:{port}/", content=b"x" * 30_000_000)
+        assert (answer.status_code, answer.text) == (413, "big")
+        assert http._transport._idle == {}
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+async def test_an_end_that_comes_with_the_last_data_over_tls(authority: trustme.CA, pushed: bool) -> None:
+    """close_notify in the same segment, and the connection left open: nothing more will ever wake anybody."""
+    tls, trusting = contexts(authority, "localhost")
+
+    async def last_words(stream: trio.SocketStream) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        end = tls.wrap_bio(incoming, outgoing, server_side=True)
+
+        async def until(step: Callable[[], Any]) -> None:
+            while True:
+                try:
+                    step()
+                except ssl.SSLWantReadError:
+                    await stream.send_all(outgoing.read())
+                    incoming.write(await stream.receive_some(65536))
+                else:
+                    break
+
+        await until(end.do_handshake)
+        await until(lambda: end.read(65536))
+        end.write(CHUNKED + b"5\r\nfirst\r\n")
+        await stream.send_all(outgoing.read())
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        end.write(b"4\r\nlast\r\n")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.unwrap()
+        await stream.send_all(outgoing.read())
+        await trio.sleep_forever()
+
+    server = Server()
+    server.handle = last_words  # type: ignore[method-assign]
+    async with (
+        serving(server) as port,
+        client(context=trusting) as http,
+        http.stream("GET", f"https://localhost:{port}/") as response,
+    ):
+        body: Any = response.stream._stream
+        seen = [await anext(body)]
+        with pytest.raises(httpx.RemoteProtocolError, match="last chunk"):
+            if pushed:
+                await body.push(lambda data: seen.append(data) is None)
+            while True:
+                seen.append(await anext(body))
+        assert seen == [b"first", b"last"]
 
 
 async def test_tls(authority: trustme.CA) -> None:

@@ -1,10 +1,20 @@
 import math
+from pathlib import Path
 
 import httpx
 import pytest
+import trio
+from trio.testing import MockClock
 
+from codexd.auth import store
+from codexd.auth.issuer import Issuer
+from codexd.auth.session import Session
+from codexd.auth.store import Credentials
+from codexd.config import Backend, OAuth
+from codexd.errors import ApiError
 from codexd.protocol.limits import client_headers
-from codexd.upstream import _foreign
+from codexd.upstream import PAGE_TIMEOUT, Upstream, _foreign
+from support.secrets import access_token
 
 NOW = 1_795_000_000.0
 
@@ -37,3 +47,19 @@ def test_a_request_that_cannot_be_sent_does_not_quote_its_headers() -> None:
     error = _foreign(httpx.LocalProtocolError("Illegal header value b'Bearer sEcReT'"))
     assert "Bearer" not in error.error.message
     assert error.status == 502
+
+
+async def test_a_page_that_never_comes_is_given_up(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async def silent(_: httpx.Request) -> httpx.Response:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    store.save(tmp_path / "tokens.json", Credentials(access_token=access_token(9e9)))
+    async with httpx.AsyncClient(transport=httpx.MockTransport(silent)) as http:
+        session = Session(tmp_path / "tokens.json", issuer=Issuer(http, OAuth(), {}), clock=lambda: NOW)
+        upstream = Upstream(http, session, Backend(), clock=lambda: NOW)
+        for ask in (lambda: upstream.models(None), upstream.usage):
+            begun = trio.current_time()
+            with pytest.raises(ApiError, match="no answer within 30 seconds"):
+                await ask()
+            assert trio.current_time() - begun == pytest.approx(PAGE_TIMEOUT)
