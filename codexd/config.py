@@ -1,6 +1,8 @@
 """The configuration: one frozen struct, decoded and validated once. Where it comes from is ``reading``'s business."""
 
+import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,6 +58,13 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _about(
             "Names of keys in `client_keys` for which every parameter that would be dropped is a 400. "
             "`codexctl keys add --strict` makes such a key."
+        ),
+    ] = ()
+    hosts: Annotated[
+        tuple[str, ...],
+        _about(
+            "Names of this machine, beside `localhost` and loopback's addresses, that a request without a key may be "
+            "addressed to over loopback. Any other name may have been pointed here by a web page (DNS rebinding)."
         ),
     ] = ()
     max_body_bytes: Annotated[int, Meta(ge=1024), _about("Largest request body. Images travel inside it.")] = (
@@ -267,8 +276,17 @@ def is_beyond_loopback(bind: str) -> bool:
     return not isinstance(address, str) and not is_loopback(address[0])
 
 
+@lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
+    """Whether this names the machine itself. A name that only looks so (``127.example``) is somebody else's."""
+    if host.rstrip(".") == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 # --- directories

@@ -273,6 +273,16 @@ def cross_site() -> ApiError:
     )
 
 
+def foreign_host(name: str) -> ApiError:
+    return ApiError(
+        403,
+        f"The request is addressed to {name!r}, which is no name of this machine as far as codexd knows: a web page "
+        "may have pointed it here. Use http://127.0.0.1 or http://localhost, add the name to server.hosts, or make a "
+        "client key with `codexctl keys add NAME` and send it.",
+        code="foreign_host",
+    )
+
+
 def websocket_expired(lifetime: float) -> ApiError:
     return ApiError(
         400,

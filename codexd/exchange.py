@@ -8,7 +8,9 @@ through Quart's response bodies, which are async generators, where a nursery wou
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -104,6 +106,27 @@ def client_of(scope: Mapping[str, Any], headers: Headers) -> str | None:
     peer = scope.get("client")
     address = peer[0] if peer else headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
     return address if _ADDRESS.fullmatch(address) and not is_loopback(address) else None
+
+
+@lru_cache(maxsize=64)
+def name_in(host: str) -> str:
+    """The name in a Host header, without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return host
+
+
+def foreign_host(scope: Mapping[str, Any], headers: Headers, own: Sequence[str] = ()) -> str | None:
+    """The name that a request over loopback is addressed to, when it is not this machine's. Browsers always send one.
+
+    Over a unix socket it is the proxy that was addressed, and beyond loopback a machine has many names.
+    """
+    server = scope.get("server")
+    if not server or not is_loopback(server[0]) or "host" not in headers:
+        return None
+    name = name_in(headers["host"])
+    return None if is_loopback(name) or name in own else name
 
 
 def _level_for(path: str) -> Callable[..., None]:

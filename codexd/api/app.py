@@ -30,6 +30,7 @@ from codexd.exchange import (
     Streamed,
     document,
     error_response,
+    foreign_host,
     json,
     record_of_request,
 )
@@ -207,15 +208,23 @@ class Api:
         if not self._keys.required and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             # Any web page can post to loopback, and without a key the account would be its to spend.
             raise errors.cross_site()
+        if not self._keys.required and (name := foreign_host(request.scope, request.headers, self._hosts)) is not None:
+            raise errors.foreign_host(name)
         if request.path not in ("/health", "/v1/health"):
             self._last_request = trio.current_time()
             record_of_request().key = self._key(request.headers)
+
+    @property
+    def _hosts(self) -> tuple[str, ...]:
+        return self.answers.config.server.hosts
 
     def _authenticate_websocket(self) -> str | None:
         """Raises ApiError 401 or 403."""
         if not self._keys.required and "origin" in websocket.headers:
             # A page can open a websocket to loopback, whatever its origin: browsers ask nobody first.
             raise errors.cross_site()
+        if not self._keys.required and (name := foreign_host(websocket.scope, websocket.headers, self._hosts)):
+            raise errors.foreign_host(name)
         return self._key(websocket.headers)
 
     def _key(self, headers: Headers) -> str | None:

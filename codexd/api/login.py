@@ -1,7 +1,6 @@
 """Signing in over HTTP, for programs on this machine."""
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from quart import Response, request
@@ -11,7 +10,7 @@ from codexd.auth.login import Attempt, Logins
 from codexd.auth.session import Session
 from codexd.config import is_loopback
 from codexd.errors import DEVICE_CODES_OFF_HINT
-from codexd.exchange import Route, decode, json, read_body
+from codexd.exchange import Route, decode, json, name_in, read_body
 
 
 class _LoginRequest(msgspec.Struct):
@@ -81,10 +80,9 @@ class LoginEndpoints:
 def _refuse_from_afar() -> None:
     """Raises ApiError 403: who signs in decides whose account it is, and that is for this machine to do."""
     host = (request.scope.get("client") or ("127.0.0.1",))[0]
-    # A name that is not this machine's own may have been pointed here by somebody else (DNS rebinding), and a page of
-    # whatever origin has no business here.
-    named = urlsplit(f"//{request.host}").hostname or ""
+    # Also with a key, and over a unix socket, where it is a proxy's: a name that is not this machine's own may have
+    # been pointed here by somebody else (DNS rebinding), and a page of whatever origin has no business here.
     foreign = [name for name in ("forwarded", "x-forwarded-for", "x-real-ip", "origin") if name in request.headers]
     site = request.headers.get("sec-fetch-site", "none")
-    if foreign or site != "none" or not is_loopback(host) or not is_loopback(named):
+    if foreign or site != "none" or not is_loopback(host) or not is_loopback(name_in(request.host)):
         raise errors.not_local()

@@ -228,6 +228,33 @@ async def test_web_pages_of_other_sites_are_refused_unless_there_is_a_key(
         assert (await app.request("GET", "/v1/models", headers=headers)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("LOCALHOST:3000", 200), ("localhost.", 200), ("127.0.0.1:3000", 200), ("127.1.2.3", 200),
+        ("[::1]:3000", 200), ("[::ffff:127.0.0.1]", 200), ("mine.lan:3000", 200),
+        ("evil.example:3000", 403), ("127.0.0.1.evil.example", 403), ("127.evil", 403), ("localhost.evil", 403),
+        ("192.168.0.1:3000", 403), ("[::1", 403), ("a@localhost@b", 403), ("", 403),
+    ],
+)  # fmt: skip
+async def test_a_name_that_was_pointed_here_is_refused_unless_there_is_a_key(
+    autojump_clock: MockClock, tmp_path: Path, host: str, status: int
+) -> None:
+    server = Server(hosts=("mine.lan",))
+    async with client(tmp_path, Backend(), Config(server=server)) as app:
+        answer = await app.request("GET", "/v1/models", headers={"host": host})
+        assert answer.status == status
+        if status == 403:
+            assert (answer.json["error"]["code"], "server.hosts" in answer.json["error"]["message"]) == (
+                "foreign_host",
+                True,
+            )
+    keyed = Server(client_keys={"a": "0123456789abcdef"})
+    async with client(tmp_path, Backend(), Config(server=keyed)) as app:
+        headers = {"host": host, "x-api-key": "0123456789abcdef"}
+        assert (await app.request("GET", "/v1/models", headers=headers)).status == 200
+
+
 async def test_a_slash_too_many_is_a_404_in_json(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with client(tmp_path, Backend()) as app:
         answer = await app.request("GET", "/v1//models")

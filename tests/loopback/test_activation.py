@@ -80,7 +80,7 @@ def health(address: Any) -> bytes:
     with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as client:
         client.settimeout(30)
         client.connect(address)
-        client.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         answer = b""
         while data := client.recv(4096):
             answer += data

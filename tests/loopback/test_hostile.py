@@ -24,13 +24,13 @@ H2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WS = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 
 HOSTILE = {
-    "h2c with settings that are no base64": b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \xff\xff\r\n\r\n",
-    "h2c with settings of the wrong length": b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\nhttp2-settings: AAAA\r\n\r\n",
-    "h2c without settings": b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
-    "websocket with a subprotocol that is no ASCII": b"GET /v1/responses HTTP/1.1\r\nhost: x\r\n"
+    "h2c with settings that are no base64": b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \xff\xff\r\n\r\n",
+    "h2c with settings of the wrong length": b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\nhttp2-settings: AAAA\r\n\r\n",
+    "h2c without settings": b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
+    "websocket with a subprotocol that is no ASCII": b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\n"
     + WS
     + b"sec-websocket-protocol: \xe9\r\n\r\n",
-    "websocket with a trailing byte": b"GET /v1/responses HTTP/1.1\r\nhost: x\r\n" + WS + b"\r\nx",
+    "websocket with a trailing byte": b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\n" + WS + b"\r\nx",
     "http/2 by prior knowledge": H2_PREFACE + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
     "http/2 with a path that is no ASCII": H2_PREFACE
     + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
@@ -38,24 +38,24 @@ HOSTILE = {
     "http/2 connect without a path": H2_PREFACE
     + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
     + b"\x00\x00\x09\x01\x05\x00\x00\x00\x01\x02\x07CONNECT",
-    "a path that is no ASCII": b"GET /\xe9\xff HTTP/1.1\r\nhost: x\r\n\r\n",
-    "an absolute target": b"GET http://[::1 HTTP/1.1\r\nhost: x\r\n\r\n",
-    "an asterisk": b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
+    "a path that is no ASCII": b"GET /\xe9\xff HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "an absolute target": b"GET http://[::1 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "an asterisk": b"OPTIONS * HTTP/1.1\r\nhost: localhost\r\n\r\n",
     "a host that is no ASCII": b"GET / HTTP/1.1\r\nhost: \xff\xfe\r\n\r\n",
-    "a method that is no method": b"\xff\xff / HTTP/1.1\r\nhost: x\r\n\r\n",
+    "a method that is no method": b"\xff\xff / HTTP/1.1\r\nhost: localhost\r\n\r\n",
     "no http at all": b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + bytes(64),
-    "a bad content length": b"POST /v1/responses HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
-    "two content lengths": b"POST /v1/responses HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
-    "a bad chunk": b"POST /v1/responses HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
-    "headers without an end": b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 12000,
-    "a percent sign and nothing": b"GET /v1/models/%00%ff%zz HTTP/1.1\r\nhost: x\r\n\r\n",
+    "a bad content length": b"POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+    "two content lengths": b"POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+    "a bad chunk": b"POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    "headers without an end": b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * 12000,
+    "a percent sign and nothing": b"GET /v1/models/%00%ff%zz HTTP/1.1\r\nhost: localhost\r\n\r\n",
     "JSON that is deep": post("/v1/responses", None)
     .replace(b"content-length: 4", b"content-length: 200000")
     .replace(b"null", b"[" * 200000),
-    "JSON that is no text": b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n\xff\xfe\xff\xfe",
-    "a body for a route that is not there": b"POST /nope HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999\r\n\r\n"
+    "JSON that is no text": b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\n\xff\xfe\xff\xfe",
+    "a body for a route that is not there": b"POST /nope HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999999\r\n\r\n"
     + b"x" * 100000,
-    "a half-closed request": b"POST /v1/responses HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n",
+    "a half-closed request": b"POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n",
 }
 
 
@@ -101,17 +101,20 @@ async def test_a_websocket_upgrade_gets_a_plain_answer_where_there_is_none(
             (b"/nowhere", b"404"),
         ):
             async with connected(daemon) as client:
-                await client.send(b"GET %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" % path + WS + b"\r\n")
+                await client.send(b"GET %b HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n" % path + WS + b"\r\n")
                 answer = await client.all(seconds=3)
                 assert answer.startswith(b"HTTP/1.1 " + status)
                 assert b"\r\ncontent-type: application/json\r\n" in answer
     async with running(tmp_path, logs, upstream) as daemon, connected(daemon) as client:
-        await client.send(b"GET /v1/responses?x=1 HTTP/1.1\r\nhost: x\r\n" + WS + b"\r\n")
+        await client.send(b"GET /v1/responses?x=1 HTTP/1.1\r\nhost: localhost\r\n" + WS + b"\r\n")
         assert (await client.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
 
 
 async def test_connection_close_closes(daemon: Daemon) -> None:
-    for head in (b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", b"GET /health HTTP/1.0\r\n\r\n"):
+    for head in (
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+        b"GET /health HTTP/1.0\r\n\r\n",
+    ):
         async with connected(daemon) as client:
             await client.send(head)
             assert b'"signed_in":true' in await client.all(seconds=3)
@@ -131,7 +134,7 @@ async def test_a_peer_that_closes_an_idle_connection_frees_its_descriptor(daemon
     before = sockets()
     for _ in range(10):
         async with connected(daemon) as client:
-            await client.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            await client.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             await client.until(b"uptime_seconds")
     with trio.fail_after(3):
         while sockets() > before:
@@ -140,7 +143,7 @@ async def test_a_peer_that_closes_an_idle_connection_frees_its_descriptor(daemon
 
 async def test_an_idle_connection_does_not_hold_up_a_stop(daemon: Daemon) -> None:
     async with connected(daemon) as client:
-        await client.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
         await client.until(b"uptime_seconds")
         daemon.signal()
         with trio.fail_after(3):
@@ -221,7 +224,7 @@ async def test_a_reader_that_dawdles_loses_nothing(daemon: Daemon, upstream: Ups
         body = await client.all(seconds=60)
     # To the byte: what comes twice or not at all breaks the chunks' framing.
     reader = h11.Connection(h11.CLIENT)
-    reader.send(h11.Request(method="POST", target="/", headers=[("host", "x"), ("content-length", "0")]))
+    reader.send(h11.Request(method="POST", target="/", headers=[("host", "localhost"), ("content-length", "0")]))
     reader.receive_data(body)
     assert isinstance(reader.next_event(), h11.Response)
     pieces = []
@@ -262,7 +265,7 @@ async def test_the_live_unix_socket_of_another_is_not_taken(tmp_path: Path, logs
             listen(f"unix:{path}")
         async with await trio.open_unix_socket(str(path)) as stream:
             client = Raw(stream)  # type: ignore[arg-type]
-            await client.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            await client.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             await client.until(b"signed_in")
         daemon.signal(signal.SIGINT)
         assert await daemon.process.wait() == 0
@@ -271,7 +274,7 @@ async def test_the_live_unix_socket_of_another_is_not_taken(tmp_path: Path, logs
 
 async def test_a_pipelined_request_is_answered(daemon: Daemon) -> None:
     async with connected(daemon) as client:
-        await client.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
+        await client.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2)
         while (await client.until(b"uptime_seconds")).count(b"uptime_seconds") < 2:
             client.data += await client.stream.receive_some(65536)
 

@@ -62,7 +62,7 @@ class Client:
         scope = {
             "type": "http", "http_version": "1.1", "asgi": {"spec_version": "2.1", "version": "3.0"}, "method": method,
             "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
-            "headers": [(name.encode(), value.encode()) for name, value in {"host": "x", **(headers or {})}.items()],
+            "headers": [(name.encode(), value.encode()) for name, value in {"host": "localhost", **(headers or {})}.items()],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "extensions": {}, "state": {},
         }  # fmt: skip
         answer = Answer()
@@ -100,7 +100,7 @@ class Client:
         scope = {
             "type": "websocket", "http_version": "1.1", "asgi": {"spec_version": "2.3", "version": "3.0"},
             "scheme": "ws", "path": "/v1/responses", "raw_path": b"/v1/responses", "query_string": b"", "root_path": "",
-            "headers": [(name.encode(), value.encode()) for name, value in {"host": "x", **(headers or {})}.items()],
+            "headers": [(name.encode(), value.encode()) for name, value in {"host": "localhost", **(headers or {})}.items()],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "subprotocols": [],
             "extensions": {"websocket.http.response": {}}, "state": {},
         }  # fmt: skip

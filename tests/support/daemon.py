@@ -160,7 +160,7 @@ async def connected(daemon: Daemon) -> AsyncIterator[Raw]:
 
 def post(path: str, body: Any, *headers: str) -> bytes:
     data = msgspec.json.encode(body)
-    lines = [f"POST {path} HTTP/1.1", "host: x", *headers, f"content-length: {len(data)}", "", ""]
+    lines = [f"POST {path} HTTP/1.1", "host: localhost", *headers, f"content-length: {len(data)}", "", ""]
     return "\r\n".join(lines).encode() + data
 
 
