@@ -176,18 +176,26 @@ class Relay:
     # --- the driver
 
     async def _drive(self, client: Client | None) -> None:
+        error = await self._first_attempt(client)
+        if error is None:
+            return
+        log.info("trying once more", after=error.error.code)
+        await trio.sleep(RETRY_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - a pause is no secret
+        if self._convert is None:
+            raise error  # a keep-alive has begun the answer meanwhile
+        self._conversion, self._held = self._convert(), b""
+        self._waiting_since, self._heard = trio.current_time(), False
+        await self._attempt(client)
+
+    async def _first_attempt(self, client: Client | None) -> ApiError | None:
+        """The failure after which it may be tried once more, if there was one. Raises the others."""
         try:
             await self._attempt(client)
         except ApiError as error:
             if not error.retryable or self._convert is None or self._conversion.state.begun:
                 raise
-            log.info("trying once more", after=error.error.code)
-            await trio.sleep(RETRY_PAUSE * random.uniform(0.5, 1.5))  # noqa: S311 - a pause is no secret
-            if self._started:
-                raise  # a keep-alive has begun the answer meanwhile
-            self._conversion, self._held = self._convert(), b""
-            self._waiting_since, self._heard = trio.current_time(), False
-            await self._attempt(client)
+            return error
+        return None
 
     async def _attempt(self, client: Client | None) -> None:
         try:
