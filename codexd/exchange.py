@@ -123,9 +123,10 @@ def foreign_host(scope: Mapping[str, Any], headers: Headers, own: Sequence[str] 
     Over a unix socket it is the proxy that was addressed, and beyond loopback a machine has many names.
     """
     server = scope.get("server")
-    if not server or not is_loopback(server[0]) or "host" not in headers:
+    host = headers.get("host")  # empty where HTTP/1.0 sent none
+    if not server or not is_loopback(server[0]) or not host:
         return None
-    name = name_in(headers["host"])
+    name = name_in(host)
     return None if is_loopback(name) or name in own else name
 
 

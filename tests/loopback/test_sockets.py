@@ -46,7 +46,7 @@ class Peer:
 async def peer(daemon: Daemon) -> AsyncIterator[Peer]:
     async with connected(daemon) as client:
         it = Peer(client.stream)
-        await it.send(ws.Request(host="x", target="/v1/responses"))
+        await it.send(ws.Request(host="localhost", target="/v1/responses"))
         assert isinstance(await it.next(), ws.AcceptConnection)
         yield it
 
