@@ -244,5 +244,8 @@ def test_nothing_was_denied_or_unexpected(box: Box) -> None:
     lines = box.run(
         "journalctl", "-o", "cat", "--no-pager", "-p", "warning", "-u", "codexd", "-u", "codexd@alice"
     ).splitlines()
-    expected = ("not signed in", "Watchdog timeout", "Failed with result 'watchdog'", "status=6/ABRT")
+    # Python's printer of tracebacks may itself fall over a frame that the watchdog's signal met half made (1 in 1500 with
+    # nothing but the standard library). A crash of ours would end in the result 'signal' or 'core-dump'.
+    aborted = ("status=6/ABRT", "status=11/SEGV")
+    expected = ("not signed in", "Watchdog timeout", "Failed with result 'watchdog'", *aborted)
     assert [line for line in lines if not any(each in line for each in expected)] == []
