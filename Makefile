@@ -14,6 +14,7 @@ help:
 	@echo "make deb     a Debian package, in build/"
 	@echo "make image   a container image, by docker or, with ENGINE=podman, by that"
 	@echo "make test-system  the units under a real systemd, nginx; needs root"
+	@echo "make bench   what a stream and a request cost, beside nginx and two Python peers"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
 	@echo "make lock    make the lock files anew from pyproject.toml"
 

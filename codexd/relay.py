@@ -213,21 +213,13 @@ class Relay:
                 self._waiting_since = trio.current_time()
                 self._heard = True
                 out = conversion.feed(data)
-                if out and client is not None:
-                    if self._started and self._tick is None:
-                        # The way of nearly every event; all others go round by _pass_on.
-                        self._writing = True
-                        await client.write(out)
-                        self._writing = False
-                        self._waiting_since = self._last_write = trio.current_time()
-                    else:
+                if client is not None:
+                    if out:
                         await self._pass_on(client, out)
+                    if self._started:
+                        await self._flow(source, client, conversion)
                 if conversion.state.error is not None:
                     raise conversion.state.error
-                if not conversion.state.done and self._started and client is not None:
-                    await self._flow(source, client, conversion)
-                    if conversion.state.error is not None:
-                        raise conversion.state.error
                 if conversion.state.done:
                     break
             conversion.state.eof()
@@ -246,10 +238,10 @@ class Relay:
 
         It ends where something has to be waited for, or has happened.
         """
-        push, direct = source.push, client.direct
-        if push is None or direct is None:
+        push, direct, state = source.push, client.direct, conversion.state
+        if push is None or direct is None or state.done or state.error is not None:
             return
-        state, feed, write = conversion.state, conversion.feed, direct.chunk_now
+        feed, write = conversion.feed, direct.chunk_now
         left: memoryview | bytes = b""
         held = b""
 

@@ -35,7 +35,6 @@ class _Wanted(NamedTuple):
     number: int
 
 
-_UNCOUNTED = partial(int)  # it would keep the request for as long as the answer takes
 _PROBE = b'{"model": "-", "messages": [{"role": "user", "content": "Answer with the word ok."}]}'
 
 
@@ -139,6 +138,8 @@ class ChatEndpoints:
     ) -> Callable[[], Conversion]:
         """``echo``: as a legacy completion, after this text."""
 
+        limited = wanted.limits != cut.Limits()
+
         def conversion() -> Conversion:
             stream = ChatStream(
                 id=wanted.id,
@@ -147,10 +148,9 @@ class ChatEndpoints:
                 include_usage=wanted.include_usage,
                 names=converted.names,
                 legacy=converted.legacy,
-                cut=cut.Cut(wanted.limits) if wanted.limits != cut.Limits() else None,
-                prompt_tokens=partial(prompt_tokens, converted.request)
-                if wanted.limits != cut.Limits()
-                else _UNCOUNTED,
+                cut=cut.Cut(wanted.limits) if limited else None,
+                # Only where it may be asked for: it keeps the request for as long as the answer takes.
+                prompt_tokens=partial(prompt_tokens, converted.request) if limited else int,
                 index=index,
                 usage_chunk=wanted.number == 1 or not wanted.streamed,
                 reasoning=self._answers.config.codex.reasoning_format,

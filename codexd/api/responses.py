@@ -103,7 +103,7 @@ class ResponsesEndpoints:
         def conversion() -> Conversion:
             truncation = Truncation(cut.Cut(wanted)) if wanted.max_tokens is not None else None
             # Only what may be asked for: it keeps the request for as long as the answer takes.
-            counted = partial(prompt_tokens, converted.request) if truncation else partial(int)
+            counted = partial(prompt_tokens, converted.request) if truncation else int
             keep = partial(self._keep, understood, last)
             own = last is not None
             stream = ResponsesStream(understood.echo, converted.names, truncation, counted, keep, websocket=own)
