@@ -10,22 +10,19 @@ Nothing here has a deadline but connecting: whoever reads has one. HTTP/1.1 alon
 only 100 streams run and the others wait without an error. Proxies are left to httpx, and so are cookies, redirects and
 authentication.
 
-The message format is that of RFC 9112, read strictly: what does not fit ends the connection with RemoteProtocolError.
+What a response's bytes mean is in ``framing``.
 """
 
 import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
 
 import httpx
 import trio
 
 from codexd import reactor
-
-MAX_HEAD = 64 * 1024
-"""Bytes of a status line with its headers, or of a chunked body's trailers."""
+from codexd.framing import MAX_HEAD, Fields, Framing, framing_of, parse_head
 
 READ_SIZE = 64 * 1024
 KEEP_ALIVE = 90.0
@@ -39,10 +36,6 @@ JOIN_BODY = 64 * 1024
 
 Origin = tuple[str, str, int]
 
-_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\x00\r\n]*)?")
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00\r\n]*)")
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00\r\n]*)?\r\n")
-_LENGTH = re.compile(r"[0-9]{1,18}")
 _UNSENDABLE = re.compile(rb"[\x00\r\n]")
 
 
@@ -64,7 +57,7 @@ class Transport(httpx.AsyncBaseTransport):
             sent = await _sent(connection, head, body)
             status, fields, keep, rest = await _read_head(connection)
             keep = keep and sent
-            framing, keep = _framing(request.method, status, fields, keep=keep)
+            framing, keep = framing_of(request.method, status, fields, keep=keep)
         except BaseException:
             connection.close()
             raise
@@ -268,9 +261,6 @@ def _head_of(request: httpx.Request) -> bytes:
     return b"\r\n".join([*lines, b"\r\n"])
 
 
-Fields = list[tuple[bytes, bytes]]
-
-
 async def _read_head(connection: _Connection) -> tuple[int, Fields, bool, bytes]:
     """Status, header fields, whether the connection may live on, and the bytes that came after the head."""
     data = b""
@@ -283,7 +273,7 @@ async def _read_head(connection: _Connection) -> tuple[int, Fields, bool, bytes]
                 what = "in the middle of its headers" if data else "without a response"
                 raise httpx.RemoteProtocolError(f"the server closed the connection {what}")
             data += more
-        status, fields, persistent = _parse_head(data[:end])
+        status, fields, persistent = parse_head(data[:end])
         data = data[end + 4 :]
         if status >= 200:
             return status, fields, persistent, data
@@ -291,151 +281,7 @@ async def _read_head(connection: _Connection) -> tuple[int, Fields, bool, bytes]
             raise httpx.RemoteProtocolError("the server changed the protocol unasked")
 
 
-def _parse_head(head: bytes) -> tuple[int, Fields, bool]:
-    first, *lines = head.split(b"\r\n")
-    found = _STATUS.fullmatch(first)
-    if found is None:
-        raise httpx.RemoteProtocolError("the response has no status line of HTTP/1.1")
-    tokens: list[bytes] = []
-    fields: Fields = []
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            raise httpx.RemoteProtocolError("the response has a header that cannot be read")
-        name, value = field[1].lower(), field[2].rstrip(b" \t")
-        if name == b"connection":
-            tokens += [token.strip() for token in value.lower().split(b",")]
-        fields.append((name, value))
-    persistent = (found[1] == b"1" or b"keep-alive" in tokens) and b"close" not in tokens
-    return int(found[2]), fields, persistent
-
-
-def _framing(method: str, status: int, fields: Fields, *, keep: bool) -> tuple["Framing", bool]:
-    """How the body ends, and whether the connection may be used again after it."""
-    if method == "HEAD" or status in (204, 304):
-        return _Length(0), keep
-    codings = [value.decode("latin-1").strip().lower() for name, value in fields if name == b"transfer-encoding"]
-    lengths = {value.decode("latin-1") for name, value in fields if name == b"content-length"}
-    if codings:
-        if codings != ["chunked"]:
-            raise httpx.RemoteProtocolError(f"the response is in a transfer coding that was not asked for: {codings}")
-        # With a length beside it somebody on the way may have seen another end: nothing may follow here.
-        return _Chunked(), keep and not lengths
-    if lengths:
-        length = lengths.pop()
-        if lengths or not _LENGTH.fullmatch(length):
-            raise httpx.RemoteProtocolError("the response's length cannot be told")
-        return _Length(int(length)), keep
-    return _UntilClose(), False
-
-
 # --- bodies
-
-
-class Framing(Protocol):
-    """Where a body ends. ``rest`` holds what came and does not belong to it, or cannot be told yet."""
-
-    done: bool
-    rest: bytes
-
-    def feed(self, data: bytes) -> bytes:
-        """The part of the read that is content. Raises RemoteProtocolError."""
-
-    def eof(self) -> None:
-        """The connection has ended. Raises RemoteProtocolError when that cuts the body off."""
-
-
-class _Length:
-    __slots__ = ("_left", "done", "rest")
-
-    def __init__(self, length: int) -> None:
-        self._left = length
-        self.done = length == 0
-        self.rest = b""
-
-    def feed(self, data: bytes) -> bytes:
-        if len(data) > self._left:
-            data, self.rest = data[: self._left], data[self._left :]
-        self._left -= len(data)
-        self.done = self._left == 0
-        return data
-
-    def eof(self) -> None:
-        raise httpx.RemoteProtocolError(f"the connection ended {self._left} bytes before the response's end")
-
-
-class _UntilClose:
-    __slots__ = ("done", "rest")
-
-    def __init__(self) -> None:
-        self.done = False
-        self.rest = b""
-
-    def feed(self, data: bytes) -> bytes:
-        return data
-
-    def eof(self) -> None:
-        self.done = True
-
-
-class _Chunked:
-    """All chunks of a read in one pass with an index: slicing the rest off for each would be quadratic."""
-
-    __slots__ = ("_ending", "_left", "done", "rest")
-
-    def __init__(self) -> None:
-        self._left = 0  # of the chunk that is under way, with its line end
-        self._ending = False
-        self.done = False
-        self.rest = b""
-
-    def feed(self, data: bytes) -> bytes:
-        if self.rest:
-            data, self.rest = self.rest + data, b""
-        out: list[bytes] = []
-        at, size = 0, len(data)
-        left = self._left
-        while not self._ending:
-            if left > 2:
-                piece = data[at : at + left - 2]
-                out.append(piece)
-                at += len(piece)
-                left -= len(piece)
-            if left:
-                if size - at < left:
-                    break
-                if data[at : at + 2] != b"\r\n":
-                    raise httpx.RemoteProtocolError("a chunk of the response is longer than it says")
-                at += 2
-                left = 0
-            found = _CHUNK.match(data, at)
-            if found is None:
-                if size - at > MAX_HEAD or b"\n" in data[at : at + MAX_HEAD]:
-                    raise httpx.RemoteProtocolError("a chunk of the response has no size that can be read")
-                break
-            at = found.end()
-            length = int(found[1], 16)
-            if length:
-                left = length + 2
-            else:
-                self._ending = True
-        self._left = left
-        self.rest = data[at:]
-        if self._ending:
-            self._trailers()
-        return out[0] if len(out) == 1 else b"".join(out)
-
-    def _trailers(self) -> None:
-        """What follows the last chunk: fields that nobody asked for, up to an empty line."""
-        if self.rest.startswith(b"\r\n"):
-            self.done, self.rest = True, self.rest[2:]
-        elif (end := self.rest.find(b"\r\n\r\n")) >= 0:
-            self.done, self.rest = True, self.rest[end + 4 :]
-        elif len(self.rest) > MAX_HEAD:
-            raise httpx.RemoteProtocolError("the response's trailers are too long")
-
-    def eof(self) -> None:
-        raise httpx.RemoteProtocolError("the connection ended before the response's last chunk")
 
 
 class Body(httpx.AsyncByteStream):

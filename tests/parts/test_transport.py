@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codexd import transport
-from codexd.transport import Transport, _Chunked
+from codexd.framing import Chunked
+from codexd.transport import Transport
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -398,13 +399,13 @@ def whole(chunks: list[bytes], extension: bytes = b"", trailers: bytes = b"") ->
 def test_a_chunked_body_split_anywhere(extension: bytes, trailers: bytes) -> None:
     data = whole(BODIES, extension, trailers) + b"next"
     for at in range(len(data)):
-        body = _Chunked()
+        body = Chunked()
         out = body.feed(data[:at])
         if not body.done:
             out += body.feed(data[at:])
             assert body.rest == b"next"
         assert (out, body.done) == (b"".join(BODIES), True)
-    body = _Chunked()
+    body = Chunked()
     single = [body.feed(bytes([byte])) for byte in data[:-4]]
     assert (b"".join(single), body.done, body.rest) == (b"".join(BODIES), True, b"")
 
@@ -413,6 +414,6 @@ def test_a_chunked_body_split_anywhere(extension: bytes, trailers: bytes) -> Non
 def test_a_chunked_body_cut_at_will(chunks: list[bytes], cuts: list[int]) -> None:
     data = whole(chunks)
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
-    body = _Chunked()
+    body = Chunked()
     out = b"".join([body.feed(data[a:b]) for a, b in pairwise(places)])
     assert (out, body.done, body.rest) == (b"".join(chunks), True, b"")
