@@ -188,6 +188,7 @@ async def _serve(
                     drain_seconds=lambda: _drain_seconds(made) + LAST_WORDS,
                     stop=stop.wait,
                     websockets=server.Websockets(made.api.serves_websocket, lambda: made.config.server.max_body_bytes),
+                    lane=made.api.lane,
                 )
                 await web.start(serve, made.api.app(), listening.api)
                 for address in made.listeners:

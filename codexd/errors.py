@@ -64,6 +64,18 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
     return ApiError(400, message, param=param, code=code)
 
 
+def too_large(limit: int) -> ApiError:
+    error = ApiError(
+        413, f"The request body is larger than {limit} bytes (server.max_body_bytes).", code="request_too_large"
+    )
+    error.headers.append(("connection", "close"))  # the rest of the body is on its way, and nobody will read it
+    return error
+
+
+def body_timeout(seconds: float) -> ApiError:
+    return ApiError(408, f"The request body did not arrive within {seconds:g} seconds.", code="request_timeout")
+
+
 def unsupported(param: str, message: str) -> ApiError:
     """A parameter that cannot be honoured and would change the answer if it were dropped."""
     return ApiError(400, message, param=param, code="unsupported_parameter")

@@ -1,34 +1,33 @@
 """One HTTP exchange with a client, from request id to log line; with ``api`` and ``server`` all that knows the host.
 
-Each request has a ``Record`` (who, what, how it went), which the end of the exchange logs. Streamed answers do not go
-through Quart's response bodies, which are async generators, where a nursery would be illegal: ``HttpConnection`` lets
-``relay`` write to the client from its own task.
+Each request has a ``Record`` (who, what, how it went), which the end of the exchange logs. What makes answers has a
+fixed path and comes by ``take``, straight from the connection. Paths with a name in them, and those that are not there,
+come through Quart.
 """
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 import structlog
 import trio
 from hypercorn.typing import ASGISendCallable
-from quart import Response, request
+from quart import Response
+from quart import request as quart_request
 from quart.wrappers import Request
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
-from werkzeug.datastructures import Headers
-from werkzeug.exceptions import RequestEntityTooLarge
 
 from codexd import errors, observe
 from codexd.config import is_loopback
 from codexd.errors import ApiError
+from codexd.incoming import BODY_TIMEOUT, Address, BodyTimeout, BodyTooLarge
 from codexd.protocol.responses import Usage
 from codexd.relay import Client, Direct, Header
-from codexd.server import CHUNKS
 
 MAX_LOGGED_PATH = 200
 
@@ -44,17 +43,55 @@ _T = TypeVar("_T")
 _ADDRESS = re.compile(r"[0-9a-fA-F:.]{3,45}")
 
 
+class Document(NamedTuple):
+    """A whole answer."""
+
+    body: bytes
+    headers: Sequence[Header] = ()
+    status: int = 200
+    content_type: str = "application/json"
+
+
+class Body(Protocol):
+    """What writes the body of a streamed answer: a relay. ``error`` is how it went."""
+
+    error: ApiError | None
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete; a client may leave as soon as it has the last event."""
+
+    async def stream(self, client: Client) -> None: ...
+
+
+class Streamed(NamedTuple):
+    """An answer whose body a relay writes."""
+
+    relay: Body
+
+
+Reply = Document | Streamed
+
+
 class Route(NamedTuple):
-    """One endpoint. ``path`` is Werkzeug's pattern; ``api``: it lies under /v1, and under nothing.
+    """One endpoint of a fixed path. ``api``: it lies under /v1, and under nothing.
 
     ``failure`` makes the document of an error, in the shape of the endpoint's API.
     """
 
     method: str
     path: str
-    handler: Callable[..., Awaitable[Response]]
+    handler: "Callable[[Exchange], Awaitable[Reply]]"
     api: bool = True
     failure: Callable[[ApiError], bytes] = ApiError.body
+
+
+class Page(NamedTuple):
+    """One endpoint with a name in its path, which is Werkzeug's pattern and lies under /v1, and under nothing."""
+
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[Document]]
 
 
 class Record:
@@ -97,13 +134,18 @@ class Record:
         _level_for(path)("request finished", method=method, path=path, **shown)
 
 
-def client_of(scope: Mapping[str, Any], headers: Headers) -> str | None:
+class Fields(Protocol):
+    """Header fields by their names in lower case: a dict, or Werkzeug's headers."""
+
+    def get(self, name: str, default: str, /) -> str: ...
+
+
+def client_of(peer: Sequence[Any] | None, headers: Fields) -> str | None:
     """The address of a client on another machine, for the log.
 
     Through a unix socket it is what the proxy says: who may write there is settled by its mode. What a TCP client says
     of itself counts for nothing.
     """
-    peer = scope.get("client")
     address = peer[0] if peer else headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
     return address if _ADDRESS.fullmatch(address) and not is_loopback(address) else None
 
@@ -117,13 +159,12 @@ def name_in(host: str) -> str:
         return host
 
 
-def foreign_host(scope: Mapping[str, Any], headers: Headers, own: Sequence[str] = ()) -> str | None:
+def foreign_host(server: Sequence[Any] | None, headers: Fields, own: Sequence[str] = ()) -> str | None:
     """The name that a request over loopback is addressed to, when it is not this machine's. Browsers always send one.
 
     Over a unix socket it is the proxy that was addressed, and beyond loopback a machine has many names.
     """
-    server = scope.get("server")
-    host = headers.get("host")  # empty where HTTP/1.0 sent none
+    host = headers.get("host", "")  # empty where HTTP/1.0 sent none
     if not server or not is_loopback(server[0]) or not host:
         return None
     name = name_in(host)
@@ -135,106 +176,12 @@ def _level_for(path: str) -> Callable[..., None]:
     return cast("Callable[..., None]", log.debug if path.endswith("/health") else log.info)
 
 
-class ApiRequest(TrioRequest):
-    """Quart's request, with our record of it."""
-
-    record: Record
-
-
-class Body(Protocol):
-    """What writes the body of a streamed response: a relay. ``error`` is how it went."""
-
-    error: ApiError | None
-
-    @property
-    def done(self) -> bool:
-        """Whether the answer is complete; a client may leave as soon as it has the last event."""
-
-    async def stream(self, client: Client) -> None: ...
-
-
-class Streamed(Response):
-    """A response whose body a relay writes."""
-
-    def __init__(self, relay: Body) -> None:
-        super().__init__(b"", 200)
-        self.relay = relay
-
-
-class _AsgiClient:
-    """The client's side of a relay, over ASGI."""
-
-    def __init__(self, scope: Mapping[str, Any], send: ASGISendCallable, record: Record) -> None:
-        self._send = send
-        self._record = record
-        chunked = scope["http_version"] == "1.1" and scope["method"] != "HEAD"
-        self.direct: Direct | None = scope.get("state", {}).get(CHUNKS) if chunked else None
-
-    async def start(self, headers: Sequence[Header]) -> None:
-        # What was adjusted is known now and not before: a second try may leave something out.
-        all_headers = [*STREAM_HEADERS, *_trace_headers(self._record), *headers]
-        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in all_headers]
-        await self._send({"type": "http.response.start", "status": 200, "headers": encoded})
-
-    async def write(self, data: bytes) -> None:
-        if self.direct is not None and data:
-            if rest := self.direct.chunk_now(data):
-                await self.direct.write_rest(rest)
-        else:
-            await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-class HttpConnection(TrioASGIHTTPConnection):
-    """One request on its way through Quart: the request id, the log lines, and streamed answers."""
-
-    async def handle_request(  # type: ignore[override]  # quart-trio's own signature differs from Quart's
-        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
-    ) -> None:
-        made = f"req_{secrets.token_hex(16)}"
-        record = Record(observe.request_id(request.headers.get("x-request-id"), made))
-        record.client = client_of(self.scope, request.headers)
-        cast("ApiRequest", request).record = record
-        structlog.contextvars.bind_contextvars(request_id=record.id)
-        path = request.path[:MAX_LOGGED_PATH]
-        _level_for(path)("request started", method=request.method, path=path)
-
-        async def noting(message: Any) -> None:
-            # The host cancels this task as soon as the last message is out, so what comes after may never run.
-            record.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-            await send(message)
-
-        try:
-            response: Response | None = cast("Response", await self.app.handle_request(request))
-            if isinstance(response, Streamed):
-                response = await self._stream(noting, response, record)
-            if response is not None:
-                record.status = response.status_code
-                response.headers.update(_trace_headers(record))
-                await self._send_response(noting, response)
-        except BaseException as error:
-            if not _is_leaving(error):
-                record.status, record.complete = 500, True
-            raise
-        finally:
-            record.finish(request.method, path)
-        nursery.cancel_scope.cancel()
-
-    async def _stream(self, send: ASGISendCallable, response: Streamed, record: Record) -> Response | None:
-        """Relay; a failure from before the first byte comes back as an ordinary response."""
-        relay = response.relay
-        record.status = 200
-        try:
-            await relay.stream(_AsgiClient(self.scope, send, record))
-        except ApiError as error:
-            return error_response(error, record)
-        finally:
-            record.complete |= relay.done
-            if relay.error is not None:
-                record.error = relay.error.error.code
-        return None
+def _begin(headers: Fields, peer: Sequence[Any] | None, method: str, path: str) -> Record:
+    record = Record(observe.request_id(headers.get("x-request-id", ""), f"req_{secrets.token_hex(16)}"))
+    record.client = client_of(peer, headers)
+    structlog.contextvars.bind_contextvars(request_id=record.id)
+    log.debug("request started", method=method, path=path)
+    return record
 
 
 def _is_leaving(error: BaseException) -> bool:
@@ -251,34 +198,152 @@ def _trace_headers(record: Record) -> list[Header]:
     return headers
 
 
-def error_response(error: ApiError, record: Record) -> Response:
+def failed(error: ApiError, record: Record) -> Document:
     record.error = error.error.code or error.error.type
-    response = Response(record.failure(error), error.status, content_type="application/json")
-    response.headers.update(error.all_headers())
-    return response
+    return Document(record.failure(error), list(error.all_headers().items()), error.status)
 
 
-# --- for the endpoints
+def bug(error: Exception, record: Record) -> Document:
+    log.error("a request met a fault of codexd itself", exc_info=error)
+    return failed(errors.internal(record.id), record)
 
 
-def record_of_request() -> Record:
-    return cast("ApiRequest", request).record
+# --- fixed paths
 
 
-async def read_body() -> bytes:
-    """The request's body, decompressed. Raises ApiError 400, 413 or 415."""
-    data = cast("bytes", await request.get_data(cache=False))
-    match request.headers.get("content-encoding", "identity").lower():
-        case "" | "identity":
-            return data
-        case "zstd":
-            return _unzstd(data, request.max_content_length or 0)
-        case encoding:
-            raise ApiError(
-                415,
-                f"Request bodies in {encoding!r} encoding are not understood; send the JSON as it is, or in zstd.",
-                code="unsupported_encoding",
-            )
+class Incoming(Protocol):
+    """A request and the way to answer it: ``codexd.incoming`` says how. ``begun``: its status has been chosen."""
+
+    method: str
+    path: str
+    query: bytes
+    headers: dict[str, str]
+    client: Address | None
+    server: Address | None
+    begun: bool
+
+    @property
+    def direct(self) -> Direct | None: ...
+
+    async def body(self) -> bytes: ...
+
+    async def answer(self, status: int, fields: Sequence[Header], body: bytes) -> None: ...
+
+    async def start(self, fields: Sequence[Header]) -> None: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def end(self) -> None: ...
+
+
+class Exchange:
+    """What an endpoint gets."""
+
+    __slots__ = ("_incoming", "_max_body", "headers", "path", "record", "server")
+
+    def __init__(self, incoming: Incoming, record: Record, max_body: int) -> None:
+        self._incoming = incoming
+        self._max_body = max_body
+        self.record = record
+        self.headers = incoming.headers
+        self.path = incoming.path
+        self.server = incoming.server
+
+    @property
+    def client(self) -> Address | None:
+        return self._incoming.client
+
+    @property
+    def query(self) -> dict[str, str]:
+        """Its last value for each name."""
+        return dict(parse_qsl(self._incoming.query.decode("latin-1"), keep_blank_values=True))
+
+    async def body(self) -> bytes:
+        """The request's body, decompressed. Raises ApiError 400, 408, 413 or 415."""
+        try:
+            data = await self._incoming.body()
+        except BodyTooLarge as error:
+            raise errors.too_large(self._max_body) from error
+        except BodyTimeout as error:
+            raise errors.body_timeout(BODY_TIMEOUT) from error
+        match self.headers.get("content-encoding", "identity").lower():
+            case "" | "identity":
+                return data
+            case "zstd":
+                return _unzstd(data, self._max_body)
+            case encoding:
+                raise ApiError(
+                    415,
+                    f"Request bodies in {encoding!r} encoding are not understood; send the JSON as it is, or in zstd.",
+                    code="unsupported_encoding",
+                )
+
+
+async def take(incoming: Incoming, route: Route, before: Callable[[Exchange], None], max_body: int) -> None:
+    """One exchange. ``before`` may refuse it with an ApiError."""
+    method, path = incoming.method, incoming.path[:MAX_LOGGED_PATH]
+    record = _begin(incoming.headers, incoming.client, method, path)
+    record.failure = route.failure
+    try:
+        reply = await _reply(Exchange(incoming, record, max_body), route, before)
+        whole = await _stream(incoming, reply.relay, record) if isinstance(reply, Streamed) else reply
+        if whole is not None:
+            record.status = whole.status
+            fields = [("content-type", whole.content_type), *whole.headers, *_trace_headers(record)]
+            await incoming.answer(whole.status, fields, whole.body)
+            record.complete = True
+    except BaseException as error:
+        if not _is_leaving(error):
+            record.status, record.complete = 500, True
+        raise
+    finally:
+        record.finish(method, path)
+
+
+async def _reply(exchange: Exchange, route: Route, before: Callable[[Exchange], None]) -> Reply:
+    try:
+        before(exchange)
+        return await route.handler(exchange)
+    except ApiError as error:
+        return failed(error, exchange.record)
+    except Exception as error:  # noqa: BLE001 - it is logged
+        return bug(error, exchange.record)
+
+
+async def _stream(incoming: Incoming, relay: Body, record: Record) -> Document | None:
+    """Relay; a failure from before the first byte comes back as an ordinary answer."""
+    record.status = 200
+    try:
+        await relay.stream(_StreamClient(incoming, record))
+        record.complete = True
+    except ApiError as error:
+        return failed(error, record)
+    except Exception as error:
+        if incoming.begun:
+            raise
+        return bug(error, record)
+    finally:
+        record.complete |= relay.done
+        if relay.error is not None:
+            record.error = relay.error.error.code
+    return None
+
+
+class _StreamClient:
+    """The client's side of a relay."""
+
+    __slots__ = ("_record", "_start", "direct", "end", "write")
+
+    def __init__(self, incoming: Incoming, record: Record) -> None:
+        self._record = record
+        self._start = incoming.start
+        self.direct = incoming.direct
+        self.write = incoming.write
+        self.end = incoming.end
+
+    async def start(self, headers: Sequence[Header]) -> None:
+        # What was adjusted is known now and not before: a second try may leave something out.
+        await self._start([*STREAM_HEADERS, *_trace_headers(self._record), *headers])
 
 
 def _unzstd(data: bytes, limit: int) -> bytes:
@@ -293,8 +358,59 @@ def _unzstd(data: bytes, limit: int) -> bytes:
     except (zstandard.ZstdError, MemoryError) as error:
         raise errors.bad_request(f"The request body is not zstd that can be read: {error}") from error
     if len(body) > limit:
-        raise RequestEntityTooLarge
+        raise errors.too_large(limit)
     return body
+
+
+# --- paths of Quart's
+
+
+class PageRequest(TrioRequest):
+    """Quart's request, with our record of it."""
+
+    record: Record
+
+
+class HttpConnection(TrioASGIHTTPConnection):
+    """One request on its way through Quart: the request id and the log lines."""
+
+    async def handle_request(  # type: ignore[override]  # quart-trio's own signature differs from Quart's
+        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
+    ) -> None:
+        method, path = request.method, request.path[:MAX_LOGGED_PATH]
+        record = _begin(request.headers, self.scope.get("client"), method, path)
+        cast("PageRequest", request).record = record
+
+        async def noting(message: Any) -> None:
+            # The host cancels this task as soon as the last message is out, so what comes after may never run.
+            record.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        try:
+            response = cast("Response", await self.app.handle_request(request))
+            record.status = response.status_code
+            response.headers.update(_trace_headers(record))
+            await self._send_response(noting, response)
+        except BaseException as error:
+            if not _is_leaving(error):
+                record.status, record.complete = 500, True
+            raise
+        finally:
+            record.finish(method, path)
+        nursery.cancel_scope.cancel()
+
+
+def record_of_page() -> Record:
+    return cast("PageRequest", quart_request).record
+
+
+def response_of(document: Document) -> Response:
+    response = Response(document.body, document.status, content_type=document.content_type)
+    response.headers.update(dict(document.headers))
+    return response
+
+
+# --- for the endpoints
 
 
 def decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
@@ -313,13 +429,5 @@ def decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
         raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
 
 
-def document(content: bytes, headers: Sequence[Header]) -> Response:
-    """A JSON document that is encoded already."""
-    response = Response(content, 200, content_type="application/json")
-    for name, value in headers:
-        response.headers[name] = value
-    return response
-
-
-def json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), 200, content_type="application/json")
+def json(value: object) -> Document:
+    return Document(msgspec.json.encode(value))

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from urllib.parse import unquote
 
 import h11
 import hypercorn.protocol
@@ -25,10 +26,12 @@ from hypercorn.config import Config as HypercornConfig
 from hypercorn.config import Sockets
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.typing import ASGIFramework
 
 from codexd import config
+from codexd.incoming import Incoming, Lane
 
 WRITE_TIMEOUT = 60.0
 """Seconds that a client may take to read what was sent to it, before it counts as gone."""
@@ -37,7 +40,6 @@ KEEP_ALIVE_TIMEOUT = 75.0
 """Seconds that an idle connection is kept; longer than nginx's own 60, so that nginx is the one that closes."""
 
 BACKLOG = 1024
-CHUNKS = "codexd.chunks"
 UPGRADE = b"x-upgrade"
 """The name under which an ``Upgrade`` header reaches the app."""
 
@@ -52,6 +54,7 @@ class Websockets(NamedTuple):
 
 
 NO_WEBSOCKETS = Websockets(lambda _: False, lambda: 0)
+NO_LANE = Lane(lambda method, path: None, lambda: 0)
 
 
 class Connection(TCPServer):
@@ -121,57 +124,62 @@ class Connection(TCPServer):
         await self.idle_task.stop()
 
 
-class Http1Only(H11Protocol):
+class Http1(H11Protocol):
     """HTTP/1.1 without the ways out of it: on plaintext hypercorn always offers HTTP/2, and no option stops that.
 
-    A streamed answer finds in its scope's state, under ``CHUNKS``, a shorter way for the pieces of its body: past
-    hypercorn's events and h11, whose writer of chunks keeps no state of them. A test compares the bytes of both ways.
+    Requests of the lane are ``incoming``'s, and nobody asks ASGI.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # hypercorn has one state for all connections.
-        self.connection_state = ConnectionState({**self.connection_state, CHUNKS: self})
+    websockets: Websockets
+    lane: Lane
 
-    def chunk_now(self, data: bytes) -> memoryview | bytes:
-        """Write a piece of a body in chunks, not empty, between the start and the end of the response, at once.
+    async def _check_protocol(self, event: h11.Request) -> None:
+        return
 
-        What is left of it, to be given to ``write_rest`` before anything else is written.
-        """
-        framed = b"%x\r\n%b\r\n" % (len(data), data)
-        return self._connection.send_now(framed)
+    async def _create_stream(self, request: h11.Request) -> None:
+        raw, _, query = request.target.partition(b"?")
+        path, method = unquote(raw.decode("latin-1")), request.method.decode("ascii")
+        if method == "GET" and self.websockets.serves(path):
+            self.config.websocket_max_message_size = self.websockets.max_message_bytes()
+            await super()._create_stream(request)
+        elif (handler := self.lane.find(method, path)) is not None:
+            stream = Incoming(self, request, path, query, self.lane)
+            self.stream = cast("HTTPStream", stream)
+            self.task_group.spawn(stream.run, handler)
+        else:
+            # As plain requests other upgrades get a plain answer, 426.
+            headers = [(UPGRADE if name == b"upgrade" else name, value) for name, value in request.headers]
+            version, target = request.http_version, request.target
+            await super()._create_stream(
+                h11.Request(method=request.method, target=target, headers=headers, http_version=version)
+            )
 
-    async def write_rest(self, rest: memoryview | bytes) -> None:
-        await self._connection.send_data(rest)
+    # --- for Incoming
+
+    def more_fields(self) -> list[tuple[bytes, bytes]]:
+        return self.config.response_headers("h11")
+
+    def send_now(self, data: bytes) -> memoryview | bytes:
+        return self._connection.send_now(data)
+
+    async def send_data(self, data: memoryview | bytes) -> None:
+        await self._connection.send_data(data)
+
+    async def recycle(self) -> None:
+        await self._maybe_recycle()
+
+    async def hang_up(self) -> None:
+        await self.send(Closed())
 
     @property
     def _connection(self) -> Connection:
         return cast("Connection", self.send.__self__)  # type: ignore[attr-defined]
 
-    async def _check_protocol(self, event: h11.Request) -> None:
-        return
 
-    websockets: Websockets
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        path = request.target.partition(b"?")[0].decode("latin-1")
-        if self.websockets.serves(path):
-            self.config.websocket_max_message_size = self.websockets.max_message_bytes()
-            await super()._create_stream(request)
-            return
-        # As plain requests other upgrades get a plain answer, 426.
-        headers = [(UPGRADE if name == b"upgrade" else name, value) for name, value in request.headers]
-        await super()._create_stream(
-            h11.Request(
-                method=request.method, target=request.target, headers=headers, http_version=request.http_version
-            )
-        )
-
-
-def _install(websockets: Websockets) -> None:
+def _install(websockets: Websockets, lane: Lane) -> None:
     # serve() builds the connections and the connections build the protocol, both by these module-level names.
     vars(hypercorn.trio.run)["TCPServer"] = Connection
-    vars(hypercorn.protocol)["H11Protocol"] = type("Http1", (Http1Only,), {"websockets": websockets})
+    vars(hypercorn.protocol)["H11Protocol"] = type("Http1", (Http1,), {"websockets": websockets, "lane": lane})
 
 
 async def serve(
@@ -181,13 +189,14 @@ async def serve(
     drain_seconds: Callable[[], float],
     stop: Callable[[], Awaitable[None]],
     websockets: Websockets = NO_WEBSOCKETS,
+    lane: Lane = NO_LANE,
     task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve on listening sockets until ``stop`` returns, then drain. Started means that all of them accept.
 
     ``drain_seconds`` is asked when the drain begins.
     """
-    _install(websockets)
+    _install(websockets, lane)
     settings = HypercornConfig()
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")

@@ -8,12 +8,11 @@ from weakref import WeakSet
 import msgspec
 import structlog
 import trio
-from quart import Response
 
 from codexd import errors, prompts
 from codexd.catalog import Catalog
 from codexd.config import Config
-from codexd.exchange import Record, Streamed, document
+from codexd.exchange import Document, Record, Reply, Streamed
 from codexd.keys import Keys
 from codexd.protocol import limits, parameters
 from codexd.protocol import request as convert
@@ -99,11 +98,11 @@ class Answers:
             repair_history=codex.repair_history,
         )
 
-    async def respond(self, record: Record, relay: Relay) -> Response:
+    async def respond(self, record: Record, relay: Relay) -> Reply:
         """Raises ApiError."""
         if record.streamed:
             return Streamed(relay)
-        return document(*await relay.collect())
+        return Document(*await relay.collect())
 
     def single(self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]) -> Relay:
         """The one relay of a request. Raises ApiError 400 for a strict key, when anything is dropped."""

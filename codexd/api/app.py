@@ -1,14 +1,15 @@
 """The ASGI application: its routes, who may use them, and how failures are told."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import msgspec
-import structlog
 import trio
 from quart import Response, has_request_context, request, websocket
 from quart_trio import QuartTrio
-from werkzeug.datastructures import Headers
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing.exceptions import WebsocketMismatch
 
 from codexd import __version__, errors
 from codexd.api.answers import Answers
@@ -23,24 +24,29 @@ from codexd.catalog import Catalog
 from codexd.config import Config
 from codexd.errors import ApiError
 from codexd.exchange import (
-    ApiRequest,
+    Document,
+    Exchange,
+    Fields,
     HttpConnection,
+    Page,
+    PageRequest,
     Record,
+    Reply,
     Route,
     Streamed,
-    document,
-    error_response,
+    bug,
+    failed,
     foreign_host,
     json,
-    record_of_request,
+    record_of_page,
+    response_of,
+    take,
 )
+from codexd.incoming import Handler, Lane
 from codexd.keys import Keys
 from codexd.relay import Client
 from codexd.store import ResponseStore
 from codexd.upstream import Upstream
-
-BODY_TIMEOUT = 300.0
-"""Seconds for a request body to arrive: big images over a slow line."""
 
 WEBSOCKET = "/responses"
 """The path that is served over websockets too, under /v1 and under nothing."""
@@ -48,8 +54,6 @@ WEBSOCKET = "/responses"
 PULSES = 4
 PULSE_INTERVAL = 0.25
 """Seconds. Together they tell a proxy that buffers from one that does not."""
-
-log = structlog.get_logger()
 
 
 class _ModelObject(msgspec.Struct):
@@ -100,8 +104,6 @@ class Api:
         store: ResponseStore,
         clock: Callable[[], float],
     ) -> None:
-        self._app: QuartTrio | None = None
-        self._failures: dict[str, Callable[[ApiError], bytes]] = {}
         self._session = session
         self._keys = keys
         self._catalog = catalog
@@ -113,6 +115,7 @@ class Api:
         self._messages = MessagesEndpoints(self.answers)
         self._websocket = ResponsesWebsocket(self._responses, self._authenticate_websocket)
         self._login = LoginEndpoints(session, logins)
+        self._table = self._by_path()
 
     def idle_seconds(self) -> float:
         """How long nobody has asked for anything; 0 while an answer is on its way or a websocket is open."""
@@ -130,34 +133,54 @@ class Api:
     def configure(self, config: Config) -> None:
         """Take over a changed configuration; answers that are on their way go on under the old one."""
         self.answers.configure(config)
-        if self._app is not None:
-            self._app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes
+
+    # --- who takes what
+
+    @property
+    def lane(self) -> Lane:
+        """What has a fixed path, straight from the connection."""
+        return Lane(self.find, lambda: self.answers.config.server.max_body_bytes)
+
+    def find(self, method: str, path: str) -> Handler | None:
+        methods = self._methods(path)
+        handler = methods.get(method)
+        return methods.get("GET") if handler is None and method == "HEAD" else handler
+
+    def _methods(self, path: str) -> dict[str, Handler]:
+        found = self._table.get(path)
+        return self._table.get(path.removesuffix("/"), {}) if found is None else found
 
     def app(self) -> QuartTrio:
-        """The ASGI application."""
-        self._app = app = QuartTrio("codexd", static_folder=None, template_folder=None)
+        """The ASGI application, for the rest."""
+        app = QuartTrio("codexd", static_folder=None, template_folder=None)
         app.asgi_http_class = HttpConnection
-        app.request_class = ApiRequest
-        # Quart's own limits, set on purpose: its 60 s for a response would cut streams, 16 MiB is one photograph.
-        app.config["RESPONSE_TIMEOUT"] = None
-        app.config["BODY_TIMEOUT"] = BODY_TIMEOUT
+        app.request_class = PageRequest
         # A path with a slash too many is not there, in JSON; by default it is an HTML redirect.
         app.url_map.merge_slashes = False
         app.url_map.strict_slashes = False
-        app.config["MAX_CONTENT_LENGTH"] = self.answers.config.server.max_body_bytes
-        for route in self._routes():
+        for page in self._pages():
             # The API lies under /v1, and under nothing for clients that were given a base URL without it.
-            for prefix in ("/v1", "") if route.api else ("",):
-                path, name = f"{prefix}{route.path}", f"{route.method} {prefix}{route.path}"
-                self._failures[name] = route.failure
-                app.add_url_rule(path, name, route.handler, methods=[route.method], provide_automatic_options=False)
+            for prefix in ("/v1", ""):
+                path, name = f"{prefix}{page.path}", f"{page.method} {prefix}{page.path}"
+                view = partial(_view, page.handler)
+                app.add_url_rule(path, name, view, methods=[page.method], provide_automatic_options=False)
         for prefix in ("/v1", ""):
             app.add_websocket(f"{prefix}{WEBSOCKET}", f"websocket {prefix}", self._websocket.serve)
-        app.before_request(self._authenticate)
+        app.before_request(self._authenticate_page)
         app.register_error_handler(ApiError, _handle_api_error)
         app.register_error_handler(HTTPException, self._handle_http_error)
         app.register_error_handler(Exception, _handle_bug)
         return app
+
+    def _by_path(self) -> dict[str, dict[str, Handler]]:
+        table: dict[str, dict[str, Handler]] = {}
+        for route in self._routes():
+            for prefix in ("/v1", "") if route.api else ("",):
+                table.setdefault(f"{prefix}{route.path}", {})[route.method] = self._taking(route)
+        return table
+
+    def _taking(self, route: Route) -> Handler:
+        return lambda incoming: take(incoming, route, self._before, self.answers.config.server.max_body_bytes)
 
     def _routes(self) -> list[Route]:
         return [
@@ -165,54 +188,63 @@ class Api:
             *self._responses.routes(),
             *self._messages.routes(),
             Route("GET", "/models", self.models),
-            Route("GET", "/models/<path:name>", self.model),
             Route("GET", "/health", self.health),
             Route("GET", "/api/codex/usage", self.usage, api=False),
             *self._login.routes(),
         ]
 
+    def _pages(self) -> list[Page]:
+        return [*self._responses.pages(), Page("GET", "/models/<path:name>", self.model)]
+
     # --- endpoints
 
-    async def models(self) -> Response:
+    async def models(self, exchange: Exchange) -> Reply:
         """OpenAI's list; the Codex CLI, which names its version, gets the backend's own catalogue."""
-        if "client_version" in request.args:
+        if "client_version" in exchange.query:
             catalogue, etag = await self._catalog.document()
-            return document(catalogue, [("etag", etag)] if etag else [])
+            return Document(catalogue, [("etag", etag)] if etag else [])
         listed = [_ModelObject(slug) for slug in self._catalog.models.listed]
         return json(_ModelList(listed))
 
-    async def model(self, name: str) -> Response:
+    async def model(self, name: str) -> Document:
         self._catalog.resolve(name)
         return json(_ModelObject(name))
 
-    async def usage(self) -> Response:
+    async def usage(self, _: Exchange) -> Reply:
         """The backend's usage page, where the Codex CLI looks for it."""
-        return document(await self._upstream.usage_document(), [])
+        return Document(await self._upstream.usage_document())
 
-    async def health(self) -> Response:
-        if request.args.get("stream", "0") not in ("0", "false"):
-            record_of_request().streamed = True
+    async def health(self, exchange: Exchange) -> Reply:
+        query = exchange.query
+        if query.get("stream", "0") not in ("0", "false"):
+            exchange.record.streamed = True
             return Streamed(_Pulse())
         signed_in = self._session.signed_in
-        ready = self._session.ready or request.args.get("ready", "0") in ("0", "false")
+        ready = self._session.ready or query.get("ready", "0") in ("0", "false")
         uptime = int(trio.current_time() - self._started)
-        response = json(_Health("ok" if signed_in else "signed out", __version__, signed_in, uptime))
-        response.status_code = 200 if ready else 503
-        return response
+        found = json(_Health("ok" if signed_in else "signed out", __version__, signed_in, uptime))
+        return found if ready else found._replace(status=503)
 
     # --- before and after the endpoints
 
-    async def _authenticate(self) -> None:
+    def _before(self, exchange: Exchange) -> None:
         """Raises ApiError 401 or 403."""
-        record_of_request().failure = self._failures.get(request.endpoint or "", ApiError.body)
-        if not self._keys.required and request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            # Any web page can post to loopback, and without a key the account would be its to spend.
-            raise errors.cross_site()
-        if not self._keys.required and (name := foreign_host(request.scope, request.headers, self._hosts)) is not None:
-            raise errors.foreign_host(name)
-        if request.path not in ("/health", "/v1/health"):
+        self._authenticate(exchange.headers, exchange.server, exchange.path, exchange.record)
+
+    async def _authenticate_page(self) -> None:
+        self._authenticate(request.headers, request.scope.get("server"), request.path, record_of_page())
+
+    def _authenticate(self, headers: Fields, server: Any, path: str, record: Record) -> None:
+        """Raises ApiError 401 or 403."""
+        if not self._keys.required:
+            if headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
+                # Any web page can post to loopback, and without a key the account would be its to spend.
+                raise errors.cross_site()
+            if (name := foreign_host(server, headers, self._hosts)) is not None:
+                raise errors.foreign_host(name)
+        if path not in ("/health", "/v1/health"):
             self._last_request = trio.current_time()
-            record_of_request().key = self._key(request.headers)
+            record.key = self._key(headers)
 
     @property
     def _hosts(self) -> tuple[str, ...]:
@@ -223,11 +255,13 @@ class Api:
         if not self._keys.required and "origin" in websocket.headers:
             # A page can open a websocket to loopback, whatever its origin: browsers ask nobody first.
             raise errors.cross_site()
-        if not self._keys.required and (name := foreign_host(websocket.scope, websocket.headers, self._hosts)):
+        if not self._keys.required and (
+            name := foreign_host(websocket.scope.get("server"), websocket.headers, self._hosts)
+        ):
             raise errors.foreign_host(name)
         return self._key(websocket.headers)
 
-    def _key(self, headers: Headers) -> str | None:
+    def _key(self, headers: Fields) -> str | None:
         """The name of the client's key; None when none is asked for. Raises ApiError 401."""
         if not self._keys.required:
             return None
@@ -240,41 +274,33 @@ class Api:
 
     async def _handle_http_error(self, error: HTTPException) -> Response:
         """Quart's and Werkzeug's own refusals, in OpenAI's shape."""
-        status = error.code or 500
+        status, path, method = error.code or 500, request.path, request.method
+        allowed = set(getattr(error, "valid_methods", None) or ()) | set(self._methods(path))
+        if allowed and (status == 404 or isinstance(error, WebsocketMismatch)):
+            status = 405
         match status:
             case 404:
-                known = ", ".join(
-                    f"{route.method} {'/v1' if route.api else ''}{_readable(route.path)}" for route in self._routes()
-                )
-                message = f"There is no {request.method} {request.path} here. There is: {known}."
+                routes = [f"{route.method} {'/v1' if route.api else ''}{route.path}" for route in self._routes()]
+                pages = [f"{page.method} /v1{_readable(page.path)}" for page in self._pages()]
+                message = f"There is no {method} {path} here. There is: {', '.join([*routes, *pages])}."
             case 405 if "x-upgrade" in request.headers:
                 status = 426
-                off = self.answers.config.server.websocket is False and request.path.endswith(WEBSOCKET)
+                off = self.answers.config.server.websocket is False and path.endswith(WEBSOCKET)
                 why = " (server.websocket is off)" if off else ""
-                message = f"There is no websocket at {request.path}{why}: send a POST."
+                message = f"There is no websocket at {path}{why}: send a POST."
             case 405:
-                allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
-                message = f"{request.path} does not take {request.method}, but {allowed}."
-            case 413:
-                limit = self.answers.config.server.max_body_bytes
-                message = f"The request body is larger than {limit} bytes (server.max_body_bytes)."
-            case 408:
-                message = f"The request body did not arrive within {BODY_TIMEOUT:g} seconds."
+                message = f"{path} does not take {method}, but {', '.join(sorted(allowed))}."
             case _:
                 message = error.description or error.name
-        codes = {
-            404: "unknown_url",
-            405: "method_not_allowed",
-            426: "upgrade_required",
-            413: "request_too_large",
-            408: "request_timeout",
-        }
+        codes = {404: "unknown_url", 405: "method_not_allowed", 426: "upgrade_required"}
         failure = ApiError(status, message, code=codes.get(status))
-        failure.headers += [(name, value) for name, value in error.get_headers() if name.lower() == "allow"]
-        if isinstance(error, RequestEntityTooLarge):
-            # The rest of the body is still on its way, and nobody will read it.
-            failure.headers.append(("connection", "close"))
-        return error_response(failure, record_of_request())
+        if status == 405:
+            failure.headers.append(("allow", ", ".join(sorted(allowed))))
+        return response_of(failed(failure, record_of_page()))
+
+
+async def _view(handler: Callable[..., Awaitable[Document]], **names: str) -> Response:
+    return response_of(await handler(**names))
 
 
 def _readable(path: str) -> str:
@@ -282,10 +308,8 @@ def _readable(path: str) -> str:
 
 
 async def _handle_api_error(error: ApiError) -> Response:
-    return error_response(error, record_of_request())
+    return response_of(failed(error, record_of_page()))
 
 
 async def _handle_bug(error: Exception) -> Response:
-    log.error("a request met a fault of codexd itself", exc_info=error)
-    record = record_of_request() if has_request_context() else Record("websocket")
-    return error_response(errors.internal(record.id), record)
+    return response_of(bug(error, record_of_page() if has_request_context() else Record("websocket")))

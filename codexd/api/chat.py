@@ -6,12 +6,11 @@ from functools import partial
 from typing import NamedTuple
 
 import msgspec
-from quart import Response
 
 from codexd import errors
 from codexd.api.answers import Answers
 from codexd.choices import MAX_N, Choices
-from codexd.exchange import Record, Route, Streamed, decode, document, read_body, record_of_request
+from codexd.exchange import Document, Exchange, Record, Reply, Route, Streamed, decode
 from codexd.protocol import chat, completions, cut, parameters
 from codexd.protocol import conversion as conversions
 from codexd.protocol import request as convert
@@ -48,10 +47,10 @@ class ChatEndpoints:
             Route("POST", "/completions", self.completions),
         ]
 
-    async def chat_completions(self) -> Response:
-        body = await read_body()
+    async def chat_completions(self, exchange: Exchange) -> Reply:
+        body = await exchange.body()
         asked = decode(chat.REQUEST, body)
-        record = record_of_request()
+        record = exchange.record
         resolved = self._answers.understand(record, asked, body, parameters.CHAT)
         del body  # images of megabytes: what goes up is encoded next
         recall = partial(self._answers.recall, resolved.model.slug)
@@ -61,11 +60,11 @@ class ChatEndpoints:
         makers = [self._chat_conversion(resolved, converted, wanted, index) for index in range(wanted.number)]
         return await self._respond(record, [converted] * wanted.number, makers, wanted, per_prompt=wanted.number)
 
-    async def completions(self) -> Response:
+    async def completions(self, exchange: Exchange) -> Reply:
         """The legacy endpoint: each prompt a chat of one message."""
-        body = await read_body()
+        body = await exchange.body()
         asked = decode(completions.REQUEST, body)
-        record = record_of_request()
+        record = exchange.record
         resolved = self._answers.understand(record, asked, body, parameters.COMPLETIONS)
         limits = limits_of(asked.stop, ("max_tokens", asked.max_tokens))
         texts, settings = completions.prompts(asked), self._answers.settings(resolved)
@@ -101,7 +100,7 @@ class ChatEndpoints:
         wanted: _Wanted,
         *,
         per_prompt: int,
-    ) -> Response:
+    ) -> Reply:
         """One answer, or several as so many choices. Raises ApiError 400 for a strict key, when anything is dropped."""
         if wanted.number == 1:
             return await self._answers.respond(record, self._answers.single(record, converted[0], makers[0]))
@@ -125,7 +124,7 @@ class ChatEndpoints:
         if record.streamed:
             return Streamed(choices)
         documents, headers = await choices.collect()
-        return document(join(documents, per_prompt), headers)
+        return Document(join(documents, per_prompt), headers)
 
     def _chat_conversion(
         self,

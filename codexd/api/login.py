@@ -3,14 +3,13 @@
 from typing import Literal
 
 import msgspec
-from quart import Response, request
 
 from codexd import errors
 from codexd.auth.login import Attempt, Logins
 from codexd.auth.session import Session
 from codexd.config import is_loopback
 from codexd.errors import DEVICE_CODES_OFF_HINT
-from codexd.exchange import Route, decode, json, name_in, read_body
+from codexd.exchange import Document, Exchange, Route, decode, json, name_in
 
 
 class _LoginRequest(msgspec.Struct):
@@ -43,16 +42,16 @@ class LoginEndpoints:
     def routes(self) -> list[Route]:
         return [Route("POST", "/auth/login", self.login, api=False), Route("GET", "/auth/login", self.state, api=False)]
 
-    async def login(self) -> Response:
+    async def login(self, exchange: Exchange) -> Document:
         """Start a sign-in, or join the one under way; the answer says what the person has to do."""
-        _refuse_from_afar()
-        body = await read_body()
+        _refuse_from_afar(exchange)
+        body = await exchange.body()
         asked = decode(_LOGIN, body) if body else _LoginRequest()
         attempt, _ = await self._logins.start(asked.method)
         return json(self._state_of(attempt))
 
-    async def state(self) -> Response:
-        _refuse_from_afar()
+    async def state(self, exchange: Exchange) -> Document:
+        _refuse_from_afar(exchange)
         attempt = self._logins.current
         if attempt is None:
             return json(_LoginState("none", self._session.signed_in))
@@ -77,12 +76,12 @@ class LoginEndpoints:
         return state
 
 
-def _refuse_from_afar() -> None:
+def _refuse_from_afar(exchange: Exchange) -> None:
     """Raises ApiError 403: who signs in decides whose account it is, and that is for this machine to do."""
-    host = (request.scope.get("client") or ("127.0.0.1",))[0]
+    host = (exchange.client or ("127.0.0.1",))[0]
     # Also with a key, and over a unix socket, where it is a proxy's: a name that is not this machine's own may have
     # been pointed here by somebody else (DNS rebinding), and a page of whatever origin has no business here.
-    foreign = [name for name in ("forwarded", "x-forwarded-for", "x-real-ip", "origin") if name in request.headers]
-    site = request.headers.get("sec-fetch-site", "none")
-    if foreign or site != "none" or not is_loopback(host) or not is_loopback(name_in(request.host)):
+    foreign = [name for name in ("forwarded", "x-forwarded-for", "x-real-ip", "origin") if name in exchange.headers]
+    site = exchange.headers.get("sec-fetch-site", "none")
+    if foreign or site != "none" or not is_loopback(host) or not is_loopback(name_in(exchange.headers.get("host", ""))):
         raise errors.not_local()

@@ -4,12 +4,11 @@ import secrets
 from functools import partial
 
 import msgspec
-from quart import Response
 
 from codexd import errors
 from codexd.api.answers import Answers
 from codexd.errors import ApiError
-from codexd.exchange import Record, Route, decode, json, read_body, record_of_request
+from codexd.exchange import Exchange, Record, Reply, Route, decode, json
 from codexd.protocol import anthropic, blocks, cut, parameters
 from codexd.protocol import request as convert
 from codexd.protocol.anthropic import MessagesRequest
@@ -35,12 +34,12 @@ class MessagesEndpoints:
             Route("POST", "/messages/count_tokens", self.count_tokens, failure=anthropic.failure),
         ]
 
-    async def messages(self) -> Response:
-        body = await read_body()
+    async def messages(self, exchange: Exchange) -> Reply:
+        body = await exchange.body()
         asked = decode(anthropic.REQUEST, body)
         if asked.max_tokens is None:
             raise errors.bad_request("max_tokens is required.", param="max_tokens")
-        record = record_of_request()
+        record = exchange.record
         resolved, converted = self._convert(record, asked, body)
         limits = cut.limits(
             asked.stop_sequences,
@@ -79,10 +78,10 @@ class MessagesEndpoints:
 
         return await self._answers.respond(record, self._answers.single(record, converted, conversion))
 
-    async def count_tokens(self) -> Response:
+    async def count_tokens(self, exchange: Exchange) -> Reply:
         """An estimate: the backend has no such endpoint for this sign-in."""
-        body = await read_body()
-        _, converted = self._convert(record_of_request(), decode(anthropic.REQUEST, body), body)
+        body = await exchange.body()
+        _, converted = self._convert(exchange.record, decode(anthropic.REQUEST, body), body)
         return json(_InputTokens(prompt_tokens(converted.request)))
 
     def _convert(self, record: Record, asked: MessagesRequest, body: bytes) -> tuple[Resolved, convert.Converted]:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw
-from quart import Response, request
+from quart import request
 
 from codexd import errors
 from codexd.api.answers import Answers
-from codexd.exchange import Record, Route, decode, document, json, read_body, record_of_request
+from codexd.exchange import Document, Exchange, Page, Record, Reply, Route, decode, json
 from codexd.protocol import conversion as conversions
 from codexd.protocol import cut, parameters, responses, state
 from codexd.protocol import request as convert
@@ -62,20 +62,24 @@ class ResponsesEndpoints:
         self._store = store
 
     def routes(self) -> list[Route]:
-        one = "/responses/<id>"
         return [
             Route("POST", "/responses", self.responses),
             Route("POST", "/responses/input_tokens", self.input_tokens),
             Route("POST", "/responses/compact", self.compact),
-            Route("GET", one, self.response),
-            Route("DELETE", one, self.delete),
-            Route("GET", f"{one}/input_items", self.input_items),
-            Route("POST", f"{one}/cancel", self.cancel),
         ]
 
-    async def responses(self) -> Response:
-        body = await read_body()
-        record = record_of_request()
+    def pages(self) -> list[Page]:
+        one = "/responses/<id>"
+        return [
+            Page("GET", one, self.response),
+            Page("DELETE", one, self.delete),
+            Page("GET", f"{one}/input_items", self.input_items),
+            Page("POST", f"{one}/cancel", self.cancel),
+        ]
+
+    async def responses(self, exchange: Exchange) -> Reply:
+        body = await exchange.body()
+        record = exchange.record
         understood = self.understand(record, decode(responses.REQUEST, body), body)
         return await self._answers.respond(record, self.relay(record, understood))
 
@@ -133,15 +137,15 @@ class ResponsesEndpoints:
             bound = max(config.storage.response_bytes, config.server.max_body_bytes)
             last.response = made if made.size() <= bound else None
 
-    async def response(self, id: str) -> Response:  # noqa: A002 - the API's own word
-        return document(bytes(self._stored(id).response), [])
+    async def response(self, id: str) -> Document:  # noqa: A002 - the API's own word
+        return Document(bytes(self._stored(id).response))
 
-    async def delete(self, id: str) -> Response:  # noqa: A002 - the API's own word
+    async def delete(self, id: str) -> Document:  # noqa: A002 - the API's own word
         self._stored(id)
         self._store.delete(id)
         return json(_Deleted(id))
 
-    async def input_items(self, id: str) -> Response:  # noqa: A002 - the API's own word
+    async def input_items(self, id: str) -> Document:  # noqa: A002 - the API's own word
         found, asked = self._stored(id), request.args
         limit = asked.get("limit", "20")
         if not limit.isdecimal():
@@ -151,7 +155,7 @@ class ResponsesEndpoints:
         )
         return json(page)
 
-    async def cancel(self, id: str) -> Response:  # noqa: A002 - the API's own word
+    async def cancel(self, id: str) -> Document:  # noqa: A002 - the API's own word
         """There is nothing to cancel: what is stored is complete, and what streams ends with its connection."""
         self._stored(id)
         raise errors.bad_request(
@@ -159,23 +163,23 @@ class ResponsesEndpoints:
             code="not_cancellable",
         )
 
-    async def input_tokens(self) -> Response:
+    async def input_tokens(self, exchange: Exchange) -> Reply:
         """An estimate: the backend has no such endpoint for this sign-in."""
-        body = await read_body()
-        understood = self.understand(record_of_request(), decode(responses.REQUEST, body), body)
+        body = await exchange.body()
+        understood = self.understand(exchange.record, decode(responses.REQUEST, body), body)
         return json(_InputTokens(prompt_tokens(self._convert(understood).request)))
 
-    async def compact(self) -> Response:
+    async def compact(self, exchange: Exchange) -> Reply:
         """The conversation, made short by the model: input items to go on with."""
-        body = await read_body()
-        record = record_of_request()
+        body = await exchange.body()
+        record = exchange.record
         understood = self.understand(record, decode(responses.REQUEST, body), body)
         asked = msgspec.structs.replace(understood.asked, input=[*understood.input, state.COMPACTION_TRIGGER])
         converted = self._convert(understood._replace(asked=asked))
         stream = partial(ResponsesStream, {}, converted.names)
         relay = self._answers.single(record, converted, lambda: conversions.responses(stream()))
         collected, headers = await relay.collect()
-        return document(msgspec.json.encode(state.compacted(collected, understood.input)), headers)
+        return Document(msgspec.json.encode(state.compacted(collected, understood.input)), headers)
 
     def _stored(self, id: str) -> Stored:  # noqa: A002 - the API's own word
         found = self._store.get(id)

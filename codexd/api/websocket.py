@@ -19,7 +19,7 @@ from quart import Response, websocket
 from codexd import errors
 from codexd.api.responses import Last, ResponsesEndpoints
 from codexd.errors import ApiError, ErrorObject
-from codexd.exchange import Record, client_of, decode, error_response
+from codexd.exchange import Record, client_of, decode, failed, response_of
 from codexd.protocol import sse
 from codexd.protocol.responses import REQUEST, RawObject
 from codexd.relay import Header
@@ -93,9 +93,9 @@ class ResponsesWebsocket:
             self._authenticate()
         except ApiError as error:
             record = Record(_new_id())
-            record.client = client_of(websocket.scope, websocket.headers)
+            record.client = client_of(websocket.scope.get("client"), websocket.headers)
             record.status, record.complete = error.status, True
-            refused = error_response(error, record)
+            refused = response_of(failed(error, record))
             record.finish("WS", websocket.path)
             return refused
         self.connections += 1
@@ -152,7 +152,7 @@ class ResponsesWebsocket:
 
     async def _answer(self, frame: str | bytes, last: Last) -> None:
         record = Record(_new_id())
-        record.client = client_of(websocket.scope, websocket.headers)
+        record.client = client_of(websocket.scope.get("client"), websocket.headers)
         with structlog.contextvars.bound_contextvars(request_id=record.id):
             try:
                 # Anew each time: a key may have been revoked meanwhile.

@@ -14,6 +14,7 @@ from werkzeug.datastructures import Headers
 from codexd.config import Codex, Config, Models, Server
 from codexd.exchange import client_of
 from codexd.protocol import sse
+from codexd.protocol.conversion import Conversion
 from support.asgi import client
 from support.daemon import hello
 from support.upstream import ADDED, COMPLETED, CREATED, Json, done, text
@@ -121,15 +122,24 @@ async def test_a_bug_is_a_500_with_the_request_id(
 async def test_a_bug_on_the_way_ends_its_answer_alone(
     autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError("oops")
+    real = Conversion.feed
+
+    def broken(conversion: Conversion, data: bytes) -> bytes:
+        if moment in data:
+            raise ZeroDivisionError("oops")
+        return real(conversion, data)
 
     backend = Backend()
     async with client(tmp_path, backend) as app:
-        with monkeypatch.context() as patched, pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        with monkeypatch.context() as patched:
             patched.setattr("codexd.protocol.conversion.Conversion.feed", broken)
-            await app.request("POST", "/v1/chat/completions", hello(stream=True))
-        assert backend.bodies[0].closed
+            moment = b"response.created"
+            answer = await app.request("POST", "/v1/chat/completions", hello(stream=True))
+            assert (answer.status, answer.json["error"]["code"]) == (500, "internal_error")
+            moment = b"response.completed"  # the answer has begun: half of it is worse than none
+            with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+                await app.request("POST", "/v1/chat/completions", hello(stream=True))
+        assert all(body.closed for body in backend.bodies)
         assert (await app.request("POST", "/v1/chat/completions", hello())).status == 200
 
 
@@ -516,4 +526,4 @@ async def test_who_streams_is_not_idle(autojump_clock: MockClock, tmp_path: Path
     ],
 )
 def test_whose_address_is_logged(peer: tuple[str, int] | None, forwarded: str, logged: str | None) -> None:
-    assert client_of({"client": peer}, Headers({"x-forwarded-for": forwarded})) == logged
+    assert client_of(peer, Headers({"x-forwarded-for": forwarded})) == logged

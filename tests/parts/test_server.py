@@ -11,58 +11,78 @@ import pytest
 import trio
 
 from codexd import server, systemd
+from codexd.incoming import Incoming, Lane
 
 PIECES = [b"a", b"data: {}\n\n", b"0\r\n\r\n", bytes(range(256)) * 4096, b"z" * 17]
 
 
 async def app(scope: Any, _: Any, send: Any) -> None:
-    """Streams PIECES, by the short way to /short and by hypercorn's own to anywhere else."""
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    """PIECES by hypercorn's own way, streamed or as one."""
+    headers = [(b"content-type", b"text/plain")]
+    if scope["path"] == "/stock/whole":
+        headers.insert(0, (b"content-length", b"%d" % len(b"".join(PIECES))))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
     for piece in PIECES:
-        if scope["path"] == "/cut":
-            # Cancelled between what the kernel took at once and the rest of it.
-            direct = scope["state"][server.CHUNKS]
-            rest = direct.chunk_now(bytes(20_000_000))
-            with trio.CancelScope() as scope_:
-                scope_.cancel()
-                await direct.write_rest(rest)
-            with trio.move_on_after(0.2):
-                while direct.chunk_now(b"never to be seen"):
-                    await trio.sleep(0.01)
-            return
-        if scope["path"] == "/short":
-            direct = scope["state"][server.CHUNKS]
-            if rest := direct.chunk_now(piece):
-                await direct.write_rest(rest)
-        else:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def test_the_short_way_of_a_piece_writes_the_same_bytes() -> None:
+async def short(incoming: Incoming) -> None:
+    """The same by ours."""
+    if incoming.path == "/whole":
+        await incoming.answer(200, [("content-type", "text/plain")], b"".join(PIECES))
+        return
+    await incoming.start([("content-type", "text/plain")])
+    if incoming.path == "/cut":
+        # Cancelled between what the kernel took at once and the rest of it.
+        rest = incoming.chunk_now(bytes(20_000_000))
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await incoming.write_rest(rest)
+        with trio.move_on_after(0.2):
+            while incoming.chunk_now(b"never to be seen"):
+                await trio.sleep(0.01)
+        return
+    for piece in PIECES:
+        await incoming.write(piece)
+    await incoming.end()
+
+
+LANE = Lane(lambda _, path: None if path.startswith("/stock") else short, lambda: 1000)
+
+
+async def test_the_short_way_writes_what_hypercorn_writes() -> None:
     listener, stopped = server.listen("127.0.0.1:0"), trio.Event()
     async with trio.open_nursery() as nursery:
-        serve = partial(server.serve, drain_seconds=lambda: 1.0, stop=stopped.wait)
+        serve = partial(server.serve, drain_seconds=lambda: 1.0, stop=stopped.wait, lane=LANE)
         await nursery.start(serve, app, [listener])
 
-        async def ask(path: bytes) -> bytes:
+        async def ask(path: str, start: str = "GET {} HTTP/1.1\r\nconnection: close") -> bytes:
             async with await trio.open_tcp_stream(*listener.getsockname()) as stream:
                 # One that is younger stands by: its answers must go to it, and ours to us.
                 async with await trio.open_tcp_stream(*listener.getsockname()) as other:
                     await other.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n")
                     await trio.testing.wait_all_tasks_blocked()
-                    await stream.send_all(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                    await stream.send_all(start.format(path).encode() + b"\r\nhost: x\r\n\r\n")
                     await trio.testing.wait_all_tasks_blocked()  # what the socket does not take at once has to wait
                     answer = b"".join([data async for data in stream])
-                return b"\r\n".join(line for line in answer.split(b"\r\n") if not line.startswith(b"date:"))
+                head, _, body = answer.partition(b"\r\n\r\n")
+                status, *fields = head.lower().split(b"\r\n")
+                return b"\n".join(
+                    [status, *sorted(each for each in fields if not each.startswith(b"date:")), b"", body]
+                )
 
         with trio.fail_after(20):
-            short, stock = await ask(b"/short"), await ask(b"/stock")
-            cut = await ask(b"/cut")
+            streamed = await ask("/short")
+            assert streamed == await ask("/stock")
+            assert streamed.endswith(b"11\r\n" + b"z" * 17 + b"\r\n0\r\n\r\n")
+            assert await ask("/whole") == await ask("/stock/whole")
+            for start in ("GET {} HTTP/1.0", "HEAD {} HTTP/1.1\r\nconnection: close"):
+                assert await ask("/short", start) == await ask("/stock", start)
+                assert await ask("/whole", start) == await ask("/stock/whole", start)
+            cut = await ask("/cut")
         assert b"never" not in cut
         assert not cut.endswith(b"0\r\n\r\n")
-        assert short == stock
-        assert short.endswith(b"11\r\n" + b"z" * 17 + b"\r\n0\r\n\r\n")
         stopped.set()
 
 

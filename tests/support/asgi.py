@@ -1,6 +1,6 @@
 """The whole app without a socket: ASGI in, ``httpx.MockTransport`` out, so that the clock can jump."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ class Answer:
         self.pieces: list[tuple[float, bytes]] = []
         self.ended = False
 
+    def begin(self, status: int, headers: dict[str, str]) -> None:
+        assert self.status == 0, "an answer starts once"
+        self.status, self.headers = status, headers
+
     @property
     def body(self) -> bytes:
         return b"".join(data for _, data in self.pieces)
@@ -39,6 +43,40 @@ class Answer:
     @property
     def json(self) -> Any:
         return msgspec.json.decode(self.body)
+
+
+class Incoming:
+    """What ``codexd.incoming`` is to an exchange, without a connection."""
+
+    client, server, begun, direct = ("127.0.0.1", 1), ("127.0.0.1", 2), False, None
+
+    def __init__(
+        self, method: str, path: str, query: str, headers: dict[str, str], body: bytes, answer: Answer
+    ) -> None:
+        self.method, self.path, self.query, self.headers = method, path, query.encode(), headers
+        self._body, self._answer = body, answer
+
+    async def body(self) -> bytes:
+        return self._body
+
+    async def answer(self, status: int, fields: Sequence[tuple[str, str]], body: bytes) -> None:
+        self._answer.begin(status, dict(fields))
+        await self.write(body)
+        await self.end()
+
+    async def start(self, fields: Sequence[tuple[str, str]]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.begun = True
+        self._answer.begin(200, dict(fields))
+
+    async def write(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        if data:
+            self._answer.pieces.append((trio.current_time(), data))
+
+    async def end(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._answer.ended = True
 
 
 class Client:
@@ -59,13 +97,20 @@ class Client:
         """One request; the client leaves after so many seconds."""
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
         path, _, query = path.partition("?")
+        fields = {"host": "localhost", **(headers or {})}
+        answer = Answer()
+        handler = self.api.find(method, path)
+        if handler is not None:
+            incoming = Incoming(method, path, query, fields, data, answer)
+            with trio.CancelScope(deadline=trio.current_time() + leave_after):
+                await handler(incoming)
+            return answer
         scope = {
             "type": "http", "http_version": "1.1", "asgi": {"spec_version": "2.1", "version": "3.0"}, "method": method,
             "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
-            "headers": [(name.encode(), value.encode()) for name, value in {"host": "localhost", **(headers or {})}.items()],
+            "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
             "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "extensions": {}, "state": {},
         }  # fmt: skip
-        answer = Answer()
         sent, finished = False, trio.Event()
 
         async def receive() -> dict[str, Any]:
@@ -73,16 +118,13 @@ class Client:
             if not sent:
                 sent = True
                 return {"type": "http.request", "body": data, "more_body": False}
-            with trio.move_on_after(leave_after):
-                await finished.wait()
+            await finished.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
             await trio.lowlevel.checkpoint()
             if message["type"] == "http.response.start":
-                assert answer.status == 0, "an answer starts once"
-                answer.status = message["status"]
-                answer.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+                answer.begin(message["status"], {name.decode(): value.decode() for name, value in message["headers"]})
             elif message.get("body"):
                 answer.pieces.append((trio.current_time(), message["body"]))
             if message["type"] == "http.response.body" and not message.get("more_body", False):

@@ -1,0 +1,220 @@
+"""One request under the API and its answer, on the connection that it came by.
+
+ASGI takes a request through a channel, two tasks and Quart's context, and an answer's headers are looked at three times
+on their way out; together that was half of what a request costs. The few paths that make answers go past it: hypercorn
+still reads the connection and h11 still keeps HTTP's rules, of requests and of answers. What h11 has no opinion on, the
+other header fields and the pieces of a body, goes round it. Everything else is Quart's.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+import h11
+import structlog
+import trio
+from hypercorn.protocol.events import Body, EndBody, Event, StreamClosed
+
+BODY_TIMEOUT = 300.0
+"""Seconds for a request body to arrive: big images over a slow line."""
+
+JOIN_BODY = 64 * 1024
+"""An answer up to this size goes out in one write with its head."""
+
+Address = tuple[str, int]
+Field = tuple[str, str]
+
+_UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_CHUNKED = [(b"transfer-encoding", b"chunked")]
+_END = h11.EndOfMessage()
+
+log = structlog.get_logger()
+
+
+class BodyTooLarge(Exception):
+    """The rest of it is still on its way, and nobody will read it."""
+
+
+class BodyTimeout(Exception):
+    """It did not arrive within BODY_TIMEOUT."""
+
+
+class Host(Protocol):
+    """What an exchange needs of its connection: ``server.Http1``."""
+
+    connection: Any
+    client: Address | None
+    server: Address | None
+
+    def more_fields(self) -> list[tuple[bytes, bytes]]:
+        """Fields that all of this server's answers have."""
+
+    def send_now(self, data: bytes) -> memoryview | bytes: ...
+
+    async def send_data(self, data: memoryview | bytes) -> None: ...
+
+    async def recycle(self) -> None:
+        """The exchange is over: the connection takes the next one, or ends."""
+
+    async def hang_up(self) -> None: ...
+
+
+class Incoming:
+    """A request on its way in; ``handler`` runs in a task of its own and is cancelled when the client leaves.
+
+    It answers once: by ``answer``, or by ``start``, ``write`` and ``end``. It is hypercorn's stream, and so hears of
+    what comes.
+    """
+
+    idle = False
+
+    def __init__(self, host: Host, request: h11.Request, path: str, query: bytes, lane: "Lane") -> None:
+        self.method = request.method.decode("ascii")
+        self.path = path
+        self.query = query
+        self.client = host.client
+        self.server = host.server
+        # The first of a name counts.
+        self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.headers)}
+        self._host = host
+        self._chunked = request.http_version == b"1.1"
+        self._scope = trio.CancelScope()
+        self._parts: list[bytes] = []
+        self._room = lane.max_body_bytes()
+        self._whole = False
+        self._moved: trio.Event | None = None
+        self._head = b""
+        self._ended = False
+        self.begun = False
+
+    # --- hypercorn's side
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, Body):
+            self._room -= len(event.data)
+            if self._room >= 0:
+                self._parts.append(bytes(event.data))
+                return
+            self._parts.clear()
+        elif isinstance(event, EndBody):
+            self._whole = True
+        elif isinstance(event, StreamClosed) and not self._ended:
+            self._ended = True
+            self._scope.cancel()
+        if self._moved is not None:
+            self._moved.set()
+
+    async def run(self, handler: "Handler") -> None:
+        try:
+            with self._scope:
+                await handler(self)
+        except Exception as error:
+            log.error("a request met a fault of codexd itself", exc_info=error)
+        if not self._ended:
+            # Half an answer cannot be mended.
+            await self._host.hang_up()
+
+    # --- the handler's side
+
+    async def body(self) -> bytes:
+        """The body as it was sent. Raises BodyTooLarge, also for what is only announced, and BodyTimeout."""
+        announced = self.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._room + sum(map(len, self._parts)):
+            raise BodyTooLarge
+        if self._incomplete:
+            self._moved = trio.Event()
+            with trio.move_on_after(BODY_TIMEOUT):
+                await self._moved.wait()
+            if self._incomplete:
+                raise BodyTimeout
+        if self._room < 0:
+            raise BodyTooLarge
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @property
+    def _incomplete(self) -> bool:
+        return not self._whole and self._room >= 0
+
+    async def answer(self, status: int, fields: Iterable[Field], body: bytes) -> None:
+        """The whole answer. Raises ValueError for a field that cannot be sent."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        head = self._head_of(status, fields, (b"content-length", b"%d" % len(body)))
+        if self.method != "HEAD":
+            # h11 only counts: what it says to be sent is this.
+            self._host.connection.send_with_data_passthrough(h11.Data(data=body))
+        else:
+            body = b""
+        if len(body) > JOIN_BODY:
+            await self._host.send_data(head)
+            head = b""
+        await self._finish(head + body if head else body)
+
+    async def start(self, fields: Iterable[Field]) -> None:
+        """Begin a streamed answer, with status 200. Its head goes out with the first piece. Raises ValueError."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._head = self._head_of(200, fields, *_CHUNKED)
+
+    async def write(self, data: bytes) -> None:
+        if data and (rest := self.chunk_now(data)):
+            await self.write_rest(rest)
+
+    def chunk_now(self, data: bytes) -> memoryview | bytes:
+        """Write a piece of the body, not empty, at once: past h11, whose writer of chunks keeps no state of them.
+
+        What is left of it is for ``write_rest``, before anything else is written.
+        """
+        if self._head:
+            head, self._head = self._head, b""
+        else:
+            head = b""
+        if self.method == "HEAD":
+            return self._host.send_now(head)
+        if self._chunked:
+            return self._host.send_now(b"%b%x\r\n%b\r\n" % (head, len(data), data))
+        return self._host.send_now(head + data)
+
+    async def write_rest(self, rest: memoryview | bytes) -> None:
+        await self._host.send_data(rest)
+
+    async def end(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        head, self._head = self._head, b""
+        await self._finish(head)
+
+    @property
+    def direct(self) -> "Incoming":
+        return self
+
+    async def _finish(self, data: bytes) -> None:
+        end = self._host.connection.send(_END) or b""
+        self._ended = True
+        if data or end:
+            await self._host.send_data(data + end if end else data)
+        await self._host.recycle()
+
+    def _head_of(self, status: int, fields: Iterable[Field], *framing: tuple[bytes, bytes]) -> bytes:
+        """h11 writes how the answer is framed and whether the connection goes on; the rest is put behind that."""
+        of_h11 = [*framing, *self._host.more_fields()]
+        lines: list[str] = []
+        for name, value in fields:
+            if _UNSENDABLE.search(value):
+                raise ValueError(f"the field {name} holds what HTTP does not allow")
+            if name == "connection":
+                of_h11.append((b"connection", value.encode()))
+            else:
+                lines.append(f"{name}: {value}\r\n")
+        self.begun = True
+        response = h11.Response(status_code=status, headers=of_h11)
+        head = self._host.connection.send(response) or b""
+        return b"%b%b\r\n" % (head[:-2], "".join(lines).encode("latin-1"))
+
+
+Handler = Callable[[Incoming], Awaitable[None]]
+
+
+class Lane(NamedTuple):
+    """Who takes which requests, asked for each, and how large a body may be."""
+
+    find: Callable[[str, str], Handler | None]
+    max_body_bytes: Callable[[], int]

@@ -1,0 +1,134 @@
+"""A request on its way in and its answer, over a connection that is only a list of what was written."""
+
+from typing import Any
+
+import h11
+import pytest
+import trio
+from hypercorn.protocol.events import Body, EndBody, StreamClosed
+from trio.testing import MockClock
+
+from codexd.incoming import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, Handler, Incoming, Lane
+
+POST = b"POST /x HTTP/1.1\r\nhost: localhost\r\n"
+LIMIT = 100
+
+
+class Host:
+    """What a connection is to a request; ``ended`` is how it went on."""
+
+    client = server = None
+
+    def __init__(self, request: bytes) -> None:
+        self.connection = h11.Connection(h11.SERVER)
+        self.connection.receive_data(request)
+        self.written = b""
+        self.ended = ""
+
+    def more_fields(self) -> list[tuple[bytes, bytes]]:
+        return [(b"date", b"now")]
+
+    def send_now(self, data: bytes) -> bytes:
+        self.written += data
+        return b""
+
+    async def send_data(self, data: bytes | memoryview) -> None:
+        self.written += data
+
+    async def recycle(self) -> None:
+        self.ended = "recycled"
+
+    async def hang_up(self) -> None:
+        self.ended = "hung up"
+
+
+def made(request: bytes) -> tuple[Host, Incoming]:
+    host = Host(request)
+    event: Any = host.connection.next_event()
+    return host, Incoming(host, event, "/x", b"", Lane(lambda method, path: None, lambda: LIMIT))
+
+
+async def taken(handler: Handler, request: bytes, pieces: list[bytes | float | None]) -> Host:
+    """Each piece of the body in turn; a number is a pause in seconds, None is the client's leaving."""
+    host, incoming = made(request)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(incoming.run, handler)
+        for piece in pieces:
+            if isinstance(piece, float):
+                await trio.sleep(piece)
+            elif piece is None:
+                await incoming.handle(StreamClosed(stream_id=1))
+            else:
+                await incoming.handle(Body(stream_id=1, data=piece) if piece else EndBody(stream_id=1))
+    return host
+
+
+async def echo(incoming: Incoming) -> None:
+    try:
+        body = await incoming.body()
+    except (BodyTooLarge, BodyTimeout) as error:
+        body = type(error).__name__.encode()
+    await incoming.answer(200, [], body)
+
+
+@pytest.mark.parametrize(
+    ("head", "pieces", "said"),
+    [
+        (b"", [b""], b""),
+        (b"", [b"one", b""], b"one"),
+        (b"", [b"one", 1.0, b"two", 100.0, b"three", b""], b"onetwothree"),
+        (b"", [b"x" * LIMIT, 1.0, b""], b"x" * LIMIT),
+        (b"", [b"x" * LIMIT, 1.0, b"y", 1.0, b"more", b""], b"BodyTooLarge"),
+        (b"", [b"x" * LIMIT, b"y", b""], b"BodyTooLarge"),
+        (b"content-length: 101\r\n", [b"x", 1.0], b"BodyTooLarge"),
+        (b"content-length: 100\r\n", [b"x", 1.0, b"x" * 99, b""], b"x" * 100),
+        (b"", [b"one", 1.0, b"two", BODY_TIMEOUT], b"BodyTimeout"),
+    ],
+)
+async def test_a_body_in_pieces(
+    autojump_clock: MockClock, head: bytes, pieces: list[bytes | float | None], said: bytes
+) -> None:
+    host = await taken(echo, POST + head + b"\r\n", pieces)
+    assert host.written.partition(b"\r\n\r\n")[2] == said
+    assert host.ended == "recycled"
+
+
+async def test_who_leaves_while_the_body_is_awaited_gets_no_answer(autojump_clock: MockClock) -> None:
+    host = await taken(echo, POST + b"\r\n", [b"one", 1.0, None])
+    assert (host.written, host.ended) == (b"", "")
+
+
+async def test_half_an_answer_ends_the_connection(autojump_clock: MockClock) -> None:
+    async def breaks(incoming: Incoming) -> None:
+        await incoming.start([])
+        await incoming.write(b"half")
+        raise ZeroDivisionError
+
+    host = await taken(breaks, POST + b"\r\n", [b""])
+    assert host.written.endswith(b"4\r\nhalf\r\n")
+    assert host.ended == "hung up"
+
+
+async def test_a_field_cannot_end_the_head(autojump_clock: MockClock) -> None:
+    async def splits(incoming: Incoming) -> None:
+        with pytest.raises(ValueError, match="x-name"):
+            await incoming.answer(200, [("x-name", "a\r\nset-cookie: b")], b"")
+        await incoming.answer(200, [("x-name", "ü\ta")], b"")
+
+    host = await taken(splits, POST + b"\r\n", [b""])
+    assert host.written.count(b"HTTP/1.1 200") == 1
+    assert "x-name: ü\ta\r\n".encode("latin-1") in host.written
+
+
+async def test_what_ends_a_connection_is_known_to_h11(autojump_clock: MockClock) -> None:
+    async def last(incoming: Incoming) -> None:
+        await incoming.answer(413, [("connection", "close")], b"")
+
+    host = await taken(last, POST + b"\r\n", [b""])
+    assert host.written.lower().count(b"connection: close") == 1
+    assert host.connection.our_state is h11.MUST_CLOSE
+
+
+async def test_the_first_field_of_a_name_counts() -> None:
+    _, incoming = made(POST + b"authorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n")
+    assert incoming.headers["authorization"] == "Bearer a"
