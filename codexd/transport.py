@@ -17,6 +17,7 @@ import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 import httpx
 import trio
@@ -39,6 +40,22 @@ Origin = tuple[str, str, int]
 _UNSENDABLE = re.compile(rb"[\x00\r\n]")
 
 
+class Target(NamedTuple):
+    """Where a request goes: connection, request target, Host header."""
+
+    origin: Origin
+    path: bytes
+    host: bytes
+
+
+def origin_of(url: httpx.URL) -> Origin:
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+def target_of(url: httpx.URL) -> Target:
+    return Target(origin_of(url), url.raw_path, url.netloc)
+
+
 class Transport(httpx.AsyncBaseTransport):
     """``context`` makes the TLS context, when the first ``https`` address comes."""
 
@@ -50,19 +67,31 @@ class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises httpx's own exceptions. The response's stream must be closed."""
         url = request.url
-        origin = url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
-        head, body = _head_of(request), await request.aread()
-        connection = self._take(origin) or await self._connect(origin, request)
+        head = _head_of(request.method.encode("ascii"), url.raw_path, request.headers.raw)
+        body, timeout = await request.aread(), request.extensions.get("timeout", {}).get("connect")
+        received = await self._exchange(request.method, origin_of(url), head, body, timeout)
+        return httpx.Response(received.status, headers=received.fields, stream=received.body)
+
+    async def post(self, target: Target, fields: Fields, body: bytes, timeout: float) -> "Received":
+        """The same for a POST, without httpx's objects; ``timeout`` is for connecting. Raises httpx's exceptions."""
+        length = b"content-length", b"%d" % len(body)
+        head = _head_of(b"POST", target.path, [(b"host", target.host), *fields, length])
+        return await self._exchange("POST", target.origin, head, body, timeout)
+
+    async def _exchange(
+        self, method: str, origin: Origin, head: bytes, body: bytes, timeout: float | None
+    ) -> "Received":
+        connection = self._take(origin) or await self._connect(origin, timeout)
         try:
             sent = await _sent(connection, head, body)
             status, fields, keep, rest = await _read_head(connection)
             keep = keep and sent
-            framing, keep = framing_of(request.method, status, fields, keep=keep)
+            framing, keep = framing_of(method, status, fields, keep=keep)
         except BaseException:
             connection.close()
             raise
         stream = Body(connection, framing, rest, (lambda: self._give_back(origin, connection)) if keep else None)
-        return httpx.Response(status, headers=fields, stream=stream)
+        return Received(status, fields, stream)
 
     async def aclose(self) -> None:
         for connections in self._idle.values():
@@ -90,13 +119,12 @@ class Transport(httpx.AsyncBaseTransport):
             while idle and (len(idle) > MAX_IDLE or now >= idle[0].idle_since + KEEP_ALIVE):
                 idle.pop(0).close()
 
-    async def _connect(self, origin: Origin, request: httpx.Request) -> "_Connection":
+    async def _connect(self, origin: Origin, timeout: float | None) -> "_Connection":
         scheme, host, port = origin
         if scheme not in ("http", "https"):
             raise httpx.UnsupportedProtocol(f"http or https is needed, not {scheme!r}")
-        seconds = request.extensions.get("timeout", {}).get("connect")
         try:
-            with trio.fail_after(float("inf") if seconds is None else seconds):
+            with trio.fail_after(float("inf") if timeout is None else timeout):
                 stream = await trio.open_tcp_stream(host, port)
                 raw = socket.socket(fileno=stream.socket.detach())
                 raw.setblocking(False)
@@ -252,9 +280,9 @@ async def _sent(connection: _Connection, head: bytes, body: bytes) -> bool:
 # --- heads
 
 
-def _head_of(request: httpx.Request) -> bytes:
-    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
-    for name, value in request.headers.raw:
+def _head_of(method: bytes, path: bytes, fields: Fields) -> bytes:
+    lines = [b"%b %b HTTP/1.1" % (method, path)]
+    for name, value in fields:
         if _UNSENDABLE.search(value) or _UNSENDABLE.search(name):
             raise httpx.LocalProtocolError("a header holds what HTTP does not allow")
         lines.append(b"%b: %b" % (name, value))
@@ -347,3 +375,11 @@ class Body(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         self._finish()
+
+
+class Received(NamedTuple):
+    """A response whose head was read. ``body`` must be closed."""
+
+    status: int
+    fields: Fields
+    body: Body

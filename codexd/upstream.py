@@ -3,7 +3,7 @@
 import email.utils
 import platform
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
@@ -19,7 +19,7 @@ from codexd.auth.session import Access, Session
 from codexd.config import Backend
 from codexd.protocol import failure, limits
 from codexd.protocol.limits import Limits
-from codexd.transport import Body, Transport
+from codexd.transport import Body, Transport, target_of
 
 MAX_ERROR_BODY = 256 * 1024
 """Bytes of an error's body that are read; the rest of it is of no use to anyone."""
@@ -29,7 +29,8 @@ CONNECT_TIMEOUT = 15.0
 PAGE_TIMEOUT = 30.0
 """Seconds for what is not a stream: the catalogue, the usage page."""
 
-_EXTENSIONS = {"timeout": {"connect": CONNECT_TIMEOUT}}
+COOKIE_SECONDS = 30.0
+"""For which the header with the cookies is used again; they live for half an hour and more."""
 
 USER_AGENT = f"codexd/{__version__} ({platform.system()} {platform.release()}; {platform.machine()})"
 
@@ -61,7 +62,7 @@ class _CloudflareOnly(DefaultCookiePolicy):
         return wanted and super().set_ok(cookie, request)
 
 
-def make_transport(*, trust_env: bool = True) -> httpx.AsyncBaseTransport | None:
+def make_transport(*, trust_env: bool = True) -> Transport | None:
     """The way to the backend; None where the environment names a proxy: httpx itself knows how to ask one."""
     if trust_env and any(scheme != "no" for scheme in urllib.request.getproxies()):
         return None
@@ -88,23 +89,39 @@ def make_client(transport: httpx.AsyncBaseTransport | None, *, trust_env: bool =
     return client
 
 
+class _Plain(NamedTuple):
+    """What is used of a response, without httpx's view of it, when nobody on the way has compressed it."""
+
+    headers: Mapping[str, str]
+    stream: Body
+    status_code: int = 200
+
+    def aiter_bytes(self) -> AsyncIterator[bytes]:
+        return aiter(self.stream)
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
 class Answer(NamedTuple):
     """A response whose status was checked, being read."""
 
-    headers: httpx.Headers
-    response: httpx.Response
+    response: httpx.Response | _Plain
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.response.headers
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes in, decompressed when somebody on the way has compressed it."""
-        if "content-encoding" in self.headers:
+        if isinstance(self.response, httpx.Response) and "content-encoding" in self.response.headers:
             return self.response.aiter_bytes()
         return aiter(cast("httpx.AsyncByteStream", self.response.stream))
 
     @property
     def push(self) -> Callable[[Callable[[bytes], bool]], Awaitable[None]] | None:
         """A way to be called with each piece, where there is one; ``transport.Body`` says how."""
-        stream = self.response.stream
-        return stream.push if isinstance(stream, Body) and "content-encoding" not in self.headers else None
+        return self.response.stream.push if isinstance(self.response, _Plain) else None
 
 
 class Upstream:
@@ -122,7 +139,7 @@ class Upstream:
         *,
         on_models_etag: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float],
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: Transport | None = None,
     ) -> None:
         self._client = client
         self._transport = transport
@@ -130,12 +147,14 @@ class Upstream:
         self.configure(config)
         self._on_models_etag = on_models_etag
         self._clock = clock
-        self._seen: tuple[httpx.Headers, float] | None = None
+        self._seen: tuple[Mapping[str, str], float] | None = None
+        self._cookie: tuple[float, bytes] = (-1.0, b"")
         self._limits: Limits | None = None
 
     def configure(self, config: Backend) -> None:
         base = config.url.rstrip("/")
         self._url = httpx.URL(f"{base}/codex/responses")
+        self._target = target_of(self._url)
         self._base, self._config = base, config
 
     @asynccontextmanager
@@ -165,7 +184,7 @@ class Upstream:
             if etag := response.headers.get("x-models-etag"):
                 self._on_models_etag(etag)
             try:
-                yield Answer(response.headers, response)
+                yield Answer(response)
             finally:
                 await response.aclose()
         except (httpx.HTTPError, httpx.StreamError) as error:
@@ -247,7 +266,7 @@ class Upstream:
         except httpx.HTTPError as error:
             raise _foreign(error) from error
 
-    async def _send(self, call: Call, access: Access) -> httpx.Response:
+    async def _send(self, call: Call, access: Access) -> httpx.Response | _Plain:
         # session_id, conversation_id and OpenAI-Beta are what earlier clients sent, the others what today's sends.
         headers = self._identity(access) | {
             "user-agent": USER_AGENT,
@@ -265,15 +284,30 @@ class Upstream:
         if self._transport is None:
             request = self._client.build_request("POST", self._url, content=call.body, headers=headers)
             return await self._client.send(request, stream=True)
-        request = httpx.Request("POST", self._url, content=call.body, headers=headers, extensions=_EXTENSIONS)
-        cookies = self._client.cookies
-        if cookies:
-            cookies.set_cookie_header(request)
-        response = await self._transport.handle_async_request(request)
-        if "set-cookie" in response.headers:
-            response.request = httpx.Request("POST", self._url)  # ours has the whole body in it
-            cookies.extract_cookies(response)
-        return response
+        fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+        if cookie := self._cookie_header():
+            fields.append((b"cookie", cookie))
+        status, received, body = await self._transport.post(self._target, fields, call.body, CONNECT_TIMEOUT)
+        found = {name.decode("latin-1"): value.decode("latin-1") for name, value in received}
+        plain = status == 200 and "content-encoding" not in found
+        if plain and "set-cookie" not in found:
+            return _Plain(found, body)
+        response = httpx.Response(status, headers=received, stream=body, request=httpx.Request("POST", self._url))
+        self._client.cookies.extract_cookies(response)
+        self._cookie = (-1.0, b"")
+        return _Plain(found, body) if plain else response
+
+    def _cookie_header(self) -> bytes:
+        """Asking the jar takes as long as the rest of a request's headers, so its answer is used again for a while."""
+        if not self._client.cookies:
+            return b""
+        until, cookie = self._cookie
+        if trio.current_time() >= until:
+            request = httpx.Request("POST", self._url)
+            self._client.cookies.set_cookie_header(request)
+            cookie = request.headers.get("cookie", "").encode("latin-1")
+            self._cookie = trio.current_time() + COOKIE_SECONDS, cookie
+        return cookie
 
     def _identity(self, access: Access) -> dict[str, str]:
         headers = {
@@ -286,7 +320,7 @@ class Upstream:
         return headers
 
     @staticmethod
-    async def _read_error(response: httpx.Response) -> bytes:
+    async def _read_error(response: httpx.Response | _Plain) -> bytes:
         body = b""
         try:
             async for data in response.aiter_bytes():

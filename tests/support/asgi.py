@@ -205,7 +205,7 @@ async def client(
         catalog = Catalog(
             folder / "models.json", aliases=config.models.aliases, client_version="1", clock=lambda: 1.8e9
         )
-        upstream = Upstream(http, session, config.backend, clock=lambda: 1.8e9, transport=httpx.MockTransport(backend))
+        upstream = Upstream(http, session, config.backend, clock=lambda: 1.8e9)
         logins = Logins(issuer, session, config.oauth, "test", clock=lambda: 1.8e9)
         keys = Keys(folder / "keys.json", config, clock=lambda: 1.8e9)
         store = ResponseStore(folder / "responses", config.storage, clock=lambda: 1.8e9)
