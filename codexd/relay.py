@@ -1,16 +1,17 @@
 """One upstream stream to one client: drive it, keep it alive, cancel it.
 
-A nursery per answer holds two tasks. The driver reads from the upstream, feeds the bytes to a synchronous conversion
-and writes what comes out, one write per read: while a write is pending nothing is read, so a slow client slows the
-upstream down. The ticker sends a keep-alive into a silence and ends what stalls. When the client leaves, the host
-cancels the whole nursery, and leaving the upstream's context closes its connection. Three tasks joined by channels
-would read nicer and were measured: a hop costs 6 µs and two scheduler passes per event. Once the answer flows, even the
-driver only waits, and its step is run by the process's reactor, until there is something to wait for.
+The task of the request is the driver: it reads from the upstream, feeds the bytes to a synchronous conversion and
+writes what comes out, one write per read: while a write is pending nothing is read, so a slow client slows the upstream
+down. A timer sends a keep-alive into a silence and ends what stalls. When the client leaves, the host cancels the task,
+and leaving the upstream's context closes its connection. Three tasks joined by channels would read nicer and were
+measured: a hop costs 6 µs and two scheduler passes per event. Once the answer flows, even the driver only waits, and
+its step is run by the process's reactor, until there is something to wait for.
 
 The status line is held back until the answer has begun, so that a failure before that has its own status and the one
 retry that is safe. It is not held back longer than a keep-alive interval: proxies lose patience.
 """
 
+import contextvars
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -19,7 +20,7 @@ from typing import Protocol
 import structlog
 import trio
 
-from codexd import errors
+from codexd import errors, timers
 from codexd.errors import ApiError
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.responses import Usage
@@ -109,8 +110,10 @@ class Relay:
         self._writing = False
         self._tick: trio.Event | None = None
         self._heard = False
+        self._tick_scope = trio.CancelScope()
+        self._tick_fault: Exception | None = None
         self._aborted: ApiError | None = None
-        self._scope: trio.CancelScope | None = None
+        self._scope = trio.CancelScope()
         now = trio.current_time()
         self._waiting_since = now
         self._last_write = now
@@ -147,7 +150,7 @@ class Relay:
 
     def abort(self, error: ApiError) -> None:
         """End the answer with this error, unless it is complete already."""
-        if self._scope is not None and not self._conversion.state.done:
+        if self.running and not self._conversion.state.done:
             self._aborted = error
             self._scope.cancel()
 
@@ -158,19 +161,24 @@ class Relay:
 
     async def _run(self, client: Client | None) -> None:
         self.running = True
+        self._context = contextvars.copy_context()
+        self._look_after()
         try:
-            async with trio.open_nursery() as nursery:
-                self._scope = nursery.cancel_scope
-                nursery.start_soon(self._ticker)
-                # The driver is this task: its ApiError is caught in here and never becomes a group. A bug does, loudly.
+            with self._scope:
                 try:
                     await self._drive(client)
                 except ApiError as error:
                     self.error = error
                 await self._no_tick()
-                nursery.cancel_scope.cancel()
         finally:
             self.running = False
+            self._timer.cancel()
+            if self._tick is not None:
+                self._tick_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await self._tick.wait()  # cancelled as it is, it waits for nothing
+        if self._tick_fault is not None:
+            raise self._tick_fault
         self.error = self._aborted or self.error
 
     # --- the driver
@@ -281,7 +289,7 @@ class Relay:
         self._waiting_since = self._last_write
 
     async def _no_tick(self) -> None:
-        """Let a write of the ticker end that is under way. A lock would say the same and costs 4 µs for each chunk."""
+        """Let a keep-alive end that is being written. A lock would say the same and costs 4 µs for each chunk."""
         while self._tick is not None:
             await self._tick.wait()
 
@@ -295,37 +303,41 @@ class Relay:
         await client.write(data)
         self._last_write = trio.current_time()
 
-    # --- the ticker
+    # --- the timer
 
-    async def _ticker(self) -> None:
-        while True:
-            limit = self._deadlines.idle_timeout if self._heard else self._deadlines.first_event_timeout
-            stall_at = self._waiting_since + limit
-            # While a write is pending the upstream is not read: its silence is ours, and the client is not idle.
-            if self._writing:
-                stall_at = trio.current_time() + limit
-            elif trio.current_time() >= stall_at:
-                self.abort(self._stall_error())
-                return
-            # Reads without output (the upstream's own pings) are silence to the client.
-            keepalive_at = self._last_write + KEEPALIVE_INTERVAL
-            if self._client is None:
-                keepalive_at = stall_at
-            elif trio.current_time() >= keepalive_at:
-                await self._keep_alive(self._client)
-                continue
-            await trio.sleep_until(min(stall_at, keepalive_at))
-
-    async def _keep_alive(self, client: Client) -> None:
-        if self._writing:
-            self._last_write = trio.current_time()
+    def _look_after(self) -> None:
+        """End what stalls, or send a keep-alive into a silence; then wait for the next moment when that may be due."""
+        now = trio.current_time()
+        limit = self._deadlines.idle_timeout if self._heard else self._deadlines.first_event_timeout
+        # While a write is pending the upstream is not read: its silence is ours, and the client is not idle.
+        busy = self._writing or self._tick is not None
+        stall_at = now + limit if busy else self._waiting_since + limit
+        if now >= stall_at:
+            self.abort(self._stall_error())
             return
-        self._tick = trio.Event()
-        try:
-            await self._write(client, self._conversion.keepalive())
-        finally:
-            self._tick.set()
-            self._tick = None
+        next_look = stall_at
+        if self._client is not None:
+            # Reads without output (the upstream's own pings) are silence to the client.
+            if busy:
+                self._last_write = now
+            elif now >= self._last_write + KEEPALIVE_INTERVAL:
+                self._last_write = now
+                self._tick, self._tick_scope = trio.Event(), trio.CancelScope()
+                # Not in the driver's task, which waits for the upstream.
+                trio.lowlevel.spawn_system_task(self._keep_alive, self._client, self._tick, context=self._context)
+            next_look = min(stall_at, self._last_write + KEEPALIVE_INTERVAL)
+        self._timer = timers.call_at(next_look, self._look_after)
+
+    async def _keep_alive(self, client: Client, over: trio.Event) -> None:
+        with self._tick_scope:
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                await self._write(client, self._conversion.keepalive())
+            except Exception as error:  # noqa: BLE001 - it is raised where the answer is
+                self._tick_fault = error
+                self._scope.cancel()
+        self._tick = None
+        over.set()
 
     def _stall_error(self) -> ApiError:
         if self._heard:

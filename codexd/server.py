@@ -8,6 +8,7 @@ version that carries the upstream fix is taken.
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import stat
@@ -27,10 +28,12 @@ from hypercorn.config import Sockets
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import TrioSingleTask
 from hypercorn.typing import ASGIFramework
 
-from codexd import config
+from codexd import config, timers
 from codexd.incoming import Incoming, Lane
 
 WRITE_TIMEOUT = 60.0
@@ -57,8 +60,72 @@ NO_WEBSOCKETS = Websockets(lambda _: False, lambda: 0)
 NO_LANE = Lane(lambda method, path: None, lambda: 0)
 
 
+class Idle:
+    """The connections of a server that wait for a request, each with its timer.
+
+    hypercorn has a task for each of them, started and cancelled with every request.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: set[_IdleConnection] = set()
+        self._ending = False
+
+    def add(self, waiting: "_IdleConnection") -> float:
+        """Until when it may wait."""
+        self._waiting.add(waiting)
+        return -math.inf if self._ending else trio.current_time() + KEEP_ALIVE_TIMEOUT
+
+    def discard(self, waiting: "_IdleConnection") -> None:
+        self._waiting.discard(waiting)
+
+    def end(self) -> None:
+        """No request will be taken any more."""
+        self._ending = True
+        for waiting in list(self._waiting):
+            waiting.close()
+
+
+class _IdleConnection:
+    """In the place of hypercorn's ``TrioSingleTask``."""
+
+    def __init__(self, idle: Idle, close: Callable[[], Awaitable[None]]) -> None:
+        self._idle = idle
+        self._close = close
+        self._timer: timers.Timer | None = None
+        self._group: TaskGroup
+
+    async def restart(self, group: TaskGroup, _: object) -> None:
+        self.forget()
+        self._group = group
+        self._timer = timers.call_at(self._idle.add(self), self.close)
+
+    async def stop(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._idle.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def close(self) -> None:
+        self._idle.discard(self)
+        self._group.spawn(self._shielded)
+
+    async def _shielded(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._close()
+
+
 class Connection(TCPServer):
     """One client connection, with a bulkhead round it and an end to every wait."""
+
+    idle: Idle
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._idleness = _IdleConnection(self.idle, self._initiate_server_close)
+        self.idle_task = cast("TrioSingleTask", self._idleness)
 
     async def run(self) -> None:
         try:
@@ -67,6 +134,8 @@ class Connection(TCPServer):
             # B0: hypercorn catches OSError alone, and anything else ends serve() and so the daemon: three kinds of
             # h2c upgrade, websocket upgrades with a trailing byte (hypercorn issues 225, 329, 334, 365) and more.
             log.error("a connection failed; the others go on", exc_info=group)
+        finally:
+            self._idleness.forget()
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
@@ -176,9 +245,9 @@ class Http1(H11Protocol):
         return cast("Connection", self.send.__self__)  # type: ignore[attr-defined]
 
 
-def _install(websockets: Websockets, lane: Lane) -> None:
+def _install(websockets: Websockets, lane: Lane, idle: Idle) -> None:
     # serve() builds the connections and the connections build the protocol, both by these module-level names.
-    vars(hypercorn.trio.run)["TCPServer"] = Connection
+    vars(hypercorn.trio.run)["TCPServer"] = type("Connection", (Connection,), {"idle": idle})
     vars(hypercorn.protocol)["H11Protocol"] = type("Http1", (Http1,), {"websockets": websockets, "lane": lane})
 
 
@@ -196,13 +265,12 @@ async def serve(
 
     ``drain_seconds`` is asked when the drain begins.
     """
-    _install(websockets, lane)
+    _install(websockets, lane, idle := Idle())
     settings = HypercornConfig()
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")
     settings.backlog = BACKLOG
     settings.include_server_header = False
-    settings.keep_alive_timeout = KEEP_ALIVE_TIMEOUT
     settings.keep_alive_max_requests = 1_000_000
     settings.alpn_protocols = ["http/1.1"]
     # The sockets are ours: port 0, modes of unix sockets and TCP options are settled before hypercorn sees them.
@@ -212,6 +280,7 @@ async def serve(
         await stop()
         # Read now: a reload may have changed it since the start.
         settings.graceful_timeout = drain_seconds()
+        idle.end()
 
     await hypercorn.trio.serve(
         app,

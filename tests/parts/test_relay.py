@@ -96,8 +96,10 @@ class Client:
         assert not self.busy, "two writes at once"
         assert not self.ended
         self.busy = True
-        await trio.sleep(self._seconds)
-        self.busy = False
+        try:
+            await trio.sleep(self._seconds)
+        finally:
+            self.busy = False
         self.writes.append((trio.current_time(), data))
 
     async def end(self) -> None:
@@ -321,9 +323,43 @@ async def test_a_bug_is_loud(autojump_clock: MockClock) -> None:
             raise ZeroDivisionError
 
     fake = Fake(WHOLE)
-    with pytest.RaisesGroup(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):
         await relay(fake).stream(Broken())
     assert fake.closed == 1
+
+
+async def test_a_bug_in_a_keep_alive_is_loud_too(autojump_clock: MockClock) -> None:
+    class Broken(Client):
+        async def write(self, data: bytes) -> None:
+            if data == KEEPALIVE:
+                raise ZeroDivisionError
+
+    fake = Fake([CREATED, ADDED, text("Hel"), 100.0, COMPLETED])
+    with pytest.raises(ZeroDivisionError):
+        await relay(fake).stream(Broken())
+    assert (trio.current_time(), fake.closed) == (pytest.approx(KEEPALIVE_INTERVAL), 1)
+
+
+@pytest.mark.parametrize("moment", [KEEPALIVE_INTERVAL, KEEPALIVE_INTERVAL + 2])
+async def test_who_leaves_gets_no_end_of_a_keep_alive(autojump_clock: MockClock, moment: float) -> None:
+    fake, client = Fake([CREATED, 100.0, COMPLETED]), Client(write_seconds=5)
+    with trio.move_on_after(moment):
+        await relay(fake).stream(client)
+    assert trio.current_time() == pytest.approx(moment)
+    assert fake.closed == 1
+    await trio.sleep(100)
+    assert client.writes == []
+
+
+async def test_what_ends_an_answer_waits_for_the_keep_alive_that_it_cuts(autojump_clock: MockClock) -> None:
+    fake, client = Fake([CREATED, 100.0, COMPLETED]), Client(write_seconds=5)
+    made = relay(fake)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.stream, client)
+        await trio.sleep(KEEPALIVE_INTERVAL + 2)
+        made.abort(ApiError(503, "enough"))
+    assert [b"enough" in data for _, data in client.writes] == [True]
+    assert client.ended
 
 
 async def test_a_connection_that_breaks_when_all_is_said_changes_nothing(autojump_clock: MockClock) -> None:

@@ -86,6 +86,34 @@ async def test_the_short_way_writes_what_hypercorn_writes() -> None:
         stopped.set()
 
 
+async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_TIMEOUT", 0.05)
+    listener, stopped = server.listen("127.0.0.1:0"), trio.Event()
+
+    async def slow(incoming: Incoming) -> None:
+        await trio.sleep(0.2)  # no longer idle, so nobody closes it
+        await incoming.answer(200, [], b"slow")
+
+    async with trio.open_nursery() as nursery:
+        lane = Lane(lambda method, path: slow, lambda: 0)
+        serve = partial(server.serve, drain_seconds=lambda: 9.0, stop=stopped.wait, lane=lane)
+        await nursery.start(serve, app, [listener])
+        with trio.fail_after(20):
+            async with await trio.open_tcp_stream(*listener.getsockname()) as silent:
+                assert await silent.receive_some() == b""
+            async with await trio.open_tcp_stream(*listener.getsockname()) as stream:
+                for _ in range(2):
+                    await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                    assert (await stream.receive_some()).endswith(b"slow")
+                assert await stream.receive_some() == b""
+            monkeypatch.setattr(server, "KEEP_ALIVE_TIMEOUT", 1000.0)
+            async with await trio.open_tcp_stream(*listener.getsockname()) as waiting:
+                await waiting.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                stopped.set()  # an answer under way is finished, and then nothing is waited for
+                assert (await waiting.receive_some()).endswith(b"slow")
+                assert await waiting.receive_some() == b""
+
+
 def test_the_cures_are_for_these_versions() -> None:
     # codexd/server.py overrides private names. With another version each cure has to be looked at again.
     assert {name: metadata.version(name) for name in ("hypercorn", "quart-trio")} == {
