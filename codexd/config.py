@@ -1,6 +1,7 @@
 """The configuration: one frozen struct, decoded and validated once. Where it comes from is ``reading``'s business."""
 
 import ipaddress
+import pwd
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +68,32 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "addressed to over loopback. Any other name may have been pointed here by a web page (DNS rebinding)."
         ),
     ] = ()
+    allowed_origins: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^([a-z][a-z0-9+.-]*://[^/\s]+|\*)$")], ...],
+        _about(
+            "Origins of web pages that may use the API from a browser, such as `https://chat.example` or "
+            "`app://obsidian.md`; `*` is all of them, each with a client key. None: no page, and what comes with "
+            "another page's `Origin` and no key is refused."
+        ),
+    ] = ()
+    allowed_users: Annotated[
+        tuple[str, ...],
+        _about(
+            "Users, by name or number, who may connect to unix sockets of `bind`, whoever else their mode lets in "
+            "(`SO_PEERCRED`). A proxy is the user that it runs as. None: the mode alone decides."
+        ),
+    ] = ()
+    max_connections: Annotated[
+        int,
+        Meta(ge=1),
+        _about(
+            "Open connections. Beyond that one which waits for a request is closed for each new one; while there is "
+            "none, new ones get a 503."
+        ),
+    ] = 4096
+    max_requests: Annotated[
+        int, Meta(ge=1), _about("Requests that are being answered at once; more get a 503 and `retry-after`.")
+    ] = 2048
     max_body_bytes: Annotated[int, Meta(ge=1024), _about("Largest request body. Images travel inside it.")] = (
         64 * 1024 * 1024
     )
@@ -274,6 +301,18 @@ def control_socket(config: Config, environ: Mapping[str, str]) -> Path:
 def is_beyond_loopback(bind: str) -> bool:
     address = split_bind(bind)
     return not isinstance(address, str) and not is_loopback(address[0])
+
+
+@lru_cache(maxsize=8)
+def user_ids(names: tuple[str, ...]) -> frozenset[int]:
+    """Users by name or number. Raises ConfigError for one that is not there."""
+    ids = set()
+    for name in names:
+        try:
+            ids.add(int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid)
+        except KeyError as error:
+            raise ConfigError(f"server.allowed_users: there is no user {name!r} on this machine") from error
+    return frozenset(ids)
 
 
 @lru_cache(maxsize=256)

@@ -24,7 +24,7 @@ import trio
 
 from codexd import __version__, observe, server, terminal
 from codexd.auth import oauth, store
-from codexd.config import Config, ConfigError, state_dir
+from codexd.config import Config, ConfigError, state_dir, user_ids
 from codexd.control import server as control_server
 from codexd.control.verbs import Verbs
 from codexd.errors import ApiError
@@ -189,6 +189,9 @@ async def _serve(
                     stop=stop.wait,
                     websockets=server.Websockets(made.api.serves_websocket, lambda: made.config.server.max_body_bytes),
                     lane=made.api.lane,
+                    admission=server.Admission(
+                        lambda: made.config.server.max_connections, lambda: user_ids(made.config.server.allowed_users)
+                    ),
                 )
                 await web.start(serve, made.api.app(), listening.api)
                 for address in made.listeners:

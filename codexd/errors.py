@@ -285,6 +285,41 @@ def cross_site() -> ApiError:
     )
 
 
+def foreign_origin(origin: str) -> ApiError:
+    return ApiError(
+        403,
+        f"A web page or app of {origin!r} may not use this codexd. If it is meant to, add that to "
+        "server.allowed_origins, or make a client key with `codexctl keys add NAME` and let it send the key.",
+        code="origin_not_allowed",
+    )
+
+
+def too_many_requests(limit: int) -> ApiError:
+    return ApiError(
+        503,
+        f"codexd is answering {limit} requests already (server.max_requests). Try again in a moment.",
+        type="server_error",
+        code="server_is_busy",
+        retry_after=1,
+    )
+
+
+def too_many_connections() -> ApiError:
+    return ApiError(
+        503,
+        "codexd has as many connections as it may have (server.max_connections). Try again in a moment.",
+        type="server_error",
+        code="server_is_busy",
+        retry_after=1,
+    )
+
+
+def user_not_allowed() -> ApiError:
+    return ApiError(
+        403, "This socket is not for the user who connects to it (server.allowed_users).", code="user_not_allowed"
+    )
+
+
 def foreign_host(name: str) -> ApiError:
     return ApiError(
         403,

@@ -98,8 +98,8 @@ class Record:
     """One request, for the log: filled in as it is understood."""
 
     __slots__ = (
-        "adjusted", "client", "complete", "error", "failure", "id", "key", "model", "started", "status", "streamed",
-        "usage",
+        "adjusted", "client", "complete", "cors", "error", "failure", "id", "key", "model", "started", "status",
+        "streamed", "usage",
     )  # fmt: skip
 
     def __init__(self, request_id: str) -> None:
@@ -109,6 +109,7 @@ class Record:
         self.streamed = False
         self.complete = False
         self.adjusted: list[str] = []
+        self.cors: Sequence[Header] = ()
         self.key: str | None = None
         self.client: str | None = None
         self.model: str | None = None
@@ -195,6 +196,7 @@ def _trace_headers(record: Record) -> list[Header]:
     headers = [("x-request-id", record.id), ("request-id", record.id)]  # OpenAI's name for it, and Anthropic's
     if record.adjusted:
         headers.append(("x-codexd-adjusted", ", ".join(record.adjusted)))
+    headers += record.cors
     return headers
 
 
@@ -239,13 +241,14 @@ class Incoming(Protocol):
 class Exchange:
     """What an endpoint gets."""
 
-    __slots__ = ("_incoming", "_max_body", "headers", "path", "record", "server")
+    __slots__ = ("_incoming", "_max_body", "headers", "method", "path", "record", "server")
 
     def __init__(self, incoming: Incoming, record: Record, max_body: int) -> None:
         self._incoming = incoming
         self._max_body = max_body
         self.record = record
         self.headers = incoming.headers
+        self.method = incoming.method
         self.path = incoming.path
         self.server = incoming.server
 

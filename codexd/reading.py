@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from codexd.config import KEYS_FILE, Config, ConfigError, is_beyond_loopback, is_loopback, state_dir
+from codexd.config import KEYS_FILE, Config, ConfigError, is_beyond_loopback, is_loopback, state_dir, user_ids
 
 
 def search_path(environ: Mapping[str, str]) -> list[Path]:
@@ -209,6 +209,7 @@ def _check(config: Config, *, keys_made: bool) -> None:
     for name in config.server.strict_keys:
         if name not in config.server.client_keys:
             raise ConfigError(f"server.strict_keys: {name!r} is not in server.client_keys")
+    user_ids(config.server.allowed_users)
     if not config.listen():
         raise ConfigError("server.bind: expected at least one address")
     for bind in config.listen():

@@ -12,6 +12,8 @@ import math
 import os
 import socket
 import stat
+import struct
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -33,7 +35,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import TrioSingleTask
 from hypercorn.typing import ASGIFramework
 
-from codexd import config, timers
+from codexd import config, errors, timers
 from codexd.incoming import Incoming, Lane
 
 WRITE_TIMEOUT = 60.0
@@ -42,6 +44,8 @@ WRITE_TIMEOUT = 60.0
 KEEP_ALIVE_TIMEOUT = 75.0
 """Seconds that an idle connection is kept; longer than nginx's own 60, so that nginx is the one that closes."""
 
+REFUSAL_SECONDS = 1.0
+READ_SIZE = 64 * 1024
 BACKLOG = 1024
 UPGRADE = b"x-upgrade"
 """The name under which an ``Upgrade`` header reaches the app."""
@@ -60,23 +64,53 @@ NO_WEBSOCKETS = Websockets(lambda _: False, lambda: 0)
 NO_LANE = Lane(lambda method, path: None, lambda: 0)
 
 
-class Idle:
-    """The connections of a server that wait for a request, each with its timer.
+class Admission(NamedTuple):
+    """Who may connect; asked for each. No ``users`` is all whom the socket's mode lets in."""
+
+    max_connections: Callable[[], int]
+    users: Callable[[], frozenset[int]]
+
+
+OPEN = Admission(lambda: sys.maxsize, frozenset)
+
+
+class Connections:
+    """The connections of a server; of those that wait for a request, each has a timer.
 
     hypercorn has a task for each of them, started and cancelled with every request.
     """
 
-    def __init__(self) -> None:
-        self._waiting: set[_IdleConnection] = set()
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._waiting: dict[_IdleConnection, None] = {}
         self._ending = False
+        self._open = 0
 
-    def add(self, waiting: "_IdleConnection") -> float:
-        """Until when it may wait."""
-        self._waiting.add(waiting)
+    def enter(self, peer: socket.socket) -> bytes | None:
+        """Why this one is refused, as an answer; None when it is admitted, and then it must ``leave``."""
+        users = self._admission.users()
+        if users and peer.family == socket.AF_UNIX and _user(peer) not in users:
+            log.warning("a user who is not in server.allowed_users was refused", uid=_user(peer))
+            return _NOT_ALLOWED
+        if self._open >= self._admission.max_connections():
+            if not self._waiting:
+                log.warning("a connection was refused: there are server.max_connections already", open=self._open)
+                return _FULL
+            # Who has waited for longest makes room.
+            next(iter(self._waiting)).close()
+        self._open += 1
+        return None
+
+    def leave(self) -> None:
+        self._open -= 1
+
+    def wait(self, waiting: "_IdleConnection") -> float:
+        """Until when it may wait for a request."""
+        self._waiting[waiting] = None
         return -math.inf if self._ending else trio.current_time() + KEEP_ALIVE_TIMEOUT
 
     def discard(self, waiting: "_IdleConnection") -> None:
-        self._waiting.discard(waiting)
+        self._waiting.pop(waiting, None)
 
     def end(self) -> None:
         """No request will be taken any more."""
@@ -85,11 +119,27 @@ class Idle:
             waiting.close()
 
 
+def _user(peer: socket.socket) -> int:
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
+
+
+def _refusal(error: errors.ApiError) -> bytes:
+    fields = {"content-type": "application/json", "connection": "close", **error.all_headers()}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    body = error.body()
+    return f"HTTP/1.1 {error.status} \r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+_FULL = _refusal(errors.too_many_connections())
+_NOT_ALLOWED = _refusal(errors.user_not_allowed())
+
+
 class _IdleConnection:
     """In the place of hypercorn's ``TrioSingleTask``."""
 
-    def __init__(self, idle: Idle, close: Callable[[], Awaitable[None]]) -> None:
-        self._idle = idle
+    def __init__(self, all_: Connections, close: Callable[[], Awaitable[None]]) -> None:
+        self._all = all_
         self._close = close
         self._timer: timers.Timer | None = None
         self._group: TaskGroup
@@ -97,19 +147,19 @@ class _IdleConnection:
     async def restart(self, group: TaskGroup, _: object) -> None:
         self.forget()
         self._group = group
-        self._timer = timers.call_at(self._idle.add(self), self.close)
+        self._timer = timers.call_at(self._all.wait(self), self.close)
 
     async def stop(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        self._idle.discard(self)
+        self._all.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def close(self) -> None:
-        self._idle.discard(self)
+        self._all.discard(self)
         self._group.spawn(self._shielded)
 
     async def _shielded(self) -> None:
@@ -120,14 +170,17 @@ class _IdleConnection:
 class Connection(TCPServer):
     """One client connection, with a bulkhead round it and an end to every wait."""
 
-    idle: Idle
+    all: Connections
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._idleness = _IdleConnection(self.idle, self._initiate_server_close)
+        self._idleness = _IdleConnection(self.all, self._initiate_server_close)
         self.idle_task = cast("TrioSingleTask", self._idleness)
 
     async def run(self) -> None:
+        if (refusal := self.all.enter(self.stream.socket)) is not None:
+            await self._refuse(refusal)
+            return
         try:
             await super().run()
         except* Exception as group:
@@ -136,6 +189,15 @@ class Connection(TCPServer):
             log.error("a connection failed; the others go on", exc_info=group)
         finally:
             self._idleness.forget()
+            self.all.leave()
+
+    async def _refuse(self, answer: bytes) -> None:
+        with trio.move_on_after(REFUSAL_SECONDS), contextlib.suppress(trio.BrokenResourceError):
+            await self.stream.send_all(answer)
+            await self.stream.send_eof()
+            # Closed with the request unread, the kernel would take the answer back.
+            await self.stream.receive_some(READ_SIZE)
+        await self.stream.aclose()
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
@@ -245,9 +307,9 @@ class Http1(H11Protocol):
         return cast("Connection", self.send.__self__)  # type: ignore[attr-defined]
 
 
-def _install(websockets: Websockets, lane: Lane, idle: Idle) -> None:
+def _install(websockets: Websockets, lane: Lane, connections: Connections) -> None:
     # serve() builds the connections and the connections build the protocol, both by these module-level names.
-    vars(hypercorn.trio.run)["TCPServer"] = type("Connection", (Connection,), {"idle": idle})
+    vars(hypercorn.trio.run)["TCPServer"] = type("Connection", (Connection,), {"all": connections})
     vars(hypercorn.protocol)["H11Protocol"] = type("Http1", (Http1,), {"websockets": websockets, "lane": lane})
 
 
@@ -259,13 +321,14 @@ async def serve(
     stop: Callable[[], Awaitable[None]],
     websockets: Websockets = NO_WEBSOCKETS,
     lane: Lane = NO_LANE,
+    admission: Admission = OPEN,
     task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve on listening sockets until ``stop`` returns, then drain. Started means that all of them accept.
 
     ``drain_seconds`` is asked when the drain begins.
     """
-    _install(websockets, lane, idle := Idle())
+    _install(websockets, lane, connections := Connections(admission))
     settings = HypercornConfig()
     settings.accesslog = None
     settings.errorlog = logging.getLogger("hypercorn.error")
@@ -280,7 +343,7 @@ async def serve(
         await stop()
         # Read now: a reload may have changed it since the start.
         settings.graceful_timeout = drain_seconds()
-        idle.end()
+        connections.end()
 
     await hypercorn.trio.serve(
         app,

@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from codexd import __version__, errors
+from codexd.api import cors
 from codexd.api.answers import Answers
 from codexd.api.chat import ChatEndpoints
 from codexd.api.login import LoginEndpoints
@@ -28,6 +29,7 @@ from codexd.exchange import (
     Exchange,
     Fields,
     HttpConnection,
+    Incoming,
     Page,
     PageRequest,
     Record,
@@ -51,6 +53,7 @@ from codexd.upstream import Upstream
 WEBSOCKET = "/responses"
 """The path that is served over websockets too, under /v1 and under nothing."""
 
+_HEALTH = ("/health", "/v1/health")
 PULSES = 4
 PULSE_INTERVAL = 0.25
 """Seconds. Together they tell a proxy that buffers from one that does not."""
@@ -115,6 +118,7 @@ class Api:
         self._messages = MessagesEndpoints(self.answers)
         self._websocket = ResponsesWebsocket(self._responses, self._authenticate_websocket)
         self._login = LoginEndpoints(session, logins)
+        self._taken = 0
         self._table = self._by_path()
 
     def idle_seconds(self) -> float:
@@ -144,7 +148,11 @@ class Api:
     def find(self, method: str, path: str) -> Handler | None:
         methods = self._methods(path)
         handler = methods.get(method)
-        return methods.get("GET") if handler is None and method == "HEAD" else handler
+        if handler is None and method == "HEAD":
+            return methods.get("GET")
+        if handler is None and method == "OPTIONS" and methods and self.answers.config.server.allowed_origins:
+            return self._taking(Route("OPTIONS", path, partial(_preflight, list(methods))))
+        return handler
 
     def _methods(self, path: str) -> dict[str, Handler]:
         found = self._table.get(path)
@@ -180,7 +188,14 @@ class Api:
         return table
 
     def _taking(self, route: Route) -> Handler:
-        return lambda incoming: take(incoming, route, self._before, self.answers.config.server.max_body_bytes)
+        async def handler(incoming: Incoming) -> None:
+            self._taken += 1
+            try:
+                await take(incoming, route, self._before, self.answers.config.server.max_body_bytes)
+            finally:
+                self._taken -= 1
+
+        return handler
 
     def _routes(self) -> list[Route]:
         return [
@@ -228,23 +243,42 @@ class Api:
     # --- before and after the endpoints
 
     def _before(self, exchange: Exchange) -> None:
-        """Raises ApiError 401 or 403."""
+        """Raises ApiError 401, 403 or 503."""
+        if exchange.method == "OPTIONS":
+            self._admit_page(exchange.headers, exchange.record)
+            return
         self._authenticate(exchange.headers, exchange.server, exchange.path, exchange.record)
+        limit = self.answers.config.server.max_requests
+        if self._taken > limit and exchange.path not in _HEALTH:
+            raise errors.too_many_requests(limit)
 
     async def _authenticate_page(self) -> None:
         self._authenticate(request.headers, request.scope.get("server"), request.path, record_of_page())
 
     def _authenticate(self, headers: Fields, server: Any, path: str, record: Record) -> None:
         """Raises ApiError 401 or 403."""
+        self._admit_page(headers, record)
         if not self._keys.required:
-            if headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
+            if not record.cors and headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
                 # Any web page can post to loopback, and without a key the account would be its to spend.
                 raise errors.cross_site()
             if (name := foreign_host(server, headers, self._hosts)) is not None:
                 raise errors.foreign_host(name)
-        if path not in ("/health", "/v1/health"):
+        if path not in _HEALTH:
             self._last_request = trio.current_time()
             record.key = self._key(headers)
+
+    def _admit_page(self, headers: Fields, record: Record) -> None:
+        """Raises ApiError 403 for a page of another origin, when it has to show no key and is not expected."""
+        origin, by_key = headers.get("origin", ""), self._keys.required
+        if not origin:
+            return
+        allowed = self.answers.config.server.allowed_origins
+        # A page that anybody may have written needs a key of the person whom it asks for.
+        if cors.is_allowed(origin, allowed if by_key else [each for each in allowed if each != "*"]):
+            record.cors = cors.fields(origin)
+        elif not by_key and not cors.is_own(origin, headers):
+            raise errors.foreign_origin(origin)
 
     @property
     def _hosts(self) -> tuple[str, ...]:
@@ -252,9 +286,8 @@ class Api:
 
     def _authenticate_websocket(self) -> str | None:
         """Raises ApiError 401 or 403."""
-        if not self._keys.required and "origin" in websocket.headers:
-            # A page can open a websocket to loopback, whatever its origin: browsers ask nobody first.
-            raise errors.cross_site()
+        # A page can open a websocket to loopback, whatever its origin: browsers ask nobody first.
+        self._admit_page(websocket.headers, Record(""))
         if not self._keys.required and (
             name := foreign_host(websocket.scope.get("server"), websocket.headers, self._hosts)
         ):
@@ -297,6 +330,10 @@ class Api:
         if status == 405:
             failure.headers.append(("allow", ", ".join(sorted(allowed))))
         return response_of(failed(failure, record_of_page()))
+
+
+async def _preflight(methods: list[str], exchange: Exchange) -> Reply:
+    return cors.preflight(exchange.headers, methods)
 
 
 async def _view(handler: Callable[..., Awaitable[Document]], **names: str) -> Response:

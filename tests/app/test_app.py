@@ -238,6 +238,22 @@ async def test_web_pages_of_other_sites_are_refused_unless_there_is_a_key(
         assert (await app.request("GET", "/v1/models", headers=headers)).status == 200
 
 
+async def test_more_than_may_be_answered_at_once_is_a_503_with_a_time(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    config = Config(server=Server(max_requests=2))
+    async with client(tmp_path, Backend([1.0, *WHOLE]), config) as app, trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(app.request, "POST", "/v1/chat/completions", hello())
+        await trio.testing.wait_all_tasks_blocked()
+        refused = await app.request("POST", "/v1/responses", {"model": "gpt-5.5", "input": "x"})
+        assert (refused.status, refused.json["error"]["code"]) == (503, "server_is_busy")
+        assert refused.headers["retry-after"] == "1"
+        assert (await app.request("GET", "/health")).status == 200
+        await trio.sleep(2)
+        assert (await app.request("POST", "/v1/chat/completions", hello())).status == 200
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [

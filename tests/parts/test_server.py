@@ -1,6 +1,7 @@
 """Listening sockets, and the versions that the cures for the host are written for."""
 
 import contextlib
+import os
 import socket
 from functools import partial
 from importlib import metadata
@@ -112,6 +113,78 @@ async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.
                 stopped.set()  # an answer under way is finished, and then nothing is waited for
                 assert (await waiting.receive_some()).endswith(b"slow")
                 assert await waiting.receive_some() == b""
+
+
+async def test_there_is_an_end_to_the_connections_and_who_waits_makes_room(tmp_path: Path) -> None:
+    listener, stopped, go = server.listen("127.0.0.1:0"), trio.Event(), trio.Event()
+
+    async def slow(incoming: Incoming) -> None:
+        await go.wait()
+        await incoming.answer(200, [], b"slow")
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(
+            server.serve,
+            drain_seconds=lambda: 9.0,
+            stop=stopped.wait,
+            lane=Lane(lambda method, path: slow, lambda: 0),
+            admission=server.Admission(lambda: 2, frozenset),
+        )
+        await nursery.start(serve, app, [listener])
+
+        async def connected() -> trio.SocketStream:
+            stream = await trio.open_tcp_stream(*listener.getsockname())
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            return stream
+
+        with trio.fail_after(20):
+            first, second = await connected(), await connected()
+            await second.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            third = await connected()
+            assert await first.receive_some() == b""  # it waited for longest
+            await third.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            fourth = await connected()
+            await fourth.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            refusal = b"".join([data async for data in fourth])
+            assert refusal.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1\r\n" in refusal
+            assert b"server.max_connections" in refusal
+            go.set()
+            for stream in (second, third):
+                assert (await stream.receive_some()).endswith(b"slow")
+            fifth = await connected()
+            await fifth.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await fifth.receive_some()).endswith(b"slow")
+            for stream in (first, second, third, fourth, fifth):
+                await stream.aclose()
+            stopped.set()
+
+
+@pytest.mark.parametrize("mine", [True, False])
+async def test_a_unix_socket_may_be_for_some_users(tmp_path: Path, mine: bool) -> None:
+    users = frozenset({os.getuid() if mine else os.getuid() + 1})
+    stopped = trio.Event()
+    async with trio.open_nursery() as nursery:
+        serve = partial(
+            server.serve,
+            drain_seconds=lambda: 9.0,
+            stop=stopped.wait,
+            lane=LANE,
+            admission=server.Admission(lambda: 2, lambda: users),
+        )
+        tcp, unix = server.listen("127.0.0.1:0"), server.listen(f"unix:{tmp_path}/s")
+        await nursery.start(serve, app, [tcp, unix])
+        with trio.fail_after(20):
+            for stream, allowed in (
+                (await trio.open_unix_socket(f"{tmp_path}/s"), mine),
+                (await trio.open_tcp_stream(*tcp.getsockname()), True),  # who that is cannot be told
+            ):
+                async with stream:
+                    await stream.send_all(b"GET /whole HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                    answer = b"".join([data async for data in stream])
+                assert answer.startswith(b"HTTP/1.1 200" if allowed else b"HTTP/1.1 403")
+                assert (b"server.allowed_users" in answer) is not allowed
+        stopped.set()
 
 
 def test_the_cures_are_for_these_versions() -> None:
