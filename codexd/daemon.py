@@ -24,6 +24,7 @@ import trio
 
 from codexd import __version__, observe, server, terminal
 from codexd.auth import oauth, store
+from codexd.claim import Claimed, claimed
 from codexd.config import Config, ConfigError, state_dir, user_ids
 from codexd.control import server as control_server
 from codexd.control.verbs import Verbs
@@ -63,11 +64,19 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
     # What cannot be made is said by whoever wants to write there; a daemon that only reads may do without.
     with contextlib.suppress(OSError):
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _import_credential(state)
     if config.server.exit_idle_seconds and not listening.activated:
         log.warning("server.exit_idle_seconds is not used: no socket came from systemd, so nobody would start codexd")
     parts = partial(build, config, origin, load, state, clock=_clock)
-    await _serve(parts, listening)
+    try:
+        with claimed(state) as claim:
+            _import_credential(state)
+            await _serve(parts, listening, release=claim.release)
+    except Claimed as error:
+        server.remove(listening.files)
+        raise CannotStart(
+            f"the state directory {state} is in use by {error.holder}, another codexd: stop that one, or give this one "
+            "a directory of its own (storage.dir, or $STATE_DIRECTORY)"
+        ) from error
 
 
 async def demo(config: Config) -> None:
@@ -167,7 +176,9 @@ async def _serve(
     listening: Listening,
     *,
     announce: Callable[[str], None] = lambda _: None,
+    release: Callable[[], None] = lambda: None,
 ) -> None:
+    """``release`` is called when the drain begins."""
     notifier = Notifier()
     stop = trio.Event()
     changed = _Changes()
@@ -180,7 +191,7 @@ async def _serve(
             keepers.start_soon(made.keys.keep)
             keepers.start_soon(made.logins.keep)
             keepers.start_soon(made.store.keep)
-            keepers.start_soon(_end_drain, stop, made)
+            keepers.start_soon(_end_drain, stop, made, release)
             await keepers.start(control_server.serve, listening.control, Verbs(made, listening.api[0]).handle)
             async with trio.open_nursery() as web:
                 serve = partial(
@@ -306,8 +317,9 @@ def _drain_seconds(parts: Parts) -> float:
     return parts.config.server.drain_seconds
 
 
-async def _end_drain(stop: trio.Event, parts: Parts) -> None:
+async def _end_drain(stop: trio.Event, parts: Parts, release: Callable[[], None]) -> None:
     await stop.wait()
+    release()
     parts.api.drain()
     await trio.sleep(_drain_seconds(parts))
     parts.api.answers.close()

@@ -665,11 +665,33 @@ async def test_a_second_daemon_leaves_the_socket_of_the_first_alone(setup: Make,
         assert (await it.ctl("status")).code == 0
 
 
+async def test_a_second_daemon_on_a_state_directory_is_told_who_has_it(setup: Make, tmp_path: Path, logs: Path) -> None:
+    async with setup() as it:
+        options: Any = {"oauth": {"local_server_port": 0}, "control": {"socket": "two.sock"}}
+        with pytest.raises(AssertionError, match=f"is in use by process {it.daemon.process.pid}, another codexd"):
+            async with running(tmp_path, logs, it.chatgpt, **options):
+                pass
+        assert not (it.daemon.state / "two.sock").exists()
+        it.daemon.signal(signal.SIGKILL)
+        await it.daemon.process.wait()
+        async with running(tmp_path, logs, it.chatgpt, **options):
+            pass
+
+
 # --- two processes, one refresh token
 
 
+@asynccontextmanager
+async def second_of(it: Setup, folder: Path, logs: Path) -> AsyncIterator[Daemon]:
+    """Another daemon on the same state directory, as while the first drains."""
+    (it.daemon.state / "daemon.lock").unlink()
+    options: Any = {"oauth": {"local_server_port": 0}, "control": {"socket": "two.sock"}}
+    async with running(folder, logs, it.chatgpt, **options) as second:
+        yield second
+
+
 async def test_two_processes_refresh_once(setup: Make, tmp_path: Path, logs: Path) -> None:
-    async with setup() as it, running(tmp_path, logs, it.chatgpt, oauth={"local_server_port": 0}, control={"socket": "two.sock"}) as second:  # fmt: skip
+    async with setup() as it, second_of(it, tmp_path, logs) as second:
         codes: list[int] = []
 
         async def refresh(daemon: Daemon, socket: Path) -> None:
