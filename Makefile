@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
-.PHONY: help demo test lint format bench lock clients clients-node clients-python install deb image container system test-system clean
+.PHONY: help demo test lint format bench fuzz soak audit sbom lock clients clients-node clients-python install deb image container system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
@@ -14,6 +14,9 @@ help:
 	@echo "make deb     a Debian package, in build/"
 	@echo "make image   a container image, by docker or, with ENGINE=podman, by that"
 	@echo "make test-system  the units under a real systemd, nginx; needs root"
+	@echo "make soak    mixed use and faults for SECONDS=600: every answer accounted for, nothing left over"
+	@echo "make fuzz    random and tampered input for longer; EXAMPLES=10000 of each kind"
+	@echo "make audit   known vulnerabilities of what is locked; make sbom: what a release is made of, as CycloneDX"
 	@echo "make bench   what a stream and a request cost, beside nginx and two Python peers"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
 	@echo "make lock    make the lock files anew from pyproject.toml"
@@ -35,6 +38,23 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo
 
 # Beside nginx and two Python peers, as ratios; it wants the rig at $$RIG, Rust, nginx and ten minutes. Never a test.
+fuzz: $(VENV)/.dev
+	EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest -q --hypothesis-profile=fuzz tests/fuzz $(ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),600)
+
+# Known vulnerabilities of what is locked (asks PyPI's database, so it needs the internet), and what a release is made of.
+audit: build/audit/.done
+	build/audit/bin/pip-audit --require-hashes --disable-pip --strict -r requirements.lock
+sbom: build/audit/.done
+	build/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	    --output-file build/codexd.cdx.json requirements.lock
+build/audit/.done: Makefile
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install -q pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
 bench: $(VENV)/.runtime
 	$(BIN)/python tests/bench/bench.py $(ARGS)
 

@@ -3,6 +3,7 @@
 import argparse
 import faulthandler
 import os
+import resource
 import sys
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # systemd's watchdog ends a process that hangs by SIGABRT: then the journal has to say where it hung.
         faulthandler.enable()
+        # A core dump would hold every token.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         lean.give_back()
         if options.demo:
             trio.run(daemon.demo, settings)

@@ -347,6 +347,6 @@ def _foreign(error: Exception) -> errors.ApiError:
     if isinstance(error, httpx.LocalProtocolError):
         # Its text quotes the header that could not be sent, and that may be the authorization.
         return errors.upstream_unreachable("the request cannot be sent: a header holds what HTTP does not allow")
-    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError | httpx.CloseError):
+    if isinstance(error, httpx.TransportError | httpx.DecodingError | httpx.StreamError):
         return errors.stream_ended()
     return errors.upstream_unreachable(str(error) or type(error).__name__)

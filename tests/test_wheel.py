@@ -33,6 +33,10 @@ def test_the_wheel_runs_without_the_checkout_and_knows_its_tag(tmp_path: Path) -
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(tree)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     wheel = tmp_path / "codexd-9.8.7-py3-none-any.whl"
+    first = wheel.read_bytes()
+    (tree / "README.md").touch()
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert wheel.read_bytes() == first, "two builds of one commit differ"
     unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)

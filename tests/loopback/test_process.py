@@ -167,6 +167,14 @@ async def test_no_secret_reaches_a_log_in_any_form(form: str, tmp_path: Path, lo
         assert "request as it goes up" in daemon.log.read_text()
 
 
+async def test_no_secret_reaches_a_core_dump_or_the_arguments(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
+    async with running(tmp_path, logs, upstream) as daemon:
+        process = Path(f"/proc/{daemon.process.pid}")
+        core = next(line for line in (process / "limits").read_text().splitlines() if line.startswith("Max core file"))
+        assert core.split()[4:6] == ["0", "0"]
+        assert MARKER.encode() not in (process / "cmdline").read_bytes()
+
+
 async def test_systemd_is_told(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
