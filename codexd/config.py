@@ -30,6 +30,15 @@ def _about(text: str) -> Meta:
     return Meta(description=text)
 
 
+class KeyLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one client key may do. ``models``: names or patterns (``gpt-5.1*``), none is all; times are Unix seconds."""
+
+    models: tuple[str, ...] = ()
+    requests_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    concurrent_requests: Annotated[int, Meta(ge=1)] | None = None
+    expires_at: Annotated[int, Meta(ge=0)] | None = None
+
+
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bind: Annotated[
         tuple[str, ...],
@@ -61,6 +70,14 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "`codexctl keys add --strict` makes such a key."
         ),
     ] = ()
+    key_limits: Annotated[
+        dict[str, KeyLimits],
+        _about(
+            "For keys in `client_keys`, by name: `models` (names or patterns such as `gpt-5.1*`), "
+            "`requests_per_minute`, `concurrent_requests`, `expires_at` (Unix seconds). `codexctl keys add` has the "
+            "same as options."
+        ),
+    ] = msgspec.field(default_factory=dict)
     hosts: Annotated[
         tuple[str, ...],
         _about(

@@ -249,6 +249,44 @@ def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError
     return ApiError(401, message, code="invalid_api_key")
 
 
+def key_expired(name: str) -> ApiError:
+    return ApiError(
+        401,
+        f"The client key {name!r} has expired. On the machine where codexd runs `codexctl keys revoke {name}` takes it "
+        f"away, and `codexctl keys add {name}` makes a new one.",
+        code="expired_api_key",
+    )
+
+
+def key_busy(name: str, limit: int) -> ApiError:
+    return ApiError(
+        429,
+        f"The client key {name!r} has {limit} requests under way, and may have no more at once (concurrent_requests).",
+        type="rate_limit_error",
+        code="key_concurrency_limit",
+        retry_after=1,
+    )
+
+
+def key_too_fast(name: str, limit: int, seconds: int) -> ApiError:
+    return ApiError(
+        429,
+        f"The client key {name!r} may make {limit} requests a minute (requests_per_minute).",
+        type="rate_limit_error",
+        code="key_rate_limit",
+        retry_after=seconds,
+    )
+
+
+def key_not_for_model(name: str, model: str, allowed: Iterable[str]) -> ApiError:
+    return ApiError(
+        403,
+        f"The client key {name!r} is not for the model {model!r}, but for {', '.join(allowed)}.",
+        param="model",
+        code="model_not_allowed",
+    )
+
+
 def not_compacted() -> ApiError:
     return ApiError(
         502,

@@ -98,8 +98,8 @@ class Record:
     """One request, for the log: filled in as it is understood."""
 
     __slots__ = (
-        "adjusted", "client", "complete", "cors", "error", "failure", "id", "key", "model", "started", "status",
-        "streamed", "usage",
+        "adjusted", "client", "complete", "cors", "counted", "error", "failure", "id", "key", "model", "started",
+        "status", "streamed", "usage",
     )  # fmt: skip
 
     def __init__(self, request_id: str) -> None:
@@ -110,6 +110,7 @@ class Record:
         self.complete = False
         self.adjusted: list[str] = []
         self.cors: Sequence[Header] = ()
+        self.counted = False
         self.key: str | None = None
         self.client: str | None = None
         self.model: str | None = None
@@ -282,8 +283,14 @@ class Exchange:
                 )
 
 
-async def take(incoming: Incoming, route: Route, before: Callable[[Exchange], None], max_body: int) -> None:
-    """One exchange. ``before`` may refuse it with an ApiError."""
+async def take(
+    incoming: Incoming,
+    route: Route,
+    before: Callable[[Exchange], None],
+    after: Callable[[Record], None],
+    max_body: int,
+) -> None:
+    """One exchange. ``before`` may refuse it with an ApiError; ``after`` is called in any case."""
     method, path = incoming.method, incoming.path[:MAX_LOGGED_PATH]
     record = _begin(incoming.headers, incoming.client, method, path)
     record.failure = route.failure
@@ -300,6 +307,7 @@ async def take(incoming: Incoming, route: Route, before: Callable[[Exchange], No
             record.status, record.complete = 500, True
         raise
     finally:
+        after(record)
         record.finish(method, path)
 
 

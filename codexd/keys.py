@@ -4,11 +4,14 @@ A made key is 32 random bytes, shown once and kept as its SHA-256: there is noth
 protect nothing and cost every request. ``keys.json`` holds names, hashes and times.
 """
 
+import fnmatch
 import hashlib
 import hmac
+import math
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -18,13 +21,14 @@ from msgspec import Struct
 
 from codexd import errors
 from codexd.auth.store import write_durably
-from codexd.config import Config
+from codexd.config import Config, KeyLimits
 
 PREFIX = "sk-codexd-"
 MAX_KEYS = 1000
 SAVE_INTERVAL = 900.0
 """Seconds by which a last-used time on disk may be late. Each save syncs the disk, and streams wait for that."""
 
+NONE = KeyLimits()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 log = structlog.get_logger()
@@ -38,6 +42,18 @@ class Key(Struct):
     created_at: int
     last_used_at: int | None = None
     strict: bool = False
+    limits: KeyLimits = NONE
+
+
+class _Use:
+    """What one key does: requests under way, and how many it may begin (a bucket that fills up within a minute)."""
+
+    __slots__ = ("at", "left", "open")
+
+    def __init__(self, left: float, now: float) -> None:
+        self.open = 0
+        self.left = left
+        self.at = now
 
 
 class _File(Struct):
@@ -53,6 +69,7 @@ class Listed(Struct, frozen=True, kw_only=True):
     created_at: int | None
     last_used_at: int | None
     strict: bool
+    limits: KeyLimits
 
 
 class Keys:
@@ -66,6 +83,7 @@ class Keys:
         self._clock = clock
         self._made: dict[str, Key] = {}
         self._used: dict[str, int] = {}
+        self._uses: dict[str, _Use] = {}
         self._unsaved = False
         self.fault: str | None = None
         self._load()
@@ -76,6 +94,7 @@ class Keys:
         self._configured = {name: _digest_of(key) for name, key in config.server.client_keys.items()}
         self._always = config.key_always
         self._strict = frozenset(config.server.strict_keys)
+        self._limits = config.server.key_limits
         self._index()
 
     def _index(self) -> None:
@@ -106,7 +125,50 @@ class Keys:
         made = self._made.get(name)
         return name in self._strict or (made is not None and made.strict)
 
-    def add(self, name: str, *, strict: bool = False) -> str:
+    def limits(self, name: str) -> KeyLimits:
+        made = self._made.get(name)
+        return self._limits.get(name, NONE) if made is None else made.limits
+
+    def enter(self, name: str) -> None:
+        """Begin a request; it must ``leave``. Raises ApiError 401 or 429, and then it has not begun."""
+        limits = self.limits(name)
+        if limits == NONE:
+            return
+        if limits.expires_at is not None and self._clock() >= limits.expires_at:
+            raise errors.key_expired(name)
+        now, rate = trio.current_time(), limits.requests_per_minute
+        use = self._uses.setdefault(name, _Use(rate or 0, now))
+        if limits.concurrent_requests is not None and use.open >= limits.concurrent_requests:
+            raise errors.key_busy(name, limits.concurrent_requests)
+        if rate is not None:
+            use.left = min(rate, use.left + (now - use.at) * rate / 60)
+            use.at = now
+            if use.left < 1:
+                raise errors.key_too_fast(name, rate, math.ceil((1 - use.left) * 60 / rate))
+            use.left -= 1
+        use.open += 1
+
+    def leave(self, name: str) -> None:
+        if (use := self._uses.get(name)) is not None and use.open:
+            use.open -= 1
+
+    @contextmanager
+    def counted(self, name: str | None) -> Iterator[None]:
+        """``enter`` and ``leave``, for who has a key."""
+        if name is None:
+            yield
+            return
+        self.enter(name)
+        try:
+            yield
+        finally:
+            self.leave(name)
+
+    def may_use(self, name: str, model: str) -> bool:
+        models = self.limits(name).models
+        return not models or any(fnmatch.fnmatchcase(model, pattern) for pattern in models)
+
+    def add(self, name: str, *, strict: bool = False, limits: KeyLimits = NONE) -> str:
         """Make a key; the key itself, which is nowhere else. Raises ApiError for a name that cannot be taken."""
         if not _NAME.fullmatch(name):
             raise errors.bad_request(
@@ -120,7 +182,7 @@ class Keys:
             self._keep_aside()
         key = PREFIX + secrets.token_urlsafe(32)
         digest = hashlib.sha256(key.encode()).hexdigest()
-        self._replace(self._made | {name: Key(name, digest, int(self._clock()), strict=strict)})
+        self._replace(self._made | {name: Key(name, digest, int(self._clock()), strict=strict, limits=limits)})
         log.info("client key added", key=name)
         return key
 
@@ -135,6 +197,7 @@ class Keys:
             raise errors.bad_request(f"There is no key called {name!r}. Made with codexctl: {known}.")
         self._replace({other: key for other, key in self._made.items() if other != name})
         self._used.pop(name, None)
+        self._uses.pop(name, None)
         log.info("client key revoked", key=name)
 
     def list(self) -> list[Listed]:
@@ -145,6 +208,7 @@ class Keys:
                 created_at=key.created_at,
                 last_used_at=self._used.get(key.name, key.last_used_at),
                 strict=self.is_strict(key.name),
+                limits=key.limits,
             )
             for key in self._made.values()
         ]
@@ -155,6 +219,7 @@ class Keys:
                 created_at=None,
                 last_used_at=self._used.get(name),
                 strict=self.is_strict(name),
+                limits=self.limits(name),
             )
             for name in self._configured
         ]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from codexd.config import KEYS_FILE, Config, ConfigError, is_beyond_loopback, is_loopback, state_dir, user_ids
+from codexd.config import KEYS_FILE, Config, ConfigError, Server, is_beyond_loopback, is_loopback, state_dir, user_ids
 
 
 def search_path(environ: Mapping[str, str]) -> list[Path]:
@@ -203,12 +203,7 @@ def _check(config: Config, *, keys_made: bool) -> None:
             Path(directory or "/").expanduser()
         except RuntimeError as error:
             raise ConfigError(f"{key}: {directory}: there is no such user") from error
-    for name, key in config.server.client_keys.items():
-        if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
-            raise ConfigError(f"server.client_keys.{name}: expected sha256: and 64 hexadecimal digits")
-    for name in config.server.strict_keys:
-        if name not in config.server.client_keys:
-            raise ConfigError(f"server.strict_keys: {name!r} is not in server.client_keys")
+    _check_client_keys(config.server)
     user_ids(config.server.allowed_users)
     if not config.listen():
         raise ConfigError("server.bind: expected at least one address")
@@ -217,6 +212,18 @@ def _check(config: Config, *, keys_made: bool) -> None:
             raise ConfigError(f"server.bind: {bind} is there twice")
         if is_beyond_loopback(bind):
             _check_keys_for(config, f"server.bind: {bind}", keys_made=keys_made)
+
+
+def _check_client_keys(server: Server) -> None:
+    for name, key in server.client_keys.items():
+        if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
+            raise ConfigError(f"server.client_keys.{name}: expected sha256: and 64 hexadecimal digits")
+    for name in server.strict_keys:
+        if name not in server.client_keys:
+            raise ConfigError(f"server.strict_keys: {name!r} is not in server.client_keys")
+    for name in server.key_limits:
+        if name not in server.client_keys:
+            raise ConfigError(f"server.key_limits.{name}: {name!r} is not in server.client_keys")
 
 
 def check_open(config: Config, environ: Mapping[str, str], name: str, address: object) -> None:

@@ -67,13 +67,15 @@ class Answers:
             relay.abort(errors.shutting_down())
 
     def understand(self, record: Record, asked: Asked, body: bytes, rules: dict[str, parameters.Rule]) -> Resolved:
-        """Raises ApiError 400 or 404."""
+        """Raises ApiError 400, 403 or 404."""
         record.streamed, model = bool(asked.stream), asked.model
         if not model:
             raise errors.bad_request("model must not be empty; GET /v1/models lists the names.", param="model")
         record.adjusted += parameters.sort_out(body, rules)
         resolved = self.catalog.resolve(model)
         record.model = resolved.model.slug
+        if record.key is not None and not self._keys.may_use(record.key, record.model):
+            raise errors.key_not_for_model(record.key, record.model, self._keys.limits(record.key).models)
         if self.config.logging.enable_request_logging:
             log.debug("request as it came", body=body.decode(errors="replace"))
         return resolved

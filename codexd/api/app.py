@@ -116,7 +116,7 @@ class Api:
         self.chat = ChatEndpoints(self.answers)
         self._responses = ResponsesEndpoints(self.answers, store)
         self._messages = MessagesEndpoints(self.answers)
-        self._websocket = ResponsesWebsocket(self._responses, self._authenticate_websocket)
+        self._websocket = ResponsesWebsocket(self._responses, self._authenticate_websocket, keys.counted)
         self._login = LoginEndpoints(session, logins)
         self._taken = 0
         self._table = self._by_path()
@@ -191,7 +191,7 @@ class Api:
         async def handler(incoming: Incoming) -> None:
             self._taken += 1
             try:
-                await take(incoming, route, self._before, self.answers.config.server.max_body_bytes)
+                await take(incoming, route, self._before, self._after, self.answers.config.server.max_body_bytes)
             finally:
                 self._taken -= 1
 
@@ -218,8 +218,9 @@ class Api:
         if "client_version" in exchange.query:
             catalogue, etag = await self._catalog.document()
             return Document(catalogue, [("etag", etag)] if etag else [])
-        listed = [_ModelObject(slug) for slug in self._catalog.models.listed]
-        return json(_ModelList(listed))
+        key = exchange.record.key
+        slugs = [slug for slug in self._catalog.models.listed if key is None or self._keys.may_use(key, slug)]
+        return json(_ModelList([_ModelObject(slug) for slug in slugs]))
 
     async def model(self, name: str) -> Document:
         self._catalog.resolve(name)
@@ -248,9 +249,16 @@ class Api:
             self._admit_page(exchange.headers, exchange.record)
             return
         self._authenticate(exchange.headers, exchange.server, exchange.path, exchange.record)
-        limit = self.answers.config.server.max_requests
+        limit, record = self.answers.config.server.max_requests, exchange.record
         if self._taken > limit and exchange.path not in _HEALTH:
             raise errors.too_many_requests(limit)
+        if record.key is not None and exchange.method == "POST":
+            self._keys.enter(record.key)
+            record.counted = True
+
+    def _after(self, record: Record) -> None:
+        if record.counted and record.key is not None:
+            self._keys.leave(record.key)
 
     async def _authenticate_page(self) -> None:
         self._authenticate(request.headers, request.scope.get("server"), request.path, record_of_page())

@@ -9,6 +9,7 @@ it also when it was not to be stored.
 import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import msgspec
@@ -73,10 +74,19 @@ class _Events:
 
 
 class ResponsesWebsocket:
-    """``authenticate`` gives the name of the client's key, if it has one; raises ApiError."""
+    """``authenticate`` gives the name of the client's key, if it has one; ``counted`` is round each request of it.
 
-    def __init__(self, endpoints: ResponsesEndpoints, authenticate: Callable[[], str | None]) -> None:
+    Both raise ApiError.
+    """
+
+    def __init__(
+        self,
+        endpoints: ResponsesEndpoints,
+        authenticate: Callable[[], str | None],
+        counted: Callable[[str | None], AbstractContextManager[None]],
+    ) -> None:
         self._endpoints = endpoints
+        self._counted = counted
         self._authenticate = authenticate
         self._idle: set[trio.CancelScope] = set()
         self._draining = False
@@ -157,8 +167,9 @@ class ResponsesWebsocket:
             try:
                 # Anew each time: a key may have been revoked meanwhile.
                 record.key = self._authenticate()
-                record.status = 200
-                await self._respond(frame, record, last)
+                with self._counted(record.key):
+                    record.status = 200
+                    await self._respond(frame, record, last)
             except ApiError as error:
                 await _send_error(error, record)
             except Exception as error:

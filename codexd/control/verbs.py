@@ -63,9 +63,8 @@ class Verbs:
             case wire.Models():
                 await say(await self._models(refresh=request.refresh))
             case wire.KeysAdd():
-                await say(
-                    wire.KeyAdded(name=request.name, key=self._parts.keys.add(request.name, strict=request.strict))
-                )
+                key = self._parts.keys.add(request.name, strict=request.strict, limits=request.limits)
+                await say(wire.KeyAdded(name=request.name, key=key))
             case wire.KeysList():
                 await say(self._keys())
             case wire.KeysRevoke():

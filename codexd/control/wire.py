@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from codexd.config import KeyLimits
 from codexd.errors import ApiError
 from codexd.protocol.limits import Credits, Window
 
@@ -72,10 +73,11 @@ class Models(_Request, frozen=True, kw_only=True, tag="models"):
 
 
 class KeysAdd(_Request, frozen=True, kw_only=True, tag="keys_add"):
-    """``strict``: for this key every parameter that cannot be honoured is an error."""
+    """``strict``: for this key every parameter that cannot be honoured is an error. ``limits``: what it may do."""
 
     name: str
     strict: bool = False
+    limits: KeyLimits = KeyLimits()
 
 
 class KeysList(_Request, frozen=True, kw_only=True, tag="keys_list"):
@@ -244,6 +246,7 @@ class KeyEntry(Struct, frozen=True, kw_only=True):
     created_at: int | None
     last_used_at: int | None
     strict: bool = False
+    limits: KeyLimits = KeyLimits()
 
 
 class KeysReport(_Reply, frozen=True, kw_only=True, tag="keys"):

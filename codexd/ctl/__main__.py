@@ -1,6 +1,7 @@
 """``codexctl``: command line to verb to exit code. What a verb needs is imported when it runs."""
 
 import argparse
+import datetime
 import os
 import re
 import sys
@@ -74,6 +75,10 @@ def parser() -> argparse.ArgumentParser:
     add = actions.add_parser("add", help="make a key and show it once", parents=[common])
     add.add_argument("name", metavar="NAME", help="what the key is for; it stands in the logs")
     add.add_argument("--strict", action="store_true", help="refuse parameters that would be dropped")
+    add.add_argument("--models", metavar="NAMES", help="only for these models: names or patterns, commas between them")
+    add.add_argument("--rpm", metavar="N", type=_number, help="requests a minute that it may make")
+    add.add_argument("--concurrent", metavar="N", type=_number, help="requests that it may have under way at once")
+    add.add_argument("--expires", metavar="WHEN", type=_days, help="when it ends: 12h, 30d, or a date as 2030-12-31")
     actions.add_parser("list", help="list the keys and when they were used last", parents=[common])
     revoke = actions.add_parser("revoke", help="take a key away", parents=[common])
     revoke.add_argument("name", metavar="NAME").completer = _key_names  # type: ignore[attr-defined]  # argcomplete's
@@ -85,6 +90,30 @@ def parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     verb("help", "show this summary, or that of a verb").add_argument("about", metavar="VERB", nargs="?")
     return top
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
+def _now() -> float:
+    return datetime.datetime.now(datetime.UTC).timestamp()
+
+
+def _days(text: str) -> float:
+    """Unix seconds. A date ends with its day, here."""
+    number, unit = text[:-1], text[-1:]
+    if number.isdecimal() and unit in ("h", "d"):
+        return _now() + int(number) * (3600 if unit == "h" else 86400)
+    try:
+        ends = datetime.datetime.fromisoformat(text) + datetime.timedelta(days=len(text) == 10)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither as 12h, 30d nor a date as 2030-12-31") from error
+    if ends.timestamp() <= _now():
+        raise argparse.ArgumentTypeError(f"{text} is over")
+    return ends.timestamp()
 
 
 def _key_names(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:

@@ -238,13 +238,28 @@ def _keys(console: Console, report: wire.KeysReport) -> None:
         state = "and one is asked for: `codexctl keys add NAME`" if report.required else "local programs need none"
         console.print(f"No client keys; {state}.")
         return
-    strict = ["strict"] if any(key.strict for key in report.keys) else []
-    table = _table("name", "made", "last used", "from", *strict)
-    for key in report.keys:
+    terms = [", ".join(_terms(key)) for key in report.keys]
+    table = _table("name", "made", "last used", "from", *(["limits"] if any(terms) else []))
+    for key, term in zip(report.keys, terms, strict=True):
         made = _moment(key.created_at) if key.created_at else ""
         used = _ago(key.last_used_at) if key.last_used_at else "never"
-        table.add_row(key.name, made, used, key.source, *(["yes" if key.strict else ""] if strict else []))
+        table.add_row(key.name, made, used, key.source, *([term] if any(terms) else []))
     _print(console, table)
+
+
+def _terms(key: wire.KeyEntry) -> Iterator[str]:
+    limits = key.limits
+    if key.strict:
+        yield "strict"
+    if limits.models:
+        yield " ".join(limits.models)
+    if limits.requests_per_minute is not None:
+        yield f"{limits.requests_per_minute} a minute"
+    if limits.concurrent_requests is not None:
+        yield f"{limits.concurrent_requests} at once"
+    if limits.expires_at is not None:
+        over = "expired" if limits.expires_at <= _now() else "until"
+        yield f"{over} {_moment(limits.expires_at)}"
 
 
 def _reloaded(console: Console, reply: wire.Reloaded) -> None:

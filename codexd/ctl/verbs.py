@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from codexd.config import KeyLimits
 from codexd.control import wire
 from codexd.control.client import Connection, Unreachable, candidates, find
 from codexd.control.wire import Done, Kind, Refused, Reply, Request, encode
@@ -182,7 +183,13 @@ def _keys(options: argparse.Namespace, out: Output) -> int:
 
 def _add_key(options: argparse.Namespace, out: Output) -> None:
     try:
-        _ask(options, out, wire.KeysAdd(name=options.name, strict=options.strict), "Making a key")
+        limits = KeyLimits(
+            models=tuple(name.strip() for name in (options.models or "").split(",") if name.strip()),
+            requests_per_minute=options.rpm,
+            concurrent_requests=options.concurrent,
+            expires_at=None if options.expires is None else int(options.expires),
+        )
+        _ask(options, out, wire.KeysAdd(name=options.name, strict=options.strict, limits=limits), "Making a key")
     except OSError:
         # Nobody has seen it, and nobody ever will: it must not stay.
         for _ in replies(options, wire.KeysRevoke(name=options.name)):

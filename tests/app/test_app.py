@@ -1,6 +1,7 @@
 """The whole app on a jumping clock: minutes of silence in no time."""
 
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import trio
 from trio.testing import MockClock
 from werkzeug.datastructures import Headers
 
-from codexd.config import Codex, Config, Models, Server
+from codexd.config import Codex, Config, KeyLimits, Models, Server
 from codexd.exchange import client_of
 from codexd.protocol import sse
 from codexd.protocol.conversion import Conversion
@@ -252,6 +253,30 @@ async def test_more_than_may_be_answered_at_once_is_a_503_with_a_time(
         assert (await app.request("GET", "/health")).status == 200
         await trio.sleep(2)
         assert (await app.request("POST", "/v1/chat/completions", hello())).status == 200
+
+
+async def test_a_key_may_do_what_it_may(autojump_clock: MockClock, tmp_path: Path) -> None:
+    key = "0123456789abcdef"
+    limits = KeyLimits(models=("gpt-5.1*",), requests_per_minute=60, concurrent_requests=1)
+    config = Config(server=Server(client_keys={"a": key}, key_limits={"a": limits}))
+    mine = {"authorization": f"Bearer {key}"}
+    async with client(tmp_path, Backend([1.0, *WHOLE]), config) as app:
+        other = await app.request("POST", "/v1/chat/completions", hello(), headers=mine)
+        assert (other.status, other.json["error"]["code"]) == (403, "model_not_allowed")
+        assert "gpt-5.1*" in other.json["error"]["message"]
+        listed = (await app.request("GET", "/v1/models", headers=mine)).json["data"]
+        assert {model["id"] for model in listed} == {m["id"] for m in listed if m["id"].startswith("gpt-5.1")} != set()
+        body = hello() | {"model": "gpt-5.1"}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(app.request, "POST", "/v1/chat/completions", body, headers=mine))
+            await trio.testing.wait_all_tasks_blocked()
+            busy = await app.request("POST", "/v1/messages", body | {"max_tokens": 9}, headers=mine)
+            assert (busy.status, busy.headers["retry-after"]) == (429, "1")
+            assert busy.json["error"]["type"] == "rate_limit_error"
+        answers = [await app.request("POST", "/v1/chat/completions", b"{}", headers=mine) for _ in range(70)]
+        assert [answer.status for answer in answers].count(429) >= 9
+        await trio.sleep(60)
+        assert (await app.request("POST", "/v1/chat/completions", body, headers=mine)).status == 200
 
 
 @pytest.mark.parametrize(

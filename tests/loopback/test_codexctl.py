@@ -460,8 +460,21 @@ async def test_client_keys(setup: Make) -> None:
         body = {"model": "gpt-5.5", "temperature": 1, "messages": [{"role": "user", "content": "hi"}]}
         refused = await client.post("/v1/chat/completions", json=body, headers={"x-api-key": strict})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "temperature")
-        assert re.search(r"picky .*codexctl +yes", (await it.ctl("keys", "list")).out)
+        assert re.search(r"picky .*codexctl +strict", (await it.ctl("keys", "list")).out)
         assert (await it.ctl("keys", "revoke", "picky")).code == 0
+        terms = ("--models", "gpt-5.5, gpt-6-*", "--rpm", "30", "--concurrent", "2", "--expires", "30d")
+        limited = (await it.ctl("keys", "add", "phone", *terms)).out.strip()
+        refused = await client.post(
+            "/v1/chat/completions", json=body | {"model": "gpt-5.1"}, headers={"x-api-key": limited}
+        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
+        assert re.search(
+            r"phone .*gpt-5.5 gpt-6-\*, 30 a minute, 2 at once, until ", (await it.ctl("keys", "list")).out
+        )
+        for word, value in (("--rpm", "0"), ("--expires", "soon"), ("--expires", "2020-01-01"), ("--concurrent", "-1")):
+            wrong = await it.ctl("keys", "add", "x", word, value)
+            assert (wrong.code, value in wrong.err) == (2, True)
+        assert (await it.ctl("keys", "revoke", "phone")).code == 0
         last = await it.ctl("keys", "revoke", "laptop")
         assert (last.code, "last key" in last.err) == (0, True)
         assert (await client.get("/v1/models")).status_code == 200

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from codexd import keys as module
-from codexd.config import Config, Server
+from codexd.config import Config, KeyLimits, Server
 from codexd.errors import ApiError
 from codexd.keys import SAVE_INTERVAL, Keys
 
@@ -162,3 +162,59 @@ async def test_the_last_use_is_known_at_once_and_saved_by_and_by(autojump_clock:
         nursery.cancel_scope.cancel()
     assert on_disk() == NOW + start + SAVE_INTERVAL + 1
     assert make(tmp_path).list()[0].last_used_at == NOW + start + SAVE_INTERVAL + 1
+
+
+async def test_a_key_has_its_limits(autojump_clock: MockClock, tmp_path: Path) -> None:
+    now = NOW
+    it = Keys(tmp_path / "keys.json", Config(), clock=lambda: now)
+    it.add("fast", limits=KeyLimits(requests_per_minute=2))
+    it.add("busy", limits=KeyLimits(concurrent_requests=1))
+    it.add("brief", limits=KeyLimits(expires_at=int(NOW) + 60))
+    it.add("picky", limits=KeyLimits(models=("gpt-5.5", "gpt-6-*")))
+    it.add("free")
+    for _ in range(100):
+        it.enter("free")
+
+    it.enter("fast")
+    it.enter("fast")
+    with pytest.raises(ApiError) as caught:
+        it.enter("fast")
+    assert (caught.value.status, caught.value.error.code, caught.value.retry_after) == (429, "key_rate_limit", 30)
+    await trio.sleep(29)
+    with pytest.raises(ApiError, match="2 requests a minute") as caught:
+        it.enter("fast")
+    assert caught.value.retry_after == 1
+    await trio.sleep(1.01)
+    it.enter("fast")
+    await trio.sleep(600)  # it does not save up more than a minute's
+    it.enter("fast")
+    it.enter("fast")
+    with pytest.raises(ApiError):
+        it.enter("fast")
+
+    with it.counted("busy"):
+        with pytest.raises(ApiError, match="under way") as caught, it.counted("busy"):
+            pass
+        assert (caught.value.status, caught.value.error.code) == (429, "key_concurrency_limit")
+    with it.counted("busy"), it.counted(None):
+        pass
+
+    it.enter("brief")
+    now += 60
+    with pytest.raises(ApiError, match="has expired") as caught:
+        it.enter("brief")
+    assert caught.value.status == 401
+
+    assert [model for model in ("gpt-5.5", "gpt-5.5-mini", "gpt-6-sol", "") if it.may_use("picky", model)] == ["gpt-5.5", "gpt-6-sol"]  # fmt: skip
+    assert it.may_use("free", "anything")
+    again = Keys(tmp_path / "keys.json", Config(), clock=lambda: now)
+    assert {key.name: key.limits for key in again.list()} == {key.name: key.limits for key in it.list()}
+    assert again.limits("picky").models == ("gpt-5.5", "gpt-6-*")
+
+
+def test_a_file_from_before_there_were_limits_is_read(tmp_path: Path) -> None:
+    old = {"version": 1, "keys": [{"name": "a", "sha256": "00" * 32, "created_at": 1}]}
+    (tmp_path / "keys.json").write_bytes(msgspec.json.encode(old))
+    it = Keys(tmp_path / "keys.json", Config(), clock=lambda: NOW)
+    assert it.fault is None
+    assert it.limits("a") == KeyLimits()
