@@ -1,15 +1,22 @@
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import structlog
 import trio
+from hypothesis import settings
 
 from codexd import observe
 from codexd.config import Logging
 from support.secrets import leaks
 from support.upstream import Upstream
+
+# Deadlines of single examples would fail on a loaded machine.
+settings.register_profile("suite", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=int(os.environ.get("EXAMPLES", "10000")), print_blob=True)
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

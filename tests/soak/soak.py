@@ -1,0 +1,268 @@
+"""``make soak``: the daemon as a process, under mixed use and faults for a while, and what that left behind.
+
+Streams, whole answers, clients that leave, clients that dawdle, faults of the backend, tokens that run out, reloads and
+idle connections, all at once. Every request has to end in one of the ways that it may end; memory and descriptors have
+to stay flat; and the log may hold no line that nobody expects. Exits with 1 when any of that is not so.
+
+    soak.py [--seconds 600] [--clients 24] [--idle 200]
+"""
+
+import argparse
+import random
+import re
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+import trio
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from codexd.protocol import sse
+from support.daemon import Daemon, connected, hello, post, running
+from support.secrets import access_token, leaks, refresh_token
+from support.upstream import (
+    ADDED,
+    COMPLETED,
+    CREATED,
+    Call,
+    Script,
+    Upstream,
+    done,
+    failed,
+    polite,
+    refuse,
+    stream_of,
+    text,
+    token_answer,
+)
+
+WORDS = "x" * 40
+UNEXPECTED = re.compile(r"\[(ERROR|WARN)\]|Traceback|fault of codexd")
+EXPECTED = re.compile(r"the answer failed on its way|a client stopped reading|(refused|denied) the access token")
+WARM_UP = 0.25
+"""The part of the time after which memory counts: pools and caches fill up first."""
+
+SLOPE = 100.0
+"""KiB a minute that memory may grow by, from then to the end."""
+
+
+async def chatty(call: Call) -> None:
+    await call.start()
+    number = random.randint(1, 200)  # noqa: S311
+    await call.events(CREATED, ADDED)
+    for _ in range(number):
+        await call.events(text(WORDS))
+        await trio.sleep(random.uniform(0, 0.01))  # noqa: S311
+    await call.events(done(WORDS * number), COMPLETED)
+    await call.end()
+
+
+async def cut(call: Call) -> None:
+    await call.stream.aclose()
+
+
+async def cut_on_the_way(call: Call) -> None:
+    await call.start()
+    await call.events(CREATED, ADDED, text(WORDS))
+    await call.stream.aclose()
+
+
+async def silent(call: Call) -> None:
+    await call.start()
+    await call.events(CREATED, ADDED, text(WORDS))
+    await call.gone()
+
+
+PLAYS: list[tuple[int, Script]] = [
+    (60, chatty),
+    (20, polite),
+    (2, cut),
+    (2, cut_on_the_way),
+    (1, silent),
+    (2, refuse(500, b"oops")),
+    (2, refuse(429, {"error": {"code": "rate_limit_exceeded"}}, "retry-after: 1")),
+    (1, refuse(403, b"<html>no</html>")),
+    (2, stream_of(CREATED, failed("server_is_overloaded"))),
+    (2, refuse(401, {"error": {"code": "token_expired"}})),
+]
+
+
+class Moody(Upstream):
+    """Plays at random, with fresh tokens for whoever asks."""
+
+    async def _play(self, call: Call) -> None:
+        self.plays = random.choices([play for _, play in PLAYS], [weight for weight, _ in PLAYS])  # noqa: S311
+        number = len(self.token_calls) + 2
+        self.token_plays = [token_answer(access_token(time.time() + 864000, number=number), refresh_token(number))]
+        await super()._play(call)
+        self.calls.clear()
+
+
+class Soak:
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.outcomes: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.samples: list[tuple[float, int, int]] = []
+
+    # --- what clients do
+
+    def body(self) -> tuple[str, bool, bytes]:
+        streamed = random.random() < 0.7  # noqa: S311
+        if random.random() < 0.5:  # noqa: S311
+            return "/v1/chat/completions", streamed, msgspec.json.encode(hello(stream=streamed))
+        return "/v1/responses", streamed, msgspec.json.encode({"model": "gpt-5.5", "input": "x", "stream": streamed})
+
+    async def asks(self, http: httpx.AsyncClient) -> None:
+        """One request to its end, which has to be one that it may have."""
+        path, streamed, body = self.body()
+        response = await http.post(path, content=body)
+        if response.status_code != 200:
+            code = response.json()["error"]["code"]
+            self.outcomes[f"{response.status_code} {code}"] += 1
+            if not 400 <= response.status_code < 600 or code == "internal_error":
+                self.wrong.append(f"{path}: {response.status_code} {response.text[:200]}")
+            return
+        if not streamed:
+            self.outcomes["whole"] += "id" in response.json()
+            return
+        events = sse.Decoder().feed(response.content)
+        failures = [event for event in events if b'"error":{' in event]
+        ended = events[-1] == b"[DONE]"
+        self.outcomes["streamed to its end" if ended else "streamed to an error"] += 1
+        if ended == bool(failures):
+            self.wrong.append(f"{path}: neither an end nor an error, or both: {response.text[-300:]}")
+
+    async def leaves(self, _: httpx.AsyncClient) -> None:
+        path, _, body = self.body()
+        async with connected(self.daemon) as client:
+            await client.send(post(path, msgspec.json.decode(body)))
+            with trio.move_on_after(random.uniform(0, 0.3)):  # noqa: S311
+                await client.all()
+        self.outcomes["left"] += 1
+
+    async def dawdles(self, _: httpx.AsyncClient) -> None:
+        path, _, body = self.body()
+        async with connected(self.daemon) as client:
+            await client.send(post(path, msgspec.json.decode(body)))
+            with trio.move_on_after(5):
+                while await client.stream.receive_some(200):
+                    await trio.sleep(0.02)
+        self.outcomes["dawdled"] += 1
+
+    async def client(self, until: float) -> None:
+        async with httpx.AsyncClient(base_url=self.daemon.base, timeout=60) as http:
+            while trio.current_time() < until:
+                does: Callable[[httpx.AsyncClient], Awaitable[None]]
+                [does] = random.choices([self.asks, self.leaves, self.dawdles], [80, 15, 5])  # noqa: S311
+                try:
+                    await does(http)
+                except httpx.HTTPError as error:
+                    self.wrong.append(f"a client met {error!r}")
+                except (trio.BrokenResourceError, AssertionError) as error:
+                    self.wrong.append(f"a rude client met {error!r}")
+
+    # --- what goes on beside
+
+    async def reloads(self, until: float) -> None:
+        while trio.current_time() < until:
+            await trio.sleep(5)
+            self.daemon.signal(signal.SIGHUP)
+
+    async def measures(self, until: float) -> None:
+        while trio.current_time() < until:
+            self.samples.append((trio.current_time(), self.resident(), self.descriptors()))
+            await trio.sleep(1)
+
+    def resident(self) -> int:
+        """KiB."""
+        status = Path(f"/proc/{self.daemon.process.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.daemon.process.pid}/fd").iterdir()))
+
+    # --- what it comes to
+
+    def slope(self) -> float:
+        """KiB a minute, by the samples after the warm-up."""
+        samples = self.samples[int(len(self.samples) * WARM_UP) :]
+        return statistics.linear_regression([at for at, _, _ in samples], [kib for _, kib, _ in samples]).slope * 60
+
+    def unexpected(self) -> list[str]:
+        lines = self.daemon.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if UNEXPECTED.search(line) and not EXPECTED.search(line)]
+
+
+async def soak(seconds: float, clients: int, idle: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="codexd-soak-") as name:
+        folder = Path(name)
+        logs = folder / "logs"
+        logs.mkdir()
+        async with trio.open_nursery() as nursery:
+            upstream = Moody()
+            await nursery.start(upstream.serve)
+            limits = {"first_event_timeout": 5, "idle_timeout": 3}
+            logging = {"level": "info", "enable_request_logging": False}
+            async with running(folder, logs, upstream, backend=limits, logging=logging) as daemon:
+                it = Soak(daemon)
+                await daemon.logged("model catalogue refreshed")
+                before = it.descriptors()
+                until = trio.current_time() + seconds
+                async with trio.open_nursery() as busy:
+                    for _ in range(clients):
+                        busy.start_soon(it.client, until)
+                    for _ in range(idle):
+                        busy.start_soon(_idle, daemon, until)
+                    busy.start_soon(it.reloads, until)
+                    busy.start_soon(it.measures, until)
+                with trio.move_on_after(30):
+                    while it.descriptors() > before + 110:  # connections to the backend are kept to be used again
+                        await trio.sleep(0.1)
+                left, resident = it.descriptors() - before - upstream.open, it.resident()
+                daemon.signal()
+                code = await daemon.process.wait()
+                faults = [*it.wrong, *it.unexpected()]
+            nursery.cancel_scope.cancel()
+        found = list(leaks(logs))
+        finished = len(re.findall("request finished", daemon.log.read_text()))
+    growth, total = it.slope(), it.outcomes.total()
+    if not total - it.outcomes["left"] <= finished <= total:
+        faults.append(f"{total} requests were made, and {finished} are in the log")
+    print(f"{total} requests in {seconds:g} s, {finished} in the log:")
+    for what, number in it.outcomes.most_common():
+        print(f"  {number:7} {what}")
+    print(f"memory {resident / 1024:.1f} MiB at the end, {growth:+.0f} KiB a minute; {left} descriptors left over")
+    print(f"exit code {code}; {len(found)} secrets in the log; {len(faults)} outcomes or log lines that may not be")
+    for each in faults[:20]:
+        print(f"  {each}")
+    return int(bool(faults or found or code or left > 0 or (growth > SLOPE and seconds >= 300)))
+
+
+async def _idle(daemon: Daemon, until: float) -> None:
+    """A connection that asks for nothing, or for the beginning of something."""
+    while trio.current_time() < until:
+        async with connected(daemon) as client:
+            await client.send(random.choice([b"", b"GET /hea", b"POST /v1/responses HTTP/1.1\r\nhost: x\r\n"]))  # noqa: S311
+            await trio.sleep(random.uniform(1, 10))  # noqa: S311
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--clients", type=int, default=24)
+    parser.add_argument("--idle", type=int, default=200)
+    options = parser.parse_args()
+    return trio.run(soak, options.seconds, options.clients, options.idle)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
