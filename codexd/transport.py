@@ -72,16 +72,16 @@ class Transport(httpx.AsyncBaseTransport):
         received = await self._exchange(request.method, origin_of(url), head, body, timeout)
         return httpx.Response(received.status, headers=received.fields, stream=received.body)
 
-    async def post(self, target: Target, fields: Fields, body: bytes, timeout: float) -> "Received":
-        """The same for a POST, without httpx's objects; ``timeout`` is for connecting. Raises httpx's exceptions."""
+    async def post(self, target: Target, fields: Fields, body: bytes, connect_seconds: float) -> "Received":
+        """The same for a POST, without httpx's objects. Raises httpx's exceptions."""
         length = b"content-length", b"%d" % len(body)
         head = _head_of(b"POST", target.path, [(b"host", target.host), *fields, length])
-        return await self._exchange("POST", target.origin, head, body, timeout)
+        return await self._exchange("POST", target.origin, head, body, connect_seconds)
 
     async def _exchange(
-        self, method: str, origin: Origin, head: bytes, body: bytes, timeout: float | None
+        self, method: str, origin: Origin, head: bytes, body: bytes, connect_seconds: float | None
     ) -> "Received":
-        connection = self._take(origin) or await self._connect(origin, timeout)
+        connection = self._take(origin) or await self._connect(origin, connect_seconds)
         try:
             sent = await _sent(connection, head, body)
             status, fields, keep, rest = await _read_head(connection)
@@ -119,12 +119,12 @@ class Transport(httpx.AsyncBaseTransport):
             while idle and (len(idle) > MAX_IDLE or now >= idle[0].idle_since + KEEP_ALIVE):
                 idle.pop(0).close()
 
-    async def _connect(self, origin: Origin, timeout: float | None) -> "_Connection":
+    async def _connect(self, origin: Origin, connect_seconds: float | None) -> "_Connection":
         scheme, host, port = origin
         if scheme not in ("http", "https"):
             raise httpx.UnsupportedProtocol(f"http or https is needed, not {scheme!r}")
         try:
-            with trio.fail_after(float("inf") if timeout is None else timeout):
+            with trio.fail_after(float("inf") if connect_seconds is None else connect_seconds):
                 stream = await trio.open_tcp_stream(host, port)
                 raw = socket.socket(fileno=stream.socket.detach())
                 raw.setblocking(False)
