@@ -38,8 +38,13 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-logo
 
 # Beside nginx and two Python peers, as ratios; it wants the rig at $$RIG, Rust, nginx and ten minutes. Never a test.
-fuzz: $(VENV)/.dev
+fuzz: $(VENV)/.dev build/schemathesis/.done
 	EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest -q --hypothesis-profile=fuzz tests/fuzz $(ARGS)
+	tests/fuzz/schema.sh $(abspath $(BIN))/python $(abspath build/schemathesis/bin/schemathesis) $(or $(EXAMPLES),10000)
+build/schemathesis/.done: Makefile
+	$(PYTHON) -m venv build/schemathesis
+	build/schemathesis/bin/pip install -q schemathesis==4.32.5
+	@touch $@
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),600)

@@ -92,6 +92,7 @@ class Page(NamedTuple):
     method: str
     path: str
     handler: Callable[..., Awaitable[Document]]
+    summary: str
 
 
 class Record:

@@ -204,12 +204,13 @@ class Api:
             *self._messages.routes(),
             Route("GET", "/models", self.models),
             Route("GET", "/health", self.health),
+            Route("GET", "/openapi.json", self.openapi, api=False),
             Route("GET", "/api/codex/usage", self.usage, api=False),
             *self._login.routes(),
         ]
 
     def _pages(self) -> list[Page]:
-        return [*self._responses.pages(), Page("GET", "/models/<path:name>", self.model)]
+        return [*self._responses.pages(), Page("GET", "/models/<path:name>", self.model, "One model.")]
 
     # --- endpoints
 
@@ -230,7 +231,16 @@ class Api:
         """The backend's usage page, where the Codex CLI looks for it."""
         return Document(await self._upstream.usage_document())
 
+    async def openapi(self, _: Exchange) -> Reply:
+        """This document."""
+        # Imported when it is asked for: few do, and nobody twice.
+        from codexd.api import openapi
+
+        pages = [openapi.Path(page.method, f"/v1{_readable(page.path)}", page.summary) for page in self._pages()]
+        return Document(openapi.document(self._routes(), pages, __version__))
+
     async def health(self, exchange: Exchange) -> Reply:
+        """Whether codexd serves, and with ``ready=1`` whether requests would be."""
         query = exchange.query
         if query.get("stream", "0") not in ("0", "false"):
             exchange.record.streamed = True

@@ -48,6 +48,7 @@ class ChatEndpoints:
         ]
 
     async def chat_completions(self, exchange: Exchange) -> Reply:
+        """A chat completion, as OpenAI has it."""
         body = await exchange.body()
         asked = decode(chat.REQUEST, body)
         record = exchange.record

@@ -51,6 +51,7 @@ class LoginEndpoints:
         return json(self._state_of(attempt))
 
     async def state(self, exchange: Exchange) -> Document:
+        """How the sign-in under way, or the last one, stands."""
         _refuse_from_afar(exchange)
         attempt = self._logins.current
         if attempt is None:

@@ -35,6 +35,7 @@ class MessagesEndpoints:
         ]
 
     async def messages(self, exchange: Exchange) -> Reply:
+        """A message, as Anthropic's Messages API has it."""
         body = await exchange.body()
         asked = decode(anthropic.REQUEST, body)
         if asked.max_tokens is None:

@@ -71,13 +71,14 @@ class ResponsesEndpoints:
     def pages(self) -> list[Page]:
         one = "/responses/<id>"
         return [
-            Page("GET", one, self.response),
-            Page("DELETE", one, self.delete),
-            Page("GET", f"{one}/input_items", self.input_items),
-            Page("POST", f"{one}/cancel", self.cancel),
+            Page("GET", one, self.response, "A stored response."),
+            Page("DELETE", one, self.delete, "Delete a stored response."),
+            Page("GET", f"{one}/input_items", self.input_items, "The input of a stored response."),
+            Page("POST", f"{one}/cancel", self.cancel, "Refused: nothing runs in the background."),
         ]
 
     async def responses(self, exchange: Exchange) -> Reply:
+        """A response, as OpenAI's Responses API has it."""
         body = await exchange.body()
         record = exchange.record
         understood = self.understand(record, decode(responses.REQUEST, body), body)

@@ -155,13 +155,21 @@ class ChatGPT:
         except msgspec.DecodeError:
             await send(reply, 400, {"detail": "Invalid JSON"})
             return
-        if (refusal := judge.refuse(body, request.headers, _MODELS)) is not None:
+        events: list[script.Json] = []
+        try:
+            refusal = judge.refuse(body, request.headers, _MODELS)
+            if refusal is None:
+                events += script.events(body, f"resp_{secrets.token_hex(12)}", int(self._clock()))
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+            # The real backend looks at each field; here, what cannot be walked through is refused as a whole.
+            refusal = judge.NOT_UNDERSTOOD
+        if refusal is not None:
             await send(reply, *refusal)
             return
         cookies = [("set-cookie", "__cf_bm=simulated; path=/"), ("set-cookie", "oai-did=simulated; path=/")]
         # No content-type: since the summer of 2026 the real streams have none.
         await reply.start(200, [*self._limits(), *cookies])
-        for event in script.events(body, f"resp_{secrets.token_hex(12)}", int(self._clock())):
+        for event in events:
             await trio.sleep(self.pace)
             await reply.write(sse.encode(event["type"].encode(), msgspec.json.encode(event)))
         await reply.end()

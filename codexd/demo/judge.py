@@ -29,6 +29,9 @@ def _error(message: str, param: str, code: str | None = "unsupported_value", sta
     return status, {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
 
 
+NOT_UNDERSTOOD = _error("Invalid value in 'input' or 'tools'.", "input", "invalid_value")
+
+
 def refuse(body: Any, headers: Mapping[str, str], models: Mapping[str, Model]) -> Refusal | None:
     """Why this request is refused; None when it is accepted."""
     if not isinstance(body, dict):

@@ -55,7 +55,7 @@ class SearchResultBlock(Struct, frozen=True, kw_only=True, tag="search_result"):
 class ToolUseBlock(Struct, frozen=True, kw_only=True, tag="tool_use"):
     id: str
     name: str
-    input: Raw = Raw(b"{}")
+    input: Raw = msgspec.field(default_factory=lambda: Raw(b"{}"))
 
 
 class ToolResultBlock(Struct, frozen=True, kw_only=True, tag="tool_result"):

@@ -18,7 +18,7 @@ from codexd.protocol.stream import ChatStream
 
 class CompletionRequest(Struct, frozen=True, kw_only=True):
     model: str
-    prompt: Raw = Raw(b'""')
+    prompt: Raw = msgspec.field(default_factory=lambda: Raw(b'""'))
     stream: bool | None = False
     stream_options: chat.StreamOptions | None = None
     max_tokens: int | None = None
