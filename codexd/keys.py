@@ -20,7 +20,7 @@ import trio
 from msgspec import Struct
 
 from codexd import errors
-from codexd.auth.store import write_durably
+from codexd.auth.store import keep_aside, write_durably
 from codexd.config import Config, KeyLimits
 
 PREFIX = "sk-codexd-"
@@ -275,16 +275,13 @@ class Keys:
         self._made = {key.name: key for key in file.keys}
 
     def _keep_aside(self) -> None:
-        """A second name for the file that cannot be used: its own stays, and with it the door closed, until a save."""
-        aside = self._path.with_suffix(".json.bad")
+        """The file that cannot be used keeps the door closed until a save, and another name after it."""
         try:
-            aside.unlink(missing_ok=True)
-            aside.hardlink_to(self._path)
-        except FileNotFoundError:
-            return
+            aside = keep_aside(self._path)
         except OSError as error:
             raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
-        log.warning("the client keys that cannot be used are kept aside", path=str(aside))
+        if aside is not None:
+            log.warning("the client keys that cannot be used are kept aside", path=str(aside))
 
 
 def _digest_of(key: str) -> bytes:

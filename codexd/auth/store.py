@@ -177,13 +177,30 @@ def _seconds(moment: float | None) -> float | None:
 
 
 def save(path: Path, credentials: Credentials) -> None:
-    """Replace the file, durably. Raises OSError; then the old file is as it was."""
+    """Replace the file, durably. Raises OSError; then the old file is as it was. One that cannot be used is kept aside."""
+    try:
+        load(path)
+    except StoreError:
+        # What a person or a disk has spoiled may still be mended by hand. Not at the price of the new ones.
+        with contextlib.suppress(OSError):
+            keep_aside(path)
     tree = msgspec.structs.asdict(credentials)
     extra = tree.pop("extra")
     tree["expires_at"] = whole(credentials.expires_at)
     tree["updated_at"] = whole(credentials.updated_at)
     document = {key: value for key, value in tree.items() if value is not None or key in _REQUIRED} | extra
     write_durably(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+
+
+def keep_aside(path: Path) -> Path | None:
+    """A second name for a file that cannot be used, which a save leaves alone; None without a file. Raises OSError."""
+    aside = path.with_suffix(f"{path.suffix}.bad")
+    try:
+        aside.unlink(missing_ok=True)
+        aside.hardlink_to(path)
+    except FileNotFoundError:
+        return None
+    return aside
 
 
 _REQUIRED = ("access_token", "refresh_token", "expires_at", "account_id", "updated_at")

@@ -100,8 +100,10 @@ async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.
         serve = partial(server.serve, drain_seconds=lambda: 9.0, stop=stopped.wait, lane=lane)
         await nursery.start(serve, app, [listener])
         with trio.fail_after(20):
-            async with await trio.open_tcp_stream(*listener.getsockname()) as silent:
-                assert await silent.receive_some() == b""
+            for beginning in (b"", b"G", b"GET / HTTP/1.1\r\nhost: x\r\nx-slow"):
+                async with await trio.open_tcp_stream(*listener.getsockname()) as silent:
+                    await silent.send_all(beginning)
+                    assert await silent.receive_some() == b""
             async with await trio.open_tcp_stream(*listener.getsockname()) as stream:
                 for _ in range(2):
                     await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")

@@ -67,6 +67,19 @@ def test_a_file_that_cannot_be_used_says_so(tmp_path: Path, text: str) -> None:
     assert store.signature(path) is None
 
 
+def test_a_file_that_cannot_be_used_is_kept_aside_by_the_one_that_replaces_it(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    new = Credentials(access_token="a", refresh_token="b")
+    for spoiled in (b'{"access_token": "half', b"\x00" * 100):
+        path.write_bytes(spoiled)
+        store.save(path, new)
+        assert store.load(path) == new
+        assert (tmp_path / "tokens.json.bad").read_bytes() == spoiled
+    (tmp_path / "tokens.json.bad").unlink()
+    store.save(path, new)
+    assert not (tmp_path / "tokens.json.bad").exists()
+
+
 def test_a_directory_in_the_files_place_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be read"):
         store.load(tmp_path)
