@@ -177,7 +177,7 @@ def _seconds(moment: float | None) -> float | None:
 
 
 def save(path: Path, credentials: Credentials) -> None:
-    """Replace the file, durably. Raises OSError; then the old file is as it was. One that cannot be used is kept aside."""
+    """Replace the file, durably; keep one aside that cannot be used. Raises OSError; then the old one is as it was."""
     try:
         load(path)
     except StoreError:
