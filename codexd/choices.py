@@ -62,8 +62,8 @@ class Choices:
         """The first of them to have something to say opens the answer."""
         async with self._lock:
             if not self._started:
-                self._started = True
                 await client.start(headers)
+                self._started = True
 
     async def write(self, client: Client, data: bytes) -> None:
         async with self._lock:

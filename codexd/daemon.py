@@ -319,6 +319,7 @@ def _drain_seconds(parts: Parts) -> float:
 
 async def _end_drain(stop: trio.Event, parts: Parts, release: Callable[[], None]) -> None:
     await stop.wait()
+    parts.keys.retire()
     release()
     parts.api.drain()
     await trio.sleep(_drain_seconds(parts))

@@ -65,11 +65,9 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
 
 
 def too_large(limit: int) -> ApiError:
-    error = ApiError(
+    return ApiError(
         413, f"The request body is larger than {limit} bytes (server.max_body_bytes).", code="request_too_large"
     )
-    error.headers.append(("connection", "close"))  # the rest of the body is on its way, and nobody will read it
-    return error
 
 
 def body_timeout(seconds: float) -> ApiError:

@@ -30,6 +30,8 @@ from codexd.protocol.responses import Usage
 from codexd.relay import Client, Direct, Header
 
 MAX_LOGGED_PATH = 200
+MAX_ADJUSTED = 4000
+"""Characters of the header that says what was adjusted: a request may name thousands of parameters."""
 
 STREAM_HEADERS: Sequence[Header] = (
     ("content-type", "text/event-stream; charset=utf-8"),
@@ -197,7 +199,7 @@ def _is_leaving(error: BaseException) -> bool:
 def _trace_headers(record: Record) -> list[Header]:
     headers = [("x-request-id", record.id), ("request-id", record.id)]  # OpenAI's name for it, and Anthropic's
     if record.adjusted:
-        headers.append(("x-codexd-adjusted", ", ".join(record.adjusted)))
+        headers.append(("x-codexd-adjusted", ", ".join(record.adjusted)[:MAX_ADJUSTED]))
     headers += record.cors
     return headers
 

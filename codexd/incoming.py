@@ -77,7 +77,7 @@ class Incoming:
         # The first of a name counts.
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.headers)}
         self._host = host
-        self._chunked = request.http_version == b"1.1"
+        self._chunked = request.http_version >= b"1.1"
         self._scope = trio.CancelScope()
         self._parts: list[bytes] = []
         self._room = lane.max_body_bytes()
@@ -196,14 +196,14 @@ class Incoming:
     def _head_of(self, status: int, fields: Iterable[Field], *framing: tuple[bytes, bytes]) -> bytes:
         """h11 writes how the answer is framed and whether the connection goes on; the rest is put behind that."""
         of_h11 = [*framing, *self._host.more_fields()]
+        if self._host.connection.their_state is h11.SEND_BODY:
+            # The rest of the body is on its way, and nobody will read it.
+            of_h11.append((b"connection", b"close"))
         lines: list[str] = []
         for name, value in fields:
             if _UNSENDABLE.search(value):
                 raise ValueError(f"the field {name} holds what HTTP does not allow")
-            if name == "connection":
-                of_h11.append((b"connection", value.encode()))
-            else:
-                lines.append(f"{name}: {value}\r\n")
+            lines.append(f"{name}: {value}\r\n")
         self.begun = True
         response = h11.Response(status_code=status, headers=of_h11)
         head = self._host.connection.send(response) or b""

@@ -84,7 +84,7 @@ class Keys:
         self._made: dict[str, Key] = {}
         self._used: dict[str, int] = {}
         self._uses: dict[str, _Use] = {}
-        self._unsaved = False
+        self._unsaved = self._retired = False
         self.fault: str | None = None
         self._load()
         self.configure(config)
@@ -111,11 +111,14 @@ class Keys:
         return bool(self._digests)
 
     def check(self, given: str) -> str | None:
-        """The name of the key, or None. All are compared, each in constant time."""
+        """The name of the key, or None. All are compared, each in constant time. Raises ApiError 401 for an old one."""
         digest = hashlib.sha256(given.encode()).digest()
         names = [name for name, known in self._digests if hmac.compare_digest(digest, known)]
         if not names:
             return None
+        limits = self.limits(names[0])
+        if limits.expires_at is not None and self._clock() >= limits.expires_at:
+            raise errors.key_expired(names[0])
         self._used[names[0]] = int(self._clock())
         self._unsaved = True
         return names[0]
@@ -129,13 +132,11 @@ class Keys:
         made = self._made.get(name)
         return self._limits.get(name, NONE) if made is None else made.limits
 
-    def enter(self, name: str) -> None:
-        """Begin a request; it must ``leave``. Raises ApiError 401 or 429, and then it has not begun."""
+    def enter(self, name: str) -> bool:
+        """Begin a request; whether it is counted, and has to ``leave``. Raises ApiError 429: then it has not begun."""
         limits = self.limits(name)
         if limits == NONE:
-            return
-        if limits.expires_at is not None and self._clock() >= limits.expires_at:
-            raise errors.key_expired(name)
+            return False
         now, rate = trio.current_time(), limits.requests_per_minute
         use = self._uses.setdefault(name, _Use(rate or 0, now))
         if limits.concurrent_requests is not None and use.open >= limits.concurrent_requests:
@@ -147,6 +148,7 @@ class Keys:
                 raise errors.key_too_fast(name, rate, math.ceil((1 - use.left) * 60 / rate))
             use.left -= 1
         use.open += 1
+        return True
 
     def leave(self, name: str) -> None:
         if (use := self._uses.get(name)) is not None and use.open:
@@ -155,14 +157,12 @@ class Keys:
     @contextmanager
     def counted(self, name: str | None) -> Iterator[None]:
         """``enter`` and ``leave``, for who has a key."""
-        if name is None:
-            yield
-            return
-        self.enter(name)
+        counted = name is not None and self.enter(name)
         try:
             yield
         finally:
-            self.leave(name)
+            if counted and name is not None:
+                self.leave(name)
 
     def may_use(self, name: str, model: str) -> bool:
         models = self.limits(name).models
@@ -234,8 +234,13 @@ class Keys:
         finally:
             self._save_times()
 
+    def retire(self) -> None:
+        """Write for the last time: from here on the file may be a successor's."""
+        self._save_times()
+        self._retired = True
+
     def _save_times(self) -> None:
-        if not self._unsaved or self.fault is not None:
+        if not self._unsaved or self.fault is not None or self._retired:
             return
         for name, moment in self._used.items():
             if name in self._made:
@@ -248,6 +253,8 @@ class Keys:
             log.warning("the keys' last-used times could not be saved", reason=str(error))
 
     def _replace(self, made: dict[str, Key]) -> None:
+        if self._retired:
+            raise errors.stopping()
         try:
             self._save(made)
         except OSError as error:

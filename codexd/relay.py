@@ -296,10 +296,11 @@ class Relay:
     async def _write(self, client: Client, data: bytes) -> None:
         """Write, after the status line and what was held back with it if they have not gone out yet."""
         if not self._started:
+            # Cancelled in here, the status is still the caller's to choose.
+            await client.start(self._headers)
             self._started, self._convert = True, None
             self._forget()
             data, self._held = self._held + data, b""
-            await client.start(self._headers)
         await client.write(data)
         self._last_write = trio.current_time()
 

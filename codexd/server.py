@@ -160,7 +160,9 @@ class _IdleConnection:
 
     def close(self) -> None:
         self._all.discard(self)
-        self._group.spawn(self._shielded)
+        # Unless it is ending by itself, its group with it.
+        with contextlib.suppress(AttributeError, RuntimeError):
+            self._group.spawn(self._shielded)
 
     async def _shielded(self) -> None:
         with trio.CancelScope(shield=True):
@@ -178,10 +180,12 @@ class Connection(TCPServer):
         self.idle_task = cast("TrioSingleTask", self._idleness)
 
     async def run(self) -> None:
-        if (refusal := self.all.enter(self.stream.socket)) is not None:
-            await self._refuse(refusal)
-            return
+        entered = False
         try:
+            if (refusal := self.all.enter(self.stream.socket)) is not None:
+                await self._refuse(refusal)
+                return
+            entered = True
             await super().run()
         except* Exception as group:
             # B0: hypercorn catches OSError alone, and anything else ends serve() and so the daemon: three kinds of
@@ -189,7 +193,8 @@ class Connection(TCPServer):
             log.error("a connection failed; the others go on", exc_info=group)
         finally:
             self._idleness.forget()
-            self.all.leave()
+            if entered:
+                self.all.leave()
 
     async def _refuse(self, answer: bytes) -> None:
         with trio.move_on_after(REFUSAL_SECONDS), contextlib.suppress(trio.BrokenResourceError):
@@ -263,6 +268,18 @@ class Http1(H11Protocol):
 
     websockets: Websockets
     lane: Lane
+    _over = False
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, Closed):
+            self._over = True
+            await super().handle(event)
+            # B6: with bytes behind the request h11 pauses, and the reader waits for the answer's end to read on. When
+            # there is none, it waited for ever, and its connection with it. Of a new h11 nothing is to be had.
+            self.connection = h11.Connection(h11.SERVER)
+            await self.can_read.set()
+        elif not self._over:
+            await super().handle(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:
         return
@@ -273,7 +290,11 @@ class Http1(H11Protocol):
         if method == "GET" and self.websockets.serves(path):
             self.config.websocket_max_message_size = self.websockets.max_message_bytes()
             await super()._create_stream(request)
-        elif (handler := self.lane.find(method, path)) is not None:
+            return
+        # The protocol that the client offers to speak is not taken up. h11 would read nothing until that is answered,
+        # and so not notice that the client leaves.
+        cast("Any", self.connection)._cstate.pending_switch_proposals.clear()  # noqa: SLF001 - h11 has no other way
+        if (handler := self.lane.find(method, path)) is not None:
             stream = Incoming(self, request, path, query, self.lane)
             self.stream = cast("HTTPStream", stream)
             self.task_group.spawn(stream.run, handler)

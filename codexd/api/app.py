@@ -1,5 +1,6 @@
 """The ASGI application: its routes, who may use them, and how failures are told."""
 
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -150,8 +151,9 @@ class Api:
         handler = methods.get(method)
         if handler is None and method == "HEAD":
             return methods.get("GET")
-        if handler is None and method == "OPTIONS" and methods and self.answers.config.server.allowed_origins:
-            return self._taking(Route("OPTIONS", path, partial(_preflight, list(methods))))
+        if handler is None and method == "OPTIONS" and self.answers.config.server.allowed_origins:
+            known = list(methods) or [page.method for page in self._pages() if _fits(path, page)]
+            return self._taking(Route("OPTIONS", path, partial(_preflight, known))) if known else None
         return handler
 
     def _methods(self, path: str) -> dict[str, Handler]:
@@ -263,8 +265,7 @@ class Api:
         if self._taken > limit and exchange.path not in _HEALTH:
             raise errors.too_many_requests(limit)
         if record.key is not None and exchange.method == "POST":
-            self._keys.enter(record.key)
-            record.counted = True
+            record.counted = self._keys.enter(record.key)
 
     def _after(self, record: Record) -> None:
         if record.counted and record.key is not None:
@@ -348,6 +349,11 @@ class Api:
         if status == 405:
             failure.headers.append(("allow", ", ".join(sorted(allowed))))
         return response_of(failed(failure, record_of_page()))
+
+
+def _fits(path: str, page: Page) -> bool:
+    parts = re.split(r"<[^>]*>", page.path)
+    return re.fullmatch(f"(/v1)?{'[^/]+'.join(map(re.escape, parts))}", path) is not None
 
 
 async def _preflight(methods: list[str], exchange: Exchange) -> Reply:

@@ -3,6 +3,7 @@
 ``vary`` is on every answer to such a page, because a cache between must not give one page's answer to another.
 """
 
+import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -22,13 +23,19 @@ _EXPOSED = ", ".join(
 )
 
 
+_NAMES = re.compile(r"[a-z0-9-]+(,\s?[a-z0-9-]+)*", re.IGNORECASE)
+
+
 def is_allowed(origin: str, allowed: Sequence[str]) -> bool:
-    return origin in allowed or "*" in allowed
+    return origin in allowed or ("*" in allowed and origin.isprintable())
 
 
 def is_own(origin: str, headers: Fields) -> bool:
     """Whether the page came from the very address that it asks."""
-    return urlsplit(origin).netloc == headers.get("host", "") != ""
+    try:
+        return urlsplit(origin).netloc == headers.get("host", "") != ""
+    except ValueError:
+        return False
 
 
 def fields(origin: str) -> list[Header]:
@@ -41,9 +48,10 @@ def fields(origin: str) -> list[Header]:
 
 def preflight(headers: Fields, methods: Sequence[str]) -> Document:
     """The answer to what a browser asks before a request, which it asks without the page's key."""
+    asked = headers.get("access-control-request-headers", "")
     answer = [
         ("access-control-allow-methods", ", ".join(methods)),
-        ("access-control-allow-headers", headers.get("access-control-request-headers", "") or "*"),
+        ("access-control-allow-headers", asked if _NAMES.fullmatch(asked) else "*"),
         ("access-control-max-age", f"{MAX_AGE}"),
     ]
     if headers.get("access-control-request-private-network", "") == "true":

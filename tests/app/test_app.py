@@ -264,6 +264,7 @@ async def test_a_key_may_do_what_it_may(autojump_clock: MockClock, tmp_path: Pat
         other = await app.request("POST", "/v1/chat/completions", hello(), headers=mine)
         assert (other.status, other.json["error"]["code"]) == (403, "model_not_allowed")
         assert "gpt-5.1*" in other.json["error"]["message"]
+        assert (await app.request("POST", "/v1/responses", b"{}", headers=mine)).status == 400
         listed = (await app.request("GET", "/v1/models", headers=mine)).json["data"]
         assert {model["id"] for model in listed} == {m["id"] for m in listed if m["id"].startswith("gpt-5.1")} != set()
         body = hello() | {"model": "gpt-5.1"}
@@ -277,6 +278,11 @@ async def test_a_key_may_do_what_it_may(autojump_clock: MockClock, tmp_path: Pat
         assert [answer.status for answer in answers].count(429) >= 9
         await trio.sleep(60)
         assert (await app.request("POST", "/v1/chat/completions", body, headers=mine)).status == 200
+    over = Server(client_keys={"a": key}, key_limits={"a": KeyLimits(expires_at=1)})
+    async with client(tmp_path, Backend(), Config(server=over)) as app:
+        for path in ("/v1/models", "/v1/models/gpt-5.1", "/v1/responses/x", "/auth/login"):
+            answer = await app.request("GET", path, headers=mine)
+            assert (answer.status, answer.json["error"]["code"]) == (401, "expired_api_key")
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,34 @@ async def test_what_a_browser_is_told(autojump_clock: MockClock, tmp_path: Path)
         assert "server.allowed_origins" in refusal.json["error"]["message"]
 
 
+@pytest.mark.parametrize("keyed", [True, False])
+async def test_pages_of_stored_responses_are_for_them_too(
+    autojump_clock: MockClock, tmp_path: Path, keyed: bool
+) -> None:
+    server = Server(allowed_origins=(PAGE,), client_keys={"a": KEY} if keyed else {})
+    async with client(tmp_path, Backend(), Config(server=server)) as app:
+        for path, methods in (
+            ("/v1/responses/resp_1", "GET, DELETE"),
+            ("/responses/resp_1/input_items", "GET"),
+            ("/v1/models/gpt-5.1", "GET"),
+        ):
+            before = await app.request("OPTIONS", path, headers={"origin": PAGE, **HEADERS})
+            assert (before.status, before.headers["access-control-allow-methods"]) == (200, methods)
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://\x01", "\x7f"])
+async def test_an_origin_that_is_none_is_refused(autojump_clock: MockClock, tmp_path: Path, origin: str) -> None:
+    for server, status in ((Server(), 403), (Server(allowed_origins=("*",), client_keys={"a": KEY}), 200)):
+        async with client(tmp_path, Backend(), Config(server=server)) as app:
+            headers = {"origin": origin, "authorization": f"Bearer {KEY}", "access-control-request-headers": "\x01"}
+            answer = await app.request("GET", "/v1/models", headers=headers)
+            assert answer.status == status
+            if not origin.isprintable():
+                assert "access-control-allow-origin" not in answer.headers
+            before = await app.request("OPTIONS", "/v1/models", headers=headers)
+            assert before.headers.get("access-control-allow-headers", "*") == "*"
+
+
 async def test_a_page_of_codexds_own_address_may_ask(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with client(tmp_path, Backend()) as app:
         for origin, host, status in (

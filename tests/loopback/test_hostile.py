@@ -141,6 +141,55 @@ async def test_a_peer_that_closes_an_idle_connection_frees_its_descriptor(daemon
             await trio.sleep(0.02)
 
 
+@pytest.mark.parametrize("extra", [b"\r\n", b"GET / HTTP/1.1\r\n"])
+async def test_who_leaves_with_bytes_behind_the_request_frees_all(
+    daemon: Daemon, upstream: Upstream, extra: bytes
+) -> None:
+    """h11 pauses then, and the reader with it: for ever, before the cure."""
+
+    async def flooding(call: Call) -> None:
+        await call.start()
+        await call.events(CREATED, ADDED)
+        with contextlib.suppress(trio.BrokenResourceError):
+            while True:
+                await call.events(text("x" * 1000))
+
+    folder = Path(f"/proc/{daemon.process.pid}/fd")
+    await daemon.logged("model catalogue refreshed")
+    assert await still_serves(daemon)
+    before = len(list(folder.iterdir()))
+    upstream.plays = [flooding]
+    for _ in range(8):
+        async with connected(daemon) as client:
+            await client.send(post("/v1/chat/completions", hello(stream=True)) + extra)
+            await client.until(b"xxx")
+    with trio.fail_after(10):
+        while len(list(folder.iterdir())) > before + 2:  # the reactor's, and one to the backend
+            await trio.sleep(0.02)
+    daemon.signal()
+    with trio.fail_after(4):
+        assert await daemon.process.wait() == 0
+
+
+async def test_who_offers_another_protocol_and_leaves_is_noticed_at_once(daemon: Daemon, upstream: Upstream) -> None:
+    left = trio.Event()
+
+    async def silent(call: Call) -> None:
+        await call.start()
+        await call.gone()
+        left.set()
+
+    upstream.plays = [silent]
+    async with connected(daemon) as client:
+        request = post("/v1/chat/completions", hello(stream=True))
+        await client.send(request.replace(b"host:", b"connection: upgrade\r\nupgrade: h2c\r\nhost:", 1))
+        with trio.fail_after(5):
+            while not upstream.calls:
+                await trio.sleep(0.01)
+    with trio.fail_after(2):
+        await left.wait()
+
+
 async def test_an_idle_connection_does_not_hold_up_a_stop(daemon: Daemon) -> None:
     async with connected(daemon) as client:
         await client.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")

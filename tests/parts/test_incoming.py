@@ -120,13 +120,21 @@ async def test_a_field_cannot_end_the_head(autojump_clock: MockClock) -> None:
     assert "x-name: ü\ta\r\n".encode("latin-1") in host.written
 
 
-async def test_what_ends_a_connection_is_known_to_h11(autojump_clock: MockClock) -> None:
-    async def last(incoming: Incoming) -> None:
-        await incoming.answer(413, [("connection", "close")], b"")
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_an_answer_before_the_bodys_end_ends_the_connection_and_says_so(
+    autojump_clock: MockClock, arrived: bool
+) -> None:
+    async def refuses(incoming: Incoming) -> None:
+        await incoming.answer(401, [], b"no")
 
-    host = await taken(last, POST + b"\r\n", [b""])
-    assert host.written.lower().count(b"connection: close") == 1
-    assert host.connection.our_state is h11.MUST_CLOSE
+    host = Host(POST + b"content-length: 3\r\n\r\n" + (b"abc" if arrived else b"a"))
+    event: Any = host.connection.next_event()
+    incoming = Incoming(host, event, "/x", b"", Lane(lambda method, path: None, lambda: LIMIT))
+    while isinstance(host.connection.next_event(), h11.Data):
+        pass
+    await incoming.run(refuses)
+    assert host.written.lower().count(b"connection: close") == (not arrived)
+    assert (host.connection.our_state is h11.MUST_CLOSE) == (not arrived)
 
 
 async def test_the_first_field_of_a_name_counts() -> None:

@@ -169,7 +169,7 @@ async def test_a_key_has_its_limits(autojump_clock: MockClock, tmp_path: Path) -
     it = Keys(tmp_path / "keys.json", Config(), clock=lambda: now)
     it.add("fast", limits=KeyLimits(requests_per_minute=2))
     it.add("busy", limits=KeyLimits(concurrent_requests=1))
-    it.add("brief", limits=KeyLimits(expires_at=int(NOW) + 60))
+    brief = it.add("brief", limits=KeyLimits(expires_at=int(NOW) + 60))
     it.add("picky", limits=KeyLimits(models=("gpt-5.5", "gpt-6-*")))
     it.add("free")
     for _ in range(100):
@@ -199,10 +199,10 @@ async def test_a_key_has_its_limits(autojump_clock: MockClock, tmp_path: Path) -
     with it.counted("busy"), it.counted(None):
         pass
 
-    it.enter("brief")
+    assert it.check(brief) == "brief"
     now += 60
     with pytest.raises(ApiError, match="has expired") as caught:
-        it.enter("brief")
+        it.check(brief)
     assert caught.value.status == 401
 
     assert [model for model in ("gpt-5.5", "gpt-5.5-mini", "gpt-6-sol", "") if it.may_use("picky", model)] == ["gpt-5.5", "gpt-6-sol"]  # fmt: skip
@@ -218,3 +218,19 @@ def test_a_file_from_before_there_were_limits_is_read(tmp_path: Path) -> None:
     it = Keys(tmp_path / "keys.json", Config(), clock=lambda: NOW)
     assert it.fault is None
     assert it.limits("a") == KeyLimits()
+
+
+def test_who_drains_leaves_the_file_to_a_successor(tmp_path: Path) -> None:
+    old = Keys(tmp_path / "keys.json", Config(), clock=lambda: NOW)
+    stolen = old.add("stolen")
+    assert old.check(stolen) == "stolen"
+    old.retire()
+    new = Keys(tmp_path / "keys.json", Config(), clock=lambda: NOW)
+    assert new.list()[0].last_used_at == NOW
+    new.revoke("stolen")
+    new.add("fresh")
+    assert old.check(stolen) == "stolen"
+    old._save_times()
+    with pytest.raises(ApiError, match="stopping"):
+        old.add("late")
+    assert [key.name for key in Keys(tmp_path / "keys.json", Config(), clock=lambda: NOW).list()] == ["fresh"]

@@ -362,6 +362,19 @@ async def test_what_ends_an_answer_waits_for_the_keep_alive_that_it_cuts(autojum
     assert client.ended
 
 
+async def test_what_ends_an_answer_as_it_begins_still_has_a_status_of_its_own(autojump_clock: MockClock) -> None:
+    class Unlucky(Client):
+        async def start(self, headers: Sequence[Header]) -> None:
+            made.abort(ApiError(503, "enough"))
+            await trio.lowlevel.checkpoint()
+
+    client = Unlucky()
+    made = relay(Fake(WHOLE))
+    with pytest.raises(ApiError, match="enough"):
+        await made.stream(client)
+    assert (client.writes, client.ended) == ([], False)
+
+
 async def test_a_connection_that_breaks_when_all_is_said_changes_nothing(autojump_clock: MockClock) -> None:
     fake, client = Fake(WHOLE), Client()
     fake.broken_end = True
