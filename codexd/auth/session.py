@@ -86,6 +86,7 @@ class Session:
         self._failed: str | None = None
         self._retry_at = -float("inf")
         self._refreshed_at = -float("inf")
+        self._beyond_clock: str | None = None
 
     @property
     def signed_in(self) -> bool:
@@ -266,7 +267,9 @@ class Session:
 
     def _seconds_left(self, credentials: Credentials) -> float:
         expiry = credentials.expiry()
-        return float("inf") if expiry is None else expiry - self._clock()
+        if expiry is None or credentials.access_token == self._beyond_clock:
+            return float("inf")
+        return expiry - self._clock()
 
     # --- the refresh
 
@@ -322,6 +325,10 @@ class Session:
             self._failures, self._failed, self._refreshed_at = 0, None, trio.current_time()
             self._save(renewed)
             log.info("token refreshed", reason=reason, expires_at=renewed.expires_at)
+            if self._seconds_left(renewed) <= REFRESH_MARGIN:
+                # Each request would renew it again. The backend says when it ends, with a 401.
+                self._beyond_clock = renewed.access_token
+                log.warning("a token that was given out just now has ended by this machine's clock: is it right?")
 
     @asynccontextmanager
     async def _file_lock(self) -> AsyncIterator[bool]:

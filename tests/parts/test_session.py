@@ -536,3 +536,19 @@ async def test_a_bell_that_asks_again_does_not_ring_for_ever(autojump_clock: Moc
     assert not session.signed_in
     assert not session.signed_in
     assert rung == [False]
+
+
+@pytest.mark.parametrize("days", [-3650, -1, 1, 30, 3650])
+async def test_a_clock_that_jumps_neither_locks_out_nor_asks_again_and_again(
+    autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, days: int
+) -> None:
+    """The issuer's clock is right, and this machine's is so many days off."""
+    session = make(seconds_left=5 * 86400)
+    await session.token()
+    session._clock = lambda: now() + days * 86400
+    tokens = {(await session.token()).token for _ in range(20)}
+    assert len(issuer.requests) <= 1
+    session._clock = now
+    tokens |= {(await session.token()).token for _ in range(20)}
+    assert len(issuer.requests) <= 2
+    assert len(tokens) <= 3
