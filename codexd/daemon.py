@@ -22,7 +22,7 @@ import msgspec
 import structlog
 import trio
 
-from codexd import __version__, observe, server, terminal
+from codexd import __version__, observe, server, sockets, terminal
 from codexd.auth import oauth, store
 from codexd.claim import Claimed, claimed
 from codexd.config import Config, ConfigError, state_dir, user_ids
@@ -72,7 +72,7 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
             _import_credential(state)
             await _serve(parts, listening, release=claim.release)
     except Claimed as error:
-        server.remove(listening.files)
+        sockets.remove(listening.files)
         raise CannotStart(
             f"the state directory {state} is in use by {error.holder}, another codexd: stop that one, or give this one "
             "a directory of its own (storage.dir, or $STATE_DIRECTORY)"
@@ -88,10 +88,10 @@ async def demo(config: Config) -> None:
     with tempfile.TemporaryDirectory(prefix="codexd-demo-") as directory:
         state = Path(directory)
         _configure(config, state)
-        sockets = open_api(config, os.environ, any_port=config.server.port is None)
+        opened = open_api(config, os.environ, any_port=config.server.port is None)
         control = state / "control.sock"
-        own = open_control(control, sockets)
-        listening = Listening(sockets, own, server.files_of([*sockets, own]), activated=False)
+        own = open_control(control, opened)
+        listening = Listening(opened, own, sockets.files_of([*opened, own]), activated=False)
         chatgpt = ChatGPT(_clock, Issuer(_clock, approves_after=DEMO_PATIENCE))
         async with trio.open_nursery() as nursery:
             simulated = await nursery.start(chatgpt.serve)
@@ -184,7 +184,7 @@ async def _serve(
     changed = _Changes()
     try:
         async with parts(on_change=changed.ring) as made, trio.open_nursery() as keepers:
-            made.listeners = [server.describe(each) for each in listening.api]
+            made.listeners = [sockets.describe(each) for each in listening.api]
             keepers.start_soon(_watch_signals, stop, notifier, made, keepers.cancel_scope)
             keepers.start_soon(made.session.keep)
             keepers.start_soon(made.catalog.keep, made.upstream)
@@ -222,7 +222,7 @@ async def _serve(
                     await _not_signed_in(keepers, made)
             keepers.cancel_scope.cancel()
     finally:
-        server.remove(listening.files)
+        sockets.remove(listening.files)
     log.info("stopped")
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from codexd import server, systemd
+from codexd import sockets, systemd
 from codexd.config import Config, ConfigError, control_socket, resolve_bind
 from codexd.reading import check_open
 
@@ -36,9 +36,9 @@ def open_all(config: Config, environ: Mapping[str, str]) -> Listening:
     """
     try:
         given = systemd.inherited(environ)
-        api = [server.adopt(each.socket) for each in given if each.name != systemd.CONTROL]
+        api = [sockets.adopt(each.socket) for each in given if each.name != systemd.CONTROL]
         for listener in api:
-            check_open(config, environ, server.describe(listener), listener.getsockname())
+            check_open(config, environ, sockets.describe(listener), listener.getsockname())
     except (OSError, ConfigError) as error:
         raise CannotStart(str(error)) from error
     activated = bool(api)
@@ -46,9 +46,9 @@ def open_all(config: Config, environ: Mapping[str, str]) -> Listening:
     control = next((each.socket for each in given if each.name == systemd.CONTROL), None)
     if control is not None:
         control.setblocking(False)
-        return Listening([*api, *own], control, server.files_of(own), activated)
+        return Listening([*api, *own], control, sockets.files_of(own), activated)
     listener = open_control(control_socket(config, environ), [*api, *own])
-    return Listening([*api, *own], listener, server.files_of([*own, listener]), activated)
+    return Listening([*api, *own], listener, sockets.files_of([*own, listener]), activated)
 
 
 def open_api(config: Config, environ: Mapping[str, str], *, any_port: bool = False) -> list[socket.socket]:
@@ -56,32 +56,32 @@ def open_api(config: Config, environ: Mapping[str, str], *, any_port: bool = Fal
 
     Raises CannotStart.
     """
-    sockets: list[socket.socket] = []
+    opened: list[socket.socket] = []
     try:
         for bind in config.listen():
             try:
-                sockets.append(server.listen(resolve_bind(bind, environ)))
+                opened.append(sockets.listen(resolve_bind(bind, environ)))
             except OSError as error:
                 if not any_port or error.__cause__ is None or getattr(error.__cause__, "errno", 0) != errno.EADDRINUSE:
                     raise
-                sockets.append(server.listen(f"{bind.rpartition(':')[0]}:0"))
+                opened.append(sockets.listen(f"{bind.rpartition(':')[0]}:0"))
     except (OSError, ConfigError) as error:
-        _close(sockets)
+        _close(opened)
         raise CannotStart(str(error)) from error
-    return sockets
+    return opened
 
 
 def open_control(path: Path, others: list[socket.socket]) -> socket.socket:
     """``others`` are closed when this one cannot be opened. Raises CannotStart."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return server.listen(f"unix:{path}")
+        return sockets.listen(f"unix:{path}")
     except OSError as error:
         _close(others)
         hint = "; another codexd of this user runs already? Give this one a control.socket of its own"
         raise CannotStart(f"control socket: {error}{hint if 'another process' in str(error) else ''}") from error
 
 
-def _close(sockets: list[socket.socket]) -> None:
-    for each in sockets:
+def _close(opened: list[socket.socket]) -> None:
+    for each in opened:
         each.close()

@@ -11,11 +11,9 @@ import logging
 import math
 import os
 import socket
-import stat
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote
 
@@ -35,18 +33,15 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import TrioSingleTask
 from hypercorn.typing import ASGIFramework
 
-from codexd import config, errors, timers
+from codexd import errors, timers
 from codexd.incoming import Incoming, Lane
-
-WRITE_TIMEOUT = 60.0
-"""Seconds that a client may take to read what was sent to it, before it counts as gone."""
+from codexd.sockets import BACKLOG, WRITE_TIMEOUT
 
 KEEP_ALIVE_TIMEOUT = 75.0
 """Seconds that an idle connection is kept; longer than nginx's own 60, so that nginx is the one that closes."""
 
 REFUSAL_SECONDS = 1.0
 READ_SIZE = 64 * 1024
-BACKLOG = 1024
 UPGRADE = b"x-upgrade"
 """The name under which an ``Upgrade`` header reaches the app."""
 
@@ -373,104 +368,3 @@ async def serve(
         task_status=task_status,
         mode="asgi",
     )
-
-
-# --- listening sockets
-
-
-def listen(bind: str) -> socket.socket:
-    """A bound socket for ``host:port`` or ``unix:/path``. Raises OSError, its message fit for a person."""
-    address = config.split_bind(bind)
-    if isinstance(address, str):
-        return _listen_unix(Path(address))
-    host, port = address
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise OSError(f"cannot listen on {bind}: {host} is no address of this machine ({error.strerror})") from error
-    # A name such as localhost has addresses of both families; clients that try only one try IPv4.
-    family, kind, proto, _, target = min(found, key=lambda each: each[0] != socket.AF_INET)
-    listener = socket.socket(family, kind, proto)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(target)
-        listener.listen(BACKLOG)
-        return adopt(listener)
-    except OSError as error:
-        listener.close()
-        raise OSError(f"cannot listen on {bind}: {error.strerror}{_who(error)}") from error
-
-
-def adopt(listener: socket.socket) -> socket.socket:
-    """Make a listening socket fit for ``serve``, whoever opened it."""
-    if listener.family != socket.AF_UNIX:
-        # Accepted sockets inherit both: small events must not wait for acknowledgements, and a peer whose network is
-        # gone must not hold a stream open for the kernel's quarter of an hour.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT * 1000))
-    listener.setblocking(False)
-    return listener
-
-
-def _who(error: OSError) -> str:
-    return "; another program uses it: stop that one, or choose another server.port" if error.errno == 98 else ""
-
-
-def _listen_unix(path: Path) -> socket.socket:
-    try:
-        return _bind_unix(path)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise OSError(why if why.startswith("cannot listen") else f"cannot listen on unix:{path}: {why}") from error
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    # B5: hypercorn removes a socket file unseen and so steals it from a daemon that is alive. Asking first tells.
-    if path.exists() or path.is_symlink():
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(f"cannot listen on unix:{path}: there is a file of that name that is no socket")
-        with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
-                raise OSError(f"cannot listen on unix:{path}: another process is serving on it")
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX)
-    # nginx and the daemon share a group: read and write for both, nothing for others.
-    before = os.umask(0o117)
-    try:
-        listener.bind(str(path))
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    finally:
-        os.umask(before)
-    listener.setblocking(False)
-    return listener
-
-
-def files_of(listeners: Iterable[socket.socket]) -> dict[Path, int]:
-    """The files of the unix sockets among them, and their inodes."""
-    paths = [Path(name) for each in listeners if isinstance(name := each.getsockname(), str)]
-    return {path: path.stat().st_ino for path in paths}
-
-
-def remove(files: Mapping[Path, int]) -> None:
-    """Take the files of unix sockets away at the end, so that nginx sees at once that nobody serves.
-
-    Not when a successor has put its own there while this process was draining.
-    """
-    for path, inode in files.items():
-        with contextlib.suppress(OSError):
-            if path.stat().st_ino == inode:
-                path.unlink()
-
-
-def describe(listener: socket.socket) -> str:
-    """The listener's base URL, or ``unix:/path``."""
-    name = listener.getsockname()
-    if isinstance(name, str):
-        return f"unix:{name}"
-    host, port = name[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

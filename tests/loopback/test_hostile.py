@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from codexd.protocol import sse
-from codexd.server import listen
+from codexd.sockets import listen
 from support.daemon import Daemon, Raw, connected, hello, post, running
 from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 

@@ -194,9 +194,9 @@ async def test_completion_in_zsh(tmp_path: Path) -> None:
 async def test_a_person_who_stops_it_sees_no_traceback(tmp_path: Path) -> None:
     """Ctrl-C while a verb waits for a daemon that says nothing."""
     path = tmp_path / "silent.sock"
-    from codexd import server
+    from codexd import sockets
 
-    with server.listen(f"unix:{path}") as silent:
+    with sockets.listen(f"unix:{path}") as silent:
         async with terminal(command("--socket", str(path), "status"), environment(tmp_path)) as screen:
             await screen.until("Asking codexd")
             await trio.lowlevel.wait_readable(silent)

@@ -14,7 +14,7 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
 
-from codexd import server as listening
+from codexd import sockets
 from codexd.control import server, wire
 from codexd.control.client import Connection, Unreachable, candidates, find
 from codexd.control.server import LINE_TIMEOUT, Peer, may, peer_of
@@ -32,7 +32,7 @@ def serve(tmp_path: Path) -> Serve:
     async def start(handler: server.Handler, **options: Any) -> AsyncIterator[Path]:
         path = tmp_path / "control.sock"
         async with trio.open_nursery() as nursery:
-            listener = listening.listen(f"unix:{path}")
+            listener = sockets.listen(f"unix:{path}")
             await nursery.start(lambda **rest: server.serve(listener, handler, **options, **rest))
             yield path
             nursery.cancel_scope.cancel()
@@ -253,10 +253,10 @@ def test_where_the_client_looks(tmp_path: Path) -> None:
     if not places[2].exists():
         assert find(environ) == places[2]
     places[1].parent.mkdir(parents=True)
-    with listening.listen(f"unix:{places[1]}"):
+    with sockets.listen(f"unix:{places[1]}"):
         assert find(environ) == places[1]
         places[0].parent.mkdir(parents=True)
-        with listening.listen(f"unix:{places[0]}"):
+        with sockets.listen(f"unix:{places[0]}"):
             assert find(environ) == places[0]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from codexd import server, systemd
+from codexd import server, sockets, systemd
 from codexd.incoming import Incoming, Lane
 
 PIECES = [b"a", b"data: {}\n\n", b"0\r\n\r\n", bytes(range(256)) * 4096, b"z" * 17]
@@ -53,7 +53,7 @@ LANE = Lane(lambda _, path: None if path.startswith("/stock") else short, lambda
 
 
 async def test_the_short_way_writes_what_hypercorn_writes() -> None:
-    listener, stopped = server.listen("127.0.0.1:0"), trio.Event()
+    listener, stopped = sockets.listen("127.0.0.1:0"), trio.Event()
     async with trio.open_nursery() as nursery:
         serve = partial(server.serve, drain_seconds=lambda: 1.0, stop=stopped.wait, lane=LANE)
         await nursery.start(serve, app, [listener])
@@ -94,7 +94,7 @@ async def test_the_short_way_writes_what_hypercorn_writes() -> None:
 
 async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE_TIMEOUT", 0.05)
-    listener, stopped = server.listen("127.0.0.1:0"), trio.Event()
+    listener, stopped = sockets.listen("127.0.0.1:0"), trio.Event()
 
     async def slow(incoming: Incoming) -> None:
         await trio.sleep(0.2)  # no longer idle, so nobody closes it
@@ -123,7 +123,7 @@ async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.
 
 
 async def test_there_is_an_end_to_the_connections_and_who_waits_makes_room(tmp_path: Path) -> None:
-    listener, stopped, go = server.listen("127.0.0.1:0"), trio.Event(), trio.Event()
+    listener, stopped, go = sockets.listen("127.0.0.1:0"), trio.Event(), trio.Event()
 
     async def slow(incoming: Incoming) -> None:
         await go.wait()
@@ -179,7 +179,7 @@ async def test_a_unix_socket_may_be_for_some_users(tmp_path: Path, mine: bool) -
             lane=LANE,
             admission=server.Admission(lambda: 2, lambda: users),
         )
-        tcp, unix = server.listen("127.0.0.1:0"), server.listen(f"unix:{tmp_path}/s")
+        tcp, unix = sockets.listen("127.0.0.1:0"), sockets.listen(f"unix:{tmp_path}/s")
         await nursery.start(serve, app, [tcp, unix])
         with trio.fail_after(20):
             for stream, allowed in (
@@ -205,7 +205,7 @@ def test_the_cures_are_for_these_versions() -> None:
 
 def test_accepted_sockets_do_not_wait_and_do_not_outlive_a_dead_network() -> None:
     with (
-        contextlib.closing(server.listen("127.0.0.1:0")) as listener,
+        contextlib.closing(sockets.listen("127.0.0.1:0")) as listener,
         socket.create_connection(listener.getsockname()),
     ):
         listener.setblocking(True)
@@ -217,41 +217,41 @@ def test_accepted_sockets_do_not_wait_and_do_not_outlive_a_dead_network() -> Non
 
 
 def test_localhost_is_the_address_that_clients_try() -> None:
-    with contextlib.closing(server.listen("localhost:0")) as listener:
+    with contextlib.closing(sockets.listen("localhost:0")) as listener:
         assert listener.family == socket.AF_INET
-        assert server.describe(listener).startswith("http://127.0.0.1:")
+        assert sockets.describe(listener).startswith("http://127.0.0.1:")
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
 def test_ipv6_is_written_in_brackets() -> None:
     try:
-        listener = server.listen("[::1]:0")
+        listener = sockets.listen("[::1]:0")
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
     with contextlib.closing(listener):
-        assert server.describe(listener).startswith("http://[::1]:")
+        assert sockets.describe(listener).startswith("http://[::1]:")
 
 
 def test_an_address_that_is_not_ours_is_named() -> None:
     with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1:1"):
-        server.listen("192.0.2.1:1")
+        sockets.listen("192.0.2.1:1")
 
 
 def test_a_stale_unix_socket_is_replaced_and_anything_else_is_left(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
-    with contextlib.closing(server.listen(f"unix:{path}")) as listener:
+    with contextlib.closing(sockets.listen(f"unix:{path}")) as listener:
         assert path.stat().st_mode & 0o777 == 0o660
-        assert server.describe(listener) == f"unix:{path}"
-        server.remove(server.files_of([listener]))
+        assert sockets.describe(listener) == f"unix:{path}"
+        sockets.remove(sockets.files_of([listener]))
         assert not path.exists()
     path.write_text("precious")
     with pytest.raises(OSError, match="no socket"):
-        server.listen(f"unix:{path}")
+        sockets.listen(f"unix:{path}")
     assert path.read_text() == "precious"
     with pytest.raises(OSError, match=r"cannot listen on unix:.*too long"):
-        server.listen(f"unix:/{'x' * 200}")
+        sockets.listen(f"unix:/{'x' * 200}")
 
 
 def test_what_systemd_is_told_is_ascii_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
