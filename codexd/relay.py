@@ -332,7 +332,6 @@ class Relay:
     async def _keep_alive(self, client: Client, over: trio.Event) -> None:
         with self._tick_scope:
             try:
-                await trio.lowlevel.checkpoint_if_cancelled()
                 await self._write(client, self._conversion.keepalive())
             except Exception as error:  # noqa: BLE001 - it is raised where the answer is
                 self._tick_fault = error
