@@ -188,6 +188,7 @@ async def _serve(
             keepers.start_soon(_watch_signals, stop, notifier, made, keepers.cancel_scope)
             keepers.start_soon(made.session.keep)
             keepers.start_soon(made.catalog.keep, made.upstream)
+            keepers.start_soon(made.upstream.keep_warm)
             keepers.start_soon(made.keys.keep)
             keepers.start_soon(made.logins.keep)
             keepers.start_soon(made.store.keep)

@@ -13,9 +13,12 @@ authentication.
 What a response's bytes mean is in ``framing``.
 """
 
+import contextlib
+import math
 import re
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
@@ -27,10 +30,14 @@ from codexd.framing import MAX_HEAD, Fields, Framing, framing_of, parse_head
 
 READ_SIZE = 64 * 1024
 KEEP_ALIVE = 90.0
-"""Seconds for which an idle connection may be used again."""
+"""Seconds for which an idle connection may be used again by a request that must not be sent twice."""
 
 MAX_IDLE = 100
 """Idle connections that are kept for one origin."""
+
+PROBE_SECONDS = 30
+"""After so long a silence the kernel asks whether the other side is there, and gives what it sent up after as long: a
+router that forgets a connection, or a machine that slept, leaves no other sign."""
 
 JOIN_BODY = 64 * 1024
 """A request body up to this size goes out in one write with its head; a larger one is not copied for that."""
@@ -38,6 +45,10 @@ JOIN_BODY = 64 * 1024
 Origin = tuple[str, str, int]
 
 _UNSENDABLE = re.compile(rb"[\x00\r\n]")
+
+
+class Unanswered(httpx.RemoteProtocolError):
+    """The connection ended before the first byte of an answer."""
 
 
 class Target(NamedTuple):
@@ -69,19 +80,44 @@ class Transport(httpx.AsyncBaseTransport):
         url = request.url
         head = _head_of(request.method.encode("ascii"), url.raw_path, request.headers.raw)
         body, timeout = await request.aread(), request.extensions.get("timeout", {}).get("connect")
-        received = await self._exchange(request.method, origin_of(url), head, body, timeout)
+        origin, since = origin_of(url), trio.current_time() - KEEP_ALIVE
+        connection = self._take(origin, since) or await self._connect(origin, timeout)
+        received = await self._exchange(connection, request.method, origin, head, body)
         return httpx.Response(received.status, headers=received.fields, stream=received.body)
 
     async def post(self, target: Target, fields: Fields, body: bytes, connect_seconds: float) -> "Received":
-        """The same for a POST, without httpx's objects. Raises httpx's exceptions."""
+        """The same for a POST, without httpx's objects. Raises httpx's exceptions.
+
+        A connection that has been idle for as long as it pleases may end just when it is used. What was sent on one and
+        met no byte of an answer is sent once more, on a new one.
+        """
         length = b"content-length", b"%d" % len(body)
         head = _head_of(b"POST", target.path, [(b"host", target.host), *fields, length])
-        return await self._exchange("POST", target.origin, head, body, connect_seconds)
+        if (connection := self._take(target.origin)) is not None:
+            with contextlib.suppress(Unanswered):
+                return await self._exchange(connection, "POST", target.origin, head, body)
+            # What has ended this one unnoticed, a network that changed or a sleep, has ended the others too.
+            self._forget(target.origin)
+        connection = await self._connect(target.origin, connect_seconds)
+        return await self._exchange(connection, "POST", target.origin, head, body)
+
+    async def warm(self, origin: Origin, connect_seconds: float) -> None:
+        """Have a connection ready there. Raises httpx's exceptions."""
+        if not self._idle.get(origin):
+            self._give_back(origin, await self._connect(origin, connect_seconds))
+
+    def sweep(self) -> None:
+        """Close the idle connections that the other side has closed."""
+        for origin, idle in self._idle.items():
+            quiet = {connection: connection.quiet() for connection in idle}
+            self._idle[origin] = [connection for connection in idle if quiet[connection]]
+            for connection in idle:
+                if not quiet[connection]:
+                    connection.close()
 
     async def _exchange(
-        self, method: str, origin: Origin, head: bytes, body: bytes, connect_seconds: float | None
+        self, connection: "_Connection", method: str, origin: Origin, head: bytes, body: bytes
     ) -> "Received":
-        connection = self._take(origin) or await self._connect(origin, connect_seconds)
         try:
             sent = await _sent(connection, head, body)
             status, fields, keep, rest = await _read_head(connection)
@@ -94,30 +130,31 @@ class Transport(httpx.AsyncBaseTransport):
         return Received(status, fields, stream)
 
     async def aclose(self) -> None:
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.close()
-        self._idle.clear()
+        for origin in list(self._idle):
+            self._forget(origin)
 
     # --- connections
 
-    def _take(self, origin: Origin) -> "_Connection | None":
+    def _take(self, origin: Origin, since: float = -math.inf) -> "_Connection | None":
+        """One that nobody uses, idle since then at the earliest: the top of the stack was used last."""
         idle = self._idle.get(origin)
-        while idle:
+        while idle and idle[-1].idle_since >= since:
             connection = idle.pop()
-            if trio.current_time() < connection.idle_since + KEEP_ALIVE and connection.quiet():
+            if connection.quiet():
                 return connection
             connection.close()
         return None
 
+    def _forget(self, origin: Origin) -> None:
+        for connection in self._idle.pop(origin, ()):
+            connection.close()
+
     def _give_back(self, origin: Origin, connection: "_Connection") -> None:
-        now = trio.current_time()
-        connection.idle_since = now
-        self._idle.setdefault(origin, []).append(connection)
-        for idle in self._idle.values():
-            # The bottom of the stack is what nobody has needed for longest.
-            while idle and (len(idle) > MAX_IDLE or now >= idle[0].idle_since + KEEP_ALIVE):
-                idle.pop(0).close()
+        connection.idle_since = trio.current_time()
+        idle = self._idle.setdefault(origin, [])
+        idle.append(connection)
+        if len(idle) > MAX_IDLE:
+            idle.pop(0).close()
 
     async def _connect(self, origin: Origin, connect_seconds: float | None) -> "_Connection":
         scheme, host, port = origin
@@ -128,6 +165,7 @@ class Transport(httpx.AsyncBaseTransport):
                 stream = await trio.open_tcp_stream(host, port)
                 raw = socket.socket(fileno=stream.socket.detach())
                 raw.setblocking(False)
+                _watch_over(raw)
                 return _Connection(raw) if scheme == "http" else await self._secure(raw, host)
         except trio.TooSlowError as error:
             raise httpx.ConnectTimeout(f"no connection to {host} in time") from error
@@ -139,7 +177,10 @@ class Transport(httpx.AsyncBaseTransport):
             self._context = self._make_context()
             self._context.set_alpn_protocols(["http/1.1"])
         try:
-            tls = self._context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
+            # An end that the other side did not sign may be anybody's, so it is told, and not taken for the real one.
+            tls = self._context.wrap_socket(
+                raw, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
         except BaseException:
             raw.close()
             raise
@@ -156,6 +197,15 @@ class Transport(httpx.AsyncBaseTransport):
         except BaseException:
             tls.close()
             raise
+
+
+def _watch_over(opened: socket.socket) -> None:
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS // 3)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PROBE_SECONDS * 1000)
 
 
 def _why(error: BaseException) -> str:
@@ -212,8 +262,9 @@ class _Connection:
     def quiet(self) -> bool:
         """Whether nothing has come since the last answer: neither its end nor what nobody asked for."""
         try:
-            socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
-        except BlockingIOError:
+            # Over TLS this takes in what is no data: the tickets that follow a handshake.
+            self._socket.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
             return True
         except OSError:
             return False
@@ -296,10 +347,16 @@ async def _read_head(connection: _Connection) -> tuple[int, Fields, bool, bytes]
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > MAX_HEAD:
                 raise httpx.RemoteProtocolError("the response's headers are too long")
-            more = await connection.read()
+            try:
+                more = await connection.read()
+            except httpx.ReadError as error:
+                if data:
+                    raise
+                raise Unanswered(str(error)) from error
             if not more:
-                what = "in the middle of its headers" if data else "without a response"
-                raise httpx.RemoteProtocolError(f"the server closed the connection {what}")
+                if data:
+                    raise httpx.RemoteProtocolError("the server closed the connection in the middle of its headers")
+                raise Unanswered("the server closed the connection without a response")
             data += more
         status, fields, persistent = parse_head(data[:end])
         data = data[end + 4 :]

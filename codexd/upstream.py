@@ -1,6 +1,7 @@
 """The Codex backend over httpx: its headers, its cookies, its refusals. Foreign exceptions end here."""
 
 import email.utils
+import math
 import platform
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -28,6 +29,12 @@ CONNECT_TIMEOUT = 15.0
 
 PAGE_TIMEOUT = 30.0
 """Seconds for what is not a stream: the catalogue, the usage page."""
+
+WARM_SECONDS = 3600.0
+"""After the last request, for which a connection is held ready; then it stays until the backend closes it."""
+
+WARM_INTERVAL = 5.0
+"""Seconds between two looks at that connection; longer ones, up to a minute, while it cannot be made."""
 
 COOKIE_SECONDS = 30.0
 """For which the header with the cookies is used again; they live for half an hour and more."""
@@ -150,6 +157,7 @@ class Upstream:
         self._seen: tuple[Mapping[str, str], float] | None = None
         self._cookie: tuple[float, bytes] = (-1.0, b"")
         self._limits: Limits | None = None
+        self._used_at = -math.inf
 
     def configure(self, config: Backend) -> None:
         base = config.url.rstrip("/")
@@ -163,6 +171,7 @@ class Upstream:
 
         Raises ApiError, also for faults while the caller reads.
         """
+        self._used_at = trio.current_time()
         try:
             access = await self._session.token()
             response = await self._send(call, access)
@@ -189,6 +198,25 @@ class Upstream:
                 await response.aclose()
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise _foreign(error) from error
+
+    async def keep_warm(self) -> None:
+        """Have name, connection and TLS ready before a request wants them. Runs until cancelled.
+
+        Not through a proxy, whose connections are httpx's.
+        """
+        if self._transport is None:
+            return
+        self._used_at, pause = trio.current_time(), WARM_INTERVAL
+        while True:
+            self._transport.sweep()
+            try:
+                if trio.current_time() < self._used_at + WARM_SECONDS and self._session.signed_in:
+                    await self._transport.warm(self._target.origin, CONNECT_TIMEOUT)
+                pause = WARM_INTERVAL
+            except httpx.HTTPError as error:
+                pause = min(pause * 2, 60.0)
+                log.debug("no connection can be held ready", reason=str(error))
+            await trio.sleep(pause)
 
     async def models(self, etag: str | None) -> httpx.Response:
         """``GET /codex/models``. Raises ApiError when the backend cannot be reached or nobody is signed in."""

@@ -177,7 +177,9 @@ async def test_a_fault_that_stays_is_an_error_after_two_tries(
     upstream.plays = [script]
     outcome = await client.ask()
     assert outcome.error is not None
-    assert (outcome.status, outcome.error["code"], len(upstream.calls)) == (status, code, 2)
+    assert (outcome.status, outcome.error["code"]) == (status, code)
+    # A connection that was idle, and ends without an answer, is no try: another takes its place at once.
+    assert len(upstream.calls) in ((2, 3) if script is cut else (2,))
     assert set(outcome.error) == {"message", "type", "param", "code"}
     upstream.plays = [polite]
     assert (await client.ask()).text == "Hello"

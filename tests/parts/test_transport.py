@@ -140,9 +140,131 @@ async def test_old_and_surplus_connections_go(monkeypatch: pytest.MonkeyPatch) -
             assert (await first.aread(), await second.aread()) == (b"ok", b"ok")
         idle = http._transport._idle["http", "127.0.0.1", port]
         assert (server.connections, len(idle)) == (2, 1)
-        idle[0].idle_since -= transport.KEEP_ALIVE
+        idle[0].idle_since -= transport.KEEP_ALIVE + 1
         assert (await http.get(url)).text == "ok"
         assert server.connections == 3
+
+
+HERE: transport.Fields = [(b"accept", b"*/*")]
+
+
+def here(port: int, scheme: str = "http") -> transport.Target:
+    return transport.target_of(httpx.URL(f"{scheme}://localhost:{port}/path"))
+
+
+async def post(made: Transport, target: transport.Target) -> tuple[int, bytes]:
+    with trio.fail_after(20):
+        status, _, body = await made.post(target, HERE, b"{}", 5)
+        try:
+            return status, b"".join([piece async for piece in body])
+        finally:
+            await body.aclose()
+
+
+async def test_a_connection_that_ends_as_it_is_used_again_is_no_fault() -> None:
+    """It had been idle: the request may have met its end on the way, and nothing was heard of it."""
+    server = Server(ANSWER, None, ANSWER)
+    made = Transport()
+    async with serving(server) as port:
+        assert [await post(made, here(port)) for _ in range(2)] == [(200, b"ok")] * 2
+        assert (server.connections, len(server.requests)) == (2, 3)
+        await made.aclose()
+
+
+async def test_what_a_new_connection_leaves_unanswered_is_not_sent_again() -> None:
+    server = Server(None, ANSWER)
+    made = Transport()
+    async with serving(server) as port:
+        with pytest.raises(transport.Unanswered):
+            await post(made, here(port))
+        assert len(server.requests) == 1
+
+
+async def test_what_a_connection_has_begun_to_answer_is_not_sent_again() -> None:
+    server = Server(ANSWER, b"HTTP/1.1 2", None, ANSWER)
+    made = Transport()
+    ended = trio.Event()
+    handle = server.handle
+
+    async def cut(stream: trio.SocketStream) -> None:
+        async def ending(data: bytes) -> None:
+            await send_all(data)
+            if data == b"HTTP/1.1 2":
+                await stream.send_eof()
+                ended.set()
+
+        send_all = stream.send_all
+        stream.send_all = ending  # type: ignore[method-assign]
+        await handle(stream)
+
+    server.handle = cut  # type: ignore[method-assign]
+    async with serving(server) as port:
+        await post(made, here(port))
+        with pytest.raises(httpx.RemoteProtocolError, match="in the middle"):
+            await post(made, here(port))
+        assert ended.is_set()
+        assert len(server.requests) == 2
+        await made.aclose()
+
+
+async def test_an_old_connection_is_for_what_may_be_sent_twice() -> None:
+    """A refresh token may not: it would be used up by the first of the two."""
+    server = Server(*[ANSWER] * 4)
+    async with serving(server) as port, client() as http:
+        made = http._transport
+        await post(made, here(port))
+        made._idle["http", "localhost", port][0].idle_since -= transport.KEEP_ALIVE + 1
+        await http.get(f"http://localhost:{port}/")
+        assert server.connections == 2
+        made._idle["http", "localhost", port][-1].idle_since -= transport.KEEP_ALIVE + 1
+        await post(made, here(port))
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_warm_connection_is_what_the_first_request_takes(authority: trustme.CA, scheme: str) -> None:
+    server = Server(ANSWER, ANSWER)
+    tls, trusting = contexts(authority, "localhost")
+    made = Transport(trusting)
+    async with serving(server, tls if scheme == "https" else None) as port:
+        target = here(port, scheme)
+        for _ in range(3):
+            await made.warm(target.origin, 5)
+            made.sweep()
+        (idle,) = made._idle[target.origin]
+        assert await post(made, target) == (200, b"ok")
+        assert made._idle[target.origin] == [idle]
+        await post(made, target)
+        assert server.connections == 1
+        await made.aclose()
+
+
+async def test_a_warm_connection_that_the_server_closes_is_made_anew() -> None:
+    server = Server(ANSWER)
+    made = Transport()
+    async with serving(server) as port:
+        target = here(port)
+        await made.warm(target.origin, 5)
+        (gone,) = made._idle[target.origin]
+        gone._socket.shutdown(socket.SHUT_WR)
+        await server.closed.wait()
+        await trio.lowlevel.wait_readable(gone.fd)
+        made.sweep()
+        assert made._idle[target.origin] == []
+        assert gone._socket.fileno() < 0
+        await made.warm(target.origin, 5)
+        assert await post(made, target) == (200, b"ok")
+        await made.aclose()
+
+
+async def test_the_kernel_looks_after_a_silent_connection() -> None:
+    server = Server(ANSWER)
+    made = Transport()
+    async with serving(server) as port:
+        await made.warm(here(port).origin, 5)
+        raw = made._idle[here(port).origin][0]._socket
+        assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        await made.aclose()
 
 
 async def test_informational_responses_and_bodies_that_are_none() -> None:
@@ -361,6 +483,43 @@ async def test_an_end_that_comes_with_the_last_data_over_tls(authority: trustme.
         assert seen == [b"first", b"last"]
 
 
+async def test_what_follows_a_handshake_does_not_make_a_warm_connection_a_used_one(authority: trustme.CA) -> None:
+    """The tickets of TLS 1.3 come unasked; trio keeps them back, and most servers do not."""
+    tls, trusting = contexts(authority, "localhost")
+    told = trio.Event()
+
+    async def forthcoming(stream: trio.SocketStream) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        end = tls.wrap_bio(incoming, outgoing, server_side=True)
+        shaken = False
+        while not shaken:
+            try:
+                end.do_handshake()
+                shaken = True
+            except ssl.SSLWantReadError:
+                await stream.send_all(outgoing.read())
+                incoming.write(await stream.receive_some(65536))
+        assert end.version() == "TLSv1.3"
+        tickets = outgoing.read()
+        assert tickets
+        await stream.send_all(tickets)
+        told.set()
+        await stream.receive_some(1)
+
+    server = Server()
+    server.handle = forthcoming  # type: ignore[method-assign]
+    made = Transport(trusting)
+    async with serving(server) as port:
+        origin = here(port, "https").origin
+        await made.warm(origin, 5)
+        await told.wait()
+        (idle,) = made._idle[origin]
+        await trio.lowlevel.wait_readable(idle.fd)
+        made.sweep()
+        assert made._idle[origin] == [idle]
+        await made.aclose()
+
+
 async def test_tls(authority: trustme.CA) -> None:
     body = bytes(range(256)) * 1000  # many records
     large = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
@@ -373,6 +532,140 @@ async def test_tls(authority: trustme.CA) -> None:
         async with http.stream("GET", url) as response:
             assert await anext(response.aiter_bytes()) == b"x"
     assert server.connections == 1
+
+
+@pytest.mark.parametrize("framed", ["length", "chunks", "connection"])
+async def test_tls_that_ends_without_saying_so(authority: trustme.CA, framed: str) -> None:
+    """Whoever is on the way can end a connection; only what its framing says is complete is taken for whole."""
+    answers = {
+        "length": ANSWER,
+        "chunks": CHUNKED + b"2\r\nok\r\n0\r\n\r\n",
+        "connection": b"HTTP/1.1 200 OK\r\n\r\nok",
+    }
+    tls, trusting = contexts(authority, "localhost")
+    server = Server()
+
+    async def cut(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        server.connections += 1
+        await stream.receive_some(65536)
+        await stream.send_all(answers[framed])
+        await stream.transport_stream.send_eof()
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.receive_some(1)
+
+    server.handle = cut  # type: ignore[method-assign]
+    made = Transport(trusting)
+    async with serving(server, tls) as port:
+        for _ in range(2):
+            if framed == "connection":
+                with pytest.raises(httpx.ReadError):
+                    await post(made, here(port, "https"))
+            else:
+                assert await post(made, here(port, "https")) == (200, b"ok")
+        assert server.connections == 2
+        await made.aclose()
+
+
+SPLIT = (
+    b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"3;ext=1\r\nabc\r\n1\r\nd\r\n0\r\nlast: words\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+async def test_an_answer_in_two_pieces_cut_anywhere(pushed: bool) -> None:
+    server = Server()
+
+    async def cut(stream: trio.SocketStream) -> None:
+        server.connections += 1
+        for place in range(1, len(SPLIT)):
+            await stream.receive_some(65536)
+            await stream.send_all(SPLIT[:place])
+            await trio.testing.wait_all_tasks_blocked()
+            await stream.send_all(SPLIT[place:])
+        await stream.receive_some(1)
+
+    server.handle = cut  # type: ignore[method-assign]
+    made = Transport()
+    async with serving(server) as port:
+        for place in range(1, len(SPLIT)):
+            with trio.fail_after(20):
+                _, _, body = await made.post(here(port), HERE, b"{}", 5)
+                pieces: list[bytes] = []
+
+                def take(piece: bytes, pieces: list[bytes] = pieces) -> bool:
+                    pieces.append(piece)
+                    return True
+
+                if pushed:
+                    await body.push(take)
+                pieces += [piece async for piece in body]
+            assert b"".join(pieces) == b"abcd", place
+        assert server.connections == 1
+        await made.aclose()
+
+
+class CancelAfter(trio.abc.Instrument):
+    """Cancels ``scope`` when the task that it was made in has run for so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.scope = trio.CancelScope()
+        self._task, self._left = trio.lowlevel.current_task(), steps
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self.scope.cancel()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_leaving_at_every_wait(authority: trustme.CA, scheme: str) -> None:
+    """Nothing stays open, and what is said afterwards is what was asked."""
+    tls, trusting = contexts(authority, "localhost")
+    made = Transport(trusting)
+    live = set[socket.socket]()
+    make = transport._Connection.__init__
+
+    def noting(self: transport._Connection, opened: socket.socket) -> None:
+        live.add(opened)
+        make(self, opened)
+
+    async def slow(stream: Any) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some(65536):
+                number = data.partition(b"\r\nnumber: ")[2].partition(b"\r\n")[0]
+                for piece in (b"HTTP/1.1 200 OK\r\n", b"content-length: 6\r\n\r\n", b"a:", number.rjust(4)):
+                    await stream.send_all(piece)
+                    await trio.testing.wait_all_tasks_blocked()
+        await trio.aclose_forcefully(stream)
+
+    async def ask(number: int) -> bytes:
+        _, _, body = await made.post(here(port, scheme), [(b"number", b"%d" % number)], b"{}", 5)
+        try:
+            return b"".join([piece async for piece in body])
+        finally:
+            await body.aclose()
+
+    server = Server()
+    server.handle = slow  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch, trio.fail_after(60):
+        patch.setattr(transport._Connection, "__init__", noting)
+        async with serving(server, tls if scheme == "https" else None) as port:
+            for step in range(1, 200):
+                await made.aclose()  # so that connecting is among what is left
+                cancel = CancelAfter(step)
+                trio.lowlevel.add_instrument(cancel)
+                with cancel.scope:
+                    assert await ask(step) == b"a:%4d" % step
+                trio.lowlevel.remove_instrument(cancel)
+                idle = {each._socket for each in made._idle.get(here(port, scheme).origin, [])}
+                assert {each for each in live if each.fileno() >= 0} == idle
+                assert await ask(1000 + step) == b"a:%4d" % (1000 + step)
+                if not cancel.scope.cancelled_caught:
+                    break
+            assert 5 < step < 199
+            await made.aclose()
 
 
 async def test_a_certificate_that_is_not_trusted(authority: trustme.CA) -> None:

@@ -12,8 +12,10 @@ from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.config import Backend, OAuth
 from codexd.errors import ApiError
+from codexd.framing import Fields
 from codexd.protocol.limits import client_headers
-from codexd.upstream import PAGE_TIMEOUT, Upstream, _foreign
+from codexd.transport import Origin, Received, Target, Transport
+from codexd.upstream import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, Upstream, _foreign
 from support.secrets import access_token
 
 NOW = 1_795_000_000.0
@@ -63,3 +65,57 @@ async def test_a_page_that_never_comes_is_given_up(autojump_clock: MockClock, tm
             with pytest.raises(ApiError, match="no answer within 30 seconds"):
                 await ask()
             assert trio.current_time() - begun == pytest.approx(PAGE_TIMEOUT)
+
+
+class Warming(Transport):
+    """Notes when it was to be warmed; ``reachable`` says whether that works."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+        self.reachable = True
+
+    async def warm(self, origin: Origin, connect_seconds: float) -> None:
+        assert origin == ("https", "chatgpt.com", 443)
+        self.asked.append(trio.current_time())
+        if not self.reachable:
+            raise httpx.ConnectError("no route")
+
+    async def post(self, target: Target, fields: Fields, body: bytes, connect_seconds: float) -> Received:
+        raise httpx.ConnectError("no route")
+
+
+async def test_a_connection_is_held_ready_for_who_is_signed_in_and_asks(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path, way = tmp_path / "tokens.json", Warming()
+    async with httpx.AsyncClient(transport=way) as http, trio.open_nursery() as nursery:
+        session = Session(path, issuer=Issuer(http, OAuth(), {}), clock=lambda: NOW)
+        upstream = Upstream(http, session, Backend(), clock=lambda: NOW, transport=way)
+        begun = trio.current_time()
+        nursery.start_soon(upstream.keep_warm)
+        await trio.sleep(62)
+        assert way.asked == []
+        store.save(path, Credentials(access_token=access_token(9e9)))
+        await trio.sleep(WARM_INTERVAL)
+        assert way.asked
+        way.reachable = False
+        await trio.sleep(1000)
+        assert len(way.asked) < 25
+        assert way.asked[-1] - way.asked[-2] == 60
+        way.reachable = True
+        await trio.sleep(WARM_SECONDS)
+        assert begun + WARM_SECONDS - 60 <= way.asked[-1] < begun + WARM_SECONDS
+        with pytest.raises(ApiError):
+            async with upstream.open(Call(b"{}", "k", lite=False)):
+                raise AssertionError
+        await trio.sleep(60)
+        assert len([when for when in way.asked if when > begun + WARM_SECONDS]) >= 10
+        nursery.cancel_scope.cancel()
+
+
+async def test_through_a_proxy_nothing_is_held_ready(tmp_path: Path) -> None:
+    async with httpx.AsyncClient() as http:
+        session = Session(tmp_path / "tokens.json", issuer=Issuer(http, OAuth(), {}), clock=lambda: NOW)
+        with trio.fail_after(1):
+            await Upstream(http, session, Backend(), clock=lambda: NOW).keep_warm()
