@@ -41,28 +41,38 @@ class Decoder:
         if self._cr or b"\r" in data:
             data = self._unify(data)
         events: list[bytes] = []
-        if not self._pieces and not self._start:
-            at = 0
-            while (found := _PLAIN.match(data, at)) is not None:
-                events.append(found[1])
-                at = found.end()
-            if at:
-                data = data[at:]
-        if not data:
-            return events
-        return events + self._feed(data)
+        at = self._finish(data, events) if data and (self._pieces or self._start) else 0
+        while (found := _PLAIN.match(data, at)) is not None:
+            events.append(found[1])
+            at = found.end()
+        if at < len(data):
+            events += self._feed(data[at:] if at else data)
+        return events
+
+    def _finish(self, data: bytes, events: list[bytes]) -> int:
+        """End the event that earlier bytes began, so that what follows it can take the short way; where that begins.
+
+        0 where the event goes on beyond these bytes.
+        """
+        pieces = self._pieces
+        if data[0] == 0x0A and pieces and pieces[-1].endswith(b"\n"):
+            end = 1
+        elif (end := data.find(b"\n\n") + 2) == 1:
+            return 0
+        pieces.append(data[:end])
+        if (event := self._parse(b"".join(pieces)[:-2])) is not None:
+            events.append(event)
+        self._pieces, self._size = [], 0
+        return end
 
     def _feed(self, data: bytes) -> list[bytes]:
-        pieces = self._pieces
-        # A blank line ends an event. It lies inside the new bytes or across the seam; else there is nothing to do.
-        if b"\n\n" not in data and not (data[0] == 0x0A and pieces and pieces[-1].endswith(b"\n")):
-            pieces.append(data)
+        if b"\n\n" not in data:
+            self._pieces.append(data)
             self._size += len(data)
             if self._size > MAX_EVENT_BYTES:
                 raise EventTooLarge(f"an event of more than {MAX_EVENT_BYTES} bytes")
             return []
-        pieces.append(data)
-        blocks = b"".join(pieces).split(b"\n\n")
+        blocks = data.split(b"\n\n")
         rest = blocks.pop()
         self._pieces = [rest] if rest else []
         self._size = len(rest)
