@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
-.PHONY: help demo test lint format bench fuzz soak audit sbom lock clients clients-node clients-python install deb image container system test-system clean
+.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom lock clients clients-node clients-python install deb image container system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
@@ -18,6 +18,7 @@ help:
 	@echo "make fuzz    random and tampered input for longer; EXAMPLES=10000 of each kind"
 	@echo "make audit   known vulnerabilities of what is locked; make sbom: what a release is made of, as CycloneDX"
 	@echo "make bench   what a stream and a request cost, beside nginx and two Python peers"
+	@echo "make bench-ci  the instructions that they take, beside the committed figures; make plots: how costs grow"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
 	@echo "make lock    make the lock files anew from pyproject.toml"
 
@@ -37,7 +38,6 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Beside nginx and two Python peers, as ratios; it wants the rig at $$RIG, Rust, nginx and ten minutes. Never a test.
 fuzz: $(VENV)/.dev build/schemathesis/.done
 	EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest -q --hypothesis-profile=fuzz tests/fuzz $(ARGS)
 	tests/fuzz/schema.sh $(abspath $(BIN))/python $(abspath build/schemathesis/bin/schemathesis) $(or $(EXAMPLES),10000)
@@ -60,8 +60,18 @@ build/audit/.done: Makefile
 	build/audit/bin/pip install -q pip-audit==2.10.1 cyclonedx-bom==7.5.0
 	@touch $@
 
+# Beside nginx and two Python peers, as ratios; it wants the rig at $$RIG, Rust, nginx and ten minutes. Never a test.
 bench: $(VENV)/.runtime
 	$(BIN)/python tests/bench/bench.py $(ARGS)
+# Instructions are counted, not timed, so these figures may be a test; the rig at $$RIG, Rust and valgrind are needed.
+bench-ci: $(VENV)/.runtime
+	$(BIN)/python tests/bench/bench.py --check
+plots: $(VENV)/.runtime build/bench/plots/.done
+	build/bench/plots/bin/python tests/bench/growth.py $(ARGS)
+build/bench/plots/.done: Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -qq --disable-pip-version-check matplotlib==3.10.0 py-spy==0.4.0
+	@touch $@
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -6,12 +6,16 @@ meets all of them. Wall clock swings twofold on a shared machine: read the CPU c
 
     bench.py [--rounds 3] [--scen fast,paced,...] [--servers codexd:chat,...] [--report-only]
     bench.py --icount          user-space instructions by callgrind, repeatable within 2 %
+    bench.py --check           the same, and fail where one is 10 % above tests/bench/instructions.json
+    bench.py --accept          the same, and write that file
     bench.py --loaded 1000     one more request while so many streams are open
+    bench.py --warm            the first event over TLS, with a connection that is ready and with one to be made
 """
 
 import argparse
 import json
 import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCE = Path(os.environ.get("RIG", ROOT.parent / "shared" / "perf" / "rig"))
 WORK = ROOT / "build" / "bench"
 RIG = WORK / "rig"
 OUT = WORK / "out" / "codexd.jsonl"
@@ -47,21 +52,27 @@ url = "http://127.0.0.1:18000/backend-api"
 """
 
 
-def prepare() -> None:
+FIGURES = ROOT / "tests" / "bench" / "instructions.json"
+TOLERANCE = 1.10
+
+
+def missing(*tools: str) -> str | None:
+    """What is not there of what is needed."""
+    if not SOURCE.is_dir():
+        return f"the rig is not at {SOURCE}: say where it is with RIG=..."
+    absent = [tool for tool in tools if shutil.which(tool) is None]
+    return f"{' and '.join(absent)} is needed" if absent else None
+
+
+def prepare(peers: dict[str, str] = PEERS) -> None:
     """Copy and build the rig, install the peers, sign codexd in to the fake upstream."""
-    source = Path(os.environ.get("RIG", ROOT.parent / "shared" / "perf" / "rig"))
-    if not source.is_dir():
-        sys.exit(f"bench: the rig is not at {source}: say where it is with RIG=...")
-    for tool in ("rustc", "nginx"):
-        if shutil.which(tool) is None:
-            sys.exit(f"bench: {tool} is needed")
-    shutil.copytree(source, RIG, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    shutil.copytree(SOURCE, RIG, dirs_exist_ok=True, copy_function=shutil.copyfile)
     for name in ("fakeup", "lg"):
         if not (RIG / name).exists():
             subprocess.run(
                 ["rustc", "-O", "--edition", "2021", "-o", RIG / name, RIG / "src" / f"{name}.rs"], check=True
             )
-    for name, package in PEERS.items():
+    for name, package in peers.items():
         venv = WORK / "peers" / f"v-{name}"
         if not (venv / "done").exists():
             print(f"installing {package} ...", flush=True)
@@ -96,6 +107,104 @@ def rig(script: str, *words: str) -> None:
 
 def stop(servers: list[str]) -> None:
     subprocess.run([sys.executable, RIG / "servers.py", "stop", *servers], check=False, cwd=RIG, capture_output=True)
+
+
+# --- connections
+
+
+def warm(times: int = 100) -> None:
+    """Prints medians in microseconds, on loopback: beyond it each handshake is two more round trips, and the name."""
+    import ssl
+
+    import httpx
+    import trio
+
+    from codexd.transport import Transport, target_of
+
+    context = ssl.create_default_context(cafile=WORK / "peers" / "run" / "nginx" / "cert.pem")
+    context.check_hostname = False
+    target = target_of(httpx.URL("https://127.0.0.1:18443/backend-api/codex/responses"))
+    document = {"input": "@@n=1;b=16@@", "stream": True}
+    body, headers = json.dumps(document).encode(), [(b"content-type", b"application/json")]
+
+    async def first_event(transport: Transport) -> float:
+        begun = time.perf_counter()
+        _, _, stream = await transport.post(target, headers, body, 5)
+        await anext(stream)
+        took = time.perf_counter() - begun
+        async for _ in stream:
+            pass
+        return took * 1e6
+
+    async def measure() -> None:
+        cold, ready = Transport(lambda: context), Transport(lambda: context)
+        found: dict[str, list[float]] = {"to be made": [], "ready": []}
+        for _ in range(times):
+            await cold.aclose()
+            found["to be made"].append(await first_event(cold))
+            await ready.warm(target.origin, 5)
+            found["ready"].append(await first_event(ready))
+        print({name: round(statistics.median(each)) for name, each in found.items()})
+        await cold.aclose()
+        await ready.aclose()
+
+    rig("servers.py", "start", "fakeup", "nginx")
+    trio.run(measure)
+
+
+# --- instructions
+
+
+def instructions() -> dict[str, dict[str, float]]:
+    """Thousands of user-space instructions for each kind of request: of a request, of an event paced and flat out."""
+    asked = subprocess.run(
+        [sys.executable, RIG / "icount.py", "codexd", "codexd:resp"], check=True, cwd=RIG, capture_output=True, text=True
+    )
+    found = {}
+    for line in asked.stdout.splitlines():
+        print(line, flush=True)
+        if line.startswith("{"):
+            row = json.loads(line)
+            found[row["server"]] = {name: row[name] for name in row if name.startswith("kinstr_")}
+    if len(found) != 2:
+        sys.exit(f"bench: callgrind gave no figures: {asked.stdout} {asked.stderr}")
+    return found
+
+
+def _interpreter() -> str:
+    return f"{sys.implementation.name} {sys.version_info.major}.{sys.version_info.minor} {platform.machine()}"
+
+
+def compare(found: dict[str, dict[str, float]], wanted: dict[str, dict[str, float]]) -> list[str]:
+    """What has become dearer than is tolerated."""
+    return [
+        f"{server} {name}: {figure:g}, and {wanted[server][name]:g} was measured before"
+        for server, figures in found.items()
+        for name, figure in figures.items()
+        if figure > wanted[server][name] * TOLERANCE
+    ]
+
+
+def check() -> None:
+    """Exits with 1 where something has become dearer. Says so, and does nothing, where it cannot be measured."""
+    if why := missing("rustc", "valgrind"):
+        print(f"bench: instructions are not counted: {why}")
+        return
+    prepare(peers={})
+    found = instructions()
+    wanted = json.loads(FIGURES.read_text()).get(_interpreter())
+    if wanted is None:
+        print(f"bench: {FIGURES.name} has no figures for {_interpreter()}: nothing to compare with")
+    elif dearer := compare(found, wanted):
+        sys.exit("bench: dearer than before by more than a tenth (--accept, when it has to be):\n" + "\n".join(dearer))
+    else:
+        print("bench: no instruction count is more than a tenth above the committed one")
+
+
+def accept() -> None:
+    prepare(peers={})
+    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    FIGURES.write_text(json.dumps(known | {_interpreter(): instructions()}, indent=2) + "\n")
 
 
 # --- the report
@@ -198,12 +307,26 @@ def main() -> None:
     parser.add_argument("--servers", default=SERVERS)
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument("--icount", action="store_true")
+    parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--accept", action="store_true")
     parser.add_argument("--loaded", type=int, metavar="STREAMS")
     options = parser.parse_args()
     servers = options.servers.split(",")
+    if options.check or options.accept:
+        try:
+            check() if options.check else accept()
+        finally:
+            stop(["codexd", "fakeup"])
+        return
     if not options.report_only:
+        if why := missing("rustc", "nginx"):
+            sys.exit(f"bench: {why}")
         prepare()
         try:
+            if options.warm:
+                warm()
+                return
             if options.icount:
                 rig("icount.py", "codexd", "codexd:resp")
                 return
@@ -214,7 +337,7 @@ def main() -> None:
             rig("bench.py", "--out", OUT.stem, "--servers", options.servers, "--scen", options.scen,
                 "--rounds", str(options.rounds))  # fmt: skip
         finally:
-            stop(sorted({name.partition(":")[0] for name in [*servers, "codexd", "fakeup"]}))
+            stop(sorted({name.partition(":")[0] for name in [*servers, "codexd", "fakeup", "nginx"]}))
     print("\n".join(report([json.loads(line) for line in OUT.read_text().splitlines()])))
 
 
