@@ -190,6 +190,7 @@ async def _serve(
             keepers.start_soon(made.catalog.keep, made.upstream)
             keepers.start_soon(made.upstream.keep_warm)
             keepers.start_soon(made.keys.keep)
+            keepers.start_soon(made.ledger.keep)
             keepers.start_soon(made.logins.keep)
             keepers.start_soon(made.store.keep)
             keepers.start_soon(_end_drain, stop, made, release)
@@ -256,7 +257,10 @@ def _status(parts: Parts) -> str:
 
 async def _tell_status(changed: _Changes, notifier: Notifier, parts: Parts, told: str) -> None:
     """``told`` is what systemd has heard already; it may be outdated before this begins."""
+    due = trio.current_time()
     while True:
+        parts.api.metrics.lagged(max(0.0, trio.current_time() - due))
+        due = trio.current_time() + STATUS_INTERVAL
         if not parts.draining and (status := _status(parts)) != told:
             told = status
             notifier.status(status)
@@ -321,6 +325,7 @@ def _drain_seconds(parts: Parts) -> float:
 async def _end_drain(stop: trio.Event, parts: Parts, release: Callable[[], None]) -> None:
     await stop.wait()
     parts.keys.retire()
+    parts.ledger.retire()
     release()
     parts.api.drain()
     await trio.sleep(_drain_seconds(parts))

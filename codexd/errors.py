@@ -330,6 +330,14 @@ def foreign_origin(origin: str) -> ApiError:
     )
 
 
+def only_local(path: str) -> ApiError:
+    return ApiError(
+        403,
+        f"{path} is for programs on the machine that codexd runs on: ask it there, over loopback or the unix socket.",
+        code="only_local",
+    )
+
+
 def too_many_requests(limit: int) -> ApiError:
     return ApiError(
         503,

@@ -26,12 +26,19 @@ from codexd import errors, observe
 from codexd.config import is_loopback
 from codexd.errors import ApiError
 from codexd.incoming import BODY_TIMEOUT, Address, BodyTimeout, BodyTooLarge
+from codexd.marks import Marks
 from codexd.protocol.responses import Usage
-from codexd.relay import Client, Direct, Header
+from codexd.recent import MAX_BODY, Spans, Tokens, Trace
+from codexd.relay import Client, Direct, Header, Relay
 
 MAX_LOGGED_PATH = 200
 MAX_ADJUSTED = 4000
 """Characters of the header that says what was adjusted: a request may name thousands of parameters."""
+
+MAX_TRACED = 100
+"""Adjustments that are remembered of a request."""
+
+_STEPS = ("asked", "token", "connected", "head", "first", "end")
 
 STREAM_HEADERS: Sequence[Header] = (
     ("content-type", "text/event-stream; charset=utf-8"),
@@ -98,15 +105,25 @@ class Page(NamedTuple):
 
 
 class Record:
-    """One request, for the log: filled in as it is understood."""
+    """One request, for the log and all else that tells of it: filled in as it is understood.
+
+    ``endpoint`` is the path without names in it. ``received`` and ``sent`` are bodies, where they are to be kept.
+    """
 
     __slots__ = (
-        "adjusted", "client", "complete", "cors", "counted", "error", "failure", "id", "key", "model", "started",
-        "status", "streamed", "usage",
+        "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "marks",
+        "message", "method", "model", "received", "relays", "sent", "started", "status", "streamed", "usage",
     )  # fmt: skip
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, method: str = "", endpoint: str = "") -> None:
         self.id = request_id
+        self.method = method
+        self.endpoint = endpoint
+        self.marks = Marks()
+        self.relays: list[Relay] = []
+        self.message: str | None = None
+        self.received = b""
+        self.sent = b""
         self.started = trio.current_time()
         self.status = 0
         self.streamed = False
@@ -121,10 +138,59 @@ class Record:
         self.failure: Callable[[ApiError], bytes] = ApiError.body
         self.usage: Callable[[], Usage | None] = lambda: None
 
+    @property
+    def outcome(self) -> int:
+        """Its status; 499 is a client that left, in nginx's word for it."""
+        return self.status if self.complete else 499
+
+    def fail(self, error: ApiError) -> None:
+        self.error, self.message = error.error.code or error.error.type, error.error.message
+
+    def trace(self, now: float, *, over: bool) -> Trace:
+        """``now`` is in Unix seconds."""
+        usage, marks, at = self.usage(), self.marks, trio.current_time()
+        tokens = None
+        if usage is not None:
+            cached, reasoning = usage.input_tokens_details, usage.output_tokens_details
+            tokens = Tokens(
+                input=usage.input_tokens or 0,
+                cached=(cached and cached.cached_tokens) or 0,
+                output=usage.output_tokens or 0,
+                reasoning=(reasoning and reasoning.reasoning_tokens) or 0,
+            )
+        begun = [relay.first_at for relay in self.relays if relay.first_at is not None]
+        steps = marks.asked, marks.token, marks.connected, marks.head, min(begun, default=None), at if over else None
+        return Trace(
+            id=self.id,
+            at=now - (at - self.started),
+            method=self.method,
+            endpoint=self.endpoint,
+            status=self.outcome if over else None,
+            streamed=self.streamed,
+            spans=Spans(**dict(zip(_STEPS, map(self._after, steps), strict=True))),
+            model=self.model,
+            key=self.key,
+            client=self.client,
+            error=self.error,
+            message=self.message,
+            adjusted=tuple(self.adjusted[:MAX_TRACED]),
+            events=sum(relay.events for relay in self.relays),
+            tokens=tokens,
+            tries=marks.tries,
+            connection_ready=marks.ready,
+            backend_status=marks.status,
+            backend_request_id=marks.request_id,
+            body=_kept(self.received),
+            sent=_kept(self.sent),
+        )
+
+    def _after(self, step: float | None) -> int | None:
+        return None if step is None else round((step - self.started) * 1000)
+
     def finish(self, method: str, path: str) -> None:
-        """Log the end of the request. 499 is a client that left, in nginx's word for it."""
+        """Log the end of the request."""
         fields: dict[str, Any] = {
-            "status": self.status if self.complete else 499,
+            "status": self.outcome,
             "key": self.key,
             "client": self.client,
             "model": self.model,
@@ -155,6 +221,12 @@ def client_of(peer: Sequence[Any] | None, headers: Fields) -> str | None:
     return address if _ADDRESS.fullmatch(address) and not is_loopback(address) else None
 
 
+def is_foreign(headers: Fields) -> bool:
+    """Whether a proxy says that it asks for somebody on another machine."""
+    forwarded = [name.strip() for name in headers.get("x-forwarded-for", "").split(",") if name.strip()]
+    return any(not is_loopback(name) for name in forwarded) or bool(headers.get("forwarded", ""))
+
+
 @lru_cache(maxsize=64)
 def name_in(host: str) -> str:
     """The name in a Host header, without its port."""
@@ -181,8 +253,13 @@ def _level_for(path: str) -> Callable[..., None]:
     return cast("Callable[..., None]", log.debug if path.endswith("/health") else log.info)
 
 
-def _begin(headers: Fields, peer: Sequence[Any] | None, method: str, path: str) -> Record:
-    record = Record(observe.request_id(headers.get("x-request-id", ""), f"req_{secrets.token_hex(16)}"))
+def _kept(body: bytes) -> str | None:
+    return observe.redact(body[:MAX_BODY].decode(errors="replace")) if body else None
+
+
+def _begin(headers: Fields, peer: Sequence[Any] | None, method: str, path: str, endpoint: str) -> Record:
+    name = observe.request_id(headers.get("x-request-id", ""), f"req_{secrets.token_hex(16)}")
+    record = Record(name, method, endpoint)
     record.client = client_of(peer, headers)
     structlog.contextvars.bind_contextvars(request_id=record.id)
     log.debug("request started", method=method, path=path)
@@ -205,7 +282,7 @@ def _trace_headers(record: Record) -> list[Header]:
 
 
 def failed(error: ApiError, record: Record) -> Document:
-    record.error = error.error.code or error.error.type
+    record.fail(error)
     return Document(record.failure(error), list(error.all_headers().items()), error.status)
 
 
@@ -295,7 +372,7 @@ async def take(
 ) -> None:
     """One exchange. ``before`` may refuse it with an ApiError; ``after`` is called in any case."""
     method, path = incoming.method, incoming.path[:MAX_LOGGED_PATH]
-    record = _begin(incoming.headers, incoming.client, method, path)
+    record = _begin(incoming.headers, incoming.client, method, path, route.path)
     record.failure = route.failure
     try:
         reply = await _reply(Exchange(incoming, record, max_body), route, before)
@@ -339,7 +416,7 @@ async def _stream(incoming: Incoming, relay: Body, record: Record) -> Document |
     finally:
         record.complete |= relay.done
         if relay.error is not None:
-            record.error = relay.error.error.code
+            record.fail(relay.error)
     return None
 
 
@@ -385,6 +462,10 @@ class PageRequest(TrioRequest):
     record: Record
 
 
+AFTER = "codexd.after"
+"""Quart's extension that is called with each record when it is over."""
+
+
 class HttpConnection(TrioASGIHTTPConnection):
     """One request on its way through Quart: the request id and the log lines."""
 
@@ -392,7 +473,7 @@ class HttpConnection(TrioASGIHTTPConnection):
         self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
     ) -> None:
         method, path = request.method, request.path[:MAX_LOGGED_PATH]
-        record = _begin(request.headers, self.scope.get("client"), method, path)
+        record = _begin(request.headers, self.scope.get("client"), method, path, "")
         cast("PageRequest", request).record = record
 
         async def noting(message: Any) -> None:
@@ -410,6 +491,9 @@ class HttpConnection(TrioASGIHTTPConnection):
                 record.status, record.complete = 500, True
             raise
         finally:
+            if request.url_rule is not None:
+                record.endpoint = request.url_rule.rule.removeprefix("/v1")
+            self.app.extensions[AFTER](record)
             record.finish(method, path)
         nursery.cancel_scope.cancel()
 

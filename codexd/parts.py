@@ -17,6 +17,7 @@ from codexd.auth.session import Session
 from codexd.catalog import Catalog
 from codexd.config import KEYS_FILE, Config, ConfigError
 from codexd.keys import Keys
+from codexd.ledger import Ledger
 from codexd.store import ResponseStore
 from codexd.upstream import USER_AGENT, Upstream, make_client, make_transport
 
@@ -53,6 +54,7 @@ class Parts:
         catalog: Catalog,
         upstream: Upstream,
         store: ResponseStore,
+        ledger: Ledger,
     ) -> None:
         self.config = config
         self.origin = origin
@@ -72,9 +74,11 @@ class Parts:
             catalog=catalog,
             upstream=upstream,
             store=store,
+            ledger=ledger,
             clock=clock,
         )
         self.store = store
+        self.ledger = ledger
         self.started = trio.current_time()
         self.listeners: list[str] = []
         self.draining = False
@@ -177,4 +181,5 @@ async def build(
                 transport=transport,
             ),
             store=ResponseStore(state / "responses", config.storage, clock=clock),
+            ledger=Ledger(state / "usage.json", clock=clock),
         )

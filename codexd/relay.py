@@ -84,6 +84,8 @@ class Deadlines(Protocol):
 class Relay:
     """One answer on its way. After ``stream`` or ``collect``, ``usage`` and ``error`` tell how it went.
 
+    ``first_at`` is when the backend sent the first event with something of the answer, in trio's time.
+
     ``open`` gives a fresh upstream stream, ``convert`` a fresh conversion: the retry needs both anew. ``headers_of``
     turns the upstream's headers into those that the client gets. ``forget`` is called when a streamed answer has begun:
     nothing is tried again from there, and a request of megabytes need not stay for as long as its answer takes.
@@ -103,6 +105,7 @@ class Relay:
         self._headers_of = headers_of
         self._deadlines = deadlines
         self._conversion = convert()
+        self.first_at: float | None = None
         self._headers: Sequence[Header] = ()
         self._client: Client | None = None
         self._started = False
@@ -124,6 +127,11 @@ class Relay:
     def done(self) -> bool:
         """Whether the answer is complete."""
         return self._conversion.state.done
+
+    @property
+    def events(self) -> int:
+        """Those that the backend has sent so far."""
+        return self._conversion.events
 
     @property
     def usage(self) -> Usage | None:
@@ -221,10 +229,12 @@ class Relay:
                 self._waiting_since = trio.current_time()
                 self._heard = True
                 out = conversion.feed(data)
+                if self.first_at is None and conversion.state.begun:
+                    self.first_at = self._waiting_since
                 if client is not None:
                     if out:
                         await self._pass_on(client, out)
-                    if self._started:
+                    if self._started and self.first_at is not None:
                         await self._flow(source, client, conversion)
                 if conversion.state.error is not None:
                     raise conversion.state.error

@@ -82,7 +82,7 @@ class Transport(httpx.AsyncBaseTransport):
         body, timeout = await request.aread(), request.extensions.get("timeout", {}).get("connect")
         origin, since = origin_of(url), trio.current_time() - KEEP_ALIVE
         connection = self._take(origin, since) or await self._connect(origin, timeout)
-        received = await self._exchange(connection, request.method, origin, head, body)
+        received = await self._exchange(connection, request.method, origin, head, body, ready=False)
         return httpx.Response(received.status, headers=received.fields, stream=received.body)
 
     async def post(self, target: Target, fields: Fields, body: bytes, connect_seconds: float) -> "Received":
@@ -95,11 +95,11 @@ class Transport(httpx.AsyncBaseTransport):
         head = _head_of(b"POST", target.path, [(b"host", target.host), *fields, length])
         if (connection := self._take(target.origin)) is not None:
             with contextlib.suppress(Unanswered):
-                return await self._exchange(connection, "POST", target.origin, head, body)
+                return await self._exchange(connection, "POST", target.origin, head, body, ready=True)
             # What has ended this one unnoticed, a network that changed or a sleep, has ended the others too.
             self._forget(target.origin)
         connection = await self._connect(target.origin, connect_seconds)
-        return await self._exchange(connection, "POST", target.origin, head, body)
+        return await self._exchange(connection, "POST", target.origin, head, body, ready=False)
 
     async def warm(self, origin: Origin, connect_seconds: float) -> None:
         """Have a connection ready there. Raises httpx's exceptions."""
@@ -116,8 +116,9 @@ class Transport(httpx.AsyncBaseTransport):
                     connection.close()
 
     async def _exchange(
-        self, connection: "_Connection", method: str, origin: Origin, head: bytes, body: bytes
+        self, connection: "_Connection", method: str, origin: Origin, head: bytes, body: bytes, *, ready: bool
     ) -> "Received":
+        connected = trio.current_time()
         try:
             sent = await _sent(connection, head, body)
             status, fields, keep, rest = await _read_head(connection)
@@ -127,7 +128,7 @@ class Transport(httpx.AsyncBaseTransport):
             connection.close()
             raise
         stream = Body(connection, framing, rest, (lambda: self._give_back(origin, connection)) if keep else None)
-        return Received(status, fields, stream)
+        return Received(status, fields, stream, connected, ready)
 
     async def aclose(self) -> None:
         for origin in list(self._idle):
@@ -435,8 +436,13 @@ class Body(httpx.AsyncByteStream):
 
 
 class Received(NamedTuple):
-    """A response whose head was read. ``body`` must be closed."""
+    """A response whose head was read. ``body`` must be closed.
+
+    ``connected``: when there was a connection for it, in trio's time; ``ready``: an idle one was there.
+    """
 
     status: int
     fields: Fields
     body: Body
+    connected: float
+    ready: bool

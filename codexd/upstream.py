@@ -18,6 +18,7 @@ import trio
 from codexd import __version__, errors
 from codexd.auth.session import Access, Session
 from codexd.config import Backend
+from codexd.marks import Marks
 from codexd.protocol import failure, limits
 from codexd.protocol.limits import Limits
 from codexd.transport import Body, Transport, target_of
@@ -45,11 +46,15 @@ log = structlog.get_logger()
 
 
 class Call(NamedTuple):
-    """One request to ``/codex/responses``. ``key`` is the prompt cache key; headers repeat it as the thread's id."""
+    """One request to ``/codex/responses``. ``key`` is the prompt cache key; headers repeat it as the thread's id.
+
+    ``marks`` are filled in as it goes its way.
+    """
 
     body: bytes
     key: str
     lite: bool
+    marks: Marks
 
 
 class _AccountEntry(msgspec.Struct):
@@ -171,9 +176,11 @@ class Upstream:
 
         Raises ApiError, also for faults while the caller reads.
         """
-        self._used_at = trio.current_time()
+        marks = call.marks
+        self._used_at = marks.asked = trio.current_time()
         try:
             access = await self._session.token()
+            marks.token = trio.current_time()
             response = await self._send(call, access)
             if response.status_code == 401:
                 body = await self._read_error(response)
@@ -309,14 +316,20 @@ class Upstream:
         }
         if call.lite:
             headers["x-openai-internal-codex-responses-lite"] = "true"
+        marks = call.marks
+        marks.tries += 1
         if self._transport is None:
             request = self._client.build_request("POST", self._url, content=call.body, headers=headers)
-            return await self._client.send(request, stream=True)
+            proxied = await self._client.send(request, stream=True)
+            _note(marks, proxied.status_code, proxied.headers)
+            return proxied
         fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         if cookie := self._cookie_header():
             fields.append((b"cookie", cookie))
-        status, received, body = await self._transport.post(self._target, fields, call.body, CONNECT_TIMEOUT)
+        answer = await self._transport.post(self._target, fields, call.body, CONNECT_TIMEOUT)
+        status, received, body, marks.connected, marks.ready = answer
         found = {name.decode("latin-1"): value.decode("latin-1") for name, value in received}
+        _note(marks, status, found)
         plain = status == 200 and "content-encoding" not in found
         if plain and "set-cookie" not in found:
             return _Plain(found, body)
@@ -358,6 +371,11 @@ class Upstream:
         finally:
             await response.aclose()
         return body
+
+
+def _note(marks: Marks, status: int, headers: Mapping[str, str]) -> None:
+    marks.status, marks.head = status, trio.current_time()
+    marks.request_id = headers.get("x-request-id") or headers.get("x-oai-request-id")
 
 
 def _moment(date: str | None) -> float | None:

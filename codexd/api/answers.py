@@ -77,6 +77,7 @@ class Answers:
         if record.key is not None and not self._keys.may_use(record.key, record.model):
             raise errors.key_not_for_model(record.key, record.model, self._keys.limits(record.key).models)
         if self.config.logging.enable_request_logging:
+            record.received = body
             log.debug("request as it came", body=body.decode(errors="replace"))
         return resolved
 
@@ -116,8 +117,9 @@ class Answers:
 
     def relay(self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]) -> Relay:
         up = converted.request
-        call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite)
+        call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite, record.marks)
         if self.config.logging.enable_request_logging:
+            record.sent = call.body
             log.debug("request as it goes up", body=call.body.decode())
 
         def without_reasoning() -> Call | None:
@@ -131,6 +133,7 @@ class Answers:
         sending = Sending(self._upstream, call, without_reasoning)
         relay = Relay(sending.open, conversion, self._limits, self.config.backend, sending.forget)
         self._relays.add(relay)
+        record.relays.append(relay)
         return relay
 
     def _limits(self, source: Source) -> Sequence[Header]:

@@ -1,7 +1,8 @@
 """The ASGI application: its routes, who may use them, and how failures are told."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from codexd.catalog import Catalog
 from codexd.config import Config
 from codexd.errors import ApiError
 from codexd.exchange import (
+    AFTER,
     Document,
     Exchange,
     Fields,
@@ -40,6 +42,7 @@ from codexd.exchange import (
     bug,
     failed,
     foreign_host,
+    is_foreign,
     json,
     record_of_page,
     response_of,
@@ -47,6 +50,9 @@ from codexd.exchange import (
 )
 from codexd.incoming import Handler, Lane
 from codexd.keys import Keys
+from codexd.ledger import Ledger
+from codexd.metrics import CONTENT_TYPE, Gauges, Metrics
+from codexd.recent import Recent, Trace
 from codexd.relay import Client
 from codexd.store import ResponseStore
 from codexd.upstream import Upstream
@@ -55,6 +61,7 @@ WEBSOCKET = "/responses"
 """The path that is served over websockets too, under /v1 and under nothing."""
 
 _HEALTH = ("/health", "/v1/health")
+_UNINTERESTING = ("/health", "/metrics")
 PULSES = 4
 PULSE_INTERVAL = 0.25
 """Seconds. Together they tell a proxy that buffers from one that does not."""
@@ -106,6 +113,7 @@ class Api:
         catalog: Catalog,
         upstream: Upstream,
         store: ResponseStore,
+        ledger: Ledger,
         clock: Callable[[], float],
     ) -> None:
         self._session = session
@@ -117,7 +125,12 @@ class Api:
         self.chat = ChatEndpoints(self.answers)
         self._responses = ResponsesEndpoints(self.answers, store)
         self._messages = MessagesEndpoints(self.answers)
-        self._websocket = ResponsesWebsocket(self._responses, self._authenticate_websocket, keys.counted)
+        self._websocket = ResponsesWebsocket(self._responses, self._authenticate_websocket, keys.counted, self._watched)
+        self._clock = clock
+        self._ledger = ledger
+        self.metrics = Metrics()
+        self.recent = Recent()
+        self._under_way: set[Record] = set()
         self._login = LoginEndpoints(session, logins)
         self._taken = 0
         self._table = self._by_path()
@@ -164,6 +177,7 @@ class Api:
         """The ASGI application, for the rest."""
         app = QuartTrio("codexd", static_folder=None, template_folder=None)
         app.asgi_http_class = HttpConnection
+        app.extensions[AFTER] = self._watch_over
         app.request_class = PageRequest
         # A path with a slash too many is not there, in JSON; by default it is an HTML redirect.
         app.url_map.merge_slashes = False
@@ -207,6 +221,7 @@ class Api:
             Route("GET", "/models", self.models),
             Route("GET", "/health", self.health),
             Route("GET", "/openapi.json", self.openapi, api=False),
+            Route("GET", "/metrics", self.exposition, api=False),
             Route("GET", "/api/codex/usage", self.usage, api=False),
             *self._login.routes(),
         ]
@@ -241,6 +256,26 @@ class Api:
         pages = [openapi.Path(page.method, f"/v1{_readable(page.path)}", page.summary) for page in self._pages()]
         return Document(openapi.document(self._routes(), pages, __version__))
 
+    async def exposition(self, exchange: Exchange) -> Reply:
+        """Prometheus's metrics, for this machine."""
+        if exchange.record.client is not None or is_foreign(exchange.headers):
+            raise errors.only_local(exchange.path)
+        return Document(self.metrics_text(), content_type=CONTENT_TYPE)
+
+    def metrics_text(self) -> bytes:
+        """All metrics, in Prometheus's text format."""
+        session, known = self._session, self._upstream.limits()
+        return self.metrics.render(
+            Gauges(
+                version=__version__,
+                signed_in=session.signed_in,
+                streams_open=self.answers.open,
+                refreshes=session.refreshes,
+                refresh_failures=session.refresh_failures,
+                windows=() if known is None else known.windows,
+            )
+        )
+
     async def health(self, exchange: Exchange) -> Reply:
         """Whether codexd serves, and with ``ready=1`` whether requests would be."""
         query = exchange.query
@@ -257,6 +292,7 @@ class Api:
 
     def _before(self, exchange: Exchange) -> None:
         """Raises ApiError 401, 403 or 503."""
+        self._under_way.add(exchange.record)
         if exchange.method == "OPTIONS":
             self._admit_page(exchange.headers, exchange.record)
             return
@@ -267,7 +303,31 @@ class Api:
         if record.key is not None and exchange.method == "POST":
             record.counted = self._keys.enter(record.key)
 
+    @contextmanager
+    def _watched(self, record: Record) -> Iterator[None]:
+        self._under_way.add(record)
+        try:
+            yield
+        finally:
+            self._watch_over(record)
+
+    def _watch_over(self, record: Record) -> None:
+        """It has ended: it is counted, and can be asked for."""
+        self._under_way.discard(record)
+        trace = record.trace(self._clock(), over=True)
+        self.metrics.add(trace)
+        self._ledger.add(trace)
+        # Probes come every few seconds, and would push out what somebody looks for.
+        if trace.endpoint not in _UNINTERESTING or trace.error is not None:
+            self.recent.add(trace)
+
+    def under_way(self) -> list[Trace]:
+        """The requests that have not ended, the oldest first."""
+        now = self._clock()
+        return sorted((record.trace(now, over=False) for record in self._under_way), key=lambda trace: trace.at)
+
     def _after(self, record: Record) -> None:
+        self._watch_over(record)
         if record.counted and record.key is not None:
             self._keys.leave(record.key)
 

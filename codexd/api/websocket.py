@@ -76,7 +76,7 @@ class _Events:
 class ResponsesWebsocket:
     """``authenticate`` gives the name of the client's key, if it has one; ``counted`` is round each request of it.
 
-    Both raise ApiError.
+    Both raise ApiError. ``watched`` is round each request.
     """
 
     def __init__(
@@ -84,9 +84,11 @@ class ResponsesWebsocket:
         endpoints: ResponsesEndpoints,
         authenticate: Callable[[], str | None],
         counted: Callable[[str | None], AbstractContextManager[None]],
+        watched: Callable[[Record], AbstractContextManager[None]],
     ) -> None:
         self._endpoints = endpoints
         self._counted = counted
+        self._watched = watched
         self._authenticate = authenticate
         self._idle: set[trio.CancelScope] = set()
         self._draining = False
@@ -102,10 +104,10 @@ class ResponsesWebsocket:
         try:
             self._authenticate()
         except ApiError as error:
-            record = Record(_new_id())
-            record.client = client_of(websocket.scope.get("client"), websocket.headers)
-            record.status, record.complete = error.status, True
-            refused = response_of(failed(error, record))
+            record = self._record()
+            with self._watched(record):
+                record.status, record.complete = error.status, True
+                refused = response_of(failed(error, record))
             record.finish("WS", websocket.path)
             return refused
         self.connections += 1
@@ -161,9 +163,8 @@ class ResponsesWebsocket:
         return None
 
     async def _answer(self, frame: str | bytes, last: Last) -> None:
-        record = Record(_new_id())
-        record.client = client_of(websocket.scope.get("client"), websocket.headers)
-        with structlog.contextvars.bound_contextvars(request_id=record.id):
+        record = self._record()
+        with structlog.contextvars.bound_contextvars(request_id=record.id), self._watched(record):
             try:
                 # Anew each time: a key may have been revoked meanwhile.
                 record.key = self._authenticate()
@@ -177,6 +178,11 @@ class ResponsesWebsocket:
                 await _send_error(errors.internal(record.id), record)
             finally:
                 record.finish("WS", websocket.path)
+
+    def _record(self) -> Record:
+        record = Record(_new_id(), "WS", "/responses")
+        record.client = client_of(websocket.scope.get("client"), websocket.headers)
+        return record
 
     async def _respond(self, frame: str | bytes, record: Record, last: Last) -> None:
         data = frame.encode() if isinstance(frame, str) else frame
@@ -196,7 +202,7 @@ class ResponsesWebsocket:
             # A failure that was told is an end too; otherwise the client has left.
             record.complete = relay.done or relay.error is not None
             if relay.error is not None:
-                record.error = relay.error.error.code
+                record.fail(relay.error)
 
 
 def _new_id() -> str:
@@ -204,6 +210,7 @@ def _new_id() -> str:
 
 
 async def _send_error(error: ApiError, record: Record) -> None:
-    record.status, record.error = error.status, error.error.code or error.error.type
+    record.status = error.status
+    record.fail(error)
     await websocket.send(msgspec.json.encode(_Error(error.status, error.error, error.all_headers())).decode())
     record.complete = True

@@ -87,6 +87,8 @@ class Session:
         self._retry_at = -float("inf")
         self._refreshed_at = -float("inf")
         self._beyond_clock: str | None = None
+        self.refreshes = 0
+        self.refresh_failures = 0
 
     @property
     def signed_in(self) -> bool:
@@ -308,6 +310,7 @@ class Session:
         except (_Transient, trio.TooSlowError) as error:
             pause = _BACKOFF[min(self._failures, len(_BACKOFF) - 1)]
             self._failures += 1
+            self.refresh_failures += 1
             self._failed = str(error) or "the sign-in server did not answer in time"
             self._retry_at = trio.current_time() + pause
             log.warning("token refresh failed", reason=self._failed, next_try_seconds=pause)
@@ -323,6 +326,7 @@ class Session:
             renewed = await self._post(reason, credentials)
             self._credentials = renewed
             self._failures, self._failed, self._refreshed_at = 0, None, trio.current_time()
+            self.refreshes += 1
             self._save(renewed)
             log.info("token refreshed", reason=reason, expires_at=renewed.expires_at)
             if self._seconds_left(renewed) <= REFRESH_MARGIN:

@@ -71,12 +71,13 @@ class Dialect(Protocol):
 
 
 class Conversion:
-    """One answer on its way to one client."""
+    """One answer on its way to one client. ``events`` counts what the backend has sent."""
 
     def __init__(self, dialect: Dialect, last: bytes = DONE) -> None:
         self._last = last
         self._decoder = sse.Decoder()
         self._dialect = dialect
+        self.events = 0
         self.state = dialect.state
         self.failure = dialect.failure
         self.keepalive = dialect.keepalive
@@ -92,6 +93,7 @@ class Conversion:
         except sse.EventTooLarge:
             state.error = errors.stream_ended()
             return b""
+        self.events += len(events)
         out = b"".join([push(event) for event in events])
         return out + self._last if self.state.done else out
 

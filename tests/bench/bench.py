@@ -129,7 +129,7 @@ def warm(times: int = 100) -> None:
 
     async def first_event(transport: Transport) -> float:
         begun = time.perf_counter()
-        _, _, stream = await transport.post(target, headers, body, 5)
+        _, _, stream, *_ = await transport.post(target, headers, body, 5)
         await anext(stream)
         took = time.perf_counter() - begun
         async for _ in stream:
@@ -158,7 +158,11 @@ def warm(times: int = 100) -> None:
 def instructions() -> dict[str, dict[str, float]]:
     """Thousands of user-space instructions for each kind of request: of a request, of an event paced and flat out."""
     asked = subprocess.run(
-        [sys.executable, RIG / "icount.py", "codexd", "codexd:resp"], check=True, cwd=RIG, capture_output=True, text=True
+        [sys.executable, RIG / "icount.py", "codexd", "codexd:resp"],
+        check=True,
+        cwd=RIG,
+        capture_output=True,
+        text=True,
     )
     found = {}
     for line in asked.stdout.splitlines():

@@ -18,8 +18,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import bench
 import matplotlib.pyplot as plt
+
+import bench
 
 PAGE = bench.ROOT / "docs" / "performance"
 SERVERS = {"codexd": "chat", "codexd:resp": "responses", "nginx:resp": "nginx, which only passes it on"}
@@ -71,7 +72,9 @@ def asked(server: str, words: str, pids: list[int]) -> dict[str, Any]:
 
 def _streams(server: str, count: int, pids: list[int]) -> float:
     ramp = 500 + 4 * count
-    words = f"--mode hold --c {count} --window 4 --ramp-ms {ramp} --open-timeout 30 --timeout 90 --params n=100000;b=16;r=5"
+    words = (
+        f"--mode hold --c {count} --window 4 --ramp-ms {ramp} --open-timeout 30 --timeout 90 --params n=100000;b=16;r=5"
+    )
     return float(asked(server, words, pids)["win_cpu_us_per_chunk"])
 
 

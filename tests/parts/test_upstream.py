@@ -13,6 +13,7 @@ from codexd.auth.store import Credentials
 from codexd.config import Backend, OAuth
 from codexd.errors import ApiError
 from codexd.framing import Fields
+from codexd.marks import Marks
 from codexd.protocol.limits import client_headers
 from codexd.transport import Origin, Received, Target, Transport
 from codexd.upstream import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, Upstream, _foreign
@@ -107,7 +108,7 @@ async def test_a_connection_is_held_ready_for_who_is_signed_in_and_asks(
         await trio.sleep(WARM_SECONDS)
         assert begun + WARM_SECONDS - 60 <= way.asked[-1] < begun + WARM_SECONDS
         with pytest.raises(ApiError):
-            async with upstream.open(Call(b"{}", "k", lite=False)):
+            async with upstream.open(Call(b"{}", "k", False, Marks())):
                 raise AssertionError
         await trio.sleep(60)
         assert len([when for when in way.asked if when > begun + WARM_SECONDS]) >= 10

@@ -18,6 +18,7 @@ from codexd.auth.store import Credentials
 from codexd.catalog import Catalog
 from codexd.config import Config, OAuth
 from codexd.keys import Keys
+from codexd.ledger import Ledger
 from codexd.store import ResponseStore
 from codexd.upstream import Upstream
 from support.secrets import ACCOUNT, access_token
@@ -211,6 +212,6 @@ async def client(
         store = ResponseStore(folder / "responses", config.storage, clock=lambda: 1.8e9)
         api = Api(
             config, session=session, logins=logins, keys=keys, catalog=catalog, upstream=upstream, store=store,
-            clock=lambda: 1.8e9,
+            ledger=Ledger(folder / "usage.json", clock=lambda: 1.8e9), clock=lambda: 1.8e9,
         )  # fmt: skip
         yield Client(api.app(), api, keys)

@@ -1,0 +1,150 @@
+"""What was used, by day, model and key: bounded, in memory and in one small file that outlives a restart."""
+
+import contextlib
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+import trio
+from msgspec import Struct
+
+from codexd.auth.store import keep_aside, write_durably
+from codexd.recent import Tokens, Trace
+
+SAVE_INTERVAL = 60.0
+MAX_ROWS = 10_000
+"""Rows of days, models and keys; beyond them the oldest go. A year of a person with a dozen models and keys."""
+
+HOURS = 24
+
+log = structlog.get_logger()
+
+
+class Amount(Struct, kw_only=True):
+    """``input`` and so on are tokens, as in ``recent.Tokens``."""
+
+    requests: int = 0
+    failed: int = 0
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+    def add(self, tokens: Tokens | None, *, failed: bool) -> None:
+        self.requests += 1
+        self.failed += failed
+        if tokens is not None:
+            self.input += tokens.input
+            self.cached += tokens.cached
+            self.output += tokens.output
+            self.reasoning += tokens.reasoning
+
+
+class Row(Amount, kw_only=True):
+    """``day`` as 2030-12-31, by this machine's time zone; ``key`` is empty where none was asked for."""
+
+    day: str
+    model: str
+    key: str
+
+
+class Hour(Amount, kw_only=True):
+    """``hour`` is Unix seconds by 3600."""
+
+    hour: int
+
+
+class _File(Struct):
+    rows: list[Row] = []
+    hours: list[Hour] = []
+    version: int = 1
+
+
+class Ledger:
+    """``clock`` gives Unix seconds."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._clock = clock
+        self._rows: dict[tuple[str, str, str], Row] = {}
+        self._hours: dict[int, Hour] = {}
+        self._unsaved = False
+        self._retired = False
+        self._load()
+
+    def add(self, trace: Trace) -> None:
+        """Count a request that asked for an answer; those that named no model did not."""
+        if trace.model is None:
+            return
+        now = self._clock()
+        day = datetime.datetime.fromtimestamp(now).astimezone().date().isoformat()
+        place = day, trace.model, trace.key or ""
+        row = self._rows.get(place)
+        if row is None:
+            row = self._rows[place] = Row(day=day, model=trace.model, key=trace.key or "")
+            while len(self._rows) > MAX_ROWS:
+                del self._rows[next(iter(self._rows))]
+        hour = int(now // 3600)
+        if hour not in self._hours:
+            self._hours[hour] = Hour(hour=hour)
+            for old in [each for each in self._hours if each <= hour - HOURS]:
+                del self._hours[old]
+        failed = trace.error is not None
+        for amount in (row, self._hours[hour]):
+            amount.add(trace.tokens, failed=failed)
+        self._unsaved = True
+
+    def since(self, day: str) -> list[Row]:
+        """The rows of that day and later, the oldest first."""
+        return [row for row in self._rows.values() if row.day >= day]
+
+    def today(self) -> datetime.date:
+        return datetime.datetime.fromtimestamp(self._clock()).astimezone().date()
+
+    def hours(self) -> list[Hour]:
+        """The last 24 hours, this one last; an empty one for each in which nothing was asked."""
+        now = int(self._clock() // 3600)
+        return [self._hours.get(hour) or Hour(hour=hour) for hour in range(now - HOURS + 1, now + 1)]
+
+    async def keep(self) -> None:
+        """Save now and then, and at the end. Runs until cancelled."""
+        try:
+            while True:
+                await trio.sleep(SAVE_INTERVAL)
+                self._save()
+        finally:
+            self._save()
+
+    def retire(self) -> None:
+        """Write for the last time: from here on the file may be a successor's."""
+        self._save()
+        self._retired = True
+
+    def _save(self) -> None:
+        if not self._unsaved or self._retired:
+            return
+        try:
+            file = _File(list(self._rows.values()), list(self._hours.values()))
+            write_durably(self._path, msgspec.json.encode(file) + b"\n")
+            self._unsaved = False
+        except OSError as error:
+            log.warning("the usage could not be saved; it is tried again", path=str(self._path), reason=str(error))
+
+    def _load(self) -> None:
+        try:
+            file = msgspec.json.decode(self._path.read_bytes(), type=_File)
+            if file.version != 1:
+                raise ValueError(f"its version is {file.version}, and this codexd knows 1")
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            # It is counted anew, and what was there is not overwritten.
+            aside = None
+            with contextlib.suppress(OSError):
+                aside = keep_aside(self._path)
+            log.warning("the usage cannot be read; it begins anew", reason=str(error), kept=aside and str(aside))
+            return
+        self._rows = {(row.day, row.model, row.key): row for row in file.rows}
+        self._hours = {hour.hour: hour for hour in file.hours}

@@ -1,0 +1,165 @@
+"""What happened, in numbers for Prometheus. Counting is a few additions; the library is imported when somebody asks."""
+
+import itertools
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from codexd.protocol.limits import Window
+from codexd.recent import Trace
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+LAG = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0)
+
+_Values = Iterable[tuple[tuple[str, ...], float]]
+
+MAX_ADJUSTMENTS = 200
+"""Different ones that are told apart: clients choose the names of parameters."""
+
+
+class Gauges(NamedTuple):
+    """What is so now. ``windows`` are the account's limits as they were heard of last."""
+
+    version: str
+    signed_in: bool
+    streams_open: int
+    refreshes: int
+    refresh_failures: int
+    windows: Iterable[Window]
+
+
+class _Histogram:
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as Prometheus wants them."""
+        names = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
+        return list(zip(names, itertools.accumulate(self._counts), strict=True))
+
+
+class Metrics:
+    """All since the start."""
+
+    def __init__(self) -> None:
+        self._requests: Counter[tuple[str, str, str, str]] = Counter()
+        self._tokens: Counter[tuple[str, str, str]] = Counter()
+        self._errors: Counter[str] = Counter()
+        self._adjusted: Counter[tuple[str, str]] = Counter()
+        self._first: dict[str, _Histogram] = {}
+        self._duration: dict[str, _Histogram] = {}
+        self._lag = _Histogram(LAG)
+
+    def add(self, trace: Trace) -> None:
+        model, key = trace.model or "", trace.key or ""
+        self._requests[trace.endpoint, model, str(trace.status), key] += 1
+        if trace.tokens is not None:
+            for kind in ("input", "cached", "output", "reasoning"):
+                self._tokens[kind, model, key] += getattr(trace.tokens, kind)
+        if trace.error is not None and trace.tries:
+            self._errors[trace.error] += 1
+        for entry in trace.adjusted:
+            name, _, how = entry.partition("=")
+            known = (name, how) in self._adjusted or len(self._adjusted) < MAX_ADJUSTMENTS
+            self._adjusted[(name, how) if known else ("other", "")] += 1
+        if trace.spans.first is not None:
+            self._first.setdefault(model, _Histogram(SECONDS)).add(trace.spans.first / 1000)
+        if trace.spans.end is not None:
+            self._duration.setdefault(trace.endpoint, _Histogram(SECONDS)).add(trace.spans.end / 1000)
+
+    def lagged(self, seconds: float) -> None:
+        """How much later than it was due something was done."""
+        self._lag.add(seconds)
+
+    def render(self, gauges: Gauges) -> bytes:
+        """In Prometheus's text format."""
+        from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+        from prometheus_client.registry import Collector
+
+        metrics = self
+
+        class Ours(Collector):
+            def collect(self) -> "Iterator[Metric]":
+                yield from metrics._families(gauges)
+
+        registry = CollectorRegistry()
+        registry.register(Ours())
+        ProcessCollector(registry=registry)
+        return generate_latest(registry)
+
+    def _families(self, gauges: Gauges) -> "Iterator[Metric]":
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        def counter(
+            name: str, text: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], float]]
+        ) -> "Metric":
+            family = CounterMetricFamily(f"codexd_{name}", text, labels=labels)
+            for place, value in values:
+                family.add_metric(place, value)
+            return family
+
+        def gauge(name: str, text: str, labels: list[str], values: _Values) -> "Metric":
+            family = GaugeMetricFamily(f"codexd_{name}", text, labels=labels)
+            for place, value in values:
+                family.add_metric(place, value)
+            return family
+
+        def histogram(name: str, text: str, label: str, values: dict[str, _Histogram]) -> "Metric":
+            family = HistogramMetricFamily(f"codexd_{name}", text, labels=[label] if label else [])
+            for place, value in values.items():
+                family.add_metric([place] if label else [], value.buckets(), value.total)
+            return family
+
+        yield counter(
+            "requests", "Requests, by how they ended; 499 is a client that left.",
+            ["endpoint", "model", "status", "key"], self._requests.items(),
+        )  # fmt: skip
+        yield counter(
+            "tokens", "Tokens as the backend counts them; cached are part of input, reasoning of output.",
+            ["kind", "model", "key"], self._tokens.items(),
+        )  # fmt: skip
+        yield counter(
+            "upstream_errors", "Requests that failed on their way to the backend or there, by error code.", ["code"],
+            (((code,), count) for code, count in self._errors.items()),
+        )  # fmt: skip
+        yield counter(
+            "adjusted_parameters", "Parameters that were not passed on as they came.", ["parameter", "how"],
+            self._adjusted.items(),
+        )  # fmt: skip
+        yield counter(
+            "token_refreshes", "Attempts to renew the access token.", ["outcome"],
+            [(("ok",), gauges.refreshes), (("failed",), gauges.refresh_failures)],
+        )  # fmt: skip
+        yield histogram(
+            "time_to_first_token_seconds", "From a request until the first of its answer.", "model", self._first
+        )
+        yield histogram("request_duration_seconds", "From a request until its end.", "endpoint", self._duration)
+        yield histogram(
+            "event_loop_lag_seconds", "How late what was due was done, looked at every five seconds.", "",
+            {"": self._lag},
+        )  # fmt: skip
+        yield gauge("streams_open", "Answers that are on their way.", [], [((), gauges.streams_open)])
+        yield gauge("signed_in", "Whether there is a sign-in.", [], [((), gauges.signed_in)])
+        windows = list(gauges.windows)
+        labels = ["limit", "window"]
+        yield gauge(
+            "rate_limit_used_ratio", "How much of the account's allowance is used, of 1.", labels,
+            {(each.limit, each.label): each.used_percent / 100 for each in windows}.items(),
+        )  # fmt: skip
+        yield gauge(
+            "rate_limit_resets_timestamp_seconds", "When it begins anew, in Unix seconds.", labels,
+            {(each.limit, each.label): each.resets_at for each in windows if each.resets_at is not None}.items(),
+        )  # fmt: skip
+        yield gauge("build_info", "Which codexd this is.", ["version"], [((gauges.version,), 1)])
