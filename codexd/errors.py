@@ -330,6 +330,15 @@ def foreign_origin(origin: str) -> ApiError:
     )
 
 
+def no_such_request(name: str, kept: int) -> ApiError:
+    return ApiError(
+        404,
+        f"No request whose id begins with {name!r} is among the last {kept}. The id is in the answer's x-request-id; "
+        "`codexctl log` shows those of the last ones.",
+        code="no_such_request",
+    )
+
+
 def only_local(path: str) -> ApiError:
     return ApiError(
         403,

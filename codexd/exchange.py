@@ -28,8 +28,9 @@ from codexd.errors import ApiError
 from codexd.incoming import BODY_TIMEOUT, Address, BodyTimeout, BodyTooLarge
 from codexd.marks import Marks
 from codexd.protocol.responses import Usage
-from codexd.recent import MAX_BODY, Spans, Tokens, Trace
+from codexd.recent import MAX_BODY, Spans, Trace
 from codexd.relay import Client, Direct, Header, Relay
+from codexd.used import Tokens
 
 MAX_LOGGED_PATH = 200
 MAX_ADJUSTED = 4000

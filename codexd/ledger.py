@@ -11,7 +11,8 @@ import trio
 from msgspec import Struct
 
 from codexd.auth.store import keep_aside, write_durably
-from codexd.recent import Tokens, Trace
+from codexd.recent import Trace
+from codexd.used import Hour, Row
 
 SAVE_INTERVAL = 60.0
 MAX_ROWS = 10_000
@@ -20,40 +21,6 @@ MAX_ROWS = 10_000
 HOURS = 24
 
 log = structlog.get_logger()
-
-
-class Amount(Struct, kw_only=True):
-    """``input`` and so on are tokens, as in ``recent.Tokens``."""
-
-    requests: int = 0
-    failed: int = 0
-    input: int = 0
-    cached: int = 0
-    output: int = 0
-    reasoning: int = 0
-
-    def add(self, tokens: Tokens | None, *, failed: bool) -> None:
-        self.requests += 1
-        self.failed += failed
-        if tokens is not None:
-            self.input += tokens.input
-            self.cached += tokens.cached
-            self.output += tokens.output
-            self.reasoning += tokens.reasoning
-
-
-class Row(Amount, kw_only=True):
-    """``day`` as 2030-12-31, by this machine's time zone; ``key`` is empty where none was asked for."""
-
-    day: str
-    model: str
-    key: str
-
-
-class Hour(Amount, kw_only=True):
-    """``hour`` is Unix seconds by 3600."""
-
-    hour: int
 
 
 class _File(Struct):

@@ -9,12 +9,14 @@ import logging
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import msgspec
 import structlog
+import trio
 from structlog.typing import EventDict, WrappedLogger
 
 from codexd.config import Logging
@@ -145,6 +147,54 @@ class _Files:
             file.write(redact(_shape(event)) + "\n")
 
 
+MAX_VALUE = 2000
+"""Characters of a value that the tail keeps: request logging puts whole bodies into one."""
+
+
+class Line(NamedTuple):
+    """``number`` counts all lines of the process."""
+
+    number: int
+    level: str
+    request_id: str
+    event: EventDict
+
+    def text(self) -> str:
+        return redact(_shape(self.event))
+
+
+class Tail:
+    """The last lines, for whoever asks. They are made to text only then."""
+
+    def __init__(self, size: int = 500) -> None:
+        self._lines: deque[Line] = deque(maxlen=size)
+        self._more = trio.Event()
+        self.total = 0
+
+    def add(self, event: EventDict) -> None:
+        short = {key: _short(value) for key, value in event.items()}
+        self._lines.append(Line(self.total, event["level"], str(event.get("request_id", "-")), short))
+        self.total += 1
+        if self._more.statistics().tasks_waiting:
+            self._more.set()
+            self._more = trio.Event()
+
+    def since(self, number: int) -> list[Line]:
+        return [line for line in self._lines if line.number >= number]
+
+    async def more(self) -> None:
+        """Until there is another line."""
+        await self._more.wait()
+
+
+def _short(value: object) -> object:
+    return f"{value[:MAX_VALUE]}…" if isinstance(value, str) and len(value) > MAX_VALUE else value
+
+
+TAIL = Tail()
+"""Of this process, as the log is."""
+
+
 class _Output:
     """structlog's last processor and logger in one: renders, redacts, writes, and lets nothing through to a second."""
 
@@ -154,6 +204,7 @@ class _Output:
         self._files = files
 
     def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        TAIL.add(event)
         try:
             self._stream.write(redact(self._render(event)) + "\n")
             self._stream.flush()
@@ -201,6 +252,13 @@ def configure(
     # httpx writes a line for each request, with its URL, and hypercorn one for each listener; ours say more.
     for chatty in ("httpx", "httpcore", "hypercorn.error", "quart.app", "quart.serving"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def set_level(level: str) -> None:
+    """From now on, until another ``set_level`` or ``configure``."""
+    number = _LEVELS[level]
+    structlog.configure(**structlog.get_config() | {"wrapper_class": structlog.make_filtering_bound_logger(number)})
+    logging.getLogger().setLevel(max(number, logging.INFO))
 
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")

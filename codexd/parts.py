@@ -3,13 +3,13 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import structlog
 import trio
 
-from codexd import observe
+from codexd import observe, timers
 from codexd.api.app import Api
 from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins
@@ -21,6 +21,7 @@ from codexd.ledger import Ledger
 from codexd.store import ResponseStore
 from codexd.upstream import USER_AGENT, Upstream, make_client, make_transport
 
+LogLevel = Literal["debug", "info", "warn", "error"]
 Load = Callable[[], tuple[Config, Path | None]]
 
 FIXED = ("server.bind", "server.host", "server.port", "control.socket", "storage.dir", "storage.responses")
@@ -82,7 +83,21 @@ class Parts:
         self.started = trio.current_time()
         self.listeners: list[str] = []
         self.draining = False
+        self.level: LogLevel = config.logging.level
+        self.level_until: float | None = None
+        self._level_timer: timers.Timer | None = None
         self._load = load
+
+    def set_level(self, level: LogLevel | None, seconds: float) -> None:
+        """Log from this level on for so long; None is what the configuration says."""
+        if self._level_timer is not None:
+            self._level_timer.cancel()
+        self.level, self.level_until = level or self.config.logging.level, None
+        observe.set_level(self.level)
+        if level is not None:
+            self.level_until = self.clock() + seconds
+            self._level_timer = timers.call_at(trio.current_time() + seconds, lambda: self.set_level(None, 0))
+        log.info("the log's level has changed", to=self.level, seconds=seconds or None)
 
     def read_config(self) -> tuple[Config, Path | None]:
         """The configuration as it is on disk now. Raises ConfigError."""
@@ -108,6 +123,11 @@ class Parts:
         self.catalog.configure(config.models.aliases, config.backend.client_version)
         self.store.configure(config.storage)
         self.api.configure(config)
+        if self.level_until is not None:
+            # What a person has asked for a while ago still holds.
+            observe.set_level(self.level)
+        else:
+            self.level = config.logging.level
         log.info(
             "configuration reloaded",
             changed=", ".join(change.changed) or "nothing",

@@ -4,6 +4,8 @@ from collections import deque
 
 from msgspec import Struct
 
+from codexd.used import Tokens
+
 KEPT = 200
 """Requests that are remembered."""
 
@@ -26,15 +28,6 @@ class Spans(Struct, frozen=True, kw_only=True, omit_defaults=True):
     head: int | None = None
     first: int | None = None
     end: int | None = None
-
-
-class Tokens(Struct, frozen=True, kw_only=True):
-    """As the backend counts: cached ones are part of ``input``, reasoning is part of ``output``."""
-
-    input: int = 0
-    cached: int = 0
-    output: int = 0
-    reasoning: int = 0
 
 
 class Trace(Struct, frozen=True, kw_only=True):

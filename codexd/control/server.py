@@ -23,10 +23,12 @@ from codexd.control.wire import (
     MAX_LINE,
     Done,
     Health,
+    Metrics,
     NotUnderstood,
     Refused,
     Reply,
     Request,
+    Top,
     decode_request,
     encode,
     refused,
@@ -129,7 +131,8 @@ async def _serve_one(
     except NotUnderstood as error:
         await say(error.refusal)
         return
-    say_so = log.debug if isinstance(request, Health) else log.info  # somebody asks that every few seconds
+    # Somebody asks those every few seconds.
+    say_so = log.debug if isinstance(request, Health | Metrics | Top) else log.info
     say_so("control request", verb=type(request).__struct_config__.tag, pid=peer.pid, uid=peer.uid)
     async with trio.open_nursery() as nursery:
 
@@ -162,15 +165,15 @@ async def _answer(handler: Handler, request: Request, say: Say) -> Reply:
 
 async def _read_line(stream: trio.SocketStream) -> bytes:
     """Raises NotUnderstood."""
-    data = b""
+    data, received = bytearray(), b""
     with trio.move_on_after(LINE_TIMEOUT):
-        while b"\n" not in data:
+        while b"\n" not in received:
             received = await stream.receive_some(65536)
             data += received
             if not received or len(data) > MAX_LINE:
                 break
         else:
-            return data.partition(b"\n")[0]
+            return bytes(data.partition(b"\n")[0])
         why = f"is longer than {MAX_LINE} bytes" if len(data) > MAX_LINE else "ended before its line end"
         raise NotUnderstood(Refused(kind="usage", code="request", message=f"the request {why}"))
     why = f"the request was not there within {LINE_TIMEOUT:g} seconds"

@@ -8,7 +8,7 @@ from typing import assert_never
 import msgspec
 import trio
 
-from codexd import __version__, errors
+from codexd import __version__, errors, observe
 from codexd.auth import store
 from codexd.auth.login import Attempt
 from codexd.auth.session import SignIn
@@ -19,7 +19,9 @@ from codexd.control.server import Say
 from codexd.errors import ApiError
 from codexd.parts import Parts
 from codexd.protocol.limits import Limits
+from codexd.recent import KEPT
 from codexd.systemd import answers
+from codexd.used import Amount, Row
 
 USAGE_AGE = 60.0
 """Seconds for which ``status`` takes the usage that is known, before it asks the backend."""
@@ -27,6 +29,14 @@ USAGE_AGE = 60.0
 USAGE_PATIENCE = 3.0
 """Seconds that ``status`` waits for the backend's usage page: it must also answer when the backend does not."""
 
+
+ERRORS_SHOWN = 5
+_FROM = {
+    "error": ("critical", "error"),
+    "warn": ("critical", "error", "warning"),
+    "info": ("critical", "error", "warning", "info"),
+    "debug": ("critical", "error", "warning", "info", "debug"),
+}
 
 HEALTH_PATIENCE = 4.0
 """Seconds in which codexd has to answer its own request, to be called healthy."""
@@ -74,8 +84,83 @@ class Verbs:
                 await say(self._reload())
             case wire.Doctor():
                 await doctor.examine(self._parts, say, deep=request.deep)
+            case wire.Metrics():
+                await say(wire.MetricsText(text=self._parts.api.metrics_text().decode()))
+            case wire.Top():
+                await say(self._top())
+            case wire.Log():
+                await self._log(request, say)
+            case wire.Explain():
+                await say(self._explain(request.request))
+            case wire.SetLevel():
+                await say(self._level(request))
+            case wire.History():
+                await say(self._history(request))
             case _:
                 assert_never(request)
+
+    # --- what it does
+
+    def _top(self) -> wire.TopReport:
+        parts, usage = self._parts, self._parts.upstream.limits()
+        return wire.TopReport(
+            now=parts.clock(),
+            daemon_version=__version__,
+            uptime_seconds=int(trio.current_time() - parts.started),
+            signed_in=parts.session.signed_in,
+            requests=parts.api.under_way(),
+            errors=parts.api.recent.errors()[-ERRORS_SHOWN:],
+            finished=sum(hour.requests for hour in parts.ledger.hours()),
+            usage=None if usage is None else _report(usage),
+        )
+
+    async def _log(self, request: wire.Log, say: Say) -> None:
+        wanted = _FROM[request.level]
+
+        def asked_for(line: observe.Line) -> bool:
+            return line.level in wanted and (request.request is None or line.request_id.startswith(request.request))
+
+        found = [line for line in observe.TAIL.since(0) if asked_for(line)]
+        at = observe.TAIL.total
+        for line in found[-request.lines :] if request.lines > 0 else ():
+            await say(wire.LogLine(level=line.level, line=line.text()))
+        while request.follow:
+            if observe.TAIL.total == at:
+                await observe.TAIL.more()
+            lines = observe.TAIL.since(at)
+            lost = observe.TAIL.total - at - len(lines)
+            at = observe.TAIL.total
+            for line in filter(asked_for, lines):
+                await say(wire.LogLine(level=line.level, line=line.text(), lost=lost))
+                lost = 0
+
+    def _explain(self, name: str) -> wire.Explained:
+        api = self._parts.api
+        under_way = [trace for trace in api.under_way() if trace.id.startswith(name)]
+        trace = under_way[-1] if under_way else api.recent.find(name)
+        if trace is None:
+            raise errors.no_such_request(name, KEPT)
+        return wire.Explained(request=trace, bodies=self._parts.config.logging.enable_request_logging)
+
+    def _level(self, request: wire.SetLevel) -> wire.LevelReport:
+        parts = self._parts
+        if request.seconds:
+            parts.set_level(request.level, request.seconds)
+        until = None if parts.level_until is None else int(parts.level_until)
+        return wire.LevelReport(level=parts.level, configured=parts.config.logging.level, until=until)
+
+    def _history(self, request: wire.History) -> wire.HistoryReport:
+        summed: dict[tuple[str, ...], Row] = {}
+        for row in self._parts.ledger.since(request.since):
+            day, model, key = (
+                value if column in request.by else ""
+                for column, value in (("day", row.day), ("model", row.model), ("key", row.key))
+            )
+            total = summed.setdefault((day, model, key), Row(day=day, model=model, key=key))
+            for name in Amount.__struct_fields__:
+                setattr(total, name, getattr(total, name) + getattr(row, name))
+        rows = [summed[place] for place in sorted(summed)]
+        return wire.HistoryReport(since=request.since, by=request.by, rows=rows)
 
     # --- the sign-in
 

@@ -13,12 +13,16 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from codexd.config import KeyLimits
 from codexd.errors import ApiError
 from codexd.protocol.limits import Credits, Window
+from codexd.recent import Trace
+from codexd.used import Row
 
 VERSION = 1
-MAX_LINE = 64 * 1024
-"""Bytes of a request line. An imported login is the largest: some 10 KiB."""
+MAX_LINE = 32 * 1024 * 1024
+"""Bytes of a request line. A question with images is the largest."""
 
 Method = Literal["device", "browser", "paste"]
+Level = Literal["debug", "info", "warn", "error"]
+Column = Literal["day", "model", "key"]
 
 
 # --- requests
@@ -98,6 +102,43 @@ class Doctor(_Request, frozen=True, kw_only=True, tag="doctor"):
     deep: bool = False
 
 
+class Metrics(_Request, frozen=True, kw_only=True, tag="metrics"):
+    """In Prometheus's text format, as ``GET /metrics``."""
+
+
+class Top(_Request, frozen=True, kw_only=True, tag="top"):
+    """What is under way, and what went wrong last."""
+
+
+class Log(_Request, frozen=True, kw_only=True, tag="log"):
+    """The last lines of the log; with ``follow`` those to come too. ``request`` and ``level`` say which lines."""
+
+    lines: int = 100
+    follow: bool = False
+    request: str | None = None
+    level: Level = "debug"
+
+
+class Explain(_Request, frozen=True, kw_only=True, tag="explain"):
+    """What became of one of the last requests. ``request`` is its id or the beginning of it."""
+
+    request: str
+
+
+class SetLevel(_Request, frozen=True, kw_only=True, tag="level"):
+    """Log from this level on, for so many seconds; without a level, as the configuration says, and with 0 only tell."""
+
+    level: Level | None = None
+    seconds: int = 600
+
+
+class History(_Request, frozen=True, kw_only=True, tag="history"):
+    """What was used since a day (as 2030-12-31), summed over the columns that are not named."""
+
+    since: str
+    by: list[Column]
+
+
 Request = (
     Login
     | LoginCallback
@@ -113,6 +154,12 @@ Request = (
     | KeysRevoke
     | Reload
     | Doctor
+    | Metrics
+    | Top
+    | Log
+    | Explain
+    | SetLevel
+    | History
 )
 
 
@@ -282,6 +329,54 @@ class Check(_Reply, frozen=True, kw_only=True, tag="check"):
     kind: Kind | None = None
 
 
+class MetricsText(_Reply, frozen=True, kw_only=True, tag="metrics"):
+    text: str
+
+
+class TopReport(_Reply, frozen=True, kw_only=True, tag="top"):
+    """``requests`` are under way, the oldest first; ``errors`` the last that failed, the newest last."""
+
+    now: float
+    daemon_version: str
+    uptime_seconds: int
+    signed_in: bool
+    requests: list[Trace]
+    errors: list[Trace]
+    finished: int
+    usage: UsageReport | None
+
+
+class LogLine(_Reply, frozen=True, kw_only=True, tag="log_line"):
+    """One line, without secrets. ``lost``: so many before it went by too fast."""
+
+    level: str
+    line: str
+    lost: int = 0
+
+
+class Explained(_Reply, frozen=True, kw_only=True, tag="explained"):
+    """``bodies``: whether those of new requests are kept (logging.enable_request_logging)."""
+
+    request: Trace
+    bodies: bool
+
+
+class LevelReport(_Reply, frozen=True, kw_only=True, tag="level"):
+    """``until`` is when the configured level is in force again, in Unix seconds."""
+
+    level: Level
+    configured: Level
+    until: int | None = None
+
+
+class HistoryReport(_Reply, frozen=True, kw_only=True, tag="history"):
+    """The columns that are summed over are empty."""
+
+    since: str
+    by: list[Column]
+    rows: list[Row]
+
+
 class Done(_Reply, frozen=True, kw_only=True, tag="done"):
     """The last line of what has nothing more to say."""
 
@@ -301,6 +396,12 @@ Reply = (
     | KeyRevoked
     | Reloaded
     | Check
+    | MetricsText
+    | TopReport
+    | LogLine
+    | Explained
+    | LevelReport
+    | HistoryReport
     | Done
 )
 

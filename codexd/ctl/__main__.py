@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from codexd import __version__
 
+_LEVELS = ("debug", "info", "warn", "error")
+
 _EPILOG = """exit codes:
   0 done   2 wrong usage   3 signed out   4 codexd cannot be reached   5 refused   6 ChatGPT failed   130 interrupted
 
@@ -67,7 +69,12 @@ def parser() -> argparse.ArgumentParser:
         "--ready", action="store_true", help="and whether they would be served: signed in, not stopping"
     )
     verb("refresh", "renew the access token now")
-    verb("usage", "show how much of the account's limits is used")
+    usage = verb("usage", "show how much of the account's limits is used, or what was used by whom")
+    usage.add_argument(
+        "--by", metavar="COLUMNS", type=_columns, help="what was used by day, model, key: commas between"
+    )
+    usage.add_argument("--since", metavar="WHEN", type=_since, help="from when on: 7d, or a date as 2030-12-31")
+    usage.add_argument("--csv", action="store_true", help="as comma-separated values")
     models = verb("models", "list the models of the account")
     models.add_argument("--refresh", action="store_true", help="fetch the list from ChatGPT first")
     keys = verb("keys", "manage the keys that clients must present")
@@ -82,6 +89,22 @@ def parser() -> argparse.ArgumentParser:
     actions.add_parser("list", help="list the keys and when they were used last", parents=[common])
     revoke = actions.add_parser("revoke", help="take a key away", parents=[common])
     revoke.add_argument("name", metavar="NAME").completer = _key_names  # type: ignore[attr-defined]  # argcomplete's
+    live = verb("top", "show live what codexd does")
+    live.add_argument("--once", action="store_true", help="show it once and end")
+    log = verb("log", "show the last lines of codexd's log")
+    log.add_argument("-f", "--follow", action="store_true", help="and those to come, until Ctrl-C")
+    log.add_argument("-n", "--lines", metavar="N", type=_number, default=50, help="so many lines (default: 50)")
+    log.add_argument("--request", metavar="ID", help="of one request; the beginning of its id is enough")
+    log.add_argument("--level", choices=_LEVELS, default="debug", help="this level and worse")
+    verb("explain", "say what became of a request").add_argument(
+        "request", metavar="REQUEST-ID", help="its x-request-id, or the beginning of it"
+    )
+    level = verb("level", "show or change from which level on codexd logs, without a restart")
+    level.add_argument("level", choices=(*_LEVELS, "reset"), nargs="?", help="reset: as the configuration says")
+    level.add_argument(
+        "--for", dest="minutes", metavar="MINUTES", type=_number, default=10, help="so long (default: 10)"
+    )
+    verb("metrics", "print the metrics, as Prometheus gets them")
     verb("reload", "make codexd read its configuration anew")
     doctor = verb("doctor", "check what usually breaks")
     doctor.add_argument("--deep", action="store_true", help="also make a tiny real request (it counts as usage)")
@@ -96,6 +119,23 @@ def _number(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
     return int(text)
+
+
+def _columns(text: str) -> list[str]:
+    found = [each.strip() for each in text.split(",") if each.strip()]
+    if not found or not set(found) <= {"day", "model", "key"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of day, model and key")
+    return found
+
+
+def _since(text: str) -> str:
+    """A day as 2030-12-31. ``7d`` is today and the six days before."""
+    if text[:-1].isdecimal() and text[-1:] == "d" and 0 < int(text[:-1]) < 10_000:
+        return (datetime.datetime.now().astimezone().date() - datetime.timedelta(days=int(text[:-1]) - 1)).isoformat()
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither as 7d nor a date as 2030-12-31") from error
 
 
 def _now() -> float:

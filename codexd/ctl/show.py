@@ -1,81 +1,55 @@
 """Replies as a person reads them: tables, bars and colours by rich, none of it when nobody is looking."""
 
-import datetime
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from codexd import __version__
 from codexd.control import wire
+from codexd.ctl import drawing
 
-_BAR = 24
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # rich ends the process with 1; main says what it means
-
-
-def _console(*, stderr: bool = False) -> Console:
-    # Long lines stay whole in a file or a pipe, where 80 columns mean nothing.
-    stream = sys.stderr if stderr else sys.stdout
-    return _Console(
-        stderr=stderr, highlight=False, emoji=False, markup=False, width=None if stream.isatty() else 10_000
-    )
-
-
-def _print(console: Console, drawn: RenderableType) -> None:
-    """Without the spaces that fill a table's lines, and its empty first and last one: it may be for a pipe."""
-    with console.capture() as capture:
-        console.print(drawn)
-    lines = [line.rstrip() for line in capture.get().strip("\n").split("\n")]
-    sys.stdout.write("\n".join(lines).strip("\n") + "\n")
-    sys.stdout.flush()
 
 
 @contextmanager
 def spinner(text: Any) -> Iterator[None]:
-    with _console(stderr=True).status(text, spinner="dots"):
+    with drawing.console(stderr=True).status(text, spinner="dots"):
         yield
 
 
 def failure(message: str) -> None:
-    _console(stderr=True).print(Text("codexctl: ", style="red").append(message, style="default"))
+    drawing.console(stderr=True).print(Text("codexctl: ", style="red").append(message, style="default"))
 
 
 def note(message: str) -> None:
-    _console(stderr=True).print(message)
+    drawing.console(stderr=True).print(message)
 
 
 def show(reply: wire.Reply) -> None:  # noqa: C901 - a dispatch table
     """Draw one reply on stdout, remarks on it on stderr."""
-    console = _console()
+    console = drawing.console()
     match reply:
         case wire.Account():
             console.print(_account_line(reply))
         case wire.SignedOut():
             _signed_out(reply)
         case wire.StatusReport():
-            _print(console, _status(reply))
+            drawing.put(console, _status(reply))
         case wire.HealthReport():
             who = "signed in" if reply.signed_in else "signed out: run codexctl login"
             console.print(f"codexd {reply.daemon_version} answers; {who}.")
         case wire.UsageReport():
-            _print(console, _usage(reply))
+            drawing.put(console, _usage(reply))
             if reply.why:
-                note(f"From the headers of the last answer, {_ago(reply.as_of)}: {reply.why}")
+                note(f"From the headers of the last answer, {drawing.ago(reply.as_of)}: {reply.why}")
         case wire.ModelsReport():
-            _print(console, _models(reply))
+            drawing.put(console, _models(reply))
             if reply.why:
                 note(f"The list could not be refreshed: {reply.why}")
         case wire.KeyAdded():
@@ -91,6 +65,16 @@ def show(reply: wire.Reply) -> None:  # noqa: C901 - a dispatch table
             _reloaded(console, reply)
         case wire.Check():
             _check(console, reply)
+        case wire.MetricsText():
+            sys.stdout.write(reply.text)
+        case wire.LogLine():
+            if reply.lost:
+                note(f"... {reply.lost} lines went by too fast ...")
+            print(reply.line, flush=True)  # noqa: T201 - as it is, whatever its length
+        case wire.LevelReport():
+            _level(console, reply)
+        case wire.HistoryReport():
+            drawing.put(console, _history(reply))
         case _:
             pass  # the sign-in shows its own
 
@@ -108,14 +92,14 @@ def _account_line(account: wire.Account) -> Text:
         return Text(f"Signed out: {account.why}")
     line = Text("Signed in as ").append(_who(account), style="bold")
     if account.expires_at is not None:
-        line.append(f"; the access token is good until {_moment(account.expires_at)} and renewed before")
+        line.append(f"; the access token is good until {drawing.moment(account.expires_at)} and renewed before")
     if account.unsaved:
         line.append("\nThe tokens could not be saved: codexd must not stop before they are.", style="red")
     return line.append("." if not account.unsaved else "")
 
 
 def _signed_out(reply: wire.SignedOut) -> None:
-    console = _console()
+    console = drawing.console()
     if reply.revoked:
         console.print("Signed out: the sign-in was revoked, and its file deleted.")
         return
@@ -127,15 +111,6 @@ def _signed_out(reply: wire.SignedOut) -> None:
 
 
 # --- status
-
-
-def _grid(rows: list[tuple[str, RenderableType]]) -> Table:
-    table = Table.grid(padding=(0, 3))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, value)
-    return table
 
 
 def _status(report: wire.StatusReport) -> RenderableType:
@@ -154,13 +129,15 @@ def _status(report: wire.StatusReport) -> RenderableType:
         rows.append(("", Text(f"the last refresh failed: {account.refresh_failed}", style="yellow")))
     if report.login:
         rows.append(("sign-in", f"under way ({report.login}); codexctl login joins it"))
-    fetched = f", fetched {_ago(report.models_fetched_at)}" if report.models_fetched_at else ", built in"
+    fetched = f", fetched {drawing.ago(report.models_fetched_at)}" if report.models_fetched_at else ", built in"
     rows.append(("models", f"{report.models_listed} listed{fetched}"))
     keys = f"{report.client_keys}, one is asked for" if report.keys_required else "none: local programs need no key"
     rows.append(("client keys", keys))
     rows.append(("streams", str(report.streams_open)))
     rows.append(("listening on", "\n".join(report.listeners)))
-    rows.append(("daemon", f"codexd {report.daemon_version}, process {report.pid}, up {_span(report.uptime_seconds)}"))
+    rows.append(
+        ("daemon", f"codexd {report.daemon_version}, process {report.pid}, up {drawing.span(report.uptime_seconds)}")
+    )
     if report.draining:
         rows.append(("", Text("stopping: open streams may finish", style="yellow")))
     if report.daemon_version != __version__:
@@ -168,15 +145,15 @@ def _status(report: wire.StatusReport) -> RenderableType:
         rows.append(("", Text(skew, style="yellow")))
     rows.append(("configuration", report.config))
     rows.append(("state", report.state_directory))
-    parts: list[RenderableType] = [_grid(rows)]
+    parts: list[RenderableType] = [drawing.grid(rows)]
     if report.usage is not None and report.usage.windows:
-        parts.append(Padding(_windows(report.usage), (1, 0, 0, 0)))
+        parts.append(Padding(drawing.windows(report.usage), (1, 0, 0, 0)))
     return Group(*parts)
 
 
 def _token(account: wire.Account) -> str:
-    good = f"good until {_moment(account.expires_at)}" if account.expires_at else "says no end"
-    return f"{good}, renewed {_ago(account.refreshed_at)}" if account.refreshed_at else good
+    good = f"good until {drawing.moment(account.expires_at)}" if account.expires_at else "says no end"
+    return f"{good}, renewed {drawing.ago(account.refreshed_at)}" if account.refreshed_at else good
 
 
 # --- usage
@@ -189,35 +166,16 @@ def _usage(report: wire.UsageReport) -> RenderableType:
         rows.append(("credits", held if report.credits.has_credits or report.credits.unlimited else "none"))
     if report.reached:
         rows.append(("limit", Text(report.reached.replace("_", " "), style="bold red")))
-    windows: RenderableType = _windows(report) if report.windows else Text("No limits are known.")
-    return Group(_grid(rows), Padding(windows, (1, 0, 0, 0)))
-
-
-def _windows(report: wire.UsageReport) -> Table:
-    table = Table.grid(padding=(0, 2))
-    for window in report.windows:
-        used = window.used_percent
-        style = "red" if used >= 90 else "yellow" if used >= 70 else "green"
-        name = window.label if window.limit == "codex" else f"{window.limit}, {window.label}"
-        bar = ProgressBar(total=100, completed=min(100.0, used), width=_BAR, complete_style=style, finished_style=style)
-        resets = f"resets {_moment(window.resets_at)}, in {_until(window.resets_at)}" if window.resets_at else ""
-        table.add_row(name, bar, Text(f"{used:g} %", style=style, justify="right"), Text(resets, style="dim"))
-    return table
+    windows: RenderableType = drawing.windows(report) if report.windows else Text("No limits are known.")
+    return Group(drawing.grid(rows), Padding(windows, (1, 0, 0, 0)))
 
 
 # --- models and keys
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 def _models(report: wire.ModelsReport) -> RenderableType:
     aliases = ["aliases"] if any(model.aliases for model in report.models) else []
-    table = _table("model", "efforts", "default", "context", "shape", *aliases)
+    table = drawing.table("model", "efforts", "default", "context", "shape", *aliases)
     table.columns[0].no_wrap = True
     for model in report.models:
         context = f"{model.context_window // 1000}k" if model.context_window else ""
@@ -225,7 +183,9 @@ def _models(report: wire.ModelsReport) -> RenderableType:
         cells = [" ".join(model.efforts), model.default_effort or "", context, model.shape]
         table.add_row(name, *cells, *([", ".join(model.aliases)] if aliases else []))
     age = (
-        f"Fetched {_ago(report.fetched_at)}." if report.fetched_at else "Built in: the account's own list is not known."
+        f"Fetched {drawing.ago(report.fetched_at)}."
+        if report.fetched_at
+        else "Built in: the account's own list is not known."
     )
     hidden = " Those with * work and are not listed to clients." if any(not m.listed for m in report.models) else ""
     return Group(table, Text(f"{age} NAME-EFFORT works for each.{hidden}", style="dim"))
@@ -239,12 +199,12 @@ def _keys(console: Console, report: wire.KeysReport) -> None:
         console.print(f"No client keys; {state}.")
         return
     terms = [", ".join(_terms(key)) for key in report.keys]
-    table = _table("name", "made", "last used", "from", *(["limits"] if any(terms) else []))
+    table = drawing.table("name", "made", "last used", "from", *(["limits"] if any(terms) else []))
     for key, term in zip(report.keys, terms, strict=True):
-        made = _moment(key.created_at) if key.created_at else ""
-        used = _ago(key.last_used_at) if key.last_used_at else "never"
+        made = drawing.moment(key.created_at) if key.created_at else ""
+        used = drawing.ago(key.last_used_at) if key.last_used_at else "never"
         table.add_row(key.name, made, used, key.source, *([term] if any(terms) else []))
-    _print(console, table)
+    drawing.put(console, table)
 
 
 def _terms(key: wire.KeyEntry) -> Iterator[str]:
@@ -258,8 +218,8 @@ def _terms(key: wire.KeyEntry) -> Iterator[str]:
     if limits.concurrent_requests is not None:
         yield f"{limits.concurrent_requests} at once"
     if limits.expires_at is not None:
-        over = "expired" if limits.expires_at <= _now() else "until"
-        yield f"{over} {_moment(limits.expires_at)}"
+        over = "expired" if limits.expires_at <= drawing.now() else "until"
+        yield f"{over} {drawing.moment(limits.expires_at)}"
 
 
 def _reloaded(console: Console, reply: wire.Reloaded) -> None:
@@ -267,6 +227,25 @@ def _reloaded(console: Console, reply: wire.Reloaded) -> None:
     console.print(f"Reloaded {reply.config}: {changed}.")
     if reply.restart:
         note(f"Not in force before codexd is restarted: {', '.join(reply.restart)}.")
+
+
+def _level(console: Console, reply: wire.LevelReport) -> None:
+    back = "" if reply.until is None else f", until {drawing.moment(reply.until)}; then {reply.configured} again"
+    console.print(f"codexd logs from {reply.level} on{back}.")
+
+
+def _history(reply: wire.HistoryReport) -> RenderableType:
+    if not reply.rows:
+        return Text(f"Nothing was asked for since {reply.since}." if reply.since else "Nothing was asked for yet.")
+    counts = ("requests", "failed", "input", "cached", "output", "reasoning")
+    table = drawing.table(*reply.by, *counts)
+    for column in table.columns[len(reply.by) :]:
+        column.justify = "right"
+    for row in reply.rows:
+        places = [getattr(row, name) or "(no key)" for name in reply.by]
+        table.add_row(*places, *(f"{getattr(row, name):,}".replace(",", " ") for name in counts))
+    said = "Tokens as ChatGPT counts them: cached ones are part of the input, reasoning of the output."
+    return Group(table, Text(said, style="dim"))
 
 
 def _check(console: Console, check: wire.Check) -> None:
@@ -278,45 +257,4 @@ def _check(console: Console, check: wire.Check) -> None:
     table.add_row(Text(mark, style=style), Text(check.name, style="bold"), check.message)
     if check.advice:
         table.add_row("", "", Text(f"→ {check.advice}", style=style))
-    _print(console, table)
-
-
-# --- times
-
-
-def _now() -> float:
-    return time.time()  # noqa: TID251 - times for a person
-
-
-def _moment(moment: int | None) -> str:
-    """A local time: only the hour today, the day with it within a week."""
-    if moment is None:
-        return "unknown"
-    then = datetime.datetime.fromtimestamp(moment).astimezone()
-    today = datetime.datetime.fromtimestamp(_now()).astimezone()
-    if then.date() == today.date():
-        return then.strftime("%H:%M")
-    if abs((then.date() - today.date()).days) < 7:
-        return then.strftime("%a %H:%M")
-    return then.strftime("%Y-%m-%d %H:%M")
-
-
-def _ago(moment: int | None) -> str:
-    if moment is None:
-        return "never"
-    seconds = _now() - moment
-    return "just now" if seconds < 60 else f"{_span(seconds)} ago"
-
-
-def _until(moment: int | None) -> str:
-    return "" if moment is None else _span(max(0.0, moment - _now()))
-
-
-def _span(seconds: float) -> str:
-    minutes = int(seconds // 60)
-    days, hours = divmod(minutes // 60, 24)
-    if days:
-        return f"{days} d {hours} h" if hours else f"{days} d"
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min" if minutes else f"{int(seconds)} s"
+    drawing.put(console, table)

@@ -219,6 +219,56 @@ def _doctor(options: argparse.Namespace, out: Output) -> int:
     return doctor.run(options, out)
 
 
+def _usage(options: argparse.Namespace, out: Output) -> int:
+    if options.by is None and options.since is None and not options.csv:
+        _ask(options, out, wire.Usage(), "Asking ChatGPT")
+        return 0
+    request = wire.History(since=options.since or "", by=options.by or ["day"])
+    if not options.csv:
+        _ask(options, out, request, "Asking codexd")
+        return 0
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    columns = [*request.by, "requests", "failed", "input", "cached", "output", "reasoning"]
+    writer.writerow(columns)
+    for reply in replies(options, request):
+        if isinstance(reply, wire.HistoryReport):
+            writer.writerows([getattr(row, name) for name in columns] for row in reply.rows)
+    return 0
+
+
+def _level(options: argparse.Namespace, out: Output) -> int:
+    if options.level is None:
+        request = wire.SetLevel(seconds=0)
+    else:
+        level = None if options.level == "reset" else options.level
+        request = wire.SetLevel(level=level, seconds=options.minutes * 60)
+    _ask(options, out, request, "Asking codexd")
+    return 0
+
+
+def _log(options: argparse.Namespace, out: Output) -> int:
+    request = wire.Log(lines=options.lines, follow=options.follow, request=options.request, level=options.level)
+    for reply in replies(options, request, timeout=None if options.follow else REPLY_TIMEOUT):
+        out.reply(reply)
+    if out.json:
+        out.reply(Done())
+    return 0
+
+
+def _top(options: argparse.Namespace, out: Output) -> int:
+    from codexd.ctl import watch
+
+    return watch.top(options, out)
+
+
+def _explain(options: argparse.Namespace, out: Output) -> int:
+    from codexd.ctl import watch
+
+    return watch.explain(options, out)
+
+
 def _completion(options: argparse.Namespace, _: Output) -> int:
     from argcomplete.shell_integration import shellcode
 
@@ -232,7 +282,12 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Output], int]] = {
     "status": _status,
     "health": _simple(lambda options: wire.Health(ready=options.ready), "Asking codexd"),
     "refresh": _simple(lambda _: wire.Refresh(), "Renewing the access token"),
-    "usage": _simple(lambda _: wire.Usage(), "Asking ChatGPT"),
+    "usage": _usage,
+    "top": _top,
+    "log": _log,
+    "explain": _explain,
+    "level": _level,
+    "metrics": _simple(lambda _: wire.Metrics(), "Asking codexd"),
     "models": _simple(lambda options: wire.Models(refresh=options.refresh), "Asking for the models"),
     "keys": _keys,
     "reload": _simple(lambda _: wire.Reload(), "Reloading"),

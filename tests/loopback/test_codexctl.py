@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -654,7 +656,7 @@ async def test_lines_that_are_no_requests(setup: Make) -> None:
             (b'{"version": 1, "verb": "keys_add"}\n', "name"),
             (b"\xff\xfe\n", "not understood"),
             (b"[" * 60_000 + b"\n", "not understood"),
-            (b"x" * 70_000 + b"\n", "longer than 65536"),
+            (b"x" * 70_000 + b"\n", "not understood"),
         ):
             replies = await control(it.daemon.control, line)
             assert [(reply["reply"], reply["kind"]) for reply in replies] == [("refused", "usage")]
@@ -738,3 +740,139 @@ async def test_usage_comes_from_the_last_answer_when_its_page_does_not(
         assert [window["used_percent"] for window in report["windows"]] == [12.5, 60]
         shown = await codexctl(daemon, "usage")
         assert "From the headers of the last answer" in shown.err
+
+
+# --- what it does
+
+
+async def ask(it: Any, name: str, **options: Any) -> httpx.Response:
+    async with httpx.AsyncClient() as http:
+        document = hello(**({"stream": True, "seed": 1} | options))
+        return await http.post(f"{it.daemon.base}/v1/chat/completions", json=document, headers={"x-request-id": name})
+
+
+QUIET = {"level": "info", "enable_request_logging": False}
+
+
+async def test_a_request_is_explained(setup: Make) -> None:
+    async with setup(logging=QUIET) as it:
+        assert (await ask(it, "mine-1")).status_code == 200
+        assert (await ask(it, "mine-2", model="gpt-nix")).status_code == 404
+        said = await it.ctl("explain", "mine-1")
+        assert (said.code, said.err) == (0, "")
+        for line in (
+            r"request +mine-1\n", r"came .*POST /chat/completions", r"ended +200", r"tokens +\d+ in \(0 cached\), \d+ out",
+            r"adjusted +seed was left out: the backend does not take it", r"backend +HTTP 200",
+            r"read, checked, converted +\d+ ms", r"a connection \(one was ready\) +\d+ ms", r"the last byte +\d+ ms +at",
+            r"Bodies are kept only with logging.enable_request_logging",
+        ):  # fmt: skip
+            assert re.search(line, said.out), (line, said.out)
+        failed = await it.ctl("explain", "mine-2")
+        assert "ended" in failed.out and "model_not_found: The model 'gpt-nix' does not exist" in failed.out
+        (found, _) = (await it.ctl("explain", "mine-1", "--json")).json
+        trace = found["request"]
+        spans = list(trace["spans"].values())
+        assert spans == sorted(spans) and len(spans) == 6
+        assert "body" not in {name for name, value in trace.items() if value is not None}
+        nobody = await it.ctl("explain", "nobody")
+        assert (nobody.code, "No request whose id begins with 'nobody'" in nobody.err) == (5, True)
+
+
+async def test_bodies_are_shown_where_they_are_wanted_and_without_secrets(setup: Make) -> None:
+    async with setup(logging={"enable_request_logging": True}) as it:
+        secret = "sk-" + "a1B2" * 8
+        await ask(it, "mine", messages=[{"role": "user", "content": f"My key is {secret}."}])
+        said = await it.ctl("explain", "mine")
+        assert "My key is" in said.out
+        assert "input_text" in said.out
+        assert secret not in said.out
+        assert "[redacted]" in said.out
+
+
+async def test_the_log_is_shown_filtered_and_followed(setup: Make) -> None:
+    async with setup(logging=QUIET) as it:
+        await ask(it, "first")
+        said = await it.ctl("log", "--request", "first")
+        assert [line.count("[first]") for line in said.out.splitlines()] == [1]
+        assert (await it.ctl("log", "--level", "error")).out == ""
+        assert len((await it.ctl("log", "-n", "2", "--json")).json) == 3
+        async with trio.open_nursery() as nursery:
+            run = partial(trio.run_process, command("log", "-f", "-n", "1", "--request", "sec"), stdout=subprocess.PIPE,
+                          check=False, env=environment(it.daemon.state.parent) | {"CODEXCTL_SOCKET": str(it.daemon.control)})  # fmt: skip
+            process = await nursery.start(run)
+            await it.daemon.logged("verb=log .*")
+            await ask(it, "second")
+            with trio.fail_after(20):
+                assert b"[second] request finished" in await process.stdout.receive_some()
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+
+
+async def test_the_level_changes_for_a_while(setup: Make) -> None:
+    async with setup(logging=QUIET) as it:
+        await ask(it, "quiet")
+        assert "logs from info on." in (await it.ctl("level")).out
+        said = await it.ctl("level", "debug", "--for", "5")
+        assert re.search(r"logs from debug on, until \d\d:\d\d; then info again", said.out)
+        await ask(it, "loud")
+        text = it.daemon.log.read_text()
+        assert "[loud] request started" in text
+        assert "[quiet] request started" not in text
+        # A reload is no reason to forget what somebody asked for.
+        await it.ctl("reload")
+        assert "logs from debug on, until" in (await it.ctl("level")).out
+        assert "logs from info on." in (await it.ctl("level", "reset")).out
+        await ask(it, "calm")
+        assert "[calm] request started" not in it.daemon.log.read_text()
+        (level, _) = (await it.ctl("level", "warn", "--json")).json
+        assert (level["level"], level["configured"]) == ("warn", "info")
+        assert (await it.ctl("level", "loud")).code == 2
+
+
+async def test_top_shows_what_is_under_way(setup: Make) -> None:
+    async with setup() as it:
+        await ask(it, "failed", model="gpt-nix")
+        once = await it.ctl("top")
+        assert "Nothing is under way." in once.out
+        assert re.search(r"just now +failed +404 +model_not_found: The model", once.out)
+        async with in_terminal(it.daemon, "top") as terminal:
+            await terminal.until("Nothing is under way")
+            it.chatgpt.chatgpt.pace = 0.2
+            async with httpx.AsyncClient() as http:
+                document = hello(stream=True, messages=[{"role": "user", "content": "Write me a long story, please."}])
+                url, name = f"{it.daemon.base}/v1/chat/completions", {"x-request-id": "running"}
+                async with http.stream("POST", url, json=document, headers=name) as answer:
+                    assert answer.status_code == 200
+                    (report, _) = (await it.ctl("top", "--json")).json
+                    assert [trace["id"] for trace in report["requests"]] == ["running"]
+                    assert report["requests"][0]["status"] is None
+            terminal.process.send_signal(signal.SIGINT)
+            assert await terminal.process.wait() == 130
+        (report, _) = (await it.ctl("top", "--json")).json
+        assert report["requests"] == []
+
+
+async def test_what_was_used_by_whom(setup: Make) -> None:
+    async with setup() as it:
+        nothing = await it.ctl("usage", "--by", "model")
+        assert nothing.out == "Nothing was asked for yet.\n"
+        for number in range(3):
+            await ask(it, f"r{number}")
+        said = await it.ctl("usage", "--by", "model,key", "--since", "7d")
+        assert re.search(r"gpt-5\.5 +\(no key\) +3 +0 +\d+ +0 +\d+ +0", said.out), said.out
+        rows = (await it.ctl("usage", "--csv", "--by", "day,model")).out.splitlines()
+        assert rows[0] == "day,model,requests,failed,input,cached,output,reasoning"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d,gpt-5\.5,3,0,\d+,0,\d+,0", rows[1])
+        (report, _) = (await it.ctl("usage", "--since", "2030-12-31", "--json")).json
+        assert (report["reply"], report["rows"]) == ("history", [])
+        for wrong in (["--by", "moon"], ["--since", "yesterday"], ["--since", "0d"]):
+            assert (await it.ctl("usage", *wrong)).code == 2
+
+
+async def test_the_metrics_without_the_listener(setup: Make) -> None:
+    async with setup() as it:
+        await ask(it, "one")
+        said = await it.ctl("metrics")
+        assert said.code == 0
+        assert re.search(r'codexd_requests_total\{endpoint="/chat/completions",.*status="200"\} 1', said.out)
+        assert (await it.ctl("metrics", "--json")).json[0]["text"] == said.out or "codexd_" in said.out

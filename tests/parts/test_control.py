@@ -152,12 +152,15 @@ async def read(*pieces: bytes, pause: float = 0, close: bool = False) -> bytes:
     raise found[0]
 
 
-async def test_a_line_may_come_in_pieces_and_has_its_limits(autojump_clock: MockClock) -> None:
+async def test_a_line_may_come_in_pieces_and_has_its_limits(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_LINE", 65536)
     assert await read(b"ab", b"c\n") == b"abc"
     assert await read(*[bytes([byte]) for byte in b"abc\n"], pause=1) == b"abc"
     for pieces, options, said in (
         ([b"abc"], {"close": True}, "ended before its line end"),
-        ([b"x" * wire.MAX_LINE, b"x"], {}, "longer than 65536 bytes"),
+        ([b"x" * 65536, b"x"], {}, "longer than 65536 bytes"),
         ([b"a"], {}, "was not there within 5 seconds"),
         ([b"a"] * 100, {"pause": 0.1}, "was not there within 5 seconds"),
     ):

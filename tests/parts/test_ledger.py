@@ -10,7 +10,8 @@ from trio.testing import MockClock
 
 from codexd import ledger as ledgers
 from codexd.ledger import Ledger
-from codexd.recent import KEPT, Recent, Spans, Tokens, Trace
+from codexd.recent import KEPT, Recent, Spans, Trace
+from codexd.used import Tokens
 
 DAY = 86400
 NOW = 1_795_000_000.0
