@@ -1,5 +1,7 @@
 """The ASGI application: its routes, who may use them, and how failures are told."""
 
+import base64
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -222,6 +224,7 @@ class Api:
             Route("GET", "/health", self.health),
             Route("GET", "/openapi.json", self.openapi, api=False),
             Route("GET", "/metrics", self.exposition, api=False),
+            Route("GET", "/", self.status, api=False),
             Route("GET", "/api/codex/usage", self.usage, api=False),
             *self._login.routes(),
         ]
@@ -255,6 +258,30 @@ class Api:
 
         pages = [openapi.Path(page.method, f"/v1{_readable(page.path)}", page.summary) for page in self._pages()]
         return Document(openapi.document(self._routes(), pages, __version__))
+
+    async def status(self, exchange: Exchange) -> Reply:
+        """A page for people: the sign-in, the limits, what was used, how to use it."""
+        # Imported when somebody looks: few do.
+        from codexd.api import page
+
+        signed_in, known, headers = self._session.describe(), self._upstream.limits(), exchange.headers
+        scheme = "https" if headers.get("x-forwarded-proto", "") == "https" else "http"
+        key = exchange.record.key
+        return page.page(
+            page.View(
+                version=__version__,
+                uptime=page.uptime(trio.current_time() - self._started),
+                now=self._clock(),
+                base=f"{scheme}://{headers.get('host', '') or 'localhost'}/v1",
+                key_required=self._keys.required,
+                who=(signed_in.email or signed_in.account_id or "an account") if signed_in.signed_in else None,
+                why=signed_in.why,
+                streams=self.answers.open,
+                windows=() if known is None else known.windows,
+                models=[slug for slug in self._catalog.models.listed if key is None or self._keys.may_use(key, slug)],
+                hours=self._ledger.hours(),
+            )
+        )
 
     async def exposition(self, exchange: Exchange) -> Reply:
         """Prometheus's metrics, for this machine."""
@@ -345,7 +372,13 @@ class Api:
                 raise errors.foreign_host(name)
         if path not in _HEALTH:
             self._last_request = trio.current_time()
-            record.key = self._key(headers)
+            try:
+                record.key = self._key(headers)
+            except ApiError as error:
+                if path == "/":
+                    # A browser asks its person then: any name, and the key as the password.
+                    error.headers.append(("www-authenticate", 'Basic realm="codexd: a client key as password"'))
+                raise
 
     def _admit_page(self, headers: Fields, record: Record) -> None:
         """Raises ApiError 403 for a page of another origin, when it has to show no key and is not expected."""
@@ -377,8 +410,7 @@ class Api:
         """The name of the client's key; None when none is asked for. Raises ApiError 401."""
         if not self._keys.required:
             return None
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        given = _given(headers)
         name = self._keys.check(given)
         if name is None:
             raise errors.key_required(given=bool(given), any_known=self._keys.any, fault=self._keys.fault)
@@ -409,6 +441,17 @@ class Api:
         if status == 405:
             failure.headers.append(("allow", ", ".join(sorted(allowed))))
         return response_of(failed(failure, record_of_page()))
+
+
+def _given(headers: Fields) -> str:
+    """The key that a request brings, if any: as OpenAI's clients send it, as Anthropic's do, or as a browser does."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip()
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(token.strip(), validate=True).decode().partition(":")[2]
+    return headers.get("x-api-key", "")
 
 
 def _fits(path: str, page: Page) -> bool:

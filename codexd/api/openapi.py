@@ -36,6 +36,9 @@ _BODIES = {
 }
 
 
+_TEXTS = {"/": "text/html", "/metrics": "text/plain"}
+
+
 class Path(NamedTuple):
     """One operation on one path. ``path`` has its names in braces."""
 
@@ -57,6 +60,8 @@ def document(routes: Iterable[Route], others: Iterable[Path], version: str) -> b
     for route in routes:
         body, path = _BODIES.get(route.path), f"{'/v1' if route.api else ''}{route.path}"
         operation = _operation(Path(route.method, path, _summary(route.handler)))
+        if route.path in _TEXTS:
+            operation["responses"]["200"]["content"] = {_TEXTS[route.path]: {"schema": {"type": "string"}}}
         if body is not None:
             operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": refs[body.asked]}}}
             content = operation["responses"]["200"]["content"]

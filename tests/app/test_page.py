@@ -1,0 +1,110 @@
+"""The status page: what it says, to whom, and that nothing in it comes from elsewhere."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from trio.testing import MockClock
+
+from app.test_app import WHOLE, Backend
+from codexd.api import page
+from codexd.config import Config, Server
+from codexd.protocol.limits import Window
+from codexd.used import Hour
+from support.asgi import client
+from support.daemon import hello
+
+VIEW = page.View(
+    version="1.0", uptime="5 min", now=1_000.0, base="http://localhost:3000/v1", key_required=False, who="a@b.c", why=None,
+    streams=1, windows=(), models=["gpt-5.5"], hours=[Hour(hour=number) for number in range(24)],
+)  # fmt: skip
+
+
+def text(view: page.View) -> str:
+    return page.page(view).body.decode()
+
+
+class Balanced(HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    VOID = ("meta", "link")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag != "script"
+        assert not any(name.startswith("on") or name in ("src", "srcset") for name, _ in attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        VIEW,
+        VIEW._replace(who=None, why="The <sign-in> has ended", models=[]),
+        VIEW._replace(
+            windows=[Window(limit="codex", label="5 h", used_percent=93.5, window_minutes=300, resets_at=4_600)]
+        ),
+        VIEW._replace(hours=[Hour(hour=number, requests=number, input=10**6) for number in range(24)]),
+        VIEW._replace(hours=[]),
+        VIEW._replace(base="http://a&b\"'<script>/v1", who="<b>", key_required=True, models=['"><script>alert(1)']),
+    ],
+)
+def test_it_is_whole_and_escaped(view: page.View) -> None:
+    found = text(view)
+    parser = Balanced()
+    parser.feed(found)
+    assert parser.open == []
+    assert "http-equiv" not in found
+    assert re.findall(r"""(?:href|url)\W+(?!data:)(\w+:)""", found) == []
+
+
+def test_what_it_says() -> None:
+    assert "<strong" in text(VIEW) and "as a@b.c" in text(VIEW)
+    out = text(VIEW._replace(who=None, why="Not signed in"))
+    assert "Signed out." in out and "codexctl login" in out and "Not signed in" not in out
+    window = Window(limit="codex", label="5 h", used_percent=93.5, window_minutes=300, resets_at=4_600)
+    limits = text(VIEW._replace(windows=[window]))
+    assert (
+        'aria-label="93.5 % used"' in limits and 'class="track bad"' in limits and "begins anew in 1 h 0 min" in limits
+    )
+    busy = text(VIEW._replace(hours=[Hour(hour=number, requests=50, input=1000, output=500) for number in range(24)]))
+    assert "<strong>1\u202f200</strong> requests" in busy and "<strong>36\u202f000</strong> tokens" in busy
+    assert "YOUR-KEY" in text(VIEW._replace(key_required=True)) and "YOUR-KEY" not in text(VIEW)
+
+
+async def test_it_is_served_with_what_was_asked(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Backend(WHOLE)) as app:
+        await app.request("POST", "/v1/chat/completions", hello(stream=True))
+        answer = await app.request("GET", "/")
+        proxied = await app.request("GET", "/", headers={"x-forwarded-proto": "https"})
+    assert answer.status == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+    found = answer.body.decode()
+    assert "http://localhost/v1" in found and "https://localhost/v1" in proxied.body.decode()
+    assert "<strong>1</strong> requests" in found and "<strong>10</strong> tokens" in found
+
+
+async def test_with_keys_a_browser_asks_for_one(autojump_clock: MockClock, tmp_path: Path) -> None:
+    key = "k" * 32
+    async with client(tmp_path, Backend(), Config(server=Server(client_keys={"phone": key}))) as app:
+        refused = await app.request("GET", "/")
+        assert (refused.status, refused.headers["www-authenticate"][:6]) == (401, "Basic ")
+        for given in (f"me:{key}", f":{key}", f"phone:{key}"):
+            basic = {"authorization": f"Basic {base64.b64encode(given.encode()).decode()}"}
+            assert (await app.request("GET", "/", headers=basic)).status == 200
+        for wrong in ("Basic !", "Basic", f"Basic {base64.b64encode(b'no-colon').decode()}", "Basic /w=="):
+            assert (await app.request("GET", "/", headers={"authorization": wrong})).status == 401
+        # An API client is not asked so: some would open a window.
+        assert "www-authenticate" not in (await app.request("GET", "/v1/models")).headers
+        assert (await app.request("GET", "/", headers={"authorization": f"Bearer {key}"})).status == 200
