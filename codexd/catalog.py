@@ -4,6 +4,7 @@ The live catalogue comes from the backend and is kept on disk, so that a restart
 account's models. A copy that is old is served while a new one is fetched.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -33,6 +34,15 @@ class _Copy(Struct):
     client_version: str
     etag: str | None
     answer: Raw
+
+
+class _ModelText(Struct):
+    slug: str
+    base_instructions: str
+
+
+class _Texts(Struct):
+    models: list[Raw] = []
 
 
 class Catalog:
@@ -80,6 +90,16 @@ class Catalog:
         except (OSError, msgspec.DecodeError) as error:
             raise errors.no_catalogue(self.why) from error
         return bytes(copy.answer), copy.etag
+
+    async def instructions(self) -> dict[str, str]:
+        """The official text of each model that has one, from the backend's own catalogue. Raises ApiError 503."""
+        document, _ = await self.document()
+        found = {}
+        for raw in msgspec.json.decode(document, type=_Texts).models:
+            with contextlib.suppress(msgspec.ValidationError):
+                model = msgspec.json.decode(raw, type=_ModelText)
+                found[model.slug] = model.base_instructions
+        return found
 
     def on_models_etag(self, etag: str) -> None:
         """The backend has told its catalogue's version with an answer; another one than ours makes a refresh due."""

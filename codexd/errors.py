@@ -339,6 +339,15 @@ def no_such_request(name: str, kept: int) -> ApiError:
     )
 
 
+def no_such_prompt(name: str, families: Iterable[str]) -> ApiError:
+    return ApiError(
+        404,
+        f"{name!r} is neither a family of instruction texts ({', '.join(families)}) nor a model; "
+        "`codexctl prompts list` and `codexctl models` show them.",
+        code="no_such_prompt",
+    )
+
+
 def only_local(path: str) -> ApiError:
     return ApiError(
         403,

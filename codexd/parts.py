@@ -16,6 +16,7 @@ from codexd.auth.login import Logins
 from codexd.auth.session import Session
 from codexd.catalog import Catalog
 from codexd.config import KEYS_FILE, Config, ConfigError
+from codexd.instructions import Instructions
 from codexd.keys import Keys
 from codexd.ledger import Ledger
 from codexd.store import ResponseStore
@@ -56,6 +57,7 @@ class Parts:
         upstream: Upstream,
         store: ResponseStore,
         ledger: Ledger,
+        instructions: Instructions,
     ) -> None:
         self.config = config
         self.origin = origin
@@ -76,10 +78,12 @@ class Parts:
             upstream=upstream,
             store=store,
             ledger=ledger,
+            instructions=instructions,
             clock=clock,
         )
         self.store = store
         self.ledger = ledger
+        self.instructions = instructions
         self.started = trio.current_time()
         self.listeners: list[str] = []
         self.draining = False
@@ -202,4 +206,5 @@ async def build(
             ),
             store=ResponseStore(state / "responses", config.storage, clock=clock),
             ledger=Ledger(state / "usage.json", clock=clock),
+            instructions=Instructions(state / "prompts.json", clock=clock),
         )

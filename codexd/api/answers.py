@@ -9,10 +9,11 @@ import msgspec
 import structlog
 import trio
 
-from codexd import errors, prompts
+from codexd import errors
 from codexd.catalog import Catalog
 from codexd.config import Config
 from codexd.exchange import Document, Record, Reply, Streamed
+from codexd.instructions import Instructions
 from codexd.keys import Keys
 from codexd.protocol import limits, parameters
 from codexd.protocol import request as convert
@@ -41,8 +42,16 @@ class Answers:
     """What makes answers. ``clock`` gives Unix seconds."""
 
     def __init__(
-        self, config: Config, *, keys: Keys, catalog: Catalog, upstream: Upstream, clock: Callable[[], float]
+        self,
+        config: Config,
+        *,
+        keys: Keys,
+        catalog: Catalog,
+        upstream: Upstream,
+        instructions: Instructions,
+        clock: Callable[[], float],
     ) -> None:
+        self._instructions = instructions
         self.config = config
         self.clock = clock
         self.catalog = catalog
@@ -95,7 +104,7 @@ class Answers:
     def settings(self, resolved: Resolved) -> convert.Settings:
         codex = self.config.codex
         return convert.Settings(
-            prompt=prompts.for_model(resolved.model.slug) if codex.mode else None,
+            prompt=self._instructions.for_model(resolved.model.slug) if codex.mode else None,
             effort=codex.default_reasoning_effort,
             verbosity=codex.default_text_verbosity,
             repair_history=codex.repair_history,

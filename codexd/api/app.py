@@ -51,6 +51,7 @@ from codexd.exchange import (
     take,
 )
 from codexd.incoming import Handler, Lane
+from codexd.instructions import Instructions
 from codexd.keys import Keys
 from codexd.ledger import Ledger
 from codexd.metrics import CONTENT_TYPE, Gauges, Metrics
@@ -116,6 +117,7 @@ class Api:
         upstream: Upstream,
         store: ResponseStore,
         ledger: Ledger,
+        instructions: Instructions,
         clock: Callable[[], float],
     ) -> None:
         self._session = session
@@ -123,7 +125,9 @@ class Api:
         self._catalog = catalog
         self._upstream = upstream
         self._started = self._last_request = trio.current_time()
-        self.answers = Answers(config, keys=keys, catalog=catalog, upstream=upstream, clock=clock)
+        self.answers = Answers(
+            config, keys=keys, catalog=catalog, upstream=upstream, instructions=instructions, clock=clock
+        )
         self.chat = ChatEndpoints(self.answers)
         self._responses = ResponsesEndpoints(self.answers, store)
         self._messages = MessagesEndpoints(self.answers)

@@ -8,7 +8,7 @@ from typing import assert_never
 import msgspec
 import trio
 
-from codexd import __version__, errors, observe
+from codexd import __version__, errors, observe, prompts
 from codexd.auth import store
 from codexd.auth.login import Attempt
 from codexd.auth.session import SignIn
@@ -17,6 +17,7 @@ from codexd.config import ConfigError
 from codexd.control import doctor, wire
 from codexd.control.server import Say
 from codexd.errors import ApiError
+from codexd.instructions import Text
 from codexd.parts import Parts
 from codexd.protocol.limits import Limits
 from codexd.recent import KEPT
@@ -96,6 +97,18 @@ class Verbs:
                 await say(self._level(request))
             case wire.History():
                 await say(self._history(request))
+            case wire.PromptsList():
+                await say(self._prompts())
+            case wire.PromptsShow():
+                self._known(request.name)
+                await say(_text(self._parts.instructions.get(request.name)))
+            case wire.PromptsSet():
+                self._known(request.name)
+                await say(_text(self._parts.instructions.set(request.name, request.text, request.source)))
+            case wire.PromptsReset():
+                await say(wire.PromptsWereReset(names=self._parts.instructions.reset(request.name)))
+            case wire.PromptsOffer():
+                await self._offer(say)
             case _:
                 assert_never(request)
 
@@ -161,6 +174,33 @@ class Verbs:
                 setattr(total, name, getattr(total, name) + getattr(row, name))
         rows = [summed[place] for place in sorted(summed)]
         return wire.HistoryReport(since=request.since, by=request.by, rows=rows)
+
+    # --- instruction texts
+
+    def _known(self, name: str) -> None:
+        """Raises ApiError 404 for what is neither a family nor a model."""
+        if name not in prompts.FAMILIES and all(name != model.slug for model in self._parts.catalog.models.own):
+            raise errors.no_such_prompt(name, prompts.FAMILIES)
+
+    def _prompts(self) -> wire.PromptsReport:
+        entries = [
+            wire.PromptEntry(
+                name=text.name, size=len(text.text), sha256=text.sha256, source=text.source, set_at=text.set_at
+            )
+            for text in self._parts.instructions.all()
+        ]
+        return wire.PromptsReport(prompts=entries, in_use=self._parts.config.codex.mode)
+
+    async def _offer(self, say: Say) -> None:
+        """Raises ApiError 401 or 503."""
+        parts = self._parts
+        if not await parts.catalog.refresh(parts.upstream):
+            raise errors.no_catalogue(parts.catalog.why)
+        source = f"{parts.config.backend.url}/codex/models"
+        for name, text in sorted((await parts.catalog.instructions()).items()):
+            before = parts.instructions.for_model(name)
+            if before != text.strip():
+                await say(wire.PromptOffered(name=name, before=before, text=text.strip(), source=source))
 
     # --- the sign-in
 
@@ -280,6 +320,10 @@ class Verbs:
             message = f"{said}{'' if said.endswith('?') else '.'} The configuration in force stays; mend it and reload."
             raise errors.bad_request(message, code="configuration") from error
         return wire.Reloaded(config=_place(self._parts.origin), changed=change.changed, restart=change.restart)
+
+
+def _text(text: Text) -> wire.PromptText:
+    return wire.PromptText(**msgspec.structs.asdict(text))
 
 
 def account(found: SignIn) -> wire.Account:

@@ -139,6 +139,34 @@ class History(_Request, frozen=True, kw_only=True, tag="history"):
     by: list[Column]
 
 
+class PromptsList(_Request, frozen=True, kw_only=True, tag="prompts_list"):
+    pass
+
+
+class PromptsShow(_Request, frozen=True, kw_only=True, tag="prompts_show"):
+    """``name`` is a family's, or a model's."""
+
+    name: str
+
+
+class PromptsSet(_Request, frozen=True, kw_only=True, tag="prompts_set"):
+    """``source`` says where the text came from."""
+
+    name: str
+    text: str
+    source: str
+
+
+class PromptsReset(_Request, frozen=True, kw_only=True, tag="prompts_reset"):
+    """Of one, or of all."""
+
+    name: str | None = None
+
+
+class PromptsOffer(_Request, frozen=True, kw_only=True, tag="prompts_offer"):
+    """The official texts of the account's catalogue that differ from those in force. Nothing is changed."""
+
+
 Request = (
     Login
     | LoginCallback
@@ -160,6 +188,11 @@ Request = (
     | Explain
     | SetLevel
     | History
+    | PromptsList
+    | PromptsShow
+    | PromptsSet
+    | PromptsReset
+    | PromptsOffer
 )
 
 
@@ -377,6 +410,46 @@ class HistoryReport(_Reply, frozen=True, kw_only=True, tag="history"):
     rows: list[Row]
 
 
+class PromptEntry(Struct, frozen=True, kw_only=True):
+    """``source`` and ``set_at`` are None for what is built in. ``size`` is in characters."""
+
+    name: str
+    size: int
+    sha256: str
+    source: str | None
+    set_at: int | None
+
+
+class PromptsReport(_Reply, frozen=True, kw_only=True, tag="prompts"):
+    """``in_use`` is false where codex.mode is off and no text is added to requests."""
+
+    prompts: list[PromptEntry]
+    in_use: bool
+
+
+class PromptText(_Reply, frozen=True, kw_only=True, tag="prompt"):
+    name: str
+    text: str
+    sha256: str
+    source: str | None = None
+    set_at: int | None = None
+
+
+class PromptsWereReset(_Reply, frozen=True, kw_only=True, tag="prompts_reset"):
+    """The names of those that had been set."""
+
+    names: list[str]
+
+
+class PromptOffered(_Reply, frozen=True, kw_only=True, tag="prompt_offered"):
+    """``before`` is in force for the model now; ``text`` is the official one, as its ``source`` has it."""
+
+    name: str
+    before: str
+    text: str
+    source: str
+
+
 class Done(_Reply, frozen=True, kw_only=True, tag="done"):
     """The last line of what has nothing more to say."""
 
@@ -402,6 +475,10 @@ Reply = (
     | Explained
     | LevelReport
     | HistoryReport
+    | PromptsReport
+    | PromptText
+    | PromptsWereReset
+    | PromptOffered
     | Done
 )
 

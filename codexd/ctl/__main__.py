@@ -104,6 +104,18 @@ def parser() -> argparse.ArgumentParser:
     level.add_argument(
         "--for", dest="minutes", metavar="MINUTES", type=_number, default=10, help="so long (default: 10)"
     )
+    texts = verb("prompts", "manage the instruction texts that models get").add_subparsers(
+        dest="action", metavar="ACTION", required=True
+    )
+    texts.add_parser("list", help="list them, and where each came from", parents=[common])
+    for action, text in (("show", "print the text in force for a family or a model"),
+                         ("set", "use the text of a file, for a family or a model")):  # fmt: skip
+        texts.add_parser(action, help=text, parents=[common]).add_argument("name", metavar="NAME")
+    texts.choices["set"].add_argument("file", metavar="FILE", help="- for the standard input")
+    back = texts.add_parser("reset", help="go back to what is built in, for one or for all", parents=[common])
+    back.add_argument("name", metavar="NAME", nargs="?")
+    update = texts.add_parser("update", help="take the official texts of the account's models", parents=[common])
+    update.add_argument("--yes", action="store_true", help="do not ask")
     verb("metrics", "print the metrics, as Prometheus gets them")
     verb("reload", "make codexd read its configuration anew")
     doctor = verb("doctor", "check what usually breaks")

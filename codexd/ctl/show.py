@@ -73,6 +73,14 @@ def show(reply: wire.Reply) -> None:  # noqa: C901 - a dispatch table
             print(reply.line, flush=True)  # noqa: T201 - as it is, whatever its length
         case wire.LevelReport():
             _level(console, reply)
+        case wire.PromptsReport():
+            _prompts(console, reply)
+        case wire.PromptText():
+            if reply.source:
+                note(f"{reply.name}, from {reply.source}, {drawing.ago(reply.set_at)}, SHA-256 {reply.sha256}")
+            print(reply.text, flush=True)  # noqa: T201
+        case wire.PromptsWereReset():
+            console.print(f"Built in again: {', '.join(reply.names)}." if reply.names else "None was set.")
         case wire.HistoryReport():
             drawing.put(console, _history(reply))
         case _:
@@ -227,6 +235,17 @@ def _reloaded(console: Console, reply: wire.Reloaded) -> None:
     console.print(f"Reloaded {reply.config}: {changed}.")
     if reply.restart:
         note(f"Not in force before codexd is restarted: {', '.join(reply.restart)}.")
+
+
+def _prompts(console: Console, reply: wire.PromptsReport) -> None:
+    table = drawing.table("for", "characters", "from", "set", "SHA-256")
+    table.columns[1].justify = "right"
+    for entry in reply.prompts:
+        when = drawing.moment(entry.set_at) if entry.set_at is not None else ""
+        table.add_row(entry.name, str(entry.size), entry.source or "built in", when, entry.sha256[:12])
+    drawing.put(console, table)
+    if not reply.in_use:
+        note("codex.mode is off: none of them is added to requests.")
 
 
 def _level(console: Console, reply: wire.LevelReport) -> None:

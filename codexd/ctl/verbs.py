@@ -269,6 +269,12 @@ def _explain(options: argparse.Namespace, out: Output) -> int:
     return watch.explain(options, out)
 
 
+def _prompts(options: argparse.Namespace, out: Output) -> int:
+    from codexd.ctl import prompts
+
+    return prompts.run(options, out)
+
+
 def _completion(options: argparse.Namespace, _: Output) -> int:
     from argcomplete.shell_integration import shellcode
 
@@ -290,6 +296,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Output], int]] = {
     "metrics": _simple(lambda _: wire.Metrics(), "Asking codexd"),
     "models": _simple(lambda options: wire.Models(refresh=options.refresh), "Asking for the models"),
     "keys": _keys,
+    "prompts": _prompts,
     "reload": _simple(lambda _: wire.Reload(), "Reloading"),
     "doctor": _doctor,
     "completion": _completion,

@@ -876,3 +876,90 @@ async def test_the_metrics_without_the_listener(setup: Make) -> None:
         assert said.code == 0
         assert re.search(r'codexd_requests_total\{endpoint="/chat/completions",.*status="200"\} 1', said.out)
         assert (await it.ctl("metrics", "--json")).json[0]["text"] == said.out or "codexd_" in said.out
+
+
+# --- instruction texts
+
+
+async def instructions(it: Any, model: str = "gpt-5.5") -> str:
+    """Those that the next request goes up with."""
+    assert (await ask(it, "asked", model=model)).status_code == 200
+    (found, _) = (await it.ctl("explain", "asked", "--json")).json
+    return str(msgspec.json.decode(found["request"]["sent"])["instructions"])
+
+
+async def test_instruction_texts_are_set_and_reset(setup: Make, tmp_path: Path, logs: Path) -> None:
+    async with setup() as it:
+        listed = await it.ctl("prompts", "list")
+        assert re.search(r"gpt-5-2 +\d+ +built in", listed.out), listed.out
+        built_in = (await it.ctl("prompts", "show", "gpt-5-2")).out
+        assert await instructions(it) == built_in.strip()
+        file = tmp_path / "mine.md"
+        file.write_text("Answer in rhymes.\n")
+        said = await it.ctl("prompts", "set", "gpt-5-2", str(file))
+        assert said.out.startswith("Set for gpt-5-2, from the next request on")
+        assert await instructions(it) == "Answer in rhymes."
+        assert (await it.ctl("prompts", "set", "gpt-5.5", "-", stdin=b"Answer in prose.")).code == 0
+        assert await instructions(it) == "Answer in prose."
+        shown = await it.ctl("prompts", "show", "gpt-5.5")
+        assert shown.out == "Answer in prose.\n"
+        assert "the standard input" in shown.err
+        listed = await it.ctl("prompts", "list")
+        assert str(file) in listed.out and re.search(r"gpt-5\.5 +16 +the standard input", listed.out)
+        for words, code, why in (
+            (["set", "gpt-5-2", "/nowhere"], 2, "cannot be read: No such file"),
+            (["set", "gpt-9", str(file)], 5, "neither a family of instruction texts"),
+            (["show", "gpt-9"], 5, "neither a family of instruction texts"),
+        ):
+            refused = await it.ctl("prompts", *words)
+            assert (refused.code, why in refused.err) == (code, True), refused
+        empty = await it.ctl("prompts", "set", "gpt-5-2", "-", stdin=b" \n")
+        assert "The text is empty" in empty.err
+        bytes_ = await it.ctl("prompts", "set", "gpt-5-2", "-", stdin=b"\xff")
+        assert "no text in UTF-8" in bytes_.err
+        assert (await it.ctl("prompts", "reset", "gpt-5.5")).out == "Built in again: gpt-5.5.\n"
+        assert await instructions(it) == "Answer in rhymes."
+        it.daemon.signal()
+        await it.daemon.process.wait()
+        async with running(tmp_path, logs, it.chatgpt, signed_in=False) as again:
+            assert "Answer in rhymes." in (await codexctl(again, "prompts", "show", "gpt-5-2")).out
+            assert (await codexctl(again, "prompts", "reset")).out == "Built in again: gpt-5-2.\n"
+            assert (await codexctl(again, "prompts", "reset")).out == "None was set.\n"
+            assert (await codexctl(again, "prompts", "show", "gpt-5-2")).out == built_in
+
+
+async def test_official_texts_are_looked_at_before_they_are_used(setup: Make) -> None:
+    async with setup() as it:
+        before = await instructions(it)
+        looked = await it.ctl("prompts", "update")
+        assert looked.code == 0
+        assert "--- gpt-5.5 in force" in looked.out and "+You are a simulated model." in looked.out
+        assert "Nothing is changed" in looked.err
+        assert await instructions(it) == before
+        async with in_terminal(it.daemon, "prompts", "update") as terminal:
+            await terminal.until("[y/N]")
+            await terminal.type("n\r")
+            assert await terminal.process.wait() == 0
+        assert await instructions(it) == before
+        assert (
+            "Set for gpt-5.5; `codexctl prompts reset gpt-5.5` undoes it."
+            in (await it.ctl("prompts", "update", "--yes")).err
+        )
+        assert await instructions(it) == "You are a simulated model."
+        (listed, _) = (await it.ctl("prompts", "list", "--json")).json
+        (entry,) = [entry for entry in listed["prompts"] if entry["name"] == "gpt-5.5"]
+        assert entry["source"].endswith("/codex/models") and entry["set_at"] and len(entry["sha256"]) == 64
+        assert "The official texts are those in force." in (await it.ctl("prompts", "update")).err
+
+
+@pytest.mark.parametrize(
+    "spoiled", [b"", b'{"version": 2}', b'{"texts": [{"name": "gpt-5-2", "text": "x", "sha256": "y"}]}']
+)
+async def test_texts_that_cannot_be_read_are_kept_aside(setup: Make, tmp_path: Path, spoiled: bytes) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "prompts.json").write_bytes(spoiled)
+    async with setup() as it:
+        assert await instructions(it) == (await it.ctl("prompts", "show", "gpt-5-2")).out.strip()
+        assert "the instruction texts that were set cannot be used" in it.daemon.log.read_text()
+    assert spoiled in [path.read_bytes() for path in state.iterdir() if path.is_file()]

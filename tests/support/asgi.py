@@ -17,6 +17,7 @@ from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.catalog import Catalog
 from codexd.config import Config, OAuth
+from codexd.instructions import Instructions
 from codexd.keys import Keys
 from codexd.ledger import Ledger
 from codexd.store import ResponseStore
@@ -212,6 +213,7 @@ async def client(
         store = ResponseStore(folder / "responses", config.storage, clock=lambda: 1.8e9)
         api = Api(
             config, session=session, logins=logins, keys=keys, catalog=catalog, upstream=upstream, store=store,
-            ledger=Ledger(folder / "usage.json", clock=lambda: 1.8e9), clock=lambda: 1.8e9,
+            ledger=Ledger(folder / "usage.json", clock=lambda: 1.8e9),
+            instructions=Instructions(folder / "prompts.json", clock=lambda: 1.8e9), clock=lambda: 1.8e9,
         )  # fmt: skip
         yield Client(api.app(), api, keys)

@@ -1,0 +1,118 @@
+"""The instruction text of each model: what is built in, unless the person has set another one.
+
+Set texts lie in one file of the state directory, with where each came from. Nothing is fetched when a request comes.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from codexd import errors, prompts
+from codexd.auth.store import keep_aside, write_durably
+
+MAX_TEXT = 512 * 1024
+"""Characters. The official texts have some ten thousand."""
+
+MAX_NAMES = 200
+
+log = structlog.get_logger()
+
+
+class Text(Struct, frozen=True, kw_only=True):
+    """``source`` says where it came from; ``set_at`` is in Unix seconds. Both are None for what is built in."""
+
+    name: str
+    text: str
+    sha256: str
+    source: str | None = None
+    set_at: int | None = None
+
+
+class _File(Struct):
+    texts: list[Text] = []
+    version: int = 1
+
+
+class Instructions:
+    """``clock`` gives Unix seconds."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._clock = clock
+        self._set: dict[str, Text] = {}
+        self._load()
+
+    def for_model(self, slug: str) -> str:
+        """The text for a model: its own, else its family's."""
+        found = self._set.get(slug) or self._set.get(prompts.family(slug))
+        return found.text if found is not None else prompts.for_model(slug)
+
+    def get(self, name: str) -> Text:
+        """What is in force for a family or a model."""
+        found = self._set.get(name) or self._set.get(prompts.family(name))
+        if found is None:
+            text = prompts.for_model(name)
+            found = Text(name=prompts.family(name), text=text, sha256=_digest(text))
+        return found
+
+    def all(self) -> list[Text]:
+        """The families, each with its text, and the models that have one of their own."""
+        own = [text for name, text in sorted(self._set.items()) if name not in prompts.FAMILIES]
+        return [self.get(family) for family in prompts.FAMILIES] + own
+
+    def set(self, name: str, text: str, source: str) -> Text:
+        """For a family or a model, from the next request on. Raises ApiError 400 or 500."""
+        if not text.strip():
+            raise errors.bad_request("The text is empty; `codexctl prompts reset` goes back to the built-in one.")
+        if len(text) > MAX_TEXT:
+            raise errors.bad_request(f"The text has more than {MAX_TEXT} characters.")
+        if len(self._set) >= MAX_NAMES and name not in self._set:
+            raise errors.bad_request(f"{MAX_NAMES} texts are set already; reset some.")
+        text = text.strip()
+        made = Text(name=name, text=text, sha256=_digest(text), source=source, set_at=int(self._clock()))
+        self._save(self._set | {name: made})
+        log.info("an instruction text was set", prompt=name, source=source, sha256=made.sha256)
+        return made
+
+    def reset(self, name: str | None) -> list[str]:
+        """Back to what is built in, for one or for all; the names of those that were set. Raises ApiError 500."""
+        gone = [each for each in self._set if name in (None, each)]
+        if gone:
+            self._save({each: text for each, text in self._set.items() if each not in gone})
+            log.info("instruction texts were reset", prompts=", ".join(gone))
+        return gone
+
+    def _save(self, wanted: dict[str, Text]) -> None:
+        try:
+            write_durably(self._path, msgspec.json.encode(_File(list(wanted.values()))) + b"\n")
+        except OSError as error:
+            raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
+        self._set = wanted
+
+    def _load(self) -> None:
+        try:
+            file = msgspec.json.decode(self._path.read_bytes(), type=_File)
+            spoiled = [text.name for text in file.texts if _digest(text.text) != text.sha256]
+            if file.version != 1 or spoiled:
+                raise ValueError(
+                    f"the checksum of {', '.join(spoiled)} is wrong" if spoiled else "its version is unknown"
+                )
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError) as error:
+            aside = None
+            with contextlib.suppress(OSError):
+                aside = keep_aside(self._path)
+            said = "the instruction texts that were set cannot be used; the built-in ones are"
+            log.error(said, reason=str(error), kept=aside and str(aside))
+            return
+        self._set = {text.name: text for text in file.texts}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
