@@ -334,6 +334,13 @@ class Api:
         if record.key is not None and exchange.method == "POST":
             record.counted = self._keys.enter(record.key)
 
+    async def ask(self, incoming: Incoming) -> None:
+        """Answer a question that came another way, and may."""
+        self._last_request = trio.current_time()
+        route = Route("POST", "/chat/completions", self.chat.chat_completions)
+        limit = self.answers.config.server.max_body_bytes
+        await take(incoming, route, lambda exchange: self._under_way.add(exchange.record), self._after, limit)
+
     @contextmanager
     def _watched(self, record: Record) -> Iterator[None]:
         self._under_way.add(record)

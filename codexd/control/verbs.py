@@ -14,7 +14,7 @@ from codexd.auth.login import Attempt
 from codexd.auth.session import SignIn
 from codexd.auth.store import StoreError
 from codexd.config import ConfigError
-from codexd.control import doctor, wire
+from codexd.control import asking, doctor, wire
 from codexd.control.server import Say
 from codexd.errors import ApiError
 from codexd.instructions import Text
@@ -109,6 +109,8 @@ class Verbs:
                 await say(wire.PromptsWereReset(names=self._parts.instructions.reset(request.name)))
             case wire.PromptsOffer():
                 await self._offer(say)
+            case wire.Try():
+                await asking.ask(self._parts, request, say)
             case _:
                 assert_never(request)
 

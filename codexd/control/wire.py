@@ -167,6 +167,15 @@ class PromptsOffer(_Request, frozen=True, kw_only=True, tag="prompts_offer"):
     """The official texts of the account's catalogue that differ from those in force. Nothing is changed."""
 
 
+class Try(_Request, frozen=True, kw_only=True, tag="try"):
+    """A question to a model; without one the first of the catalogue. ``images`` are data URLs."""
+
+    question: str
+    model: str | None = None
+    effort: str | None = None
+    images: list[str] = []
+
+
 Request = (
     Login
     | LoginCallback
@@ -193,6 +202,7 @@ Request = (
     | PromptsSet
     | PromptsReset
     | PromptsOffer
+    | Try
 )
 
 
@@ -450,6 +460,20 @@ class PromptOffered(_Reply, frozen=True, kw_only=True, tag="prompt_offered"):
     source: str
 
 
+class TryText(_Reply, frozen=True, kw_only=True, tag="text"):
+    """A piece of the answer, or of the summary of the reasoning before it."""
+
+    text: str
+    thinking: bool = False
+
+
+class TryEnded(_Reply, frozen=True, kw_only=True, tag="try_ended"):
+    model: str
+    finish_reason: str | None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+
+
 class Done(_Reply, frozen=True, kw_only=True, tag="done"):
     """The last line of what has nothing more to say."""
 
@@ -479,6 +503,8 @@ Reply = (
     | PromptText
     | PromptsWereReset
     | PromptOffered
+    | TryText
+    | TryEnded
     | Done
 )
 

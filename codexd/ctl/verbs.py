@@ -275,6 +275,18 @@ def _prompts(options: argparse.Namespace, out: Output) -> int:
     return prompts.run(options, out)
 
 
+def _try(options: argparse.Namespace, out: Output) -> int:
+    from codexd.ctl import ask
+
+    return ask.run(options, out)
+
+
+def _selftest(options: argparse.Namespace, out: Output) -> int:
+    from codexd.ctl import selftest
+
+    return selftest.run(options, out)
+
+
 def _completion(options: argparse.Namespace, _: Output) -> int:
     from argcomplete.shell_integration import shellcode
 
@@ -297,6 +309,8 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Output], int]] = {
     "models": _simple(lambda options: wire.Models(refresh=options.refresh), "Asking for the models"),
     "keys": _keys,
     "prompts": _prompts,
+    "try": _try,
+    "selftest": _selftest,
     "reload": _simple(lambda _: wire.Reload(), "Reloading"),
     "doctor": _doctor,
     "completion": _completion,

@@ -963,3 +963,54 @@ async def test_texts_that_cannot_be_read_are_kept_aside(setup: Make, tmp_path: P
         assert await instructions(it) == (await it.ctl("prompts", "show", "gpt-5-2")).out.strip()
         assert "the instruction texts that were set cannot be used" in it.daemon.log.read_text()
     assert spoiled in [path.read_bytes() for path in state.iterdir() if path.is_file()]
+
+
+# --- trying it
+
+
+async def test_a_question_is_answered_in_the_terminal(setup: Make, tmp_path: Path) -> None:
+    async with setup(logging=QUIET) as it:
+        said = await it.ctl("try", "why", "is the sky blue?")
+        assert said.code == 0
+        assert "You wrote: why is the sky blue?" in said.out
+        assert re.search(r"\d+ tokens in, \d+ out, first word after \d\.\d s, \d\.\d s in all", said.err)
+        piped = await it.ctl("try", "-m", "gpt-5.5", "--effort", "high", "sum up:", "-", stdin=b"a long text")
+        assert "sum up:\n\na long text" in piped.out and "gpt-5.5:" in piped.err
+        assert "only this" in (await it.ctl("try", stdin=b"only this")).out
+        image = tmp_path / "dot.png"
+        image.write_bytes(b"\x89PNG" + bytes(300_000))
+        looked = await it.ctl("try", "what is this?", "--image", str(image), "--json")
+        assert looked.code == 0
+        replies = looked.json
+        assert "".join(reply["text"] for reply in replies if reply["reply"] == "text" and not reply.get("thinking"))
+        assert [reply["reply"] for reply in replies[-2:]] == ["try_ended", "done"]
+        for words, code, why in (
+            (["try", "x", "-m", "gpt-nix"], 5, "The model 'gpt-nix' does not exist"),
+            (["try", "x", "--image", "/nowhere.png"], 2, "cannot be read"),
+            (["try", "x", "--image", "/etc/passwd"], 2, "no name of an image"),
+            (["try"], 2, "Ask something"),
+            (["try", " "], 2, "Ask something"),
+        ):
+            refused = await it.ctl(*words)
+            assert (refused.code, why in refused.err) == (code, True), refused
+        # It is a request like others: counted, and to be explained.
+        counted = 'codexd_requests_total{endpoint="/chat/completions",key="",model="gpt-5.5",status="200"} 1.0'
+        assert counted in (await it.ctl("metrics")).out
+        await it.ctl("logout")
+        assert (await it.ctl("try", "x")).code == 3
+
+
+async def test_it_tests_itself(setup: Make) -> None:
+    async with setup(logging=QUIET) as it:
+        said = await it.ctl("selftest")
+        assert (said.code, said.err) == (0, "All 9 are well, on a simulated backend.\n"), said
+        assert len(it.daemon.log.read_text().split("request finished")) == 1, "the running one was asked"
+        real = await it.ctl("selftest", "--real", "-m", "gpt-5.5", "--json")
+        assert real.code == 0
+        assert [line["outcome"] for line in real.json[:-1]] == ["ok"] * 5
+        key = (await it.ctl("keys", "add", "mine")).out.strip()
+        assert "asks for a client key" in (await it.ctl("selftest", "--real")).err
+        assert (await it.ctl("selftest", "--real", "--key", key)).code == 0
+        assert (await it.ctl("selftest", "--real", env={"CODEXD_API_KEY": key})).code == 0
+        wrong = await it.ctl("selftest", "--real", "--key", "wrong")
+        assert (wrong.code, "1 of 1 failed" in wrong.err) == (5, True)

@@ -1,0 +1,339 @@
+"""``codexctl selftest``: what clients rely on, checked from a client's side, over the real listener.
+
+Without ``--real`` a codexd of the same installation runs over its simulated ChatGPT for as long as it takes.
+"""
+
+import argparse
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+import codexd
+from codexd.control import wire
+from codexd.control.wire import Check, Done
+from codexd.ctl.verbs import EXIT, Output, failed, replies
+
+START_SECONDS = 20.0
+ANSWER_SECONDS = 180.0
+
+Json = dict[str, Any]
+
+_TOOL = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+class Wrong(Exception):
+    """What a client would stumble over."""
+
+
+def demand(condition: object, otherwise: str) -> None:
+    """Raises Wrong."""
+    if not condition:
+        raise Wrong(otherwise)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class Target:
+    """A listener of codexd's, and a model to ask."""
+
+    def __init__(self, address: str, key: str | None) -> None:
+        self.address = address
+        self.key = key
+        self.model = ""
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str], bytes]:
+        """Raises Wrong when there is no answer."""
+        headers = {"content-type": "application/json"}
+        if self.key:
+            headers["authorization"] = f"Bearer {self.key}"
+        connection = self._connection()
+        try:
+            data = body if isinstance(body, bytes | None) else msgspec.json.encode(body)
+            connection.request(method, path, data, headers)
+            answer = connection.getresponse()
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Wrong(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        finally:
+            connection.close()
+
+    def document(self, method: str, path: str, body: object = None, *, status: int = 200) -> Json:
+        found, headers, data = self.ask(method, path, body)
+        demand(found == status, f"{method} {path} has status {found}, not {status}: {_said(data)}")
+        demand("x-request-id" in headers, f"{method} {path} has no x-request-id")
+        try:
+            document = msgspec.json.decode(data)
+        except ValueError as error:
+            raise Wrong(f"{method} {path} is not JSON: {data[:200]!r}") from error
+        demand(isinstance(document, dict), f"{method} {path} is no object")
+        return dict(document)
+
+    def events(self, path: str, body: Json) -> list[tuple[str, Any]]:
+        """Names and data; the data of ``[DONE]`` is that text."""
+        status, headers, data = self.ask("POST", path, body)
+        demand(status == 200, f"POST {path} has status {status}: {_said(data)}")
+        demand(headers.get("content-type", "").startswith("text/event-stream"), f"{path} is no event stream")
+        found: list[tuple[str, Any]] = []
+        for block in data.decode().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and line[0] != ":")
+            if "data" in fields:
+                shown = fields["data"]
+                found.append((fields.get("event", ""), shown if shown == "[DONE]" else msgspec.json.decode(shown)))
+        return found
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.address.startswith("unix:"):
+            return _UnixConnection(self.address.removeprefix("unix:"), ANSWER_SECONDS)
+        parts = urlsplit(self.address)
+        return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_SECONDS)
+
+
+def _said(data: bytes) -> str:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(msgspec.json.decode(data)["error"]["message"])
+    return repr(data[:200])
+
+
+# --- the checks
+
+
+def models(at: Target) -> str:
+    document = at.document("GET", "/v1/models")
+    names = [model["id"] for model in document["data"]]
+    demand(names, "the list of models is empty")
+    at.model = at.model or names[0]
+    demand(at.model in names or at.document("GET", f"/v1/models/{at.model}"), f"there is no model {at.model}")
+    return f"{len(names)} models; {at.model} is asked"
+
+
+def _chat(at: Target, **more: object) -> Json:
+    question = [{"role": "user", "content": "Say hello, and nothing else."}]
+    return {"model": at.model, "messages": question} | more
+
+
+def chat_whole(at: Target) -> str:
+    document = at.document("POST", "/v1/chat/completions", _chat(at))
+    demand(document["object"] == "chat.completion", f"object is {document['object']!r}")
+    (choice,) = document["choices"]
+    demand(choice["message"]["content"], "the message is empty")
+    demand(choice["finish_reason"] == "stop", f"finish_reason is {choice['finish_reason']!r}")
+    usage = document["usage"]
+    total = usage["prompt_tokens"] + usage["completion_tokens"]
+    demand(usage["total_tokens"] == total, f"the usage does not add up: {usage}")
+    return f"{usage['completion_tokens']} tokens"
+
+
+def chat_streamed(at: Target) -> str:
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    found = [data for _, data in at.events("/v1/chat/completions", _chat(at, **options))]
+    demand(found and found[-1] == "[DONE]", "the stream does not end with [DONE]")
+    chunks = found[:-1]
+    demand(len({chunk["id"] for chunk in chunks}) == 1, "the chunks have different ids")
+    first, *_, finish, usage = chunks
+    demand(first["choices"][0]["delta"].get("role") == "assistant", "the first chunk has no role")
+    demand(finish["choices"][0]["finish_reason"] == "stop", "the last choice has no finish_reason")
+    demand(usage["choices"] == [] and usage["usage"]["total_tokens"], "the usage is not in a chunk of its own")
+    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    demand(text, "no text came")
+    return f"{len(chunks)} chunks"
+
+
+def tool_call(at: Target) -> str:
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": _TOOL}}
+    asked = [{"role": "user", "content": "Use get_weather to find the weather in Paris."}]
+    body = {"model": at.model, "messages": asked, "tools": [tool], "tool_choice": "required"}
+    document = at.document("POST", "/v1/chat/completions", body)
+    (choice,) = document["choices"]
+    demand(choice["finish_reason"] == "tool_calls", f"finish_reason is {choice['finish_reason']!r}")
+    call = choice["message"]["tool_calls"][0]
+    arguments = msgspec.json.decode(call["function"]["arguments"])
+    demand("city" in arguments, f"the arguments do not fit the schema: {arguments}")
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
+    turn = [*asked, {"role": "assistant", "tool_calls": choice["message"]["tool_calls"]}, result]
+    after = at.document("POST", "/v1/chat/completions", body | {"messages": turn, "tool_choice": "auto"})
+    demand(after["choices"][0]["message"]["content"], "nothing was said after the tool's result")
+    return f"{call['function']['name']}({call['function']['arguments']}), and its result was heard"
+
+
+def structured(at: Target) -> str:
+    wanted = {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": _TOOL}}
+    document = at.document("POST", "/v1/chat/completions", _chat(at, response_format=wanted))
+    found = msgspec.json.decode(document["choices"][0]["message"]["content"])
+    demand(set(found) == {"city"}, f"the answer does not fit the schema: {found}")
+    return "the answer fits the schema"
+
+
+def responses_whole(at: Target) -> str:
+    document = at.document("POST", "/v1/responses", {"model": at.model, "input": "Say hello."})
+    demand(document["object"] == "response" and document["status"] == "completed", f"status is {document['status']!r}")
+    demand(any(item["type"] == "message" for item in document["output"]), "the output has no message")
+    body = {"model": at.model, "input": "And again.", "previous_response_id": document["id"]}
+    again = at.document("POST", "/v1/responses", body)
+    demand(again["previous_response_id"] == document["id"], "the conversation does not go on")
+    read = at.document("GET", f"/v1/responses/{document['id']}")
+    demand(read["id"] == document["id"], "what was stored cannot be read")
+    at.document("DELETE", f"/v1/responses/{document['id']}")
+    at.document("GET", f"/v1/responses/{document['id']}", status=404)
+    return "answered, gone on from, read, deleted"
+
+
+def responses_streamed(at: Target) -> str:
+    found = at.events("/v1/responses", {"model": at.model, "input": "Say hello.", "stream": True})
+    events = [data for _, data in found if data != "[DONE]"]
+    for name, data in found:
+        demand(data == "[DONE]" or name == data["type"], f"the event {name!r} has type {data}")
+    kinds = [event["type"] for event in events]
+    demand(kinds[0] == "response.created", f"it begins with {kinds[0]}")
+    demand(kinds[-1] == "response.completed", f"it ends with {kinds[-1]}")
+    numbers = [event["sequence_number"] for event in events]
+    demand(numbers == sorted(set(numbers)), "the sequence numbers do not rise")
+    deltas = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    texts = [event["text"] for event in events if event["type"] == "response.output_text.done"]
+    demand(deltas == "".join(texts), "the deltas are not the text")
+    return f"{len(events)} events"
+
+
+def messages(at: Target) -> str:
+    body = {"model": at.model, "max_tokens": 1000, "messages": [{"role": "user", "content": "Say hello."}]}
+    document = at.document("POST", "/v1/messages", body)
+    demand(document["type"] == "message" and document["stop_reason"] == "end_turn", f"it is {document}")
+    names = [name for name, _ in at.events("/v1/messages", body | {"stream": True})]
+    demand(names[0] == "message_start" and names[-1] == "message_stop", f"it goes from {names[0]} to {names[-1]}")
+    return f"whole, and as {len(names)} events"
+
+
+def refusals(at: Target) -> str:
+    cases: list[tuple[str, str, object, int]] = [
+        ("POST", "/v1/chat/completions", b"{", 400),
+        ("POST", "/v1/chat/completions", {"model": at.model}, 400),
+        ("POST", "/v1/chat/completions", _chat(at) | {"model": "no-such-model"}, 404),
+        ("GET", "/v1/responses/resp_nobody", None, 404),
+        ("GET", "/v1/nowhere", None, 404),
+        ("PUT", "/v1/models", None, 405),
+    ]
+    for method, path, body, status in cases:
+        error = at.document(method, path, body, status=status)["error"]
+        demand({"message", "type", "param", "code"} <= set(error), f"{method} {path}: the error is {error}")
+    return f"{len(cases)} wrong requests, each with its status and a reason"
+
+
+Checked = Callable[[Target], str]
+CHECKS: dict[str, Checked] = {
+    "models": models,
+    "chat": chat_whole,
+    "chat, streamed": chat_streamed,
+    "tool call": tool_call,
+    "structured output": structured,
+    "responses": responses_whole,
+    "responses, streamed": responses_streamed,
+    "messages": messages,
+    "refusals": refusals,
+}
+REAL = ("models", "chat, streamed", "tool call", "responses, streamed", "refusals")
+"""Those that cost little where they cost something."""
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    names = REAL if options.real else tuple(CHECKS)
+    found: list[Check] = []
+    with _running(options) if options.real else _simulated() as target:
+        target.model = options.model or "" if options.real else ""
+        for name in names:
+            with out.waiting(name):
+                check = _checked(name, target)
+            out.reply(check)
+            found.append(check)
+            if name == "models" and check.outcome == "failed":
+                break
+    if out.json:
+        out.reply(Done())
+    bad = [check for check in found if check.outcome == "failed"]
+    where = "the running codexd" if options.real else "a simulated backend"
+    out.note(f"{len(bad)} of {len(found)} failed, on {where}." if bad else f"All {len(found)} are well, on {where}.")
+    return EXIT["refused"] if bad else 0
+
+
+def _checked(name: str, target: Target) -> Check:
+    begun = time.monotonic()
+    try:
+        said = CHECKS[name](target)
+    except Wrong as error:
+        return _failed(name, str(error))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return _failed(name, f"the answer has another shape than the API's: {type(error).__name__}: {error}")
+    return Check(name=name, outcome="ok", message=f"{said} ({time.monotonic() - begun:.1f} s)")
+
+
+def _failed(name: str, message: str) -> Check:
+    advice = "`codexctl log` and `codexctl explain` show more, where it is the running codexd."
+    return Check(name=name, outcome="failed", message=message, advice=advice, kind="refused")
+
+
+@contextlib.contextmanager
+def _running(options: argparse.Namespace) -> Iterator[Target]:
+    """Raises Failed and Unreachable."""
+    status = next(reply for reply in replies(options, wire.Status()) if isinstance(reply, wire.StatusReport))
+    key = options.key or os.environ.get("CODEXD_API_KEY")
+    if status.keys_required and not key:
+        message = "codexd asks for a client key: give one with --key or $CODEXD_API_KEY; `codexctl keys add` makes one."
+        raise failed("usage", "key", message)
+    yield Target(status.listeners[0], key)
+
+
+@contextlib.contextmanager
+def _simulated() -> Iterator[Target]:
+    """Raises Failed."""
+    root = str(Path(codexd.__file__).parent.parent)
+    start = f"import sys; sys.path.insert(0, {root!r}); from codexd.__main__ import cli; cli()"
+    with tempfile.TemporaryDirectory(prefix="codexd-selftest-") as directory:
+        path, config, said = Path(directory, "api.sock"), Path(directory, "config.json"), Path(directory, "log")
+        config.write_bytes(msgspec.json.encode({"server": {"bind": [f"unix:{path}"]}}))
+        command = [sys.executable, "-c", start, "--demo", "--config", str(config)]
+        with (
+            said.open("wb") as log,
+            subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as process,  # noqa: S603 - our own
+        ):
+            try:
+                until = time.monotonic() + START_SECONDS
+                while not _listens(path):
+                    if process.poll() is not None or time.monotonic() > until:
+                        last = said.read_text(errors="replace").strip().splitlines()[-1:]
+                        raise failed("internal", "selftest", f"A codexd could not be started for it: {' '.join(last)}")
+                    time.sleep(0.05)
+                yield Target(f"unix:{path}", None)
+            finally:
+                process.terminate()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
