@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
 
-.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom lock clients clients-node clients-python install deb image container system test-system clean
+.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb image container system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench   what a stream and a request cost, beside nginx and two Python peers"
 	@echo "make bench-ci  the instructions that they take, beside the committed figures; make plots: how costs grow"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
+	@echo "make docs    the documentation as a site, in build/site"
 	@echo "make lock    make the lock files anew from pyproject.toml"
 
 demo: $(VENV)/.runtime
@@ -73,6 +74,15 @@ build/bench/plots/.done: Makefile
 	$(@D)/bin/pip install -qq --disable-pip-version-check matplotlib==3.10.0 py-spy==0.4.0
 	@touch $@
 
+# The guides as a site, in build/site.
+docs: build/docs/.done
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict --config-file packaging/docs/mkdocs.yml
+	@echo "build/site/index.html"
+build/docs/.done: packaging/docs/requirements.lock
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -85,6 +95,7 @@ lock: $(VENV)/.dev
 	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 	$(COMPILE) --output-file tests/clients/python/requirements.lock tests/clients/python/requirements.in
 	$(COMPILE) --output-file tests/system/requirements.lock tests/system/requirements.in
+	$(COMPILE) --output-file packaging/docs/requirements.lock packaging/docs/requirements.in
 
 # Clients that the suite runs when they are there, apart from codexd's own environment.
 clients: clients-node clients-python
