@@ -66,12 +66,18 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
 
 def too_large(limit: int) -> ApiError:
     return ApiError(
-        413, f"The request body is larger than {limit} bytes (server.max_body_bytes).", code="request_too_large"
+        413,
+        f"The request body is larger than {limit} bytes. Send less, or raise server.max_body_bytes.",
+        code="request_too_large",
     )
 
 
 def body_timeout(seconds: float) -> ApiError:
-    return ApiError(408, f"The request body did not arrive within {seconds:g} seconds.", code="request_timeout")
+    return ApiError(
+        408,
+        f"The request body did not arrive within {seconds:g} seconds. Send the request again.",
+        code="request_timeout",
+    )
 
 
 def unsupported(param: str, message: str) -> ApiError:
@@ -259,7 +265,8 @@ def key_expired(name: str) -> ApiError:
 def key_busy(name: str, limit: int) -> ApiError:
     return ApiError(
         429,
-        f"The client key {name!r} has {limit} requests under way, and may have no more at once (concurrent_requests).",
+        f"The client key {name!r} has {limit} requests under way, and may have no more at once (concurrent_requests). "
+        "Wait for one of them to end.",
         type="rate_limit_error",
         code="key_concurrency_limit",
         retry_after=1,
@@ -269,7 +276,7 @@ def key_busy(name: str, limit: int) -> ApiError:
 def key_too_fast(name: str, limit: int, seconds: int) -> ApiError:
     return ApiError(
         429,
-        f"The client key {name!r} may make {limit} requests a minute (requests_per_minute).",
+        f"The client key {name!r} may make {limit} requests a minute (requests_per_minute). Try again in {seconds} s.",
         type="rate_limit_error",
         code="key_rate_limit",
         retry_after=seconds,
@@ -279,7 +286,8 @@ def key_too_fast(name: str, limit: int, seconds: int) -> ApiError:
 def key_not_for_model(name: str, model: str, allowed: Iterable[str]) -> ApiError:
     return ApiError(
         403,
-        f"The client key {name!r} is not for the model {model!r}, but for {', '.join(allowed)}.",
+        f"The client key {name!r} is not for the model {model!r}, but for {', '.join(allowed)}. Ask one of those, or "
+        "use another key.",
         param="model",
         code="model_not_allowed",
     )
@@ -378,7 +386,10 @@ def too_many_connections() -> ApiError:
 
 def user_not_allowed() -> ApiError:
     return ApiError(
-        403, "This socket is not for the user who connects to it (server.allowed_users).", code="user_not_allowed"
+        403,
+        "This socket is not for the user who connects to it. Use it as another user, or add this one to "
+        "server.allowed_users.",
+        code="user_not_allowed",
     )
 
 
@@ -439,7 +450,7 @@ def upstream_unreachable(why: str) -> ApiError:
 def upstream_timeout(what: str, seconds: float, key: str) -> ApiError:
     return ApiError(
         504,
-        f"The ChatGPT backend sent {what} for {seconds:g} seconds (the limit is {key}).",
+        f"The ChatGPT backend sent {what} for {seconds:g} seconds. Send the request again; {key} is the limit.",
         type="server_error",
         code="upstream_timeout",
     )
@@ -468,7 +479,7 @@ def empty_answer() -> ApiError:
 def internal(request_id: str) -> ApiError:
     return ApiError(
         500,
-        f"codexd met a fault of its own. Its log has the details under request id {request_id}.",
+        f"codexd met a fault of its own. Its log has the details: `codexctl log --request {request_id}`.",
         type="server_error",
         code="internal_error",
     )

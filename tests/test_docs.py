@@ -128,6 +128,15 @@ async def test_what_is_marked_runnable_runs(tmp_path: Path, logs: Path, page: st
             assert ran.stdout
 
 
+def test_symptoms_have_the_codes_that_there_are() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "codexd").rglob("*.py"))
+    first_cells = re.findall(r"^\| ([^|]+) \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    codes = re.findall(r"`([a-z]+(?:_[a-z]+)+)`", "\n".join(first_cells))
+    assert len(codes) >= 6
+    for code in codes:
+        assert f'"{code}"' in sources, code
+
+
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     mkdocs = ROOT / "build" / "docs" / "bin" / "mkdocs"
     if not mkdocs.exists():

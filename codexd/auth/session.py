@@ -372,7 +372,7 @@ class Session:
             refused = refusal(response.status, response.body)
             if refused.permanent:
                 self._fault = f"The ChatGPT sign-in has ended ({refused.why})"
-                log.error("signed out: the refresh token was refused", reason=refused.why)
+                log.error("signed out: the refresh token was refused; run codexctl login", reason=refused.why)
                 self._on_change()
                 raise errors.signed_out(self._fault)
             raise _Transient(refused.why)

@@ -55,7 +55,7 @@ _BODY = msgspec.json.Decoder(_Body)
 def in_stream(code: str | None, message: str | None) -> ApiError:
     """The error of a ``response.failed`` or ``error`` event. An unknown code is a fault of the upstream: 502."""
     status, kind = _IN_STREAM.get(code or "", (502, "server_error"))
-    text = message or "The ChatGPT backend reported a failure without saying what it was."
+    text = message or "The ChatGPT backend reported a failure without saying what it was. Send the request again."
     return ApiError(
         status,
         text,
@@ -84,7 +84,7 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes, now: float) 
             limit = said.type in ("usage_limit_reached", "usage_not_included")
             return ApiError(
                 429,
-                message or "The ChatGPT backend is limiting requests.",
+                message or "The ChatGPT backend is limiting requests. `codexctl usage` shows until when.",
                 type="insufficient_quota" if limit else "rate_limit_error",
                 code=said.type if limit else _text(said.code) or "rate_limit_exceeded",
                 retry_after=wait,
@@ -111,7 +111,7 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes, now: float) 
             overloaded = _text(said.code) in ("server_is_overloaded", "slow_down")
             return ApiError(
                 503 if overloaded or status == 503 else 502,
-                message or f"The ChatGPT backend failed with status {status}.",
+                message or f"The ChatGPT backend failed with status {status}. Try again in a moment.",
                 type="server_error",
                 code=_text(said.code) or "upstream_error",
                 retry_after=wait,
@@ -163,7 +163,7 @@ def _from_edge(status: int) -> ApiError:
         )
     return ApiError(
         502,
-        f"The edge in front of the ChatGPT backend answered {status} with an HTML page.",
+        f"The edge in front of the ChatGPT backend answered {status} with an HTML page. Try again in a moment.",
         type="server_error",
         code="upstream_error",
         retryable=status >= 500,
