@@ -39,6 +39,9 @@ MAX_ADJUSTED = 4000
 MAX_TRACED = 100
 """Adjustments that are remembered of a request."""
 
+MAX_CODE, MAX_MESSAGE = 100, 1000
+"""Characters of an error that are remembered."""
+
 _STEPS = ("asked", "token", "connected", "head", "first", "end")
 
 STREAM_HEADERS: Sequence[Header] = (
@@ -145,9 +148,11 @@ class Record:
         return self.status if self.complete else 499
 
     def fail(self, error: ApiError) -> None:
-        self.error, self.message = error.error.code or error.error.type, error.error.message
+        self.error = (error.error.code or error.error.type)[:MAX_CODE]
+        # It quotes what the client sent, as much as that was.
+        self.message = observe.redact(error.error.message[:MAX_MESSAGE])
 
-    def trace(self, now: float, *, over: bool) -> Trace:
+    def trace(self, now: float, *, over: bool, bodies: bool) -> Trace:
         """``now`` is in Unix seconds."""
         usage, marks, at = self.usage(), self.marks, trio.current_time()
         tokens = None
@@ -181,8 +186,8 @@ class Record:
             connection_ready=marks.ready,
             backend_status=marks.status,
             backend_request_id=marks.request_id,
-            body=_kept(self.received),
-            sent=_kept(self.sent),
+            body=_kept(self.received) if bodies else None,
+            sent=_kept(self.sent) if bodies else None,
         )
 
     def _after(self, step: float | None) -> int | None:
@@ -222,10 +227,9 @@ def client_of(peer: Sequence[Any] | None, headers: Fields) -> str | None:
     return address if _ADDRESS.fullmatch(address) and not is_loopback(address) else None
 
 
-def is_foreign(headers: Fields) -> bool:
-    """Whether a proxy says that it asks for somebody on another machine."""
-    forwarded = [name.strip() for name in headers.get("x-forwarded-for", "").split(",") if name.strip()]
-    return any(not is_loopback(name) for name in forwarded) or bool(headers.get("forwarded", ""))
+def is_forwarded(headers: Fields) -> bool:
+    """Whether a proxy asks for somebody: what it says of who that is may be the client's own words."""
+    return any(headers.get(name, "") for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
 
 
 @lru_cache(maxsize=64)

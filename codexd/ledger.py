@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from codexd.auth.store import keep_aside, write_durably
 from codexd.recent import Trace
 from codexd.used import Hour, Row
 
-SAVE_INTERVAL = 60.0
+SAVE_INTERVAL = 900.0
+"""Seconds. Saving waits for the disk, and all streams wait for that."""
 MAX_ROWS = 10_000
 """Rows of days, models and keys; beyond them the oldest go. A year of a person with a dozen models and keys."""
 
@@ -85,12 +87,16 @@ class Ledger:
             self._save()
 
     def retire(self) -> None:
-        """Write for the last time: from here on the file may be a successor's."""
+        """From here on the file may be a successor's: what is yet to come goes into another for it to take up."""
         self._save()
+        self._rows, self._hours, self._unsaved = {}, {}, False
+        self._path = self._path.with_name(f"{self._path.stem}-late-{os.getpid()}.json")
         self._retired = True
 
     def _save(self) -> None:
-        if not self._unsaved or self._retired:
+        if not self._retired:
+            self._take_up()
+        if not self._unsaved:
             return
         try:
             file = _File(list(self._rows.values()), list(self._hours.values()))
@@ -98,6 +104,23 @@ class Ledger:
             self._unsaved = False
         except OSError as error:
             log.warning("the usage could not be saved; it is tried again", path=str(self._path), reason=str(error))
+
+    def _take_up(self) -> None:
+        """What predecessors counted while they drained."""
+        for path in self._path.parent.glob(f"{self._path.stem}-late-*.json"):
+            try:
+                file = msgspec.json.decode(path.read_bytes(), type=_File)
+                path.unlink()
+            except (OSError, ValueError) as error:
+                log.warning("usage from a drain cannot be read", path=str(path), reason=str(error))
+                continue
+            for row in file.rows:
+                self._rows.setdefault(
+                    (row.day, row.model, row.key), Row(day=row.day, model=row.model, key=row.key)
+                ).join(row)
+            for hour in file.hours:
+                self._hours.setdefault(hour.hour, Hour(hour=hour.hour)).join(hour)
+            self._unsaved = True
 
     def _load(self) -> None:
         try:

@@ -65,9 +65,10 @@ def _timestamp(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _value(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
-    if text and not re.search(r'[\s"=\\\x00-\x1f\x7f]', text):
+    if text and not re.search(r'[\s"=\\\x00-\x1f\x7f-\x9f]', text):
         return text
-    return msgspec.json.encode(text).decode()
+    # JSON leaves some control characters as they are, and a terminal heeds them.
+    return re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", msgspec.json.encode(text).decode())
 
 
 def _pairs(event: Mapping[str, Any]) -> str:
@@ -172,7 +173,7 @@ class Tail:
         self.total = 0
 
     def add(self, event: EventDict) -> None:
-        short = {key: _short(value) for key, value in event.items()}
+        short = {key: _short(value, end=key == "exception") for key, value in event.items()}
         self._lines.append(Line(self.total, event["level"], str(event.get("request_id", "-")), short))
         self.total += 1
         if self._more.statistics().tasks_waiting:
@@ -187,8 +188,11 @@ class Tail:
         await self._more.wait()
 
 
-def _short(value: object) -> object:
-    return f"{value[:MAX_VALUE]}…" if isinstance(value, str) and len(value) > MAX_VALUE else value
+def _short(value: object, *, end: bool) -> object:
+    """A traceback says at its end what it is."""
+    if not isinstance(value, str) or len(value) <= MAX_VALUE:
+        return value
+    return f"…{value[-MAX_VALUE:]}" if end else f"{value[:MAX_VALUE]}…"
 
 
 TAIL = Tail()

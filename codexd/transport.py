@@ -13,7 +13,6 @@ authentication.
 What a response's bytes mean is in ``framing``.
 """
 
-import contextlib
 import math
 import re
 import socket
@@ -35,9 +34,12 @@ KEEP_ALIVE = 90.0
 MAX_IDLE = 100
 """Idle connections that are kept for one origin."""
 
+STALE_SECONDS = 1.0
+"""In which a connection that had ended before it was used says so."""
+
 PROBE_SECONDS = 30
-"""After so long a silence the kernel asks whether the other side is there, and gives what it sent up after as long: a
-router that forgets a connection, or a machine that slept, leaves no other sign."""
+"""After so long a silence the kernel asks whether the other side is there, three times, and gives up after as long
+again: a router that forgets a connection, or a machine that slept, leaves no other sign."""
 
 JOIN_BODY = 64 * 1024
 """A request body up to this size goes out in one write with its head; a larger one is not copied for that."""
@@ -85,17 +87,24 @@ class Transport(httpx.AsyncBaseTransport):
         received = await self._exchange(connection, request.method, origin, head, body, ready=False)
         return httpx.Response(received.status, headers=received.fields, stream=received.body)
 
-    async def post(self, target: Target, fields: Fields, body: bytes, connect_seconds: float) -> "Received":
+    async def post(
+        self, target: Target, fields: Fields, body: bytes, connect_seconds: float, may_resend: Callable[[], bool]
+    ) -> "Received":
         """The same for a POST, without httpx's objects. Raises httpx's exceptions.
 
         A connection that has been idle for as long as it pleases may end just when it is used. What was sent on one and
-        met no byte of an answer is sent once more, on a new one.
+        met its end at once is sent once more, on a new one, when ``may_resend`` agrees.
         """
         length = b"content-length", b"%d" % len(body)
         head = _head_of(b"POST", target.path, [(b"host", target.host), *fields, length])
         if (connection := self._take(target.origin)) is not None:
-            with contextlib.suppress(Unanswered):
+            began = trio.current_time()
+            try:
                 return await self._exchange(connection, "POST", target.origin, head, body, ready=True)
+            except Unanswered:
+                # Whoever closes later has perhaps begun to work on it.
+                if trio.current_time() > began + STALE_SECONDS or not may_resend():
+                    raise
             # What has ended this one unnoticed, a network that changed or a sleep, has ended the others too.
             self._forget(target.origin)
         connection = await self._connect(target.origin, connect_seconds)
@@ -170,7 +179,8 @@ class Transport(httpx.AsyncBaseTransport):
                 return _Connection(raw) if scheme == "http" else await self._secure(raw, host)
         except trio.TooSlowError as error:
             raise httpx.ConnectTimeout(f"no connection to {host} in time") from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            # The second is a name that cannot be one.
             raise httpx.ConnectError(_why(error)) from error
 
     async def _secure(self, raw: socket.socket, host: str) -> "_Connection":
@@ -206,7 +216,7 @@ def _watch_over(opened: socket.socket) -> None:
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS // 3)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PROBE_SECONDS * 1000)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2 * PROBE_SECONDS * 1000)
 
 
 def _why(error: BaseException) -> str:

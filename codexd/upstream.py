@@ -177,7 +177,8 @@ class Upstream:
         Raises ApiError, also for faults while the caller reads.
         """
         marks = call.marks
-        self._used_at = marks.asked = trio.current_time()
+        self._used_at = now = trio.current_time()
+        marks.asked = marks.asked or now
         try:
             access = await self._session.token()
             marks.token = trio.current_time()
@@ -326,7 +327,7 @@ class Upstream:
         fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         if cookie := self._cookie_header():
             fields.append((b"cookie", cookie))
-        answer = await self._transport.post(self._target, fields, call.body, CONNECT_TIMEOUT)
+        answer = await self._transport.post(self._target, fields, call.body, CONNECT_TIMEOUT, marks.resend)
         status, received, body, marks.connected, marks.ready = answer
         found = {name.decode("latin-1"): value.decode("latin-1") for name, value in received}
         _note(marks, status, found)

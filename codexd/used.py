@@ -22,6 +22,10 @@ class Amount(Struct, kw_only=True):
     output: int = 0
     reasoning: int = 0
 
+    def join(self, other: "Amount") -> None:
+        for name in Amount.__struct_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def add(self, tokens: Tokens | None, *, failed: bool) -> None:
         self.requests += 1
         self.failed += failed

@@ -44,7 +44,7 @@ from codexd.exchange import (
     bug,
     failed,
     foreign_host,
-    is_foreign,
+    is_forwarded,
     json,
     record_of_page,
     response_of,
@@ -171,8 +171,11 @@ class Api:
         if handler is None and method == "HEAD":
             return methods.get("GET")
         if handler is None and method == "OPTIONS" and self.answers.config.server.allowed_origins:
-            known = list(methods) or [page.method for page in self._pages() if _fits(path, page)]
-            return self._taking(Route("OPTIONS", path, partial(_preflight, known))) if known else None
+            fitting = [page for page in self._pages() if _fits(path, page)]
+            known = list(methods) or [page.method for page in fitting]
+            # What is counted is the pattern: anybody may ask so, for any name.
+            counted = path if methods else "".join(page.path for page in fitting[:1])
+            return self._taking(Route("OPTIONS", counted, partial(_preflight, known))) if known else None
         return handler
 
     def _methods(self, path: str) -> dict[str, Handler]:
@@ -289,7 +292,7 @@ class Api:
 
     async def exposition(self, exchange: Exchange) -> Reply:
         """Prometheus's metrics, for this machine."""
-        if exchange.record.client is not None or is_foreign(exchange.headers):
+        if exchange.record.client is not None or is_forwarded(exchange.headers):
             raise errors.only_local(exchange.path)
         return Document(self.metrics_text(), content_type=CONTENT_TYPE)
 
@@ -352,17 +355,19 @@ class Api:
     def _watch_over(self, record: Record) -> None:
         """It has ended: it is counted, and can be asked for."""
         self._under_way.discard(record)
-        trace = record.trace(self._clock(), over=True)
+        trace = record.trace(self._clock(), over=True, bodies=True)
         self.metrics.add(trace)
         self._ledger.add(trace)
         # Probes come every few seconds, and would push out what somebody looks for.
         if trace.endpoint not in _UNINTERESTING or trace.error is not None:
             self.recent.add(trace)
 
-    def under_way(self) -> list[Trace]:
-        """The requests that have not ended, the oldest first."""
+    def under_way(self, begin: str = "", *, bodies: bool = False) -> list[Trace]:
+        """The requests that have not ended and whose id begins so, the oldest first."""
         now = self._clock()
-        return sorted((record.trace(now, over=False) for record in self._under_way), key=lambda trace: trace.at)
+        found = [record for record in self._under_way if record.id.startswith(begin)]
+        traces = [record.trace(now, over=False, bodies=bodies) for record in found]
+        return sorted(traces, key=lambda trace: trace.at)
 
     def _after(self, record: Record) -> None:
         self._watch_over(record)
@@ -384,7 +389,8 @@ class Api:
         if path not in _HEALTH:
             self._last_request = trio.current_time()
             try:
-                record.key = self._key(headers)
+                # Only there: a browser sends what it was told once with every request, whichever page has caused it.
+                record.key = self._key(headers, basic=path == "/")
             except ApiError as error:
                 if path == "/":
                     # A browser asks its person then: any name, and the key as the password.
@@ -417,11 +423,11 @@ class Api:
             raise errors.foreign_host(name)
         return self._key(websocket.headers)
 
-    def _key(self, headers: Fields) -> str | None:
+    def _key(self, headers: Fields, *, basic: bool = False) -> str | None:
         """The name of the client's key; None when none is asked for. Raises ApiError 401."""
         if not self._keys.required:
             return None
-        given = _given(headers)
+        given = _given(headers, basic=basic)
         name = self._keys.check(given)
         if name is None:
             raise errors.key_required(given=bool(given), any_known=self._keys.any, fault=self._keys.fault)
@@ -454,12 +460,12 @@ class Api:
         return response_of(failed(failure, record_of_page()))
 
 
-def _given(headers: Fields) -> str:
-    """The key that a request brings, if any: as OpenAI's clients send it, as Anthropic's do, or as a browser does."""
+def _given(headers: Fields, *, basic: bool) -> str:
+    """The key that a request brings, if any: as OpenAI's clients send it, as Anthropic's do, or as a browser may."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()
-    if scheme.lower() == "basic":
+    if basic and scheme.lower() == "basic":
         with contextlib.suppress(ValueError):
             return base64.b64decode(token.strip(), validate=True).decode().partition(":")[2]
     return headers.get("x-api-key", "")

@@ -98,7 +98,7 @@ async def ask(parts: Parts, request: wire.Try, say: Say) -> None:
     content: list[dict[str, object]] = [{"type": "text", "text": request.question}]
     content += [{"type": "image_url", "image_url": {"url": image}} for image in request.images]
     document: dict[str, object] = {
-        "model": request.model or parts.catalog.models.listed[0],
+        "model": request.model or next(iter(parts.catalog.models.listed), parts.catalog.models.own[0].slug),
         "stream": True,
         "stream_options": {"include_usage": True},
         "messages": [{"role": "user", "content": content if request.images else request.question}],

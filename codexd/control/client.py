@@ -1,6 +1,7 @@
 """The control socket from the outside: small and blocking, on the standard library and msgspec alone."""
 
 import contextlib
+import re
 import select
 import socket
 from collections.abc import Iterator, Mapping
@@ -46,12 +47,24 @@ def find(environ: Mapping[str, str]) -> Path:
     return places[-1]
 
 
+_CONTROL = re.compile(rb"(\\\\)|\\u00[01][0-9a-fA-F]|\\[bf]|(\\r)|\xc2[\x80-\x9f]|\x7f")
+
+
+def for_terminal(line: bytes) -> bytes:
+    """A line of JSON whose texts hold no control characters but ends of lines and tabs.
+
+    Clients, and models, choose some of what codexd tells; a terminal would obey it.
+    """
+    return _CONTROL.sub(lambda found: found[1] or (b"" if found[2] else rb"\ufffd"), line)
+
+
 class Connection:
     """One request and its replies. Closing it ends what the request started, but for a device sign-in."""
 
-    def __init__(self, path: Path, request: Request, *, timeout: float | None = None) -> None:
-        """``timeout`` is in seconds, for each reply. Raises Unreachable."""
+    def __init__(self, path: Path, request: Request, *, timeout: float | None = None, raw: bool = False) -> None:
+        """``timeout`` is in seconds, for each reply. Not ``raw``: for a terminal. Raises Unreachable."""
         self.path = path
+        self._raw = raw
         self._data = b""
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout)
@@ -79,7 +92,7 @@ class Connection:
         """The replies. Raises Unreachable when the daemon goes away, or sends what this version does not know."""
         while (line := self._line()) is not None:
             try:
-                yield REPLY.decode(line)
+                yield REPLY.decode(line if self._raw else for_terminal(line))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise Unreachable(self.path, f"its answer is not understood ({error})") from error
 

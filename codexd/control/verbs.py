@@ -22,7 +22,7 @@ from codexd.parts import Parts
 from codexd.protocol.limits import Limits
 from codexd.recent import KEPT
 from codexd.systemd import answers
-from codexd.used import Amount, Row
+from codexd.used import Row
 
 USAGE_AGE = 60.0
 """Seconds for which ``status`` takes the usage that is known, before it asks the backend."""
@@ -151,7 +151,7 @@ class Verbs:
 
     def _explain(self, name: str) -> wire.Explained:
         api = self._parts.api
-        under_way = [trace for trace in api.under_way() if trace.id.startswith(name)]
+        under_way = api.under_way(name, bodies=True)
         trace = under_way[-1] if under_way else api.recent.find(name)
         if trace is None:
             raise errors.no_such_request(name, KEPT)
@@ -172,8 +172,7 @@ class Verbs:
                 for column, value in (("day", row.day), ("model", row.model), ("key", row.key))
             )
             total = summed.setdefault((day, model, key), Row(day=day, model=model, key=key))
-            for name in Amount.__struct_fields__:
-                setattr(total, name, getattr(total, name) + getattr(row, name))
+            total.join(row)
         rows = [summed[place] for place in sorted(summed)]
         return wire.HistoryReport(since=request.since, by=request.by, rows=rows)
 

@@ -5,7 +5,7 @@ Every line is a JSON object with ``version``. A request says which ``verb`` it i
 reads must not mind them.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -19,6 +19,8 @@ from codexd.used import Row
 VERSION = 1
 MAX_LINE = 32 * 1024 * 1024
 """Bytes of a request line. A question with images is the largest."""
+
+MAX_LEVEL_SECONDS = 30 * 86400
 
 Method = Literal["device", "browser", "paste"]
 Level = Literal["debug", "info", "warn", "error"]
@@ -129,7 +131,7 @@ class SetLevel(_Request, frozen=True, kw_only=True, tag="level"):
     """Log from this level on, for so many seconds; without a level, as the configuration says, and with 0 only tell."""
 
     level: Level | None = None
-    seconds: int = 600
+    seconds: Annotated[int, msgspec.Meta(ge=0, le=MAX_LEVEL_SECONDS)] = 600
 
 
 class History(_Request, frozen=True, kw_only=True, tag="history"):

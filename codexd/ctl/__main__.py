@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     level = verb("level", "show or change from which level on codexd logs, without a restart")
     level.add_argument("level", choices=(*_LEVELS, "reset"), nargs="?", help="reset: as the configuration says")
     level.add_argument(
-        "--for", dest="minutes", metavar="MINUTES", type=_number, default=10, help="so long (default: 10)"
+        "--for", dest="minutes", metavar="MINUTES", type=_minutes, default=10, help="so long (default: 10)"
     )
     texts = verb("prompts", "manage the instruction texts that models get").add_subparsers(
         dest="action", metavar="ACTION", required=True
@@ -140,6 +140,13 @@ def _number(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
     return int(text)
+
+
+def _minutes(text: str) -> int:
+    number = _number(text)
+    if number > 30 * 1440:
+        raise argparse.ArgumentTypeError(f"{text} minutes are more than 30 days")
+    return number
 
 
 def _columns(text: str) -> list[str]:

@@ -316,7 +316,7 @@ def _simulated() -> Iterator[Target]:
         command = [sys.executable, "-c", start, "--demo", "--config", str(config)]
         with (
             said.open("wb") as log,
-            subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as process,  # noqa: S603 - our own
+            subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment()) as process,  # noqa: S603 - our own
         ):
             try:
                 until = time.monotonic() + START_SECONDS
@@ -328,6 +328,11 @@ def _simulated() -> Iterator[Target]:
                 yield Target(f"unix:{path}", None)
             finally:
                 process.terminate()
+
+
+def _environment() -> dict[str, str]:
+    """Without what this machine has configured for the codexd that runs here."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if name in os.environ}
 
 
 def _listens(path: Path) -> bool:

@@ -131,7 +131,8 @@ def _group_of(path: Path) -> str:
 def replies(options: argparse.Namespace, request: Request, *, timeout: float | None = REPLY_TIMEOUT) -> Iterator[Reply]:
     """The replies up to the last, which is not among them. Raises Failed and Unreachable."""
     path = socket_of(options)
-    with Connection(path, request, timeout=timeout) as connection:
+    raw = getattr(options, "json", False)
+    with Connection(path, request, timeout=timeout, raw=raw) as connection:
         yield from until_done(connection)
 
 

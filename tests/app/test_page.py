@@ -105,6 +105,12 @@ async def test_with_keys_a_browser_asks_for_one(autojump_clock: MockClock, tmp_p
             assert (await app.request("GET", "/", headers=basic)).status == 200
         for wrong in ("Basic !", "Basic", f"Basic {base64.b64encode(b'no-colon').decode()}", "Basic /w=="):
             assert (await app.request("GET", "/", headers={"authorization": wrong})).status == 401
+        # A browser sends what it was told with whatever a page causes, so it opens nothing but this page.
+        basic = {"authorization": f"Basic {base64.b64encode(f':{key}'.encode()).decode()}"}
+        for path in ("/v1/models", "/v1/chat/completions", "/metrics", "/health/", "//"):
+            for method in ("GET", "POST"):
+                answer = await app.request(method, path, headers=basic)
+                assert answer.status in (401, 404, 405) or path.startswith("/health"), (method, path)
         # An API client is not asked so: some would open a window.
         assert "www-authenticate" not in (await app.request("GET", "/v1/models")).headers
         assert (await app.request("GET", "/", headers={"authorization": f"Bearer {key}"})).status == 200

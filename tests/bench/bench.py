@@ -129,7 +129,7 @@ def warm(times: int = 100) -> None:
 
     async def first_event(transport: Transport) -> float:
         begun = time.perf_counter()
-        _, _, stream, *_ = await transport.post(target, headers, body, 5)
+        _, _, stream, *_ = await transport.post(target, headers, body, 5, lambda: False)
         await anext(stream)
         took = time.perf_counter() - begun
         async for _ in stream:

@@ -16,7 +16,7 @@ from trio.testing import MockClock, memory_stream_pair
 
 from codexd import sockets
 from codexd.control import server, wire
-from codexd.control.client import Connection, Unreachable, candidates, find
+from codexd.control.client import Connection, Unreachable, candidates, find, for_terminal
 from codexd.control.server import LINE_TIMEOUT, Peer, may, peer_of
 from codexd.control.wire import Done, Refused, Status
 from codexd.errors import ApiError
@@ -290,3 +290,20 @@ def test_a_newer_reply_may_have_more_fields() -> None:
 )
 def test_what_kind_of_refusal_an_error_is(error: ApiError, kind: str) -> None:
     assert wire.refused(error).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain \u00e9\n\ttabs", "plain \u00e9\n\ttabs"),
+        ("\x1b]0;title\x07\x1b[31m", "\ufffd]0;title\ufffd\ufffd[31m"),
+        ("\x9b2J\x7f\b\f\x00", "\ufffd2J" + "\ufffd" * 4),
+        ("over\rwritten\r\n", "overwritten\n"),
+        ("\\\\u001b \\r \\\x1b", "\\\\u001b \\r \\\ufffd"),
+    ],
+)
+def test_a_terminal_gets_nothing_to_obey(text: str, shown: str) -> None:
+    line = for_terminal(wire.encode(wire.LogLine(level="info", line=text)))
+    found = wire.REPLY.decode(line)
+    assert isinstance(found, wire.LogLine)
+    assert found.line == shown

@@ -83,15 +83,26 @@ async def test_it_outlives_a_restart(tmp_path: Path, autojump_clock: MockClock) 
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_who_has_a_successor_writes_no_more(tmp_path: Path) -> None:
+def test_what_ends_in_a_drain_is_taken_up_by_the_successor(tmp_path: Path) -> None:
     path = tmp_path / "usage.json"
-    book = Ledger(path, clock=Clock())
-    book.add(trace())
-    book.retire()
+    old = Ledger(path, clock=Clock())
+    old.add(trace())
+    old.retire()
+    new = Ledger(path, clock=Clock())
+    new.add(trace(key="phone"))
+    new._save()
     before = path.read_bytes()
-    book.add(trace())
-    book._save()
-    assert path.read_bytes() == before
+    old.add(trace())
+    old._save()
+    assert path.read_bytes() == before, "it is the successor's"
+    new._save()
+    again = Ledger(path, clock=Clock())
+    assert [(row.key, row.requests) for row in again.since("")] == [("", 2), ("phone", 1)]
+    assert again.hours()[-1].requests == 3
+    assert [each.name for each in tmp_path.iterdir()] == ["usage.json"]
+    (tmp_path / "usage-late-1.json").write_bytes(b"{")
+    again._save()
+    assert len(again.since("")) == 2
 
 
 def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from codexd import transport
 from codexd.framing import Chunked
+from codexd.marks import Marks
 from codexd.transport import Transport
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -154,7 +156,7 @@ def here(port: int, scheme: str = "http") -> transport.Target:
 
 async def post(made: Transport, target: transport.Target) -> tuple[int, bytes]:
     with trio.fail_after(20):
-        status, _, body, *_ = await made.post(target, HERE, b"{}", 5)
+        status, _, body, *_ = await made.post(target, HERE, b"{}", 5, Marks().resend)
         try:
             return status, b"".join([piece async for piece in body])
         finally:
@@ -169,6 +171,31 @@ async def test_a_connection_that_ends_as_it_is_used_again_is_no_fault() -> None:
         assert [await post(made, here(port)) for _ in range(2)] == [(200, b"ok")] * 2
         assert (server.connections, len(server.requests)) == (2, 3)
         await made.aclose()
+
+
+async def test_what_was_perhaps_begun_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who takes a request, works for a while and closes may have done it."""
+    monkeypatch.setattr(transport, "STALE_SECONDS", 0.0)
+    server = Server(ANSWER, None, ANSWER)
+    made = Transport()
+    async with serving(server) as port:
+        await post(made, here(port))
+        with pytest.raises(transport.Unanswered):
+            await post(made, here(port))
+        assert (server.connections, len(server.requests)) == (1, 2)
+
+
+def test_a_request_is_sent_again_once() -> None:
+    marks = Marks()
+    assert [marks.resend() for _ in range(3)] == [True, False, False]
+    assert marks.tries == 1
+
+
+@pytest.mark.parametrize("host", ["a..b", ".x", "x" * 70])
+async def test_a_name_that_cannot_be_one_is_a_failed_connection(host: str) -> None:
+    made = Transport()
+    with pytest.raises(httpx.ConnectError):
+        await made.warm(("http", host, 80), 5)
 
 
 async def test_what_a_new_connection_leaves_unanswered_is_not_sent_again() -> None:
@@ -264,6 +291,10 @@ async def test_the_kernel_looks_after_a_silent_connection() -> None:
         await made.warm(here(port).origin, 5)
         raw = made._idle[here(port).origin][0]._socket
         assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if sys.platform == "linux":
+            names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+            idle, interval, count, patience = (raw.getsockopt(socket.IPPROTO_TCP, name) for name in names)
+            assert patience >= (idle + interval * count) * 1000, "one lost probe must not end it"
         await made.aclose()
 
 
@@ -590,7 +621,7 @@ async def test_an_answer_in_two_pieces_cut_anywhere(pushed: bool) -> None:
     async with serving(server) as port:
         for place in range(1, len(SPLIT)):
             with trio.fail_after(20):
-                _, _, body, *_ = await made.post(here(port), HERE, b"{}", 5)
+                _, _, body, *_ = await made.post(here(port), HERE, b"{}", 5, Marks().resend)
                 pieces: list[bytes] = []
 
                 def take(piece: bytes, pieces: list[bytes] = pieces) -> bool:
@@ -641,7 +672,7 @@ async def test_leaving_at_every_wait(authority: trustme.CA, scheme: str) -> None
         await trio.aclose_forcefully(stream)
 
     async def ask(number: int) -> bytes:
-        _, _, body, *_ = await made.post(here(port, scheme), [(b"number", b"%d" % number)], b"{}", 5)
+        _, _, body, *_ = await made.post(here(port, scheme), [(b"number", b"%d" % number)], b"{}", 5, Marks().resend)
         try:
             return b"".join([piece async for piece in body])
         finally:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -82,7 +83,9 @@ class Warming(Transport):
         if not self.reachable:
             raise httpx.ConnectError("no route")
 
-    async def post(self, target: Target, fields: Fields, body: bytes, connect_seconds: float) -> Received:
+    async def post(
+        self, target: Target, fields: Fields, body: bytes, connect_seconds: float, may_resend: Callable[[], bool]
+    ) -> Received:
         raise httpx.ConnectError("no route")
 
 
