@@ -18,6 +18,8 @@ from codexd.recent import Trace
 from codexd.used import Tokens
 
 INTERVAL = 1.0
+ID_SHOWN = 16
+"""Characters of a request's id: enough for ``codexctl explain``."""
 
 _ENDINGS = {None: ("under way", "cyan"), 499: ("the client left", "yellow")}
 
@@ -62,7 +64,14 @@ def screen(report: wire.TopReport, before: dict[str, tuple[float, int]]) -> Rend
         table = drawing.table("failed", "request", "model", "key", "status", "why")
         for trace in reversed(report.errors):
             why = f"{trace.error}: {trace.message.partition('. ')[0]}" if trace.message else str(trace.error)
-            row = drawing.ago(int(trace.at)), trace.id, trace.model or "", trace.key or "", str(trace.status), why
+            row = (
+                drawing.ago(int(trace.at)),
+                trace.id[:ID_SHOWN],
+                trace.model or "",
+                trace.key or "",
+                str(trace.status),
+                why,
+            )
             table.add_row(*row)
         table.columns[-1].no_wrap = True
         table.columns[-1].overflow = "ellipsis"
@@ -81,7 +90,7 @@ def _under_way(report: wire.TopReport, before: dict[str, tuple[float, int]]) -> 
         name = trace.model or f"{trace.method} {trace.endpoint}"
         rate = f"{_rate(trace, report.now, before):.0f}" if trace.spans.first is not None else ""
         age = drawing.span(report.now - trace.at)
-        table.add_row(trace.id, name, trace.key or "", age, first, f"{trace.events}", rate)
+        table.add_row(trace.id[:ID_SHOWN], name, trace.key or "", age, first, f"{trace.events}", rate)
     return table
 
 
