@@ -159,3 +159,41 @@ _WORDS = ["Bearer ", "BASIC ", "access_token", "refreshToken", "id_token=", "Aut
 @given(st.lists(st.sampled_from(_WORDS), max_size=8).map("".join))
 def test_what_the_hints_let_pass_has_no_secret(line: str) -> None:
     assert observe.redact(line) == observe._SECRETS.sub(lambda found: f"{found['before'] or ''}[redacted]", line)
+
+
+@pytest.mark.usefixtures("restored")
+class TestTail:
+    def test_what_is_kept_of_the_log_has_no_secrets_either(self, tmp_path: Path) -> None:
+        observe.configure(Logging(), tmp_path, stream=io.StringIO(), environ={})
+        begun = observe.TAIL.total
+        structlog.get_logger().info("given", header="Bearer abcdefghijklmnop", c1="\x9b31m")
+        (line,) = observe.TAIL.since(begun)
+        assert "abcdefgh" not in line.text()
+        assert "\x9b" not in line.text()
+        assert "\\u009b31m" in line.text()
+
+    def test_a_long_value_is_cut_and_a_traceback_keeps_its_end(self, tmp_path: Path) -> None:
+        observe.configure(Logging(), tmp_path, stream=io.StringIO(), environ={})
+        begun = observe.TAIL.total
+        log = structlog.get_logger()
+
+        def deep(depth: int) -> None:
+            if depth == 0:
+                raise ValueError("the reason")
+            deep(depth - 1)
+            deep(depth - 2)
+
+        try:
+            deep(60)
+        except ValueError:
+            log.exception("bug", body="x" * 100_000)
+        (line,) = observe.TAIL.since(begun)
+        assert len(line.text()) < 3 * observe.MAX_VALUE
+        assert line.text().endswith("ValueError: the reason")
+
+    def test_it_is_bounded(self) -> None:
+        tail = observe.Tail(size=3)
+        for number in range(5):
+            tail.add({"level": "info", "event": str(number), "timestamp": "t"})
+        assert [line.number for line in tail.since(0)] == [2, 3, 4]
+        assert [line.number for line in tail.since(4)] == [4]

@@ -238,6 +238,32 @@ async def test_the_quick_way_gives_back_what_it_cannot_do(autojump_clock: MockCl
     assert len(quick.writes) < len(plain.writes)
 
 
+async def test_the_first_of_the_answer_is_noted_behind_a_keep_alive_too(autojump_clock: MockClock) -> None:
+    class All:
+        def chunk_now(self, data: bytes) -> bytes:
+            return b""
+
+        async def write_rest(self, rest: memoryview | bytes) -> None:
+            raise AssertionError
+
+    class Pushing(Fake):
+        async def push(self, step: Callable[[bytes], bool]) -> None:  # type: ignore[override]
+            while step(await anext(self.pieces)):
+                pass
+
+        def chunks(self) -> AsyncIterator[bytes]:
+            self.pieces = Play(self.plays[0], broken_end=False)
+            return self.pieces
+
+    client = Client()
+    client.direct = All()  # type: ignore[assignment]
+    made = relay(Pushing([CREATED, 16.0, CREATED, 4.0, *WHOLE]))
+    await made.stream(client)
+    assert client.writes[0] == (15, KEEPALIVE)
+    assert made.first_at == 20
+    assert made.events == 2 + len(WHOLE)
+
+
 async def test_what_is_not_retryable_is_raised_before_the_first_byte(autojump_clock: MockClock) -> None:
     fake = Fake(WHOLE)
     fake.fault = ApiError(400, "no")
