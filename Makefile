@@ -121,6 +121,8 @@ install:
 	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --require-hashes --target $(LIB) -r requirements.lock
 	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps --target $(LIB) .
 	rm -rf $(LIB)/bin $(LIB)/share
+	@# Modules that nobody runs begin as if somebody did, by an interpreter that Debian does not have.
+	find $(LIB)/prometheus_client -name '*.py' -exec sed -i '1{/^#!/d}' {} +
 	test "$(COMPILE_ALL)" = no || $(SERVER_PYTHON) -m compileall -q -s "$(DESTDIR)" $(LIB)
 	install -d $(DESTDIR)/usr/bin $(SHARE)/man/man1 $(SHARE)/man/man5 $(SHARE)/man/man8
 	@for name in codexd:codexd.__main__ codexctl:codexd.ctl.__main__; do \
