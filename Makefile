@@ -3,7 +3,19 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/pip install -qq --disable-pip-version-check --require-hashes
+# What a lock lists and nothing else. Without --no-deps, pip asks the index for the newest of whatever it believes is
+# missing; afterwards `pip check` says whether something is.
+LOCKED := --disable-pip-version-check --no-deps --require-hashes --requirement
+PIP    := $(BIN)/pip install -qq $(LOCKED)
+CHECKED = said=$$($1/pip check --disable-pip-version-check) || { echo "$$said"; exit 1; }
+
+# A virtual environment that is a lock, in the target's directory.
+define locked
+$(PYTHON) -m venv $(@D)
+$(@D)/bin/pip install -qq $(LOCKED) $<
+@$(call CHECKED,$(@D)/bin)
+@touch $@
+endef
 
 .PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb image container system test-system clean
 help:
@@ -42,10 +54,8 @@ lint: $(VENV)/.dev
 fuzz: $(VENV)/.dev build/schemathesis/.done
 	EXAMPLES=$(or $(EXAMPLES),10000) $(BIN)/python -m pytest -q --hypothesis-profile=fuzz tests/fuzz $(ARGS)
 	tests/fuzz/schema.sh $(abspath $(BIN))/python $(abspath build/schemathesis/bin/schemathesis) $(or $(EXAMPLES),10000)
-build/schemathesis/.done: Makefile
-	$(PYTHON) -m venv build/schemathesis
-	build/schemathesis/bin/pip install -q schemathesis==4.32.5
-	@touch $@
+build/schemathesis/.done: tests/fuzz/requirements.lock
+	$(locked)
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),600)
@@ -56,10 +66,8 @@ audit: build/audit/.done
 sbom: build/audit/.done
 	build/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 	    --output-file build/codexd.cdx.json requirements.lock
-build/audit/.done: Makefile
-	$(PYTHON) -m venv build/audit
-	build/audit/bin/pip install -q pip-audit==2.10.1 cyclonedx-bom==7.5.0
-	@touch $@
+build/audit/.done: packaging/audit/requirements.lock
+	$(locked)
 
 # Beside nginx and two Python peers, as ratios; it wants the rig at $$RIG, Rust, nginx and ten minutes. Never a test.
 bench: $(VENV)/.runtime
@@ -69,33 +77,29 @@ bench-ci: $(VENV)/.runtime
 	$(BIN)/python tests/bench/bench.py --check
 plots: $(VENV)/.runtime build/bench/plots/.done
 	build/bench/plots/bin/python tests/bench/growth.py $(ARGS)
-build/bench/plots/.done: Makefile
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install -qq --disable-pip-version-check matplotlib==3.10.0 py-spy==0.4.0
-	@touch $@
+build/bench/plots/.done: tests/bench/requirements.lock
+	$(locked)
 
 # The guides as a site, in build/site.
 docs: build/docs/.done
 	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict --config-file packaging/docs/mkdocs.yml
 	@echo "build/site/index.html"
 build/docs/.done: packaging/docs/requirements.lock
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
-	@touch $@
+	$(locked)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# All locks are made without the address of any package index.
-COMPILE = $(BIN)/pip-compile --quiet --upgrade --allow-unsafe --generate-hashes --strip-extras \
-	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --annotation-style=line
+# All locks are made without the address of any package index, for every Python and system that codexd runs on at once:
+# what only some of them need has its marker in the lock.
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-strip-extras \
+	--no-header --annotation-style=line --custom-compile-command "make lock"
+LOCKS = packaging/audit packaging/wheel packaging/docs tests/bench tests/clients/python tests/fuzz tests/system
 lock: $(VENV)/.dev
-	$(COMPILE) --output-file requirements.lock pyproject.toml
-	$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
-	$(COMPILE) --output-file tests/clients/python/requirements.lock tests/clients/python/requirements.in
-	$(COMPILE) --output-file tests/system/requirements.lock tests/system/requirements.in
-	$(COMPILE) --output-file packaging/docs/requirements.lock packaging/docs/requirements.in
+	$(LOCK) --output-file requirements.lock pyproject.toml
+	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	for each in $(LOCKS); do $(LOCK) --output-file $$each/requirements.lock $$each/requirements.in || exit 1; done
 
 # Clients that the suite runs when they are there, apart from codexd's own environment.
 clients: clients-node clients-python
@@ -105,9 +109,7 @@ tests/clients/node_modules/.done: tests/clients/package-lock.json
 	npm ci --prefix tests/clients --no-audit --no-fund
 	@touch $@
 tests/clients/python/.venv/.done: tests/clients/python/requirements.lock
-	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
-	@touch $@
+	$(locked)
 
 # What a server gets, under DESTDIR: the application with its pinned dependencies, commands, units, manual pages,
 # completions, a commented configuration. It runs on the system's own interpreter: a service cannot see anybody's home.
@@ -117,9 +119,11 @@ SHARE = $(DESTDIR)/usr/share
 install:
 	@test -n "$(DESTDIR)" || test "$$(id -u)" = 0 || { echo "make install writes to /usr and /etc: run it as root"; exit 1; }
 	$(SERVER_PYTHON) -m venv build/pip
+	build/pip/bin/pip install -qq $(LOCKED) packaging/wheel/requirements.lock
 	rm -rf $(LIB)
-	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --require-hashes --target $(LIB) -r requirements.lock
-	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps --target $(LIB) .
+	build/pip/bin/pip install -qq --no-compile --target $(LIB) $(LOCKED) requirements.lock
+	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps --no-build-isolation --target $(LIB) .
+	@export PYTHONPATH=$(LIB); $(call CHECKED,build/pip/bin)
 	rm -rf $(LIB)/bin $(LIB)/share
 	@# Modules that nobody runs begin as if somebody did, by an interpreter that Debian does not have.
 	find $(LIB)/prometheus_client -name '*.py' -exec sed -i '1{/^#!/d}' {} +
@@ -169,11 +173,9 @@ CONTAINER = build/container
 BUILDAH   = buildah --root $(CURDIR)/$(CONTAINER)/store --runroot /run/codexd-buildah --storage-driver overlay
 BASE      = docker.io/library/debian:bookworm-slim
 AUTHORITY = /etc/ssl/certs/ca-certificates.crt
-container: $(CONTAINER)/.linters $(CONTAINER)/.image
-$(CONTAINER)/.linters: tests/system/requirements.lock
-	$(PYTHON) -m venv $(CONTAINER)/linters
-	$(CONTAINER)/linters/bin/pip install -qq --disable-pip-version-check --require-hashes -r $<
-	@touch $@
+container: $(CONTAINER)/linters/.done $(CONTAINER)/.image
+$(CONTAINER)/linters/.done: tests/system/requirements.lock
+	$(locked)
 $(CONTAINER)/.base:
 	mkdir -p $(CONTAINER)
 	mmdebstrap -q --variant=minbase --include=ca-certificates bookworm $(CONTAINER)/base.tar
@@ -215,7 +217,8 @@ $(VENV)/.venv:
 
 $(VENV)/.runtime: $(VENV)/.venv requirements.lock
 	@echo "Setting up $(VENV) (once) ..."
-	@$(PIP) -r requirements.lock
+	@$(PIP) requirements.lock
+	@$(call CHECKED,$(BIN))
 	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/codexd-checkout.pth"
 	@printf '#!%s\nfrom codexd.__main__ import cli\n\ncli()\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/codexd
 	@printf '#!%s\nfrom codexd.ctl.__main__ import cli\n\ncli()\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/codexctl
@@ -223,7 +226,8 @@ $(VENV)/.runtime: $(VENV)/.venv requirements.lock
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
-	@$(PIP) -r requirements-dev.lock
+	@$(PIP) requirements-dev.lock
+	@$(call CHECKED,$(BIN))
 	@touch $@
 
 clean:
