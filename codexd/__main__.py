@@ -38,8 +38,14 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         return _fail(f"{error}", EX_CONFIG)
     if options.check_config:
-        print(f"{origin or 'built-in defaults'}: ok")  # noqa: T201
-        return 0
+        from codexd import proxies, trust  # here: a start reads certificates only when it needs them
+
+        faults = [*proxies.problems(environ), *trust.problems(trust.store(environ, settings.backend.ca_file))]
+        for fault in faults:
+            _fail(f"{fault}", EX_CONFIG)
+        if not faults:
+            print(f"{origin or 'built-in defaults'}: ok")  # noqa: T201
+        return EX_CONFIG if faults else 0
     with lean.imports():
         import trio
 

@@ -149,6 +149,13 @@ class OAuth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: Annotated[str, Meta(pattern="^https?://"), _about("The ChatGPT backend.")] = "https://chatgpt.com/backend-api"
+    ca_file: Annotated[
+        str | None,
+        _about(
+            "A PEM file of certificates to trust beside the system's, such as the CA of a company's proxy that opens "
+            "TLS. `$CODEX_CA_CERTIFICATE` adds one too; `$SSL_CERT_FILE` and `$SSL_CERT_DIR` replace the system's."
+        ),
+    ] = None
     first_event_timeout: Annotated[Seconds, _about("Seconds that the backend may take until its first event.")] = 120.0
     idle_timeout: Annotated[Seconds, _about("Seconds of silence after which a stream counts as dead.")] = 300.0
     originator: Annotated[

@@ -22,7 +22,7 @@ import msgspec
 import structlog
 import trio
 
-from codexd import __version__, observe, server, sockets, terminal
+from codexd import __version__, observe, proxies, server, sockets, terminal, trust
 from codexd.auth import oauth, store
 from codexd.claim import Claimed, claimed
 from codexd.config import Config, ConfigError, state_dir, user_ids
@@ -60,6 +60,9 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
     state = state_dir(config, os.environ)
     _configure(config, state)
     log.info("starting", version=__version__, config=str(origin or "built-in defaults"), state=str(state))
+    certificates = trust.store(os.environ, config.backend.ca_file)
+    for fault in [*proxies.problems(os.environ), *trust.problems(certificates)]:
+        log.error("connections that need this fail until it is corrected", reason=str(fault))
     listening = open_all(config, os.environ)
     # What cannot be made is said by whoever wants to write there; a daemon that only reads may do without.
     with contextlib.suppress(OSError):

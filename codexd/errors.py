@@ -447,6 +447,17 @@ def upstream_unreachable(why: str) -> ApiError:
     )
 
 
+def cannot_connect(what: str, advice: str, code: str, *, retryable: bool) -> ApiError:
+    """No connection to the backend. ``code``: upstream_unreachable, proxy_failed or certificate_not_trusted."""
+    return ApiError(
+        502,
+        f"The ChatGPT backend could not be reached: {what}. {advice}",
+        type="server_error",
+        code=code,
+        retryable=retryable,
+    )
+
+
 def upstream_timeout(what: str, seconds: float, key: str) -> ApiError:
     return ApiError(
         504,

@@ -175,8 +175,8 @@ async def build(
     on_change: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Parts]:
     """The parts, not running yet. ``on_change`` is called when somebody signed in or out."""
-    transport = make_transport(trust_env=trust_env)
-    async with make_client(transport, trust_env=trust_env) as client:
+    transport = make_transport(config.backend.ca_file, trust_env=trust_env)
+    async with make_client(transport) as client:
         issuer = Issuer(client, config.oauth, identity(config))
         session = Session(state / "tokens.json", issuer=issuer, clock=clock, on_change=on_change)
         catalog = Catalog(

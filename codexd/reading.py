@@ -203,6 +203,8 @@ def _check(config: Config, *, keys_made: bool) -> None:
             Path(directory or "/").expanduser()
         except RuntimeError as error:
             raise ConfigError(f"{key}: {directory}: there is no such user") from error
+    if config.backend.ca_file is not None:
+        _check_ca_file(config.backend.ca_file)
     _check_client_keys(config.server)
     user_ids(config.server.allowed_users)
     if not config.listen():
@@ -212,6 +214,13 @@ def _check(config: Config, *, keys_made: bool) -> None:
             raise ConfigError(f"server.bind: {bind} is there twice")
         if is_beyond_loopback(bind):
             _check_keys_for(config, f"server.bind: {bind}", keys_made=keys_made)
+
+
+def _check_ca_file(ca_file: str) -> None:
+    from codexd import trust  # here: ssl takes a while, and codexctl reads the configuration too
+
+    for fault in trust.problems(trust.store({}, ca_file)):
+        raise ConfigError(str(fault))
 
 
 def _check_client_keys(server: Server) -> None:

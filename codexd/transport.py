@@ -7,25 +7,33 @@ at once, and an idle connection is the top of a stack. TLS reads and writes on t
 stream of trio's between, which halved its cost.
 
 Nothing here has a deadline but connecting: whoever reads has one. HTTP/1.1 alone, because over one HTTP/2 connection
-only 100 streams run and the others wait without an error. Proxies are left to httpx, and so are cookies, redirects and
-authentication.
+only 100 streams run and the others wait without an error. A proxy of the environment is asked here too, so that behind
+one nothing else is slower. Cookies, redirects and authentication are left to httpx.
 
-What a response's bytes mean is in ``framing``.
+What a response's bytes mean is in ``framing``, what is said to a proxy in ``tunnel``.
 """
 
 import math
+import os
 import re
 import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import httpx
 import trio
 
-from codexd import reactor
+from codexd import reactor, trust, tunnel
 from codexd.framing import MAX_HEAD, Fields, Framing, framing_of, parse_head
+from codexd.proxies import BadProxy, Origin, Proxy, Route
+from codexd.trust import CannotTrust
+from codexd.tunnel import CannotConnect
+
+CONNECT_SECONDS = 6.0
+"""For a connection: name, addresses, proxy and TLS together. Tried twice, it still ends before the first keep-alive is
+sent to a client (15 s), so that the status line can still say that it failed."""
 
 READ_SIZE = 64 * 1024
 KEEP_ALIVE = 90.0
@@ -43,8 +51,6 @@ again: a router that forgets a connection, or a machine that slept, leaves no ot
 
 JOIN_BODY = 64 * 1024
 """A request body up to this size goes out in one write with its head; a larger one is not copied for that."""
-
-Origin = tuple[str, str, int]
 
 _UNSENDABLE = re.compile(rb"[\x00\r\n]")
 
@@ -69,27 +75,41 @@ def target_of(url: httpx.URL) -> Target:
     return Target(origin_of(url), url.raw_path, url.netloc)
 
 
-class Transport(httpx.AsyncBaseTransport):
-    """``context`` makes the TLS context, when the first ``https`` address comes."""
+def _directly(_: Origin) -> Route:
+    return Route(None, "")
 
-    def __init__(self, context: Callable[[], ssl.SSLContext] = httpx.create_ssl_context) -> None:
+
+class Transport(httpx.AsyncBaseTransport):
+    """``context`` makes the TLS context, in a thread, when the first connection needs it; it may raise CannotTrust.
+
+    ``route`` says through which proxy an origin is reached; it may raise BadProxy.
+    """
+
+    def __init__(
+        self,
+        context: Callable[[], ssl.SSLContext] = lambda: trust.context(trust.store({}, None)),
+        route: Callable[[Origin], Route] = _directly,
+    ) -> None:
         self._make_context = context
+        self.route = route
         self._context: ssl.SSLContext | None = None
         self._idle: dict[Origin, list[_Connection]] = {}
+
+    def configure(self, context: Callable[[], ssl.SSLContext]) -> None:
+        """Trust otherwise, from the next connection on."""
+        self._make_context, self._context = context, None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises httpx's own exceptions. The response's stream must be closed."""
         url = request.url
         head = _head_of(request.method.encode("ascii"), url.raw_path, request.headers.raw)
-        body, timeout = await request.aread(), request.extensions.get("timeout", {}).get("connect")
+        body = await request.aread()
         origin, since = origin_of(url), trio.current_time() - KEEP_ALIVE
-        connection = self._take(origin, since) or await self._connect(origin, timeout)
+        connection = self._take(origin, since) or await self._connect(origin)
         received = await self._exchange(connection, request.method, origin, head, body, ready=False)
         return httpx.Response(received.status, headers=received.fields, stream=received.body)
 
-    async def post(
-        self, target: Target, fields: Fields, body: bytes, connect_seconds: float, may_resend: Callable[[], bool]
-    ) -> "Received":
+    async def post(self, target: Target, fields: Fields, body: bytes, may_resend: Callable[[], bool]) -> "Received":
         """The same for a POST, without httpx's objects. Raises httpx's exceptions.
 
         A connection that has been idle for as long as it pleases may end just when it is used. What was sent on one and
@@ -107,13 +127,13 @@ class Transport(httpx.AsyncBaseTransport):
                     raise
             # What has ended this one unnoticed, a network that changed or a sleep, has ended the others too.
             self._forget(target.origin)
-        connection = await self._connect(target.origin, connect_seconds)
+        connection = await self._connect(target.origin)
         return await self._exchange(connection, "POST", target.origin, head, body, ready=False)
 
-    async def warm(self, origin: Origin, connect_seconds: float) -> None:
+    async def warm(self, origin: Origin) -> None:
         """Have a connection ready there. Raises httpx's exceptions."""
         if not self._idle.get(origin):
-            self._give_back(origin, await self._connect(origin, connect_seconds))
+            self._give_back(origin, await self._connect(origin))
 
     def sweep(self) -> None:
         """Close the idle connections that the other side has closed."""
@@ -166,48 +186,146 @@ class Transport(httpx.AsyncBaseTransport):
         if len(idle) > MAX_IDLE:
             idle.pop(0).close()
 
-    async def _connect(self, origin: Origin, connect_seconds: float | None) -> "_Connection":
+    async def _connect(self, origin: Origin) -> "_Connection":
+        """Raises CannotConnect, and httpx.UnsupportedProtocol."""
         scheme, host, port = origin
         if scheme not in ("http", "https"):
             raise httpx.UnsupportedProtocol(f"http or https is needed, not {scheme!r}")
         try:
-            with trio.fail_after(float("inf") if connect_seconds is None else connect_seconds):
-                stream = await trio.open_tcp_stream(host, port)
-                raw = socket.socket(fileno=stream.socket.detach())
-                raw.setblocking(False)
-                _watch_over(raw)
-                return _Connection(raw) if scheme == "http" else await self._secure(raw, host)
-        except trio.TooSlowError as error:
-            raise httpx.ConnectTimeout(f"no connection to {host} in time") from error
-        except (OSError, UnicodeError) as error:
-            # The second is a name that cannot be one.
-            raise httpx.ConnectError(_why(error)) from error
-
-    async def _secure(self, raw: socket.socket, host: str) -> "_Connection":
-        if self._context is None:
-            self._context = self._make_context()
+            proxy = self.route(origin).proxy
+        except BadProxy as error:
+            raise _unusable(error, "proxy_failed") from error
+        if self._context is None and "https" in (scheme, proxy and proxy.scheme):
+            try:
+                self._context = await trio.to_thread.run_sync(self._make_context)
+            except CannotTrust as error:
+                raise _unusable(error, "certificate_not_trusted") from error
             self._context.set_alpn_protocols(["http/1.1"])
         try:
-            # An end that the other side did not sign may be anybody's, so it is told, and not taken for the real one.
-            tls = self._context.wrap_socket(
-                raw, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
-            )
-        except BaseException:
-            raw.close()
-            raise
+            with trio.fail_after(CONNECT_SECONDS):
+                if proxy is None:
+                    connection = await _open(host, port)
+                else:
+                    connection = await self._through(proxy, host, port)
+                return connection if scheme == "http" else await self._secure(connection, host, proxy)
+        except trio.TooSlowError as error:
+            raise _too_slow(host, port, proxy) from error
+
+    async def _through(self, proxy: Proxy, host: str, port: int) -> "_Connection":
+        """A connection to that host and port, made by the proxy."""
+        connection = await _open(proxy.host, proxy.port, proxy)
+        if proxy.scheme == "https":
+            connection = await self._secure(connection, proxy.host, proxy)
         try:
+            steps = tunnel.handshake(proxy, host, port)
+            send = next(steps)
+            while True:
+                try:
+                    await connection.send(send)
+                    received = await connection.read()
+                except (httpx.ReadError, httpx.WriteError):
+                    received = b""  # reset: an end like any other, and what it means is the handshake's to say
+                try:
+                    send = steps.send(received)
+                except StopIteration:
+                    return connection
+        except BaseException:
+            connection.close()
+            raise
+
+    async def _secure(self, connection: "_Connection", host: str, proxy: Proxy | None) -> "_Connection":
+        """TLS inside that connection, which is closed when there is none to be had."""
+        assert self._context is not None  # noqa: S101 - _connect has made it
+        try:
+            tls = connection.wrap(self._context, host)
+            connection = _TlsConnection(tls)
             while True:
                 try:
                     tls.do_handshake()
                 except ssl.SSLWantReadError:
-                    await trio.lowlevel.wait_readable(tls)
+                    await trio.lowlevel.wait_readable(connection.fd)
                 except ssl.SSLWantWriteError:
-                    await trio.lowlevel.wait_writable(tls)
+                    await trio.lowlevel.wait_writable(connection.fd)
                 else:
-                    return _TlsConnection(tls)
+                    return connection
+        except (OSError, ValueError) as error:
+            connection.close()
+            raise _insecure(error, host, proxy) from error
         except BaseException:
-            tls.close()
+            connection.close()
             raise
+
+
+async def _open(host: str, port: int, proxy: Proxy | None = None) -> "_Connection":
+    """A connection of TCP, to whichever of the host's addresses answers first (RFC 8305). Raises CannotConnect."""
+    try:
+        stream = await trio.open_tcp_stream(host, port)
+    except (OSError, UnicodeError) as error:
+        # The second is a name that cannot be one.
+        raise _unreachable(error, host, port, proxy) from error
+    raw = socket.socket(fileno=stream.socket.detach())
+    raw.setblocking(False)
+    _watch_over(raw)
+    return _Connection(raw)
+
+
+def _unusable(error: BadProxy | CannotTrust, code: str) -> CannotConnect:
+    """A setting that must be changed first; its message has what is wrong and what to do."""
+    what, _, advice = str(error).partition(". ")
+    return CannotConnect(what, advice, code, again=False)
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _unreachable(error: OSError | UnicodeError, host: str, port: int, proxy: Proxy | None) -> CannotConnect:
+    if isinstance(error, socket.gaierror | UnicodeError):
+        what = f"the name {host} cannot be resolved"
+        advice = "Check the network, and the name servers in /etc/resolv.conf."
+    else:
+        what = f"no connection to {_place(host, port)}: {_why(error)}"
+        advice = "Check the network and the firewall; behind a company's proxy, set $HTTPS_PROXY."
+    if proxy is None:
+        return CannotConnect(what, advice)
+    return CannotConnect(
+        f"{what}; it is {tunnel.named(proxy)}", f"Check that it runs, or correct {proxy.source}.", "proxy_failed"
+    )
+
+
+def _too_slow(host: str, port: int, proxy: Proxy | None) -> CannotConnect:
+    what = f"no connection to {_place(host, port)} within {CONNECT_SECONDS:g} seconds"
+    if proxy is not None:
+        advice = f"Check that the proxy runs and reaches the internet, or correct {proxy.source}."
+        return CannotConnect(f"{what}, through {tunnel.named(proxy)}", advice, "proxy_failed")
+    return CannotConnect(what, "Check for a firewall on the way; behind a company's proxy, set $HTTPS_PROXY.")
+
+
+def _insecure(error: OSError | ValueError, host: str, proxy: Proxy | None) -> CannotConnect:
+    via = "" if proxy is None else f", through {tunnel.named(proxy)}"
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        reason = getattr(error, "reason", None)
+        why = reason.lower().replace("_", " ") if isinstance(reason, str) else _why(error)
+        advice = "Check whether something on the way blocks or changes TLS."
+        if proxy is not None and proxy.scheme == "https" and host == proxy.host:
+            advice = f"For a proxy without TLS of its own write http:// in {proxy.source}."
+        return CannotConnect(f"no TLS with {host}{via}: {why}", advice)
+    what = f"the certificate of {host} is not trusted{via}: {error.verify_message}"
+    if error.verify_code in _CLOCK:
+        advice = "Check the clock of this machine (timedatectl)."
+    elif error.verify_code in _WRONG_NAME:
+        advice = "Something else answers under that name: check the proxy, the DNS and backend.url."
+    else:
+        advice = (
+            "If a company's proxy opens TLS, install its CA (update-ca-certificates), or name the CA's file in "
+            "backend.ca_file."
+        )
+    return CannotConnect(what, advice, "certificate_not_trusted", again=False)
+
+
+_CLOCK = (9, 10)
+_WRONG_NAME = (62, 64)
+"""X509_V_ERR_CERT_NOT_YET_VALID, _HAS_EXPIRED; _HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH."""
 
 
 def _watch_over(opened: socket.socket) -> None:
@@ -225,6 +343,8 @@ def _why(error: BaseException) -> str:
         error = cause
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
+        return os.strerror(error.errno).lower()
     return str(error) or type(error).__name__
 
 
@@ -233,7 +353,7 @@ class _Connection:
 
     __slots__ = ("_fd", "_socket", "idle_since", "over")
 
-    def __init__(self, opened: socket.socket) -> None:
+    def __init__(self, opened: "socket.socket | _TlsInTls") -> None:
         self._socket = opened
         self.over = False  # the end has come behind what was read: only the next read tells, and no epoll
         self._fd = opened.fileno()
@@ -254,6 +374,16 @@ class _Connection:
     @property
     def fd(self) -> int:
         return self._fd
+
+    def wrap(self, context: ssl.SSLContext, host: str) -> "ssl.SSLSocket | _TlsInTls":
+        """TLS on this connection, whose handshake is still to be made; this is of no more use."""
+        # An end that the other side did not sign may be anybody's, so it is told, and not taken for the real one.
+        return context.wrap_socket(
+            cast("socket.socket", self._socket),
+            server_hostname=host,
+            do_handshake_on_connect=False,
+            suppress_ragged_eofs=False,
+        )
 
     async def read(self) -> bytes:
         while True:
@@ -292,6 +422,9 @@ class _TlsConnection(_Connection):
 
     __slots__ = ()
 
+    def wrap(self, context: ssl.SSLContext, host: str) -> "_TlsInTls":
+        return _TlsInTls(cast("ssl.SSLSocket", self._socket), context, host)
+
     async def read(self) -> bytes:
         while True:
             if (data := self.read_now()) is not None:
@@ -321,6 +454,71 @@ class _TlsConnection(_Connection):
         if len(found) == 1:
             return found[0]
         return b"".join(found) if found else None
+
+
+class _TlsInTls:
+    """TLS inside of TLS, as behind a proxy that speaks TLS itself: what ``_Connection`` uses of a socket."""
+
+    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
+        self._outer = outer
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
+        self._unsent = memoryview(b"")
+        self._owed = 0
+
+    def fileno(self) -> int:
+        return self._outer.fileno()
+
+    def do_handshake(self) -> None:
+        while True:
+            self._flush()
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fill()
+            else:
+                self._flush()
+                return
+
+    def recv(self, size: int) -> bytes:
+        while True:
+            try:
+                return self._tls.read(size)
+            except ssl.SSLZeroReturnError:
+                return b""
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fill()
+
+    def send(self, data: memoryview) -> int:
+        """What was encrypted is told as sent only once it has gone out: until then the same data is given again."""
+        self._flush()
+        if not self._owed:
+            self._owed = self._tls.write(data)
+            self._flush()
+        sent, self._owed = self._owed, 0
+        return sent
+
+    def close(self) -> None:
+        self._outer.close()
+
+    def _flush(self) -> None:
+        """Raises SSLWantWriteError while not all has gone out."""
+        while True:
+            if not self._unsent:
+                self._unsent = memoryview(self._out.read())
+            if not self._unsent:
+                return
+            self._unsent = self._unsent[self._outer.send(self._unsent) :]
+
+    def _fill(self) -> None:
+        """Raises SSLWantReadError when nothing is there."""
+        data = self._outer.recv(READ_SIZE)
+        if data:
+            self._in.write(data)
+        else:
+            self._in.write_eof()
 
 
 async def _sent(connection: _Connection, head: bytes, body: bytes) -> bool:

@@ -2,8 +2,9 @@
 
 import email.utils
 import math
+import os
 import platform
-import urllib.request
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,18 +16,17 @@ import msgspec
 import structlog
 import trio
 
-from codexd import __version__, errors
+from codexd import __version__, errors, proxies, trust
 from codexd.auth.session import Access, Session
 from codexd.config import Backend
 from codexd.marks import Marks
 from codexd.protocol import failure, limits
 from codexd.protocol.limits import Limits
-from codexd.transport import Body, Transport, target_of
+from codexd.transport import Body, Transport, origin_of, target_of
+from codexd.tunnel import CannotConnect
 
 MAX_ERROR_BODY = 256 * 1024
 """Bytes of an error's body that are read; the rest of it is of no use to anyone."""
-
-CONNECT_TIMEOUT = 15.0
 
 PAGE_TIMEOUT = 30.0
 """Seconds for what is not a stream: the catalogue, the usage page."""
@@ -74,26 +74,25 @@ class _CloudflareOnly(DefaultCookiePolicy):
         return wanted and super().set_ok(cookie, request)
 
 
-def make_transport(*, trust_env: bool = True) -> Transport | None:
-    """The way to the backend; None where the environment names a proxy: httpx itself knows how to ask one."""
-    if trust_env and any(scheme != "no" for scheme in urllib.request.getproxies()):
-        return None
-    return Transport(partial(httpx.create_ssl_context, trust_env=trust_env))
+def make_transport(ca_file: str | None, *, trust_env: bool = True) -> Transport:
+    """The way to backend and issuer. ``trust_env`` honours the environment's proxies and certificates."""
+    environ = os.environ if trust_env else {}
+    return Transport(trusting(ca_file, trust_env=trust_env), partial(proxies.route, environ))
 
 
-def make_client(transport: httpx.AsyncBaseTransport | None, *, trust_env: bool = True) -> httpx.AsyncClient:
-    """The one HTTP client of the process, for backend and issuer. ``trust_env`` honours the environment's proxies.
+def trusting(ca_file: str | None, *, trust_env: bool = True) -> Callable[[], ssl.SSLContext]:
+    """What makes the TLS context; it raises CannotTrust."""
+    return lambda: trust.context(trust.store(os.environ if trust_env else {}, ca_file))
 
-    Its own transport, where there is a proxy: HTTP/1.1 too, and its pool is unbounded because one stream is one
-    connection. Reads have no deadline of their own: ``relay`` and ``session`` set those.
-    """
+
+def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    """The one HTTP client of the process, for what is not a stream: the issuer, the catalogue, the usage page."""
     client = httpx.AsyncClient(
         transport=transport,
         cookies=CookieJar(_CloudflareOnly()),
-        timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT),
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=90),
+        timeout=None,  # noqa: S113 - who asks has the deadline, and the transport one for connecting
         follow_redirects=False,
-        trust_env=trust_env,
+        trust_env=False,
     )
     # The official client asks for no compression; a compressed event stream arrives in lumps.
     del client.headers["accept-encoding"]
@@ -156,7 +155,7 @@ class Upstream:
         self._client = client
         self._transport = transport
         self._session = session
-        self.configure(config)
+        self._set(config)
         self._on_models_etag = on_models_etag
         self._clock = clock
         self._seen: tuple[Mapping[str, str], float] | None = None
@@ -165,6 +164,12 @@ class Upstream:
         self._used_at = -math.inf
 
     def configure(self, config: Backend) -> None:
+        """Certificates are read again, changed or not: their files may have."""
+        self._set(config)
+        if self._transport is not None:
+            self._transport.configure(trusting(config.ca_file))
+
+    def _set(self, config: Backend) -> None:
         base = config.url.rstrip("/")
         self._url = httpx.URL(f"{base}/codex/responses")
         self._target = target_of(self._url)
@@ -208,10 +213,7 @@ class Upstream:
             raise _foreign(error) from error
 
     async def keep_warm(self) -> None:
-        """Have name, connection and TLS ready before a request wants them. Runs until cancelled.
-
-        Not through a proxy, whose connections are httpx's.
-        """
+        """Have name, proxy, connection and TLS ready before a request wants them. Runs until cancelled."""
         if self._transport is None:
             return
         self._used_at, pause = trio.current_time(), WARM_INTERVAL
@@ -219,7 +221,7 @@ class Upstream:
             self._transport.sweep()
             try:
                 if trio.current_time() < self._used_at + WARM_SECONDS and self._session.signed_in:
-                    await self._transport.warm(self._target.origin, CONNECT_TIMEOUT)
+                    await self._transport.warm(self._target.origin)
                 pause = WARM_INTERVAL
             except httpx.HTTPError as error:
                 pause = min(pause * 2, 60.0)
@@ -264,6 +266,12 @@ class Upstream:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise errors.upstream_unreachable(f"its accounts answer cannot be read ({error})") from error
         return access.account_id is None or any(account.id == access.account_id for account in known)
+
+    def route(self, url: str) -> proxies.Route:
+        """Through which proxy an address is reached. Raises BadProxy."""
+        if self._transport is None:
+            return proxies.Route(None, "no network is in use")
+        return self._transport.route(origin_of(httpx.URL(url)))
 
     async def reach(self, url: str) -> float | None:
         """Whether a server answers at all, whatever it says; its clock in Unix seconds. Raises ApiError.
@@ -327,7 +335,7 @@ class Upstream:
         fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         if cookie := self._cookie_header():
             fields.append((b"cookie", cookie))
-        answer = await self._transport.post(self._target, fields, call.body, CONNECT_TIMEOUT, marks.resend)
+        answer = await self._transport.post(self._target, fields, call.body, marks.resend)
         status, received, body, marks.connected, marks.ready = answer
         found = {name.decode("latin-1"): value.decode("latin-1") for name, value in received}
         _note(marks, status, found)
@@ -387,8 +395,8 @@ def _moment(date: str | None) -> float | None:
 
 
 def _foreign(error: Exception) -> errors.ApiError:
-    if isinstance(error, httpx.ConnectTimeout):
-        return errors.upstream_unreachable(f"no connection within {CONNECT_TIMEOUT:g} seconds")
+    if isinstance(error, CannotConnect):
+        return errors.cannot_connect(error.what, error.advice, error.code, retryable=error.again)
     if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
         return errors.upstream_unreachable(str(error) or type(error).__name__)
     if isinstance(error, httpx.LocalProtocolError):

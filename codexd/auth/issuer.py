@@ -7,6 +7,7 @@ import msgspec
 
 from codexd.auth.oauth import Device, RefreshReason, RefreshRequest, RevokeRequest, exchange_form
 from codexd.config import OAuth
+from codexd.tunnel import CannotConnect
 
 MAX_ANSWER = 1024 * 1024
 """Bytes; the largest real answer has three tokens of a few KiB."""
@@ -89,7 +90,6 @@ class Issuer:
     async def _post(self, request: httpx.Request, headers: dict[str, str] | None = None) -> Answer:
         del request.headers["user-agent"]
         request.headers.update(headers or {})
-        request.extensions["timeout"] = httpx.Timeout(None).as_dict()
         try:
             response = await self._client.send(request, stream=True)
             try:
@@ -100,6 +100,8 @@ class Issuer:
                         raise Unreachable("the sign-in server's answer has no end")
             finally:
                 await response.aclose()
+        except CannotConnect as error:
+            raise Unreachable(f"{error.what}. {error.advice.rstrip('.')}") from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise Unreachable(f"{type(error).__name__}: {error}") from error
+            raise Unreachable(str(error) or type(error).__name__) from error
         return Answer(response.status_code, body)

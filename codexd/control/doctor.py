@@ -8,11 +8,14 @@ from urllib.parse import urlsplit
 
 import trio
 
+from codexd import trust
 from codexd.config import ConfigError
 from codexd.control.server import Say
 from codexd.control.wire import Check, Kind
 from codexd.errors import ApiError
 from codexd.parts import Parts, compare
+from codexd.proxies import BadProxy
+from codexd.tunnel import CannotConnect
 
 REACH_DEADLINE = 15.0
 DEEP_DEADLINE = 90.0
@@ -25,6 +28,8 @@ async def examine(parts: Parts, say: Say, *, deep: bool) -> None:
     for check in [*_configuration(parts), *_files(parts)]:
         await say(check)
     skews: list[float] = []
+    for check in _network(parts):
+        await say(check)
     for name, url in (("sign-in server", parts.issuer.url), ("backend", parts.config.backend.url)):
         await _reach(parts, name, url, say, skews)
     await say(_clock(skews))
@@ -105,6 +110,30 @@ def _files(parts: Parts) -> Iterator[Check]:
         yield _failed("client keys", parts.keys.fault, advice)
 
 
+def _network(parts: Parts) -> Iterator[Check]:
+    """Which proxy is in use and why, and whose certificates are trusted."""
+    hosts: dict[str, list[str]] = {}
+    for url in (parts.issuer.url, parts.config.backend.url):
+        host = urlsplit(url).hostname or ""
+        try:
+            route = parts.upstream.route(url)
+        except BadProxy as error:
+            what, _, advice = str(error).partition(". ")
+            yield _failed("proxy", f"{what} (needed for {host})", advice, "refused")
+            continue
+        said = f"{route.proxy.address} ({route.why})" if route.proxy else f"none ({route.why})"
+        hosts.setdefault(said, []).append(host)
+    for said, names in hosts.items():
+        yield _ok("proxy", f"{said} for {' and '.join(dict.fromkeys(names))}")
+    store = trust.store(os.environ, parts.config.backend.ca_file)
+    faults = trust.problems(store)
+    for fault in faults:
+        what, _, advice = str(fault).partition(". ")
+        yield _failed("certificates", what, advice)
+    if not faults:
+        yield _ok("certificates", store.describe())
+
+
 async def _reach(parts: Parts, name: str, url: str, say: Say, skews: list[float]) -> None:
     address = urlsplit(url)
     host = address.hostname or ""
@@ -115,26 +144,17 @@ async def _reach(parts: Parts, name: str, url: str, say: Say, skews: list[float]
         advice = f"Look for a firewall between here and {host}, or set a proxy ($HTTPS_PROXY)."
         await say(_failed(name, f"{host} does not answer within {REACH_DEADLINE:g} seconds", advice, "upstream"))
     except ApiError as error:
-        why = str(error.__cause__ or error)
-        await say(_failed(name, f"{host}: {why}", await _why_unreachable(host, address.port, why), "upstream"))
+        cause = error.__cause__
+        if isinstance(cause, CannotConnect):
+            await say(_failed(name, cause.what, cause.advice, "upstream"))
+        else:
+            advice = f"Look for a firewall between here and {host}."
+            await say(_failed(name, f"{host}: {cause or error}", advice, "upstream"))
     else:
         how = "TLS" if address.scheme == "https" else "plain HTTP"
-        await say(_ok(name, f"{host} resolves and answers over {how}"))
+        await say(_ok(name, f"{host} answers over {how}"))
         if date is not None:
             skews.append(date - parts.clock())
-
-
-async def _why_unreachable(host: str, port: int | None, said: str) -> str:
-    try:
-        await trio.socket.getaddrinfo(host, port or 443)
-    except OSError:
-        return f"The name {host} cannot be resolved: look at the name servers in /etc/resolv.conf."
-    if "CERTIFICATE" in said or "SSL" in said:
-        return (
-            "The name resolves, TLS fails: look at the clock, at the package ca-certificates, and for a proxy that "
-            "opens TLS ($SSL_CERT_FILE names its certificate)."
-        )
-    return f"The name resolves, the connection fails: look for a firewall between here and {host}."
 
 
 def _clock(skews: list[float]) -> Check:

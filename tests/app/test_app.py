@@ -12,10 +12,12 @@ import trio
 from trio.testing import MockClock
 from werkzeug.datastructures import Headers
 
+from codexd import config as settings
 from codexd.config import Codex, Config, KeyLimits, Models, Server
 from codexd.exchange import client_of
 from codexd.protocol import sse
 from codexd.protocol.conversion import Conversion
+from codexd.transport import Transport
 from support.asgi import client
 from support.daemon import hello
 from support.upstream import ADDED, COMPLETED, CREATED, Json, done, text
@@ -71,6 +73,26 @@ async def test_a_long_silence_is_filled_and_the_answer_arrives(autojump_clock: M
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["cache-control"] == "no-cache, no-transform"
     assert answer.headers["x-accel-buffering"] == "no"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_backend_that_does_not_accept_is_a_status(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """Tried twice, and over before a keep-alive has made it a 200."""
+    tried: list[float] = []
+
+    async def never(*_: object) -> None:
+        tried.append(trio.current_time())
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(trio, "open_tcp_stream", never)
+    config = Config(backend=settings.Backend(url="http://chatgpt.test/backend-api"))
+    async with client(tmp_path, Transport(), config) as http:
+        answer = await http.request("POST", "/v1/chat/completions", hello(stream=stream))
+    assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_unreachable")
+    assert "no connection to chatgpt.test:80 within 6 seconds" in answer.json["error"]["message"]
+    assert len(tried) == 2
 
 
 async def test_an_answer_longer_than_the_hosts_own_limit_is_not_cut(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from codexd.errors import ApiError
 from codexd.framing import Fields
 from codexd.marks import Marks
 from codexd.protocol.limits import client_headers
-from codexd.transport import Origin, Received, Target, Transport
+from codexd.proxies import Origin
+from codexd.transport import Received, Target, Transport
 from codexd.upstream import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, Upstream, _foreign
 from support.secrets import access_token
 
@@ -77,15 +78,13 @@ class Warming(Transport):
         self.asked: list[float] = []
         self.reachable = True
 
-    async def warm(self, origin: Origin, connect_seconds: float) -> None:
+    async def warm(self, origin: Origin) -> None:
         assert origin == ("https", "chatgpt.com", 443)
         self.asked.append(trio.current_time())
         if not self.reachable:
             raise httpx.ConnectError("no route")
 
-    async def post(
-        self, target: Target, fields: Fields, body: bytes, connect_seconds: float, may_resend: Callable[[], bool]
-    ) -> Received:
+    async def post(self, target: Target, fields: Fields, body: bytes, may_resend: Callable[[], bool]) -> Received:
         raise httpx.ConnectError("no route")
 
 
@@ -116,10 +115,3 @@ async def test_a_connection_is_held_ready_for_who_is_signed_in_and_asks(
         await trio.sleep(60)
         assert len([when for when in way.asked if when > begun + WARM_SECONDS]) >= 10
         nursery.cancel_scope.cancel()
-
-
-async def test_through_a_proxy_nothing_is_held_ready(tmp_path: Path) -> None:
-    async with httpx.AsyncClient() as http:
-        session = Session(tmp_path / "tokens.json", issuer=Issuer(http, OAuth(), {}), clock=lambda: NOW)
-        with trio.fail_after(1):
-            await Upstream(http, session, Backend(), clock=lambda: NOW).keep_warm()

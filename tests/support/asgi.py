@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import msgspec
@@ -21,6 +21,7 @@ from codexd.instructions import Instructions
 from codexd.keys import Keys
 from codexd.ledger import Ledger
 from codexd.store import ResponseStore
+from codexd.transport import Transport
 from codexd.upstream import Upstream
 from support.secrets import ACCOUNT, access_token
 
@@ -196,18 +197,20 @@ class Socket:
 
 @asynccontextmanager
 async def client(
-    folder: Path, backend: Callable[[httpx.Request], Any], config: Config | None = None
+    folder: Path, backend: Callable[[httpx.Request], Any] | Transport, config: Config | None = None
 ) -> AsyncIterator[Client]:
-    """The app over a backend that is a function from request to response."""
+    """The app over a backend that is a function from request to response, or over the real transport."""
     config = config or Config()
     credentials.save(folder / "tokens.json", Credentials(access_token=access_token(9e9), account_id=ACCOUNT))
-    async with httpx.AsyncClient(transport=httpx.MockTransport(backend)) as http:
+    transport = backend if isinstance(backend, Transport) else None
+    mocked = transport or httpx.MockTransport(cast("Callable[[httpx.Request], Any]", backend))
+    async with httpx.AsyncClient(transport=mocked) as http:
         issuer = Issuer(http, OAuth(issuer="http://i"), {})
         session = Session(folder / "tokens.json", issuer=issuer, clock=lambda: 1.8e9)
         catalog = Catalog(
             folder / "models.json", aliases=config.models.aliases, client_version="1", clock=lambda: 1.8e9
         )
-        upstream = Upstream(http, session, config.backend, clock=lambda: 1.8e9)
+        upstream = Upstream(http, session, config.backend, clock=lambda: 1.8e9, transport=transport)
         logins = Logins(issuer, session, config.oauth, "test", clock=lambda: 1.8e9)
         keys = Keys(folder / "keys.json", config, clock=lambda: 1.8e9)
         store = ResponseStore(folder / "responses", config.storage, clock=lambda: 1.8e9)

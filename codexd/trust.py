@@ -1,0 +1,113 @@
+"""Whose certificates are trusted: the system's store, and what the environment and the configuration add.
+
+httpx trusts certifi's list alone, so a company's own authority had no effect, although it was installed as the system
+wants it. Here the system's store counts, with certifi's list where there is none (a container without ca-certificates,
+a Python that was built for another system). truststore would do the same on Linux, but verifies on macOS by a blocking
+handshake, which these non-blocking sockets do not have.
+"""
+
+import os
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+SYSTEM_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Arch
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # openSUSE
+    "/etc/ssl/cert.pem",  # Alpine, macOS, BSD
+)
+
+
+class CannotTrust(Exception):
+    """A file of certificates cannot be used. The message names the file, who asked for it, and what to do."""
+
+
+class Store(NamedTuple):
+    """Where authorities come from. ``extra`` is trusted beside ``base``; each with the setting that names it.
+
+    ``base`` is a file or a folder of hashed certificates; None: the system's own.
+    """
+
+    base: list[tuple[Path, str]]
+    extra: list[tuple[Path, str]]
+
+    def describe(self) -> str:
+        """``the system's certificates and /etc/corp.pem (backend.ca_file)``."""
+        base = [f"{path} ({source})" for path, source in self.base] or ["the system's certificates"]
+        return " and ".join([*base, *(f"{path} ({source})" for path, source in self.extra)])
+
+
+def store(environ: Mapping[str, str], ca_file: str | None) -> Store:
+    """``ca_file`` is ``backend.ca_file``. Nothing is read yet.
+
+    ``$SSL_CERT_FILE`` and ``$SSL_CERT_DIR`` stand in for the system's store, as in OpenSSL; the other two add to it.
+    The official client knows ``$CODEX_CA_CERTIFICATE`` too.
+    """
+    base = [
+        (Path(part), f"${name}")
+        for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
+        for part in environ.get(name, "").split(os.pathsep if name == "SSL_CERT_DIR" else "\0")
+        if part
+    ]
+    extra = []
+    if named := environ.get("CODEX_CA_CERTIFICATE"):
+        extra.append((Path(named), "$CODEX_CA_CERTIFICATE"))
+    if ca_file is not None:
+        extra.append((Path(ca_file).expanduser(), "backend.ca_file"))
+    return Store(base, extra)
+
+
+def problems(found: Store) -> list[CannotTrust]:
+    """Each file that is missing or holds no certificate. None is parsed."""
+    return [fault for path, source in [*found.base, *found.extra] if (fault := _fault(path, source)) is not None]
+
+
+def _fault(path: Path, source: str) -> CannotTrust | None:
+    if source == "$SSL_CERT_DIR":
+        # OpenSSL passes over a folder that is not there, and Debian's tools set it without looking.
+        return None
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return CannotTrust(f"{source}: {path}: {error.strerror}. Name a PEM file that codexd can read, or unset it.")
+    if b"-----BEGIN " not in data:
+        return CannotTrust(f"{source}: {path}: no PEM certificate in it. Convert it with openssl x509 -outform PEM.")
+    return None
+
+
+def context(found: Store) -> ssl.SSLContext:
+    """A client's context that trusts that store. Raises CannotTrust."""
+    for fault in problems(found):
+        raise fault
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    if not found.base:
+        _trust_the_system(made)
+    for path, source in [*found.base, *found.extra]:
+        try:
+            if path.is_dir():
+                made.load_verify_locations(capath=path)
+            elif path.exists():
+                made.load_verify_locations(cafile=path)
+        except (OSError, ssl.SSLError) as error:
+            raise CannotTrust(
+                f"{source}: {path}: it cannot be read as certificates. Check that it is a complete PEM file."
+            ) from error
+    return made
+
+
+def _trust_the_system(made: ssl.SSLContext) -> None:
+    """OpenSSL's own places where they hold something: a folder of hashed files, as Debian has it, costs nothing."""
+    paths = ssl.get_default_verify_paths()
+    folder = Path(paths.openssl_capath)
+    if Path(paths.openssl_cafile).is_file() or (folder.is_dir() and any(folder.glob("*.[0-9]"))):
+        made.set_default_verify_paths()
+        return
+    place = next((place for place in SYSTEM_FILES if Path(place).is_file()), None)
+    if place is None:
+        import certifi  # httpx brings it
+
+        place = certifi.where()
+    made.load_verify_locations(cafile=place)
