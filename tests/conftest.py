@@ -1,7 +1,10 @@
+import functools
+import inspect
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -23,6 +26,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--accept", action="store_true", help="rewrite the expected sides of transcripts and the README's tables"
     )
+
+
+TEST_SECONDS = 240.0
+"""For one async test: ten times what the slowest takes on an idle machine."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # A clock that jumps would jump to this while a thread works; there pytest-timeout has to do.
+        if isinstance(item, pytest.Function) and "autojump_clock" not in item.fixturenames:
+            item.obj = _bounded(item.obj) if inspect.iscoroutinefunction(item.obj) else item.obj
+
+
+def _bounded(test: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:
+        with trio.fail_after(TEST_SECONDS):
+            await test(*args, **kwargs)
+
+    return run
 
 
 @pytest.fixture
