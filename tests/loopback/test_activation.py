@@ -16,7 +16,7 @@ import trio
 from codexd.auth import store
 from codexd.auth.store import Credentials
 from codexd.systemd import inherited, keep_alive, watchdog_seconds
-from support.daemon import environment, running
+from support.daemon import PATIENCE, environment, running
 from support.secrets import ACCOUNT, access_token
 from support.upstream import Upstream
 
@@ -98,11 +98,11 @@ def test_sockets_by_name_unix_and_tcp_and_own_ones_together(tmp_path: Path) -> N
             health(where)
         done = subprocess.run(
             [sys.executable, "-m", "codexd.ctl", "--socket", str(control), "status", "--json"],
-            capture_output=True, text=True, env=environment(tmp_path), timeout=30, check=False,
+            capture_output=True, text=True, env=environment(tmp_path), timeout=PATIENCE, check=False,
         )  # fmt: skip
         assert '"signed_in"' in done.stdout
         it.process.send_signal(signal.SIGTERM)
-        assert it.process.wait(timeout=20) == 0
+        assert it.process.wait(timeout=PATIENCE) == 0
         assert (path.exists(), control.exists(), own.exists()) == (True, True, False)
 
 
@@ -122,7 +122,7 @@ def test_the_default_address_is_not_opened_beside_systemds(tmp_path: Path) -> No
 )
 def test_a_socket_that_will_not_do_is_refused(tmp_path: Path, make: Any, words: str) -> None:
     with activated(tmp_path, {"api": make()}) as it:
-        assert it.process.wait(timeout=20) == 1
+        assert it.process.wait(timeout=PATIENCE) == 1
         assert words in it.says()
 
 
@@ -136,7 +136,7 @@ def test_an_idle_daemon_ends_when_systemd_can_start_it_again(tmp_path: Path) -> 
     path = tmp_path / "api.sock"
     with activated(tmp_path, {"api": unix(path)}, server={"exit_idle_seconds": 0.5}) as it:
         health(str(path))
-        assert it.process.wait(timeout=20) == 0
+        assert it.process.wait(timeout=PATIENCE) == 0
         assert "nobody has asked for anything" in it.says()
 
 
@@ -177,7 +177,7 @@ def test_a_sign_in_that_is_brought_along_is_taken_over_once(tmp_path: Path) -> N
 def notify(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
         made.bind(str(tmp_path / "notify"))
-        made.settimeout(10)
+        made.settimeout(PATIENCE)
         yield made
 
 
@@ -229,7 +229,7 @@ async def test_a_listener_that_does_not_answer_is_no_sign_of_life(answer: bytes 
             nursery.start_soon(trio.serve_listeners, serve, [listener])
             nursery.start_soon(keep_alive, signs, 0.3, raw)
             for _ in range(3):
-                with trio.fail_after(5):
+                with trio.fail_after(PATIENCE):
                     await asked.wait()
                 asked = trio.Event()
             nursery.cancel_scope.cancel()

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from codexd.protocol import sse
-from support.daemon import Daemon, connected, post, running
+from support.daemon import PATIENCE, Daemon, connected, post, running
 from support.secrets import ACCOUNT, MARKER, access_token, refresh_token
 from support.upstream import (
     ADDED,
@@ -100,7 +100,7 @@ async def daemon(tmp_path: Path, logs: Path, upstream: Upstream) -> AsyncIterato
 @pytest.fixture(params=["chat streamed", "chat whole", "responses streamed", "responses whole"])
 async def client(request: pytest.FixtureRequest, daemon: Daemon) -> AsyncIterator[Client]:
     dialect, how = request.param.split()
-    async with httpx.AsyncClient(base_url=daemon.base, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http:
         yield Client(http, dialect, how == "streamed")
 
 
@@ -321,7 +321,7 @@ async def test_a_sign_in_that_has_ended_is_a_401_until_the_file_changes(
         assert outcome.error is not None
         assert (outcome.status, outcome.error["code"]) == (401, "signed_out")
     assert (len(upstream.token_calls), len(upstream.calls)) == (1, 1)
-    async with httpx.AsyncClient(base_url=daemon.base) as http:
+    async with httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http:
         assert (await http.get("/health?ready=1")).status_code == 503
         assert (await http.get("/health")).status_code == 200
     upstream.plays = [polite]
@@ -345,7 +345,7 @@ async def test_silence_has_an_end_and_a_heartbeat_does_not_count_as_progress(
     limits = {"first_event_timeout": 0.4, "idle_timeout": 0.4}
     async with (
         running(tmp_path, logs, upstream, backend=limits) as daemon,
-        httpx.AsyncClient(base_url=daemon.base, timeout=20) as http,
+        httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http,
     ):
         for dialect in ("chat", "responses"):
             for streamed in (True, False):
@@ -360,7 +360,7 @@ async def test_silence_has_an_end_and_a_heartbeat_does_not_count_as_progress(
                 assert outcome.error is not None
                 assert (outcome.status, outcome.text) == ((200, "Hel") if streamed else (504, ""))
                 assert "idle_timeout" in outcome.error["message"]
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while upstream.open > 1:  # the catalogue's connection may stay
                 await trio.sleep(0.01)
 
@@ -368,7 +368,7 @@ async def test_silence_has_an_end_and_a_heartbeat_does_not_count_as_progress(
 async def test_an_upstream_that_is_not_there_is_named(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
     async with (
         running(tmp_path, logs, upstream, backend={"url": "http://127.0.0.1:1/backend-api"}) as daemon,
-        httpx.AsyncClient(base_url=daemon.base, timeout=20) as http,
+        httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http,
     ):
         outcome = await Client(http, "chat", streamed=True).ask()
         assert outcome.error is not None

@@ -15,7 +15,7 @@ import trio
 
 from codexd.protocol import sse
 from codexd.sockets import listen
-from support.daemon import Daemon, Raw, connected, hello, post, running
+from support.daemon import PATIENCE, Daemon, Raw, connected, hello, post, running
 from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 
 pytestmark = pytest.mark.loopback
@@ -136,7 +136,7 @@ async def test_a_peer_that_closes_an_idle_connection_frees_its_descriptor(daemon
         async with connected(daemon) as client:
             await client.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             await client.until(b"uptime_seconds")
-    with trio.fail_after(3):
+    with trio.fail_after(30):
         while sockets() > before:
             await trio.sleep(0.02)
 
@@ -163,11 +163,11 @@ async def test_who_leaves_with_bytes_behind_the_request_frees_all(
         async with connected(daemon) as client:
             await client.send(post("/v1/chat/completions", hello(stream=True)) + extra)
             await client.until(b"xxx")
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         while len(list(folder.iterdir())) > before + 2:  # the reactor's, and one to the backend
             await trio.sleep(0.02)
     daemon.signal()
-    with trio.fail_after(4):
+    with trio.fail_after(30):
         assert await daemon.process.wait() == 0
 
 
@@ -183,10 +183,10 @@ async def test_who_offers_another_protocol_and_leaves_is_noticed_at_once(daemon:
     async with connected(daemon) as client:
         request = post("/v1/chat/completions", hello(stream=True))
         await client.send(request.replace(b"host:", b"connection: upgrade\r\nupgrade: h2c\r\nhost:", 1))
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while not upstream.calls:
                 await trio.sleep(0.01)
-    with trio.fail_after(2):
+    with trio.fail_after(30):
         await left.wait()
 
 
@@ -195,7 +195,7 @@ async def test_an_idle_connection_does_not_hold_up_a_stop(daemon: Daemon) -> Non
         await client.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
         await client.until(b"uptime_seconds")
         daemon.signal()
-        with trio.fail_after(3):
+        with trio.fail_after(30):
             assert await daemon.process.wait() == 0
 
 
@@ -232,7 +232,7 @@ async def test_a_client_that_does_not_read_does_not_hold_up_a_stop(
         await client.send(post("/v1/chat/completions", hello(stream=True)))
         await flood.blocked.wait()
         daemon.signal()
-        with trio.fail_after(5):
+        with trio.fail_after(30):  # half of sockets.WRITE_TIMEOUT, which would end it too
             assert await daemon.process.wait() == 0
 
 
@@ -301,7 +301,7 @@ async def test_a_client_that_leaves_closes_the_upstream_at_once(stage: str, daem
     async with connected(daemon) as client:
         await client.send(post("/v1/chat/completions", hello(stream=True)))
         await (client.until(b"xxx") if stage == "flowing" else waiting.wait())
-    with trio.fail_after(2):
+    with trio.fail_after(30):
         await (flood.gone if stage == "flowing" else left).wait()
     assert "status=499" in await daemon.logged("request finished .*chat")
 
@@ -342,12 +342,12 @@ async def test_a_socket_that_a_successor_has_made_is_left_alone(tmp_path: Path, 
         await trio.open_unix_socket(str(path)) as stream,
     ):
         await stream.send_all(post("/v1/chat/completions", hello(stream=True)))
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while not upstream.calls:
                 await trio.sleep(0.01)
         first.signal()
         await first.logged("stopping: open streams may finish")
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while await accepts(path):
                 await trio.sleep(0.02)
         control = {"socket": "second.sock"}

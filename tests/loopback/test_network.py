@@ -11,7 +11,7 @@ import trustme
 
 from codexd.auth import store
 from support.control import codexctl
-from support.daemon import Daemon, hello, running
+from support.daemon import PATIENCE, Daemon, hello, running
 from support.proxy import Proxy, proxying
 from support.simulated import Simulated, simulated
 
@@ -68,7 +68,7 @@ def company(tmp_path: Path, logs: Path) -> Make:
 
 
 async def ask(daemon: Daemon, **fields: Any) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=daemon.base, trust_env=False, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=daemon.base, trust_env=False, timeout=PATIENCE) as client:
         return await client.post("/v1/chat/completions", json=hello(**fields))
 
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from codexd import __version__
-from support.daemon import connected, credentials, environment, hello, post, running
+from support.daemon import PATIENCE, connected, credentials, environment, hello, post, running
 from support.secrets import CLIENT_KEY, MARKER, leaks
 from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 
@@ -23,7 +23,13 @@ pytestmark = pytest.mark.loopback
 def codexd(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "codexd", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment(tmp_path) | env, cwd=tmp_path, timeout=30, check=False
+        command,
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path) | env,
+        cwd=tmp_path,
+        timeout=PATIENCE,
+        check=False,
     )
 
 
@@ -86,13 +92,13 @@ async def test_it_drains_and_a_stream_ends_well(tmp_path: Path, logs: Path, upst
         await client.until(b'"Hel"')
         daemon.signal()
         await daemon.logged("stopping: open streams may finish")
-        with pytest.raises(OSError), trio.fail_after(5):
+        with pytest.raises(OSError), trio.fail_after(PATIENCE):
             while True:
                 async with connected(daemon) as late:
                     await late.send(b"x")
         go_on.set()
         assert b"data: [DONE]" in await client.all()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert await daemon.process.wait() == 0
 
 
@@ -112,7 +118,7 @@ async def test_the_drain_has_an_end(tmp_path: Path, logs: Path, upstream: Upstre
         assert b"[DONE]" not in body
         assert b'"code":"shutting_down"' in body
         assert body.endswith(b"0\r\n\r\n")  # ended with a word, and not cut
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert await daemon.process.wait() == 0
 
 
@@ -124,7 +130,7 @@ async def test_a_second_signal_stops_at_once(tmp_path: Path, logs: Path, upstrea
         daemon.signal(signal.SIGINT)
         await daemon.logged("stopping: open streams may finish")
         daemon.signal()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             assert await daemon.process.wait() == 0
 
 
@@ -132,7 +138,7 @@ async def test_client_keys_are_asked_for_and_named_in_the_log(tmp_path: Path, lo
     keys = {"laptop": f"sha256:{hashlib.sha256(CLIENT_KEY.encode()).hexdigest()}", "phone": f"{CLIENT_KEY}-2"}
     async with (
         running(tmp_path, logs, upstream, server={"client_keys": keys}) as daemon,
-        httpx.AsyncClient(base_url=daemon.base) as http,
+        httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http,
     ):
         refused = await http.get("/v1/models")
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -151,7 +157,9 @@ async def test_no_secret_reaches_a_log_in_any_form(form: str, tmp_path: Path, lo
     logging = {"format": form, "dir": "logs"}
     body = hello(user=f"Bearer {CLIENT_KEY}", metadata={"authorization": CLIENT_KEY, "access_token": CLIENT_KEY})
     async with running(tmp_path, logs, upstream, server={"client_keys": keys}, logging=logging) as daemon:
-        async with httpx.AsyncClient(base_url=daemon.base, headers={"authorization": f"Bearer {CLIENT_KEY}"}) as http:
+        async with httpx.AsyncClient(
+            base_url=daemon.base, headers={"authorization": f"Bearer {CLIENT_KEY}"}, timeout=PATIENCE
+        ) as http:
             assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
             # A broken credentials file is quoted by nobody either.
             (daemon.state / "tokens.json").write_text(f'{{"access_token": "{CLIENT_KEY}", "refresh_token": 7}}')
@@ -179,7 +187,7 @@ async def test_systemd_is_told(tmp_path: Path, logs: Path, upstream: Upstream) -
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(path))
-        notify.settimeout(10)
+        notify.settimeout(PATIENCE)
         async with running(tmp_path, logs, upstream, env={"NOTIFY_SOCKET": str(path)}) as daemon:
             assert await trio.to_thread.run_sync(notify.recv, 4096) == b"READY=1\nSTATUS=signed in, 0 streams"
             daemon.signal()
@@ -191,13 +199,13 @@ async def test_systemd_is_told_who_signs_in_and_out(tmp_path: Path, logs: Path, 
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(path))
-        notify.settimeout(10)
+        notify.settimeout(PATIENCE)
         environment = {"NOTIFY_SOCKET": str(path)}
         async with running(tmp_path, logs, upstream, signed_in=False, env=environment) as daemon:
             ready = b"READY=1\nSTATUS=signed out: run codexctl login"
             assert await trio.to_thread.run_sync(notify.recv, 4096) == ready
             credentials(daemon.state)
-            async with httpx.AsyncClient(base_url=daemon.base) as http:
+            async with httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http:
                 await http.get("/health")
                 assert await trio.to_thread.run_sync(notify.recv, 4096) == b"STATUS=signed in, 0 streams"
                 (daemon.state / "tokens.json").unlink()
@@ -209,7 +217,7 @@ async def test_systemd_is_told_who_signs_in_and_out(tmp_path: Path, logs: Path, 
 async def test_signing_in_later_needs_no_restart(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
     async with (
         running(tmp_path, logs, upstream, signed_in=False) as daemon,
-        httpx.AsyncClient(base_url=daemon.base) as http,
+        httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http,
     ):
         refused = await http.post("/v1/chat/completions", json=hello())
         assert refused.status_code == 401
@@ -223,7 +231,7 @@ async def test_stored_responses_outlive_a_restart(tmp_path: Path, logs: Path, up
     for turn in (1, 2):
         async with (
             running(tmp_path, logs, upstream, storage={"responses": True}) as daemon,
-            httpx.AsyncClient(base_url=daemon.base) as http,
+            httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http,
         ):
             if turn == 1:
                 made = await http.post("/v1/responses", json={"model": "gpt-5.5", "input": "one"})
@@ -243,7 +251,7 @@ async def test_a_body_that_is_too_large_is_a_413_with_the_key_to_raise(
 ) -> None:
     async with (
         running(tmp_path, logs, upstream, server={"max_body_bytes": 2000}) as daemon,
-        httpx.AsyncClient(base_url=daemon.base) as http,
+        httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http,
     ):
         refused = await http.post("/v1/chat/completions", content=b"x" * 3000)
         assert refused.status_code == 413
@@ -254,7 +262,7 @@ async def test_a_body_that_is_too_large_is_a_413_with_the_key_to_raise(
 async def test_the_models_survive_a_restart_without_a_network(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
     async with running(tmp_path, logs, upstream) as daemon:
         await daemon.logged("model catalogue refreshed")
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             while not (daemon.state / "models.json").exists():
                 await trio.sleep(0.01)
     copy = msgspec.json.decode((tmp_path / "state" / "models.json").read_bytes())
@@ -263,7 +271,7 @@ async def test_the_models_survive_a_restart_without_a_network(tmp_path: Path, lo
     nowhere = {"url": "http://127.0.0.1:1/backend-api"}
     async with (
         running(tmp_path, logs, upstream, backend=nowhere) as daemon,
-        httpx.AsyncClient(base_url=daemon.base) as http,
+        httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http,
     ):
         names = [model["id"] for model in (await http.get("/v1/models")).json()["data"]]
         assert "gpt-only-on-disk" in names

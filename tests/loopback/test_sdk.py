@@ -15,7 +15,7 @@ from anthropic import Anthropic
 from openai import OpenAI
 from pydantic import BaseModel
 
-from support.daemon import ROOT
+from support.daemon import PATIENCE, ROOT
 from support.demo import base_url
 from support.demo import demo as demo_running
 
@@ -59,11 +59,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Demo]
     with demo_running(home, logs / "demo.log", CODEXD_LOGGING__LEVEL="debug") as said:
         base, curl = base_url(said), re.search(r"^ +(curl .*)$", said, re.MULTILINE)
         assert curl is not None, said
-        yield Demo(base, curl[1], OpenAI(base_url=base, api_key="any", max_retries=0))
+        with OpenAI(base_url=base, api_key="any", max_retries=0) as client:
+            yield Demo(base, curl[1], client)
 
 
 def test_the_curl_line_works_when_pasted(demo: Demo) -> None:
-    done = subprocess.run(shlex.split(demo.curl), capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(shlex.split(demo.curl), capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert '"content":" codexd!"' in done.stdout
     assert done.stdout.rstrip().endswith("data: [DONE]")
 
@@ -208,7 +209,9 @@ def test_mistakes_are_openai_errors_that_name_the_place(
 
 def curl(*arguments: str) -> tuple[str, str]:
     """(head, body) of a request with curl."""
-    done = subprocess.run(["curl", "-sS", "-i", *arguments], capture_output=True, text=True, check=True, timeout=20)
+    done = subprocess.run(
+        ["curl", "-sS", "-i", *arguments], capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
     head, _, body = done.stdout.partition("\n\n")
     return head, body
 
@@ -339,8 +342,9 @@ CLAUDE_TOOL: Any = {"name": "get_weather", "description": "The weather", "input_
 
 
 @pytest.fixture
-def claude(demo: Demo) -> Anthropic:
-    return Anthropic(base_url=demo.base.removesuffix("/v1"), api_key="any", max_retries=0)
+def claude(demo: Demo) -> Iterator[Anthropic]:
+    with Anthropic(base_url=demo.base.removesuffix("/v1"), api_key="any", max_retries=0) as client:
+        yield client
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -11,7 +11,7 @@ import trio
 from wsproto import ConnectionType, WSConnection
 from wsproto import events as ws
 
-from support.daemon import Daemon, connected, running
+from support.daemon import PATIENCE, Daemon, connected, running
 from support.upstream import ADDED, CREATED, Call, Upstream, text
 
 pytestmark = pytest.mark.loopback
@@ -34,7 +34,7 @@ class Peer:
         await self.send(ws.TextMessage(data=msgspec.json.encode(CREATE | fields).decode()))
 
     async def next(self) -> ws.Event:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             while not self._events:
                 data = await self.stream.receive_some(65536)
                 self._connection.receive_data(data or None)
@@ -69,7 +69,7 @@ async def test_a_client_that_leaves_frees_the_upstream(tmp_path: Path, logs: Pat
                 assert isinstance(await client.next(), ws.TextMessage)
                 if politely:
                     await client.send(ws.CloseConnection(code=1000))
-            with trio.fail_after(2):
+            with trio.fail_after(30):
                 await gone.wait()
         await daemon.logged("method=WS path=/v1/responses status=499")
 
@@ -80,7 +80,7 @@ async def test_a_stop_does_not_wait_for_idle_websockets(tmp_path: Path, logs: Pa
         closed = await client.next()
         assert isinstance(closed, ws.CloseConnection)
         assert closed.code == 1001
-        with trio.fail_after(3):
+        with trio.fail_after(30):
             assert await daemon.process.wait() == 0
 
 

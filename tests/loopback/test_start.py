@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.daemon import environment
+from support.daemon import PATIENCE, environment
 
 pytestmark = pytest.mark.loopback
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.loopback
 def imported(tmp_path: Path, code: str) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
-        env=environment(tmp_path), capture_output=True, text=True, timeout=60, check=True,
+        env=environment(tmp_path), capture_output=True, text=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     return set(done.stdout.split())
 

@@ -15,7 +15,7 @@ import trio
 
 from codexd.demo.issuer import EMAIL
 from support.control import command, terminal
-from support.daemon import environment
+from support.daemon import PATIENCE, environment
 from support.simulated import simulated
 
 pytestmark = pytest.mark.loopback
@@ -40,7 +40,7 @@ async def test_a_daemon_at_a_terminal_signs_in_by_itself(tmp_path: Path) -> None
             assert "█▀" in screen.screen
             base = re.search(r"http://127.0.0.1:\d+(?=\s)", screen.screen.partition("listening")[2])
             assert base is not None
-            async with httpx.AsyncClient(base_url=base[0], trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=base[0], trust_env=False, timeout=PATIENCE) as client:
                 assert (await client.get("/health?ready=1")).status_code == 503
                 assert chatgpt.issuer.decide(found[1], "granted")
                 await screen.until(f"Signed in as {EMAIL}.")
@@ -78,7 +78,7 @@ async def test_closing_the_terminal_of_a_daemon_stops_it_well(tmp_path: Path) ->
             screen.process.send_signal(signal.SIGHUP)
             await screen.until("configuration reloaded")
             await screen.close()
-            with trio.fail_after(20):
+            with trio.fail_after(PATIENCE):
                 assert await screen.process.wait() == 0
 
 
@@ -169,7 +169,7 @@ def completed(words: list[str], folder: Path) -> set[str]:
     (folder / "codexctl").chmod(0o755)
     environ = environment(folder)
     environ["PATH"] = f"{folder}{os.pathsep}{environ['PATH']}"
-    done = subprocess.run(words, capture_output=True, text=True, env=environ, timeout=60, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, env=environ, timeout=PATIENCE, check=False)
     return {line.split("\t")[0].strip() for line in done.stdout.splitlines()}
 
 

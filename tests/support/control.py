@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import trio
 
-from support.daemon import Daemon, environment
+from support.daemon import PATIENCE, Daemon, environment
 
 
 class Said(NamedTuple):
@@ -36,7 +36,7 @@ async def codexctl(
 ) -> Said:
     """Run it to its end, without a terminal."""
     environ = environment(home or daemon.state.parent) | {"CODEXCTL_SOCKET": str(daemon.control)} | (env or {})
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE):
         done = await trio.run_process(
             command(*words), stdin=stdin, capture_stdout=True, capture_stderr=True, check=False, env=environ
         )
@@ -53,7 +53,7 @@ class Terminal:
 
     async def until(self, text: str) -> str:
         """Read until the text is on the screen; all that came so far."""
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while text not in self.screen:
                 try:
                     data = await self._master.receive_some(65536)
@@ -72,7 +72,7 @@ class Terminal:
 
     async def end(self) -> int:
         """Read to the end; the exit code."""
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             try:
                 while data := await self._master.receive_some(65536):
                     self.screen += data.decode(errors="replace")
@@ -111,6 +111,6 @@ async def control(path: Path, line: bytes) -> list[dict[str, Any]]:
     """One line to the control socket, and all lines that come back."""
     async with await trio.open_unix_socket(str(path)) as stream:
         await stream.send_all(line)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             data = b"".join([piece async for piece in stream])
     return [msgspec.json.decode(each) for each in data.splitlines()]

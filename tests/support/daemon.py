@@ -18,6 +18,9 @@ from support.secrets import ACCOUNT, access_token, refresh_token
 
 ROOT = Path(__file__).parent.parent.parent
 
+PATIENCE = 120.0
+"""Seconds to wait for what takes a moment on an idle machine: many times that on one that does other things too."""
+
 
 class HasUrl(Protocol):
     """A ChatGPT: issuer and backend at one address."""
@@ -46,7 +49,7 @@ class Daemon:
 
     async def logged(self, pattern: str) -> str:
         """Wait for a log line that matches."""
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             while True:
                 if found := re.search(f".*{pattern}.*", self.log.read_text()):
                     return found[0]
@@ -88,7 +91,7 @@ async def running(
     if signed_in and not (state / "tokens.json").exists():
         credentials(state)
     config = {
-        "server": {"bind": ["127.0.0.1:0"], "drain_seconds": 5} | sections.pop("server", {}),
+        "server": {"bind": ["127.0.0.1:0"], "drain_seconds": 60} | sections.pop("server", {}),
         "oauth": {"issuer": upstream.url} | sections.pop("oauth", {}),
         "backend": {"url": f"{upstream.url}/backend-api"} | sections.pop("backend", {}),
         "logging": {"level": "debug", "enable_request_logging": True} | sections.pop("logging", {}),
@@ -105,7 +108,7 @@ async def running(
         )
     try:
         daemon = Daemon(process, "", log, state)
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE):
             while not (found := re.findall(r"listening.*?((?:http|unix):[^\s\"]+)", log.read_text())):
                 if process.returncode is not None or process.poll() is not None:
                     raise AssertionError(f"the daemon did not start:\n{log.read_text()}")
@@ -129,7 +132,7 @@ class Raw:
     async def send(self, data: bytes) -> None:
         await self.stream.send_all(data)
 
-    async def until(self, marker: bytes, seconds: float = 10) -> bytes:
+    async def until(self, marker: bytes, seconds: float = PATIENCE) -> bytes:
         """Read until the marker has come; all that came so far."""
         with trio.fail_after(seconds):
             while marker not in self.data:
@@ -139,7 +142,7 @@ class Raw:
                 self.data += data
         return self.data
 
-    async def all(self, seconds: float = 10) -> bytes:
+    async def all(self, seconds: float = PATIENCE) -> bytes:
         """Read until the other side closes."""
         pieces = [self.data]
         with trio.fail_after(seconds):

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from support.daemon import environment
+from support.daemon import PATIENCE, environment
 
 # A proxy of the environment is not asked: nothing of the demo leaves the machine.
 _NO_PROXY = {"HTTP_PROXY": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1"}
 
 
 @contextmanager
-def demo(home: Path, log: Path, **environ: str) -> Iterator[str]:
+def demo(home: Path, log: Path, *, command: list[str] | None = None, **environ: str) -> Iterator[str]:
     """What it says when it is up, its base URL among it; it has to end well too."""
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "codexd", "--demo"],
+            command or [sys.executable, "-m", "codexd", "--demo"],
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
@@ -34,7 +34,7 @@ def demo(home: Path, log: Path, **environ: str) -> Iterator[str]:
                 said += line
             yield said
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=10) == 0
+            assert process.wait(timeout=PATIENCE) == 0
         finally:
             process.kill()
             process.wait()
