@@ -27,6 +27,7 @@ from codexd.config import is_loopback
 from codexd.errors import ApiError
 from codexd.incoming import BODY_TIMEOUT, Address, BodyTimeout, BodyTooLarge
 from codexd.marks import Marks
+from codexd.protocol import zstd
 from codexd.protocol.responses import Usage
 from codexd.recent import MAX_BODY, Spans, Trace
 from codexd.relay import Client, Direct, Header, Relay
@@ -443,15 +444,10 @@ class _StreamClient:
 
 
 def _unzstd(data: bytes, limit: int) -> bytes:
-    # Few clients compress: the library's memory is for them.
-    import zstandard
-
     log.debug("the request is compressed", body_encoding="zstd", size=len(data))
-
     try:
-        with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
-            body = reader.read(limit + 1)
-    except (zstandard.ZstdError, MemoryError) as error:
+        body = zstd.decompress(data, limit)
+    except zstd.Undecodable as error:
         raise errors.bad_request(f"The request body is not zstd that can be read: {error}") from error
     if len(body) > limit:
         raise errors.too_large(limit)

@@ -20,7 +20,7 @@ from codexd import __version__, errors, proxies, trust
 from codexd.auth.session import Access, Session
 from codexd.config import Backend
 from codexd.marks import Marks
-from codexd.protocol import failure, limits
+from codexd.protocol import failure, limits, zstd
 from codexd.protocol.limits import Limits
 from codexd.transport import Body, Transport, origin_of, target_of
 from codexd.tunnel import CannotConnect
@@ -126,6 +126,8 @@ class Answer(NamedTuple):
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes in, decompressed when somebody on the way has compressed it."""
         if isinstance(self.response, httpx.Response) and "content-encoding" in self.response.headers:
+            if self.response.headers["content-encoding"].strip().lower() == "zstd":
+                return _Unzstd(self.response.aiter_raw())
             return self.response.aiter_bytes()
         return aiter(cast("httpx.AsyncByteStream", self.response.stream))
 
@@ -380,6 +382,26 @@ class Upstream:
         finally:
             await response.aclose()
         return body
+
+
+class _Unzstd:
+    """A compressed body, decoded: httpx does that for zstd only with a package that codexd does not need.
+
+    No generator: one that is left half-way is finalised by the garbage collector, with a warning.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._decoder = zstd.Decoder()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return self._decoder.feed(await anext(self._chunks))
+        except zstd.Undecodable as error:
+            raise httpx.DecodingError(str(error)) from error
 
 
 def _note(marks: Marks, status: int, headers: Mapping[str, str]) -> None:

@@ -13,11 +13,11 @@ import httpx
 import msgspec
 import pytest
 import trio
-import zstandard
 
 from loopback.test_faults import Client, Outcome, cut
 from support.daemon import ROOT, Daemon, running
 from support.upstream import ADDED, COMPLETED, CREATED, Call, Json, Script, Upstream, done, failed, polite, refuse, text
+from support.zstd import zstd
 
 pytestmark = pytest.mark.loopback
 
@@ -146,7 +146,7 @@ FAULTS: dict[str, Script] = {
     "an event of 8 MiB": large(8 * 1024 * 1024),
     "an event without an end": endless,
     "gzip": in_one(gzip.compress(encoded(*ANSWER)), "content-encoding: gzip"),
-    "zstd": in_one(zstandard.compress(encoded(*ANSWER)), "content-encoding: zstd"),
+    "zstd": in_one(zstd.compress(encoded(*ANSWER)), "content-encoding: zstd"),
     "gzip that is none": in_one(encoded(*ANSWER), "content-encoding: gzip"),
     "an empty body": in_one(b""),
     "a JSON document": in_one(b'{"id": "x"}', "content-type: application/json"),
@@ -219,10 +219,10 @@ async def test_one_outcome_for_each_fault(tmp_path: Path, logs: Path, upstream: 
             rows.append(f"| {name} | {' | '.join(map(shown, outcomes))} |")
             upstream.plays = [polite]
             assert [outcome.text for outcome in await all_ways(daemon)] == ["Hello"] * 4, f"after {name}"
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             while upstream.open > len(WAYS) + 1 or descriptors(daemon) > before + len(WAYS):  # idle ones to use again
                 await trio.sleep(0.02)
-        async with httpx.AsyncClient(base_url=daemon.base) as http:
+        async with httpx.AsyncClient(base_url=daemon.base, timeout=LIMIT) as http:
             assert (await http.get("/health")).status_code == 200
     log = daemon.log.read_text()
     assert "fault of codexd itself" not in log
