@@ -3,20 +3,27 @@
 import argparse
 import faulthandler
 import os
-import resource
 import sys
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from codexd import __version__, lean, reading
-from codexd.config import ConfigError
+from codexd import __version__
+from codexd.system import support
 
 EX_CONFIG = 78
 """sysexits' "configuration error"; systemd's RestartPreventExitStatus can name it."""
 
 
 def main(argv: list[str] | None = None) -> int:
+    if (why := support.unsupported()) is not None:
+        return _fail(why, 1)
+    # Not before: Windows has no pwd and no resource.
+    import resource
+
+    from codexd import lean, reading
+    from codexd.config import ConfigError
+
     parser = argparse.ArgumentParser(
         prog="codexd", description="An OpenAI-compatible API for your own tools, over your own ChatGPT account."
     )
@@ -46,10 +53,14 @@ def main(argv: list[str] | None = None) -> int:
         if not faults:
             print(f"{origin or 'built-in defaults'}: ok")  # noqa: T201
         return EX_CONFIG if faults else 0
-    with lean.imports():
-        import trio
+    try:
+        with lean.imports():
+            import trio
 
-        from codexd import daemon, listening
+            from codexd import daemon, listening
+    except ImportError as error:
+        others = ", ".join(support.untested_versions()) or f"{error}"
+        return _fail(f"an installed package does not fit: {others}. Reinstall codexd with its dependencies.", 1)
     try:
         # systemd's watchdog ends a process that hangs by SIGABRT: then the journal has to say where it hung.
         faulthandler.enable()

@@ -32,6 +32,7 @@ from codexd.errors import ApiError
 from codexd.listening import CannotStart, Listening, open_all, open_api, open_control
 from codexd.parts import Load, Parts, build
 from codexd.protocol import limits
+from codexd.system import support
 from codexd.systemd import Notifier, credential, keep_alive, watchdog_seconds
 
 log = structlog.get_logger()
@@ -218,6 +219,7 @@ async def _serve(
                 status = _status(made)
                 notifier.ready(status)
                 announce(made.listeners[0])
+                _note_what_is_untested()
                 keepers.start_soon(_tell_status, changed, notifier, made, status)
                 if (seconds := watchdog_seconds(os.environ)) is not None:
                     keepers.start_soon(keep_alive, notifier, seconds, listening.api[0])
@@ -229,6 +231,13 @@ async def _serve(
     finally:
         sockets.remove(listening.files)
     log.info("stopped")
+
+
+def _note_what_is_untested() -> None:
+    if (differs := support.untested_system()) is not None:
+        log.warning(differs)
+    if others := support.untested_versions():
+        log.warning("installed packages are not those that codexd was tested with", packages=", ".join(others))
 
 
 class _Changes:

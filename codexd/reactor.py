@@ -49,8 +49,14 @@ _REACTOR: trio.lowlevel.RunVar[Reactor] = trio.lowlevel.RunVar("reactor")
 async def watch(fd: int, step: Callable[[], bool]) -> None:
     """Call ``step`` whenever the descriptor has something to read, until it returns False. Raises what ``step`` raises.
 
-    ``step`` must neither wait nor block. The descriptor must stay open until this returns.
+    ``step`` must neither wait nor block. The descriptor must stay open until this returns. Where there is no epoll,
+    trio's own wait does the same, at its price.
     """
+    if not hasattr(select, "epoll"):
+        await trio.lowlevel.wait_readable(fd)
+        while step():
+            await trio.lowlevel.wait_readable(fd)
+        return
     over = trio.Event()
     failure: list[Exception] = []
 

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import socket
-import struct
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, cast
@@ -36,6 +35,7 @@ from hypercorn.typing import ASGIFramework
 from codexd import errors, timers
 from codexd.incoming import Incoming, Lane
 from codexd.sockets import BACKLOG, WRITE_TIMEOUT
+from codexd.system.peer import peer_of
 
 KEEP_ALIVE_TIMEOUT = 75.0
 """Seconds that an idle connection is kept; longer than nginx's own 60, so that nginx is the one that closes."""
@@ -84,8 +84,8 @@ class Connections:
     def enter(self, peer: socket.socket) -> bytes | None:
         """Why this one is refused, as an answer; None when it is admitted, and then it must ``leave``."""
         users = self._admission.users()
-        if users and peer.family == socket.AF_UNIX and _user(peer) not in users:
-            log.warning("a user who is not in server.allowed_users was refused", uid=_user(peer))
+        if users and peer.family == socket.AF_UNIX and (uid := peer_of(peer).uid) not in users:
+            log.warning("a user who is not in server.allowed_users was refused", uid=uid)
             return _NOT_ALLOWED
         if self._open >= self._admission.max_connections():
             if not self._waiting:
@@ -112,11 +112,6 @@ class Connections:
         self._ending = True
         for waiting in list(self._waiting):
             waiting.close()
-
-
-def _user(peer: socket.socket) -> int:
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
 
 
 def _refusal(error: errors.ApiError) -> bytes:

@@ -1,6 +1,7 @@
 """Listening sockets of our own: their addresses, modes and options, and what becomes of a unix socket's file."""
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -46,13 +47,18 @@ def adopt(listener: socket.socket) -> socket.socket:
         # Accepted sockets inherit both: small events must not wait for acknowledgements, and a peer whose network is
         # gone must not hold a stream open for the kernel's quarter of an hour.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT * 1000))
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT * 1000))
     listener.setblocking(False)
     return listener
 
 
 def _who(error: OSError) -> str:
-    return "; another program uses it: stop that one, or choose another server.port" if error.errno == 98 else ""
+    return (
+        "; another program uses it: stop that one, or choose another server.port"
+        if error.errno == errno.EADDRINUSE
+        else ""
+    )
 
 
 def _listen_unix(path: Path) -> socket.socket:

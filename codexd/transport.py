@@ -18,7 +18,6 @@ import os
 import re
 import socket
 import ssl
-import sys
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, cast
 
@@ -48,6 +47,15 @@ STALE_SECONDS = 1.0
 PROBE_SECONDS = 30
 """After so long a silence the kernel asks whether the other side is there, three times, and gives up after as long
 again: a router that forgets a connection, or a machine that slept, leaves no other sign."""
+
+_PROBES = {
+    "TCP_KEEPIDLE": PROBE_SECONDS,
+    "TCP_KEEPALIVE": PROBE_SECONDS,  # macOS's name for it
+    "TCP_KEEPINTVL": PROBE_SECONDS // 3,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 2 * PROBE_SECONDS * 1000,
+}
+"""The options, where the system has them."""
 
 JOIN_BODY = 64 * 1024
 """A request body up to this size goes out in one write with its head; a larger one is not copied for that."""
@@ -330,11 +338,9 @@ _WRONG_NAME = (62, 64)
 
 def _watch_over(opened: socket.socket) -> None:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS // 3)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2 * PROBE_SECONDS * 1000)
+    for name, value in _PROBES.items():
+        if (option := getattr(socket, name, None)) is not None:
+            opened.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _why(error: BaseException) -> str:

@@ -4,17 +4,14 @@ It runs beside the API and not through it, so it answers while the API drains or
 cancels what its request was doing.
 """
 
-import array
 import contextlib
 import grp
 import os
-import pwd
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 import trio
@@ -34,6 +31,7 @@ from codexd.control.wire import (
     refused,
 )
 from codexd.errors import ApiError
+from codexd.system.peer import Peer, peer_of
 
 LINE_TIMEOUT = 5.0
 """Seconds in which the request line must be there."""
@@ -41,40 +39,10 @@ LINE_TIMEOUT = 5.0
 WRITE_TIMEOUT = 10.0
 """Seconds that a client may take to read a reply."""
 
-_SO_PEERGROUPS = 59
-_OPTION_BYTES = 1024
-"""As much as Python reads of a socket option: 256 groups."""
-
 log = structlog.get_logger()
 
 Say = Callable[[Reply], Awaitable[None]]
 Handler = Callable[[Request, Say], Awaitable[None]]
-
-
-class Peer(NamedTuple):
-    """Who is at the other end, by the kernel's word."""
-
-    pid: int
-    uid: int
-    gids: frozenset[int]
-
-
-def peer_of(connection: socket.socket) -> Peer:
-    pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return Peer(pid, uid, frozenset({gid, *_groups_of(connection, uid, gid)}))
-
-
-def _groups_of(connection: socket.socket, uid: int, gid: int) -> list[int]:
-    """The supplementary groups: the process's own, else (too many of them) those that the user database has."""
-    groups = array.array("I")
-    try:
-        groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _OPTION_BYTES))
-    except OSError:
-        try:
-            return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-        except (KeyError, OSError):
-            return []
-    return list(groups)
 
 
 def may(peer: Peer, *, service_uid: int, socket_gid: int) -> bool:

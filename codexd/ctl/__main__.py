@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from codexd import __version__
+from codexd.system import support
 
 _LEVELS = ("debug", "info", "warn", "error")
 
@@ -192,6 +193,9 @@ def _key_names(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    if (why := support.unsupported()) is not None:
+        print(f"codexctl: {why}", file=sys.stderr)  # noqa: T201
+        return 1
     top = parser()
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete

@@ -1,0 +1,59 @@
+"""Who is at the other end of a unix socket, by the kernel's word."""
+
+import array
+import ctypes
+import os
+import pwd
+import socket
+import struct
+from typing import NamedTuple
+
+_SO_PEERGROUPS = 59  # asm-generic/socket.h; Python has no name for it
+_OPTION_BYTES = 1024
+"""As much as Python reads of a socket option: 256 groups."""
+
+
+class Peer(NamedTuple):
+    """``pid`` is None where the system does not tell it."""
+
+    pid: int | None
+    uid: int
+    gids: frozenset[int]
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """By ``SO_PEERCRED`` on Linux (unix(7)), by getpeereid(3) on macOS and the BSDs. Raises OSError."""
+    if hasattr(socket, "SO_PEERCRED"):
+        pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return Peer(pid, uid, frozenset({gid, *_groups_of(connection, uid, gid)}))
+    uid, gid = _getpeereid(connection)
+    return Peer(None, uid, frozenset({gid, *_known_groups(uid, gid)}))
+
+
+def _groups_of(connection: socket.socket, uid: int, gid: int) -> list[int]:
+    """The supplementary groups: the process's own, else (too many of them) those that the user database has."""
+    groups = array.array("I")
+    try:
+        groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _OPTION_BYTES))
+    except OSError:
+        return _known_groups(uid, gid)
+    return list(groups)
+
+
+def _known_groups(uid: int, gid: int) -> list[int]:
+    try:
+        return os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except (KeyError, OSError):
+        return []
+
+
+def _getpeereid(connection: socket.socket) -> tuple[int, int]:
+    uid, gid = ctypes.c_uint(), ctypes.c_uint()
+    try:
+        call = ctypes.CDLL(None, use_errno=True).getpeereid
+    except (OSError, AttributeError) as error:
+        raise OSError("this system does not tell who is at the other end of a unix socket") from error
+    if call(connection.fileno(), ctypes.byref(uid), ctypes.byref(gid)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return uid.value, gid.value
