@@ -136,7 +136,7 @@ install:
 	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/user systemd/user/*.service
 	install -D -m 644 systemd/codexd.sysusers $(DESTDIR)/usr/lib/sysusers.d/codexd.conf
 	install -D -m 644 systemd/codexd.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/codexd.conf
-	install -D -m 644 -t $(SHARE)/doc/codexd/examples packaging/nginx/*.conf packaging/caddy/Caddyfile systemd/codexd.socket.d/tcp.conf
+	install -D -m 644 -t $(SHARE)/doc/codexd/examples packaging/nginx/*.conf packaging/caddy/Caddyfile
 	@for page in docs/man/*.[158]; do install -m 644 $$page $(SHARE)/man/man$${page##*.}/ || exit 1; done
 	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/vendor-completions $(SHARE)/fish/vendor_completions.d
 	@export PYTHONPATH=$(LIB) PYTHONDONTWRITEBYTECODE=1; ctl="$(SERVER_PYTHON) -m codexd.ctl completion"; \

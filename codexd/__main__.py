@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         settings, origin = load()
     except ConfigError as error:
         return _fail(f"{error}", EX_CONFIG)
+    for place in reading.passed_over(options.config, environ):
+        print(f"codexd: {place} is not used: permission denied", file=sys.stderr)  # noqa: T201
     if options.check_config:
         from codexd import proxies, trust  # here: a start reads certificates only when it needs them
 

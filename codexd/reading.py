@@ -18,28 +18,61 @@ from codexd.config import KEYS_FILE, Config, ConfigError, Server, is_beyond_loop
 
 
 def search_path(environ: Mapping[str, str]) -> list[Path]:
-    """The places where a configuration file is looked for, first match wins (after ``--config`` and $CONFIG_PATH)."""
+    """The places where a configuration file is looked for, first match wins: a user's own before the machine's."""
     home = Path(environ.get("HOME", "/"))
-    places = [Path("/etc/codexd/config.toml")]
+    return [
+        Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "codexd" / "config.toml",
+        home / ".chatgpt-codex-router" / "config.json",
+        Path("/etc/codexd/config.toml"),
+    ]
+
+
+def asked_for(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file that must be used: ``--config``, else ``$CONFIG_PATH``, else what systemd keeps for this service."""
+    if path is not None:
+        return path
+    if named := environ.get("CONFIG_PATH"):
+        return Path(named)
     if directory := environ.get("CONFIGURATION_DIRECTORY"):
-        places.insert(0, Path(directory.split(":", maxsplit=1)[0]) / "config.toml")
-    places.append(Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "codexd" / "config.toml")
-    places.append(home / ".chatgpt-codex-router" / "config.json")
-    return places
+        kept = Path(directory.split(":", maxsplit=1)[0]) / "config.toml"
+        return kept if _is_there(kept) else None
+    return None
+
+
+def passed_over(path: Path | None, environ: Mapping[str, str]) -> list[Path]:
+    """The files that ``load`` looked at and may not read. It goes on without them, and somebody should know."""
+    if asked_for(path, environ) is not None:
+        return []
+    found = []
+    for place in search_path(environ):
+        readable = _readable(place)
+        if readable:
+            break
+        if readable is None:
+            found.append(place)
+    return found
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, Path | None]:
     """Find, read and validate; the configuration and the file that it came from. Raises ConfigError."""
-    if path is None and (named := environ.get("CONFIG_PATH")):
-        path = Path(named)
-    if path is None:
-        path = next((place for place in search_path(environ) if _is_there(place)), None)
+    path = asked_for(path, environ) or next((place for place in search_path(environ) if _readable(place)), None)
     tree = {} if path is None else _read(path)
     origins = {} if path is None else _check_keys(tree, str(path))
     _apply_environment(tree, origins, environ)
     config = _convert(tree, origins)
     _check(config, keys_made=_keys_made(config, environ))
     return config, path
+
+
+def _readable(path: Path) -> bool | None:
+    """Whether there is such a file; None when this user may not read it, or may not look."""
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        return None
+    except OSError:
+        return False
+    return True
 
 
 def _keys_made(config: Config, environ: Mapping[str, str]) -> bool:

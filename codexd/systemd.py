@@ -112,6 +112,9 @@ async def answers(listener: socket.socket) -> bool:
         # A socket for others alone: that this line is reached says that the loop turns, and no more can be known.
         return True
     except (OSError, trio.BrokenResourceError) as error:
+        if listener.fileno() < 0:
+            # Closed by a drain that has just begun: systemd expects no more signs of life then.
+            return True
         log.warning("codexd does not answer itself", reason=str(error))
         return False
     if not answer.startswith(b"HTTP/1.1 200"):

@@ -24,15 +24,21 @@ class Unreachable(Exception):
 
 
 def candidates(environ: Mapping[str, str]) -> list[Path]:
-    """Where a daemon may listen: what ``$CODEXCTL_SOCKET`` names, else one's own, else the system's."""
+    """Where a daemon may listen: what ``$CODEXCTL_SOCKET`` names, else one's own, else the system's.
+
+    The places are those of ``config.control_socket``, for any daemon of this user that was not told another.
+    """
     if given := environ.get("CODEXCTL_SOCKET"):
         return [Path(given)]
     home = Path(environ.get("HOME", "/"))
-    places = [Path("/run/codexd/control.sock")]
-    places.insert(0, Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "codexd" / "control.sock")
+    folders = [Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "codexd", Path("/run/codexd")]
+    if kept := environ.get("STATE_DIRECTORY"):
+        folders.insert(0, Path(kept.split(":", maxsplit=1)[0]))
     if base := environ.get("XDG_RUNTIME_DIR"):
-        places.insert(0, Path(base) / "codexd" / "control.sock")
-    return places
+        folders.insert(0, Path(base) / "codexd")
+    if kept := environ.get("RUNTIME_DIRECTORY"):
+        folders.insert(0, Path(kept.split(":", maxsplit=1)[0]))
+    return [folder / "control.sock" for folder in folders]
 
 
 def find(environ: Mapping[str, str]) -> Path:

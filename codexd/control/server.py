@@ -28,6 +28,7 @@ from codexd.control.wire import (
     Top,
     decode_request,
     encode,
+    how_to_join,
     refused,
 )
 from codexd.errors import ApiError
@@ -91,8 +92,9 @@ async def _serve_one(
         with contextlib.suppress(NotUnderstood):
             await _read_line(stream)  # so that the client, which is still writing, gets to read
         log.warning("control request refused", pid=peer.pid, uid=peer.uid)
-        message = f"only root, the service's user and members of the group {_group_name(group)} may control codexd"
-        await say(Refused(kind="refused", code="not_permitted", message=f"{message}: {_join(group)}"))
+        name = _group_name(group)
+        message = f"Only root, the service's user and members of the group {name} may control codexd."
+        await say(Refused(kind="refused", code="not_permitted", message=f"{message} {how_to_join(name)}"))
         return
     try:
         request = decode_request(await _read_line(stream))
@@ -157,7 +159,3 @@ def _group_name(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except KeyError:
         return str(gid)
-
-
-def _join(gid: int) -> str:
-    return f"`sudo usermod -aG {_group_name(gid)} $USER`, then log in anew"

@@ -567,3 +567,13 @@ def refused(error: ApiError) -> Refused:
     elif error.status >= 500 or error.status == 429:
         kind = "upstream"
     return Refused(kind=kind, code=error.error.code or error.error.type, message=error.error.message)
+
+
+def how_to_join(group: str) -> str:
+    """What somebody does who may not use the control socket, which belongs to that group.
+
+    Joining is advised for codexd's own groups alone: membership of another, such as root, would give more than codexd.
+    """
+    if group == "codexd" or group.startswith("codexd-"):
+        return f"Use `sudo codexctl`, or join the group: `sudo usermod -aG {group} $USER`, then log in again."
+    return "Use `sudo codexctl`."

@@ -16,8 +16,8 @@ _LEVELS = ("debug", "info", "warn", "error")
 _EPILOG = """exit codes:
   0 done   2 wrong usage   3 signed out   4 codexd cannot be reached   5 refused   6 ChatGPT failed   130 interrupted
 
-codexctl finds the control socket by --socket, $CODEXCTL_SOCKET, $XDG_RUNTIME_DIR/codexd/control.sock,
-$XDG_STATE_HOME/codexd/control.sock (~/.local/state) and /run/codexd/control.sock. See codexctl(1).
+codexctl finds the control socket by --socket, $CODEXCTL_SOCKET, and control.sock in $RUNTIME_DIRECTORY,
+$XDG_RUNTIME_DIR/codexd, $STATE_DIRECTORY, $XDG_STATE_HOME/codexd (~/.local/state) and /run/codexd. See codexctl(1).
 """
 
 
@@ -127,6 +127,12 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--real", action="store_true", help="the running codexd, by a few tiny requests that count")
     test.add_argument("--key", metavar="KEY", help="with --real: a client key (default: $CODEXD_API_KEY)")
     test.add_argument("-m", "--model", metavar="NAME", help="with --real: default is the first of its list")
+    service = verb("service", "run codexd as a service of this user, under systemd").add_subparsers(
+        dest="action", metavar="ACTION", required=True
+    )
+    service.add_parser("install", help="install the unit, and start it now and at each login", parents=[common])
+    service.add_parser("remove", help="stop it and remove the unit", parents=[common])
+    service.add_parser("status", help="show whether it is installed and running", parents=[common])
     verb("reload", "make codexd read its configuration anew")
     doctor = verb("doctor", "check what usually breaks")
     doctor.add_argument("--deep", action="store_true", help="also make a tiny real request (it counts as usage)")

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -309,14 +310,15 @@ def _running(options: argparse.Namespace) -> Iterator[Target]:
 def _simulated() -> Iterator[Target]:
     """Raises Failed."""
     root = str(Path(codexd.__file__).parent.parent)
-    start = f"import sys; sys.path.insert(0, {root!r}); from codexd.__main__ import cli; cli()"
+    start = _CHILD.format(root=root)
     with tempfile.TemporaryDirectory(prefix="codexd-selftest-") as directory:
         path, config, said = Path(directory, "api.sock"), Path(directory, "config.json"), Path(directory, "log")
         config.write_bytes(msgspec.json.encode({"server": {"bind": [f"unix:{path}"]}}))
         command = [sys.executable, "-c", start, "--demo", "--config", str(config)]
         with (
             said.open("wb") as log,
-            subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_environment()) as process,  # noqa: S603 - our own
+            subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=_environment()) as process,  # noqa: S603 - our own
+            _ended_politely(),
         ):
             try:
                 until = time.monotonic() + START_SECONDS
@@ -328,6 +330,36 @@ def _simulated() -> Iterator[Target]:
                 yield Target(f"unix:{path}", None)
             finally:
                 process.terminate()
+
+
+_CHILD = """
+import os, signal, sys, threading
+
+def watch():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=watch, daemon=True).start()
+sys.path.insert(0, {root!r})
+from codexd.__main__ import cli
+cli()
+"""
+"""The daemon of a test, for as long as its standard input is open: that is so while this process lives."""
+
+
+@contextlib.contextmanager
+def _ended_politely() -> Iterator[None]:
+    """A terminal that closes (SIGHUP) ends this process as Ctrl-C does, so that what it made is removed."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _environment() -> dict[str, str]:

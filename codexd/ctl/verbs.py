@@ -10,7 +10,7 @@ from pathlib import Path
 from codexd.config import KeyLimits
 from codexd.control import wire
 from codexd.control.client import Connection, Unreachable, candidates, find
-from codexd.control.wire import Done, Kind, Refused, Reply, Request, encode
+from codexd.control.wire import Done, Kind, Refused, Reply, Request, encode, how_to_join
 
 EXIT: dict[Kind, int] = {
     "usage": 2,
@@ -111,8 +111,7 @@ def socket_of(options: argparse.Namespace) -> Path:
 
 def _hint(error: Unreachable) -> str:
     if error.denied:
-        group = _group_of(error.path)
-        return f"Join the group that may: `sudo usermod -aG {group} $USER`, then log in anew. Or use `sudo codexctl`."
+        return how_to_join(_group_of(error.path))
     return (
         "Is it running? `systemctl status codexd` shows it, `codexd` starts one; --socket or $CODEXCTL_SOCKET names "
         "another socket."
@@ -125,7 +124,7 @@ def _group_of(path: Path) -> str:
             return place.group()
         except (OSError, KeyError):
             continue
-    return "codexd"
+    return ""
 
 
 def replies(options: argparse.Namespace, request: Request, *, timeout: float | None = REPLY_TIMEOUT) -> Iterator[Reply]:
@@ -288,6 +287,12 @@ def _selftest(options: argparse.Namespace, out: Output) -> int:
     return selftest.run(options, out)
 
 
+def _service(options: argparse.Namespace, out: Output) -> int:
+    from codexd.ctl import service
+
+    return service.run(options, out)
+
+
 def _completion(options: argparse.Namespace, _: Output) -> int:
     from argcomplete.shell_integration import shellcode
 
@@ -312,6 +317,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Output], int]] = {
     "prompts": _prompts,
     "try": _try,
     "selftest": _selftest,
+    "service": _service,
     "reload": _simple(lambda _: wire.Reload(), "Reloading"),
     "doctor": _doctor,
     "completion": _completion,

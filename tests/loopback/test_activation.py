@@ -15,7 +15,7 @@ import trio
 
 from codexd.auth import store
 from codexd.auth.store import Credentials
-from codexd.systemd import inherited, keep_alive, watchdog_seconds
+from codexd.systemd import answers, inherited, keep_alive, watchdog_seconds
 from support.daemon import PATIENCE, environment, running
 from support.secrets import ACCOUNT, access_token
 from support.upstream import Upstream
@@ -234,3 +234,11 @@ async def test_a_listener_that_does_not_answer_is_no_sign_of_life(answer: bytes 
                 asked = trio.Event()
             nursery.cancel_scope.cancel()
     assert signs.count == 0
+
+
+async def test_a_listener_that_a_drain_has_closed_is_no_fault() -> None:
+    raw = socket.socket()
+    raw.bind(("127.0.0.1", 0))
+    raw.listen()
+    raw.close()
+    assert await answers(raw)

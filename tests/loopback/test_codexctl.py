@@ -19,7 +19,7 @@ import trio
 from codexd import __version__
 from codexd.auth import store
 from codexd.demo.issuer import EMAIL
-from support.control import Said, Terminal, codexctl, command, control, in_terminal
+from support.control import Said, Terminal, codexctl, command, control, in_terminal, terminal
 from support.daemon import PATIENCE, Daemon, environment, hello, running
 from support.secrets import access_token
 from support.simulated import Simulated, simulated
@@ -166,12 +166,13 @@ async def test_who_may_not_is_told_the_group(setup: Make) -> None:
             denied = await _as_nobody(it, path)
             assert denied.code == 4, denied.err
             assert "permission denied" in denied.err
-            assert "usermod -aG root" in denied.err
+            assert "usermod" not in denied.err
+            assert "Use `sudo codexctl`" in denied.err
             # With the file's mode open, the daemon itself looks who it is.
             path.chmod(0o666)
             refused = await _as_nobody(it, path)
             assert refused.code == 5, refused.err
-            assert "members of the group root may control codexd" in refused.err
+            assert "members of the group root may control codexd. Use `sudo codexctl`." in refused.err
             assert "uid=65534" in await it.daemon.logged("control request refused")
 
 
@@ -1013,6 +1014,23 @@ async def test_a_question_is_answered_in_the_terminal(setup: Make, tmp_path: Pat
         assert counted in (await it.ctl("metrics")).out
         await it.ctl("logout")
         assert (await it.ctl("try", "x")).code == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+async def test_a_self_test_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """However it ends: its daemon ends too and, where there is time for it, its folder goes."""
+    environ = environment(tmp_path) | {"TMPDIR": str(tmp_path)}
+    async with terminal(command("selftest"), environ) as screen:
+        with trio.fail_after(PATIENCE):
+            while not (found := list(tmp_path.glob("codexd-selftest-*/api.sock"))):
+                await trio.sleep(0.01)
+            children = Path(f"/proc/{screen.process.pid}/task/{screen.process.pid}/children").read_text().split()
+            assert children
+            screen.process.send_signal(number)
+            await screen.process.wait()
+            while any(Path(f"/proc/{child}").exists() for child in children):
+                await trio.sleep(0.01)
+        assert number == signal.SIGKILL or not found[0].parent.exists()
 
 
 async def test_it_tests_itself(setup: Make) -> None:

@@ -1,9 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from codexd import config
+from codexd import config, reading
 from codexd.config import Config, ConfigError, state_dir
 from codexd.reading import load, search_path, table
 
@@ -67,9 +68,38 @@ def test_places_are_searched_in_order(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True)
         path.write_text(text)
         assert load(None, environ)[1] == path
-    assert Path("/etc/codexd/config.toml") in search_path(environ)
+    # A user's own goes before the machine's.
+    assert search_path(environ)[-1] == Path("/etc/codexd/config.toml")
     assert load(None, environ | {"CONFIG_PATH": str(xdg)})[1] == xdg
     assert load(last, environ | {"CONFIG_PATH": str(xdg)})[1] == last
+
+
+def test_a_file_that_may_not_be_read_is_passed_over_unless_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so the refusal is made; the kernel's own is in tests/system/test_systemd.py."""
+    hidden, readable = tmp_path / "hidden" / "config.toml", tmp_path / "config.json"
+    hidden.parent.mkdir()
+    hidden.write_text("not even TOML")
+    readable.write_text('{"models": {"aliases": {"mine": "x"}}}')
+    opened = Path.open
+
+    def refuse(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self == hidden:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(reading, "search_path", lambda _: [hidden, readable])
+    found, origin = load(None, {})
+    assert (origin, found.models.aliases) == (readable, {"mine": "x"})
+    assert reading.passed_over(None, {}) == [hidden]
+    assert reading.passed_over(readable, {}) == []
+    for path, environ in (
+        (hidden, {}), (None, {"CONFIG_PATH": str(hidden)}), (None, {"CONFIGURATION_DIRECTORY": str(hidden.parent)}),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match="Permission denied"):
+            load(path, environ)
 
 
 def test_the_environment_is_on_top(tmp_path: Path) -> None:
@@ -197,4 +227,4 @@ def test_a_directory_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Path, "is_file", refuse)
     with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
-        load(None, {"HOME": str(tmp_path)})
+        load(None, {"HOME": str(tmp_path), "CONFIGURATION_DIRECTORY": str(tmp_path)})

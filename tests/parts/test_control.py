@@ -12,9 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
 from codexd import sockets
+from codexd.config import Config, control_socket
 from codexd.control import server, wire
 from codexd.control.client import Connection, Unreachable, candidates, find, for_terminal
 from codexd.control.server import LINE_TIMEOUT, Peer, may, peer_of
@@ -92,7 +95,7 @@ async def test_who_may_not_gets_a_refusal_that_names_the_group(serve: Serve) -> 
     async with serve(handler, peer_of=lambda _: stranger) as path:
         found = await control(path, STATUS)
         assert [(reply["reply"], reply["code"]) for reply in found] == [("refused", "not_permitted")]
-        assert "usermod -aG" in found[0]["message"]
+        assert "sudo codexctl" in found[0]["message"]
     mate = Peer(pid=1, uid=123456, gids=frozenset({123456, os.getegid()}))
     async with serve(handler, peer_of=lambda _: mate) as path:
         assert (await control(path, STATUS))[0]["kind"] == "internal"
@@ -240,6 +243,21 @@ def test_a_refusal_arrives_even_when_the_request_could_not_be_written(tmp_path: 
         with Connection(path, big) as connection:
             assert next(iter(connection)) == Refused(kind="refused", code="c", message="m")
         thread.join()
+
+
+def test_only_groups_of_codexds_own_are_to_be_joined() -> None:
+    for group in ("codexd", "codexd-alice"):
+        assert f"sudo usermod -aG {group} $USER" in wire.how_to_join(group)
+    for group in ("root", "sudo", "dave", "0", "", "codexdx"):
+        assert wire.how_to_join(group) == "Use `sudo codexctl`."
+
+
+PLACES = ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR", "STATE_DIRECTORY", "XDG_STATE_HOME", "HOME")
+
+
+@given(st.fixed_dictionaries({}, optional={name: st.sampled_from(["/a", "/b:/c", ""]) for name in PLACES}))
+def test_the_client_looks_where_the_daemon_listens(environ: dict[str, str]) -> None:
+    assert control_socket(Config(), environ) in candidates(environ)
 
 
 def test_where_the_client_looks(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The units under a real systemd: a server's life from the first start to the last stop."""
 
+import re
 import subprocess
 from collections.abc import Iterator
 
@@ -159,13 +160,17 @@ def test_an_idle_daemon_goes_and_the_next_request_brings_it_back(box: Box) -> No
 
 
 def test_tcp_beside_the_unix_socket(box: Box) -> None:
-    example = (UNITS / "codexd.socket.d" / "tcp.conf").read_text()
-    box.write("/etc/systemd/system/codexd.socket.d/tcp.conf", example)
-    box.run("systemctl", "daemon-reload")
+    """As the README has it, on a running codexd; a restart of the daemon keeps both."""
+    command = re.search(r"sudo (systemctl enable codexd-tcp[^`]*)", (ROOT / "README.md").read_text())
+    assert command is not None
+    box.run("bash", "-c", command[1].replace("sudo ", ""))
+    for _ in range(2):
+        assert '"version"' in box.run("curl", "-sS", "http://127.0.0.1:3000/health")
+        assert '"version"' in curl(box, "/health")
+        box.run("systemctl", "restart", "codexd")
     box.run("systemctl", "stop", "codexd")
-    box.run("systemctl", "restart", "codexd.socket")
     assert '"version"' in box.run("curl", "-sS", "http://127.0.0.1:3000/health")
-    assert '"version"' in curl(box, "/health")
+    assert show(box, "ActiveState") == "active"
 
 
 def test_an_instance_for_each_person(box: Box) -> None:
@@ -229,6 +234,40 @@ def test_in_a_persons_own_session(box: Box) -> None:
     assert "signed out" in as_dave("codexctl", "health")
     as_dave("systemctl", "--user", "stop", "codexd")
     assert as_dave("systemctl", "--user", "show", "-P", "Result", "codexd") == "success"
+
+    # The machine's own configuration is not his to read: what is his is used, and else the defaults are.
+    box.run("chmod", "600", "/etc/codexd/config.toml")
+    assert as_dave("codexd", "--check-config") == "/home/dave/.config/codexd/config.toml: ok"
+    box.run("mv", "/home/dave/.config/codexd/config.toml", "/home/dave/config.toml")
+    said = as_dave("codexd", "--check-config")
+    assert "/etc/codexd/config.toml is not used: permission denied" in said
+    assert "built-in defaults: ok" in said
+    box.run("mv", "/home/dave/config.toml", "/home/dave/.config/codexd/config.toml")
+    box.run("chown", "root:codexd", "/etc/codexd/config.toml")
+    box.run("chmod", "640", "/etc/codexd/config.toml")
+
+    # Installed as pip and pipx do it, in a folder of his own, there is no unit yet.
+    box.run("install", "-d", "-o", "dave", "/home/dave/app")
+    box.run("ln", "-s", "/usr/bin/python3", "/home/dave/app/python3")
+    for name in ("codexd", "codexctl"):
+        text = box.run("cat", f"/usr/bin/{name}").replace("/usr/bin/python3", "/home/dave/app/python3", 1)
+        box.write(f"/home/dave/app/{name}", text, "755")
+    as_dave("systemctl", "--user", "disable", "codexd")
+    codexctl = "/home/dave/app/codexctl"
+    said = as_dave(codexctl, "service", "install")
+    assert "Installed /home/dave/.config/systemd/user/codexd.service. codexd is running." in said
+    assert "sudo loginctl enable-linger dave" in said
+    assert "/home/dave/app/codexd" in as_dave("systemctl", "--user", "show", "-P", "ExecStart", "codexd")
+    assert '"version"' in box.run("curl", "-sS", "http://127.0.0.1:3333/health")
+    assert "codexd.service: active, enabled, stops at logout" in as_dave(codexctl, "service", "status")
+    assert "signed out" in as_dave(codexctl, "health")
+    assert '"outcome":"ok"' in as_dave(codexctl, "service", "status", "--json")
+    as_dave(codexctl, "service", "install")  # again, as after an upgrade
+    assert "Removed the service" in as_dave(codexctl, "service", "remove")
+    box.run("test", "!", "-e", "/home/dave/.config/systemd/user/codexd.service")
+    # With the system's command it is the system's unit.
+    assert "user unit codexd.service of the installed package" in as_dave("codexctl", "service", "install")
+    assert "Removed the service" in as_dave("codexctl", "service", "remove")
 
 
 def test_a_stop_drains(box: Box) -> None:

@@ -1,0 +1,155 @@
+"""``codexctl service``: codexd as a service of the user who installed it with pipx or pip.
+
+A package of the system brings units of its own; there this enables the one for a user's session.
+"""
+
+import argparse
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+from codexd.control.wire import Check
+from codexd.ctl.verbs import Output, failed
+
+UNIT = "codexd.service"
+PACKAGED = Path("/usr/bin/codexd")
+"""The command that the system's own user unit starts."""
+
+_SECONDS = 60.0
+"""For one call of systemctl; a start waits until codexd is ready."""
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    try:
+        return {"install": _install, "remove": _remove, "status": _status}[options.action](out)
+    except _SystemctlFailed as error:
+        raise failed("refused", "systemctl", f"systemctl failed: {error}") from error
+
+
+def unit_path() -> Path:
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "systemd" / "user" / UNIT
+
+
+def unit_text(command: Path) -> str:
+    """The user unit that the packages have, for this command."""
+    packaged = resources.files("codexd") / "unit_data" / UNIT
+    if packaged.is_file():
+        text = packaged.read_text()
+    else:
+        text = (Path(__file__).parents[2] / "systemd" / "user" / UNIT).read_text()
+    escaped = str(command).replace("%", "%%").replace('"', '\\"')
+    return text.replace(f"ExecStart={PACKAGED}\n", f'ExecStart="{escaped}"\n')
+
+
+def _install(out: Output) -> int:
+    command = _command()
+    _check_session()
+    path = unit_path()
+    if command == PACKAGED:
+        told = f"Enabled the user unit {UNIT} of the installed package."
+    else:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(unit_text(command))
+        except OSError as error:
+            raise failed("refused", "not_writable", f"Cannot write {path}: {error.strerror}.") from error
+        told = f"Installed {path}."
+    _systemctl("daemon-reload")
+    _systemctl("enable", UNIT)
+    try:
+        _systemctl("restart", UNIT)
+    except _SystemctlFailed as error:
+        raise failed(
+            "refused", "not_started", f"{told} codexd did not start. See: journalctl --user -u codexd -n 20"
+        ) from error
+    _say(out, f"{told} codexd is running. Sign in with: codexctl login")
+    if not _lingers():
+        out.note(f"It stops when you log out. To keep it running: sudo loginctl enable-linger {getpass.getuser()}")
+    return 0
+
+
+def _remove(out: Output) -> int:
+    _check_session()
+    path = unit_path()
+    if not path.exists() and _property("UnitFileState") in ("", "disabled"):
+        raise failed("refused", "not_installed", "The service is not installed. codexctl service install installs it.")
+    _systemctl("disable", "--now", UNIT)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise failed("refused", "not_writable", f"Cannot delete {path}: {error.strerror}.") from error
+    _systemctl("daemon-reload")
+    _say(out, "Removed the service. The sign-in and the configuration are kept.")
+    return 0
+
+
+def _status(out: Output) -> int:
+    _check_session()
+    state, enabled, place = _property("ActiveState"), _property("UnitFileState"), _property("FragmentPath")
+    if not place:
+        raise failed("refused", "not_installed", "The service is not installed. codexctl service install installs it.")
+    linger = "keeps running after logout" if _lingers() else "stops at logout"
+    _say(out, f"{place}: {state}, {enabled}, {linger}")
+    return 0 if state == "active" else 5
+
+
+def _say(out: Output, text: str) -> None:
+    if out.json:
+        out.reply(Check(name="service", outcome="ok", message=text))
+    else:
+        print(text)  # noqa: T201
+
+
+def _command() -> Path:
+    """The codexd that belongs to this codexctl."""
+    beside = Path(sys.executable).with_name("codexd")
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("codexd")
+    if found is None:
+        raise failed("refused", "no_command", "There is no codexd beside codexctl. Reinstall it: pipx install codexd")
+    return Path(found)
+
+
+class _SystemctlFailed(Exception):
+    """The message is systemctl's own."""
+
+
+def _check_session() -> None:
+    if os.geteuid() == 0 and "XDG_RUNTIME_DIR" not in os.environ:
+        raise failed("refused", "root", "This is for ordinary users. As root use: systemctl enable --now codexd")
+    if shutil.which("systemctl") is None:
+        raise failed("refused", "no_systemd", "There is no systemd here. Start codexd by your system's own means.")
+    try:
+        _systemctl("show-environment")
+    except _SystemctlFailed as error:
+        message = (
+            "systemd has no session for this user here. Log in as this user over SSH or at the console, not with su or "
+            "sudo, and try again."
+        )
+        raise failed("refused", "no_session", message) from error
+
+
+def _systemctl(*words: str) -> str:
+    command = ["systemctl", "--user", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired as error:
+        raise _SystemctlFailed(f"systemctl {words[0]} took longer than {_SECONDS:g} seconds") from error
+    if done.returncode != 0:
+        raise _SystemctlFailed(done.stderr.strip())
+    return done.stdout
+
+
+def _property(name: str) -> str:
+    try:
+        return _systemctl("show", "-P", name, UNIT).strip()
+    except _SystemctlFailed:
+        return ""
+
+
+def _lingers() -> bool:
+    return Path("/var/lib/systemd/linger", getpass.getuser()).exists()
