@@ -5,8 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # What a lock lists and nothing else. Without --no-deps, pip asks the index for the newest of whatever it believes is
 # missing; afterwards `pip check` says whether something is.
-LOCKED := --disable-pip-version-check --no-deps --require-hashes --requirement
-PIP    := $(BIN)/pip install -qq $(LOCKED)
+PINNED := --disable-pip-version-check --no-deps --require-hashes --only-binary :all:
+LOCKED := $(PINNED) --requirement
+# sdnotify has no wheel and is built here, with what packaging/wheel's lock lists: the index is not asked for a builder.
+BUILT  := $(PINNED) --no-binary sdnotify --no-build-isolation --use-pep517 --requirement
+WHEEL  := packaging/wheel/requirements.lock
 CHECKED = said=$$($1/pip check --disable-pip-version-check) || { echo "$$said"; exit 1; }
 
 # A virtual environment that is a lock, in the target's directory.
@@ -17,13 +20,13 @@ $(@D)/bin/pip install -qq $(LOCKED) $<
 @touch $@
 endef
 
-.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb image container system test-system clean
+.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs rootfs image container system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
 	@echo "make clients install the clients (Node and Python) that the suite then runs too"
 	@echo "make install put codexd on this server, as root: /usr/lib/codexd, units, manual pages"
-	@echo "make deb     a Debian package, in build/"
+	@echo "make deb     a Debian package for this system, in build/; make debs: for Debian 12 and 13, in build/debs/"
 	@echo "make image   a container image, by docker or, with ENGINE=podman, by that"
 	@echo "make test-system  the units under a real systemd, nginx; needs root"
 	@echo "make soak    mixed use and faults for SECONDS=600: every answer accounted for, nothing left over"
@@ -119,9 +122,9 @@ SHARE = $(DESTDIR)/usr/share
 install:
 	@test -n "$(DESTDIR)" || test "$$(id -u)" = 0 || { echo "make install writes to /usr and /etc: run it as root"; exit 1; }
 	$(SERVER_PYTHON) -m venv build/pip
-	build/pip/bin/pip install -qq $(LOCKED) packaging/wheel/requirements.lock
+	build/pip/bin/pip install -qq $(LOCKED) $(WHEEL)
 	rm -rf $(LIB)
-	build/pip/bin/pip install -qq --no-compile --target $(LIB) $(LOCKED) requirements.lock
+	build/pip/bin/pip install -qq --no-compile --target $(LIB) $(BUILT) requirements.lock
 	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps --no-build-isolation --target $(LIB) .
 	@export PYTHONPATH=$(LIB); $(call CHECKED,build/pip/bin)
 	rm -rf $(LIB)/bin $(LIB)/share
@@ -146,10 +149,13 @@ install:
 	test -e $(DESTDIR)/etc/default/codexd || install -D -m 644 systemd/codexd.default $(DESTDIR)/etc/default/codexd
 	test -e $(DESTDIR)/etc/codexd/config.toml || install -D -m 644 packaging/config.toml $(DESTDIR)/etc/codexd/config.toml
 
-# A Debian package of what is checked in: build/codexd_VERSION_ARCH.deb. It needs debhelper and dh-python.
+# A Debian package of this checkout for the system that it is built on, whose Python the compiled modules are for:
+# build/codexd_VERSION+debian12_ARCH.deb. It needs debhelper and dh-python.
 # For builds that see no git the version is told: the tag's, and between tags as pyproject.toml makes it.
 VERSION = $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed -E 's/^v//; s/-([0-9]+)-g/.post\1+g/' | grep . \
 	|| git log -1 --format="0.0.0.post$$(git rev-list --count HEAD)+g%h")
+SYSTEM_ID = $(shell . /etc/os-release 2>/dev/null; echo "$$ID$$VERSION_ID" | tr -cd a-z0-9)
+DEB_VERSION = $(VERSION)+$(SYSTEM_ID)
 TREE = build/deb/codexd-$(VERSION)
 deb:
 	rm -rf build/deb build/codexd_*
@@ -157,10 +163,31 @@ deb:
 	git ls-files -z | tar --null -T - -c | tar -x -C $(TREE)
 	cp -r $(TREE)/packaging/deb $(TREE)/debian
 	printf 'codexd (%s) unstable; urgency=medium\n\n  * /usr/share/doc/codexd/CHANGELOG.md tells what is new.\n\n -- %s  %s\n' \
-		"$(VERSION)" "codexd maintainers <codexd@localhost>" "$$(git log -1 --format=%cD)" > $(TREE)/debian/changelog
+		"$(DEB_VERSION)" "codexd maintainers <codexd@localhost>" "$$(git log -1 --format=%cD)" > $(TREE)/debian/changelog
 	echo CHANGELOG.md > $(TREE)/debian/docs
 	export SETUPTOOLS_SCM_PRETEND_VERSION=$(VERSION); cd $(TREE) && dpkg-buildpackage -b -us -uc -d >../build.log 2>&1 || { tail -n 30 ../build.log; exit 1; }
 	mv build/deb/codexd_*.deb build/
+
+# The same for each Debian, built in one that is made here, as root with mmdebstrap: build/debs.
+DEBIANS   = bookworm trixie
+AUTHORITY = /etc/ssl/certs/ca-certificates.crt
+debs: $(DEBIANS:%=build/debs/.%)
+build/debs/.%: build/builder-% requirements.lock pyproject.toml Makefile $(shell git ls-files codexd prompts systemd packaging docs)
+	rm -rf $</src && mkdir -p $</src build/debs
+	git ls-files -z | tar --null -T - -c | tar -x -C $</src
+	tar -c .git | tar -x -C $</src
+	cp -L /etc/resolv.conf $</etc/resolv.conf
+	cp $(AUTHORITY) $</usr/local/share/codexd-build-ca.crt
+	chroot $< env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 PIP_CERT=/usr/local/share/codexd-build-ca.crt \
+		make -C /src deb
+	rm -f build/debs/codexd_*+$$(. $</etc/os-release; echo $$ID$$VERSION_ID)_*.deb
+	cp $</src/build/codexd_*.deb build/debs/
+	@touch $@
+.PRECIOUS: build/builder-% build/rootfs-%
+build/builder-%:
+	rm -rf $@.part
+	mmdebstrap -q --variant=minbase --include=ca-certificates,debhelper,dh-python,dpkg-dev,git,make,python3,python3-venv $* $@.part
+	mv $@.part $@
 
 # A container image, tagged codexd, by docker or podman.
 ENGINE ?= docker
@@ -172,7 +199,6 @@ image:
 CONTAINER = build/container
 BUILDAH   = buildah --root $(CURDIR)/$(CONTAINER)/store --runroot /run/codexd-buildah --storage-driver overlay
 BASE      = docker.io/library/debian:bookworm-slim
-AUTHORITY = /etc/ssl/certs/ca-certificates.crt
 container: $(CONTAINER)/linters/.done $(CONTAINER)/.image
 $(CONTAINER)/linters/.done: tests/system/requirements.lock
 	$(locked)
@@ -197,10 +223,11 @@ $(SYSTEM)/.done: requirements.lock pyproject.toml Makefile $(shell git ls-files 
 	rm -rf $(SYSTEM)
 	@$(MAKE) --no-print-directory install DESTDIR=$(CURDIR)/$(SYSTEM) >/dev/null
 	@touch $@
-# A Debian without anything else, for the package to be installed in. It needs mmdebstrap, and root.
-build/rootfs:
+# Debians without anything else, for the packages to be installed in. They need mmdebstrap, and root.
+rootfs: $(DEBIANS:%=build/rootfs-%)
+build/rootfs-%:
 	rm -rf $@.part
-	mmdebstrap -q --variant=minbase --include=systemd,systemd-sysv,dbus,python3,adduser,curl,init-system-helpers bookworm $@.part
+	mmdebstrap -q --variant=minbase --include=systemd,systemd-sysv,dbus,python3,adduser,curl,init-system-helpers $* $@.part
 	mv $@.part $@
 test-system: $(VENV)/.dev system
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
@@ -215,9 +242,10 @@ $(VENV)/.venv:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.venv requirements.lock
+$(VENV)/.runtime: $(VENV)/.venv requirements.lock $(WHEEL)
 	@echo "Setting up $(VENV) (once) ..."
-	@$(PIP) requirements.lock
+	@$(BIN)/pip install -qq $(LOCKED) $(WHEEL)
+	@$(BIN)/pip install -qq $(BUILT) requirements.lock
 	@$(call CHECKED,$(BIN))
 	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/codexd-checkout.pth"
 	@printf '#!%s\nfrom codexd.__main__ import cli\n\ncli()\n' "$(CURDIR)/$(BIN)/python" > $(BIN)/codexd
@@ -226,7 +254,7 @@ $(VENV)/.runtime: $(VENV)/.venv requirements.lock
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
-	@$(PIP) requirements-dev.lock
+	@$(BIN)/pip install -qq $(BUILT) requirements-dev.lock
 	@$(call CHECKED,$(BIN))
 	@touch $@
 

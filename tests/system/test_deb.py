@@ -12,30 +12,32 @@ from support.daemon import ROOT
 
 pytestmark = pytest.mark.system
 
-ROOTFS = ROOT / "build" / "rootfs"
+SUITES = {"bookworm": "debian12", "trixie": "debian13"}
 
 
-def package() -> Path | None:
-    return next((ROOT / "build").glob("codexd_*.deb"), None)
+def package(system: str) -> Path | None:
+    return next((ROOT / "build" / "debs").glob(f"codexd_*+{system}_*.deb"), None)
 
 
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+@pytest.fixture(scope="module", params=SUITES)
+def box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    """A Debian with a systemd of its own, and the package for it at /deb/codexd.deb."""
     if (why := why_not()) is not None:
         pytest.skip(why)
-    found = package()
-    if found is None or not ROOTFS.exists():
-        pytest.skip("make deb build/rootfs makes what is needed here")
+    found, root = package(SUITES[request.param]), ROOT / "build" / f"rootfs-{request.param}"
+    if found is None or not root.exists():
+        pytest.skip("make debs rootfs makes what is needed here")
     folder = tmp_path_factory.mktemp("deb")
     shutil.copy(found, folder / "codexd.deb")
-    with booted(folder, {folder: "/deb"}, ROOTFS) as made:
+    with booted(folder, {folder: "/deb"}, root) as made:
         yield made
 
 
-def test_lintian_has_nothing_to_say() -> None:
-    found = package()
+@pytest.mark.parametrize("system", SUITES.values())
+def test_lintian_has_nothing_to_say(system: str) -> None:
+    found = package(system)
     if found is None or shutil.which("lintian") is None:
-        pytest.skip("make deb and lintian are needed here")
+        pytest.skip("make debs and lintian are needed here")
     done = subprocess.run(
         ["lintian", "--allow-root", "--fail-on", "error,warning", str(found)],
         capture_output=True, text=True, timeout=300, check=False,
