@@ -20,7 +20,7 @@ $(@D)/bin/pip install -qq $(LOCKED) $<
 @touch $@
 endef
 
-.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs rootfs image container system test-system clean
+.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs rootfs pythons image container system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
@@ -128,6 +128,9 @@ install:
 	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps --no-build-isolation --target $(LIB) .
 	@export PYTHONPATH=$(LIB); $(call CHECKED,build/pip/bin)
 	rm -rf $(LIB)/bin $(LIB)/share
+	@# What no server runs: the packages' own tests, C sources, and types for checkers.
+	find $(LIB) -depth \( -name tests -o -name _tests \) -type d -exec rm -rf {} +
+	find $(LIB) \( -name '*.c' -o -name '*.h' -o -name '*.pyi' \) -delete
 	@# Modules that nobody runs begin as if somebody did, by an interpreter that Debian does not have.
 	find $(LIB)/prometheus_client -name '*.py' -exec sed -i '1{/^#!/d}' {} +
 	test "$(COMPILE_ALL)" = no || $(SERVER_PYTHON) -m compileall -q -s "$(DESTDIR)" $(LIB)
@@ -171,15 +174,14 @@ deb:
 # The same for each Debian, built in one that is made here, as root with mmdebstrap: build/debs.
 DEBIANS   = bookworm trixie
 AUTHORITY = /etc/ssl/certs/ca-certificates.crt
+INSIDE    = chroot $1 env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 PIP_CERT=/authority.crt
 debs: $(DEBIANS:%=build/debs/.%)
 build/debs/.%: build/builder-% requirements.lock pyproject.toml Makefile $(shell git ls-files codexd prompts systemd packaging docs)
 	rm -rf $</src && mkdir -p $</src build/debs
 	git ls-files -z | tar --null -T - -c | tar -x -C $</src
 	tar -c .git | tar -x -C $</src
-	cp -L /etc/resolv.conf $</etc/resolv.conf
-	cp $(AUTHORITY) $</usr/local/share/codexd-build-ca.crt
-	chroot $< env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 PIP_CERT=/usr/local/share/codexd-build-ca.crt \
-		make -C /src deb
+	cp -L /etc/resolv.conf $</etc/resolv.conf && cp $(AUTHORITY) $</authority.crt
+	$(call INSIDE,$<) make -C /src deb
 	rm -f build/debs/codexd_*+$$(. $</etc/os-release; echo $$ID$$VERSION_ID)_*.deb
 	cp $</src/build/codexd_*.deb build/debs/
 	@touch $@
@@ -228,6 +230,28 @@ rootfs: $(DEBIANS:%=build/rootfs-%)
 build/rootfs-%:
 	rm -rf $@.part
 	mmdebstrap -q --variant=minbase --include=systemd,systemd-sysv,dbus,python3,adduser,curl,init-system-helpers $* $@.part
+	mv $@.part $@
+# A plain install of the wheel, with whatever the index offers within pyproject.toml's bounds, on every Python that can be
+# had: this machine's and pyenv's, and in a root made of Debian's testing those that are newer.
+PYTHONS = 3.11 3.12 3.13 3.14 3.15
+pythons: $(VENV)/.dev
+	rm -rf build/pythons dist && mkdir -p build/pythons
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+	@for version in $(PYTHONS); do \
+		python=$$(ls -d $$HOME/.pyenv/versions/$$version.*/bin/python 2>/dev/null | tail -n 1); \
+		python=$${python:-$$(command -v python$$version)}; \
+		if test -n "$$python" && "$$python" -m venv build/pythons/$$version; then \
+			echo "$$python"; build/pythons/$$version/bin/pip install -qq --disable-pip-version-check dist/codexd-*.whl || exit 1; \
+		else $(MAKE) --no-print-directory build/pythons/newer/$$version || echo "no Python $$version can be had here"; fi; done
+build/pythons/newer/%: build/builder-newer
+	cp -L /etc/resolv.conf $</etc/resolv.conf && cp $(AUTHORITY) $</authority.crt && rm -rf $</wheel $</$* && cp -r dist $</wheel
+	$(call INSIDE,$<) sh -c 'python$* -m venv /$* && /$*/bin/pip install -qq --disable-pip-version-check /wheel/codexd-*.whl'
+	mkdir -p $(@D) && ln -sfn $(CURDIR)/$< $@
+build/builder-newer:
+	rm -rf $@.part
+	@# A mirror that is a few weeks behind has lists that call themselves expired; they are signed all the same.
+	mmdebstrap -q --variant=minbase --aptopt='Acquire::Check-Valid-Until "false"' \
+		--include=ca-certificates,python3.14-venv,python3.15-venv forky $@.part
 	mv $@.part $@
 test-system: $(VENV)/.dev system
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)

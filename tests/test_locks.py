@@ -162,4 +162,6 @@ def test_nothing_is_installed_but_what_a_lock_says() -> None:
     text = (ROOT / "Makefile").read_text().replace("\\\n", " ") + (ROOT / "packaging/docker/Dockerfile").read_text()
     for line in text.splitlines():
         if "pip install" in line and not line.lstrip().startswith(("#", "@echo", "||")):
-            assert re.search(r"\$\((LOCKED|BUILT)\)", line) or ("--no-deps" in line and "--no-build-isolation" in line), line
+            assert re.search(r"\$\((LOCKED|BUILT)\)", line) or (
+                "--no-deps" in line and "--no-build-isolation" in line
+            ), line
