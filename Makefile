@@ -20,13 +20,14 @@ $(@D)/bin/pip install -qq $(LOCKED) $<
 @touch $@
 endef
 
-.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs rootfs pythons image container system test-system clean
+.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
 	@echo "make clients install the clients (Node and Python) that the suite then runs too"
 	@echo "make install put codexd on this server, as root: /usr/lib/codexd, units, manual pages"
 	@echo "make deb     a Debian package for this system, in build/; make debs: for Debian 12 and 13, in build/debs/"
+	@echo "make release all of a release from its tag, in build/release: packages, image, checksums, notes"
 	@echo "make image   a container image, by docker or, with ENGINE=podman, by that"
 	@echo "make test-system  the units under a real systemd, nginx; needs root"
 	@echo "make soak    mixed use and faults for SECONDS=600: every answer accounted for, nothing left over"
@@ -127,7 +128,7 @@ install:
 	build/pip/bin/pip install -qq --no-compile --target $(LIB) $(BUILT) requirements.lock
 	build/pip/bin/pip install -qq --disable-pip-version-check --no-compile --no-deps --no-build-isolation --target $(LIB) .
 	@export PYTHONPATH=$(LIB); $(call CHECKED,build/pip/bin)
-	rm -rf $(LIB)/bin $(LIB)/share
+	rm -rf $(LIB)/bin $(LIB)/share $(LIB)/codexd-*.dist-info/direct_url.json
 	@# What no server runs: the packages' own tests, C sources, and types for checkers.
 	find $(LIB) -depth \( -name tests -o -name _tests \) -type d -exec rm -rf {} +
 	find $(LIB) \( -name '*.c' -o -name '*.h' -o -name '*.pyi' \) -delete
@@ -154,11 +155,10 @@ install:
 
 # A Debian package of this checkout for the system that it is built on, whose Python the compiled modules are for:
 # build/codexd_VERSION+debian12_ARCH.deb. It needs debhelper and dh-python.
-# For builds that see no git the version is told: the tag's, and between tags as pyproject.toml makes it.
-VERSION = $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null | sed -E 's/^v//; s/-([0-9]+)-g/.post\1+g/' | grep . \
-	|| git log -1 --format="0.0.0.post$$(git rev-list --count HEAD)+g%h")
+# Builds that see no git are told the version.
+VERSION = $(shell $(PYTHON) packaging/release.py version)
 SYSTEM_ID = $(shell . /etc/os-release 2>/dev/null; echo "$$ID$$VERSION_ID" | tr -cd a-z0-9)
-DEB_VERSION = $(VERSION)+$(SYSTEM_ID)
+DEB_VERSION = $(subst .dev,~dev,$(VERSION))+$(SYSTEM_ID)
 TREE = build/deb/codexd-$(VERSION)
 deb:
 	rm -rf build/deb build/codexd_*
@@ -168,7 +168,7 @@ deb:
 	printf 'codexd (%s) unstable; urgency=medium\n\n  * /usr/share/doc/codexd/CHANGELOG.md tells what is new.\n\n -- %s  %s\n' \
 		"$(DEB_VERSION)" "codexd maintainers <codexd@localhost>" "$$(git log -1 --format=%cD)" > $(TREE)/debian/changelog
 	echo CHANGELOG.md > $(TREE)/debian/docs
-	export SETUPTOOLS_SCM_PRETEND_VERSION=$(VERSION); cd $(TREE) && dpkg-buildpackage -b -us -uc -d >../build.log 2>&1 || { tail -n 30 ../build.log; exit 1; }
+	export CODEXD_VERSION=$(VERSION) SOURCE_DATE_EPOCH=$$($(PYTHON) packaging/release.py epoch); cd $(TREE) && dpkg-buildpackage -b -us -uc -d >../build.log 2>&1 || { tail -n 30 ../build.log; exit 1; }
 	mv build/deb/codexd_*.deb build/
 
 # The same for each Debian, built in one that is made here, as root with mmdebstrap: build/debs.
@@ -190,6 +190,28 @@ build/builder-%:
 	rm -rf $@.part
 	mmdebstrap -q --variant=minbase --include=ca-certificates,debhelper,dh-python,dpkg-dev,git,make,python3,python3-venv $* $@.part
 	mv $@.part $@
+
+# The source distribution and the wheel, in dist/: the same bytes for the same commit.
+dist: $(VENV)/.dev
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$($(PYTHON) packaging/release.py epoch) $(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+
+# All of a release, in build/release: from a clean checkout whose commit has the tag vX.Y.Z and a section in the changelog.
+# Packages need root and mmdebstrap, the image buildah; what cannot be made here is said and left out. The image is for
+# this machine's architecture.
+RELEASE = build/release
+release: $(VENV)/.dev build/audit/.done
+	@test -z "$$(git status --porcelain)" || { echo "Commit or stash your changes first: a release is what is committed."; exit 1; }
+	@git describe --exact-match --tags --match 'v[0-9]*' >/dev/null 2>&1 || { echo "Tag the commit first: git tag v$$($(PYTHON) -c 'import sys; sys.path.insert(0, "packaging"); import release; print(release.newest_in_changelog())')"; exit 1; }
+	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
+	$(PYTHON) packaging/release.py notes > $(RELEASE)/NOTES.md
+	@$(MAKE) --no-print-directory dist sbom
+	cp dist/* build/codexd.cdx.json $(RELEASE)/
+	@$(MAKE) --no-print-directory debs && cp build/debs/*.deb $(RELEASE)/ || echo "no Debian can be made here: the release has no packages"
+	@$(MAKE) --no-print-directory $(CONTAINER)/.image && cp $(CONTAINER)/codexd.tar $(RELEASE)/codexd-$(VERSION)-image-$$(uname -m).tar \
+		|| echo "no image can be made here: the release has none"
+	cd $(RELEASE) && sha256sum -- * > SHA256SUMS
+	@ls -l $(RELEASE)
 
 # A container image, tagged codexd, by docker or podman.
 ENGINE ?= docker
@@ -235,8 +257,8 @@ build/rootfs-%:
 # had: this machine's and pyenv's, and in a root made of Debian's testing those that are newer.
 PYTHONS = 3.11 3.12 3.13 3.14 3.15
 pythons: $(VENV)/.dev
-	rm -rf build/pythons dist && mkdir -p build/pythons
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+	rm -rf build/pythons && mkdir -p build/pythons
+	@$(MAKE) --no-print-directory dist
 	@for version in $(PYTHONS); do \
 		python=$$(ls -d $$HOME/.pyenv/versions/$$version.*/bin/python 2>/dev/null | tail -n 1); \
 		python=$${python:-$$(command -v python$$version)}; \

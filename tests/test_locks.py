@@ -161,7 +161,8 @@ def test_nothing_is_installed_but_what_a_lock_says() -> None:
     """Every ``pip install`` in the Makefile and the image takes a lock as it is, or this checkout without an index."""
     text = (ROOT / "Makefile").read_text().replace("\\\n", " ") + (ROOT / "packaging/docker/Dockerfile").read_text()
     for line in text.splitlines():
-        if "pip install" in line and not line.lstrip().startswith(("#", "@echo", "||")):
+        # The plain install of "make pythons" is the exception: to choose from the index is what it tries.
+        if "pip install" in line and "codexd-*.whl" not in line and not line.lstrip().startswith(("#", "@echo", "||")):
             assert re.search(r"\$\((LOCKED|BUILT)\)", line) or (
                 "--no-deps" in line and "--no-build-isolation" in line
             ), line
