@@ -22,7 +22,7 @@ from codexd.keys import Keys
 from codexd.ledger import Ledger
 from codexd.store import ResponseStore
 from codexd.transport import Transport
-from codexd.upstream import Upstream
+from codexd.upstream import Upstream, make_client
 from support.secrets import ACCOUNT, access_token
 
 
@@ -204,7 +204,7 @@ async def client(
     credentials.save(folder / "tokens.json", Credentials(access_token=access_token(9e9), account_id=ACCOUNT))
     transport = backend if isinstance(backend, Transport) else None
     mocked = transport or httpx.MockTransport(cast("Callable[[httpx.Request], Any]", backend))
-    async with httpx.AsyncClient(transport=mocked) as http:
+    async with make_client(mocked) as http:
         issuer = Issuer(http, OAuth(issuer="http://i"), {})
         session = Session(folder / "tokens.json", issuer=issuer, clock=lambda: 1.8e9)
         catalog = Catalog(
