@@ -20,7 +20,7 @@ $(@D)/bin/pip install -qq $(LOCKED) $<
 @touch $@
 endef
 
-.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system clean
+.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
@@ -33,6 +33,8 @@ help:
 	@echo "make soak    mixed use and faults for SECONDS=600: every answer accounted for, nothing left over"
 	@echo "make fuzz    random and tampered input for longer; EXAMPLES=10000 of each kind"
 	@echo "make audit   known vulnerabilities of what is locked; make sbom: what a release is made of, as CycloneDX"
+	@echo "make upstream-diff  what the newest official client sends, beside what is committed; upstream-accept takes it over"
+	@echo "make upstream-parity  codexd's own requests beside the official client's, field by field"
 	@echo "make bench   what a stream and a request cost, beside nginx and two Python peers"
 	@echo "make bench-ci  the instructions that they take, beside the committed figures; make plots: how costs grow"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
@@ -63,6 +65,16 @@ build/schemathesis/.done: tests/fuzz/requirements.lock
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),600)
+
+# What npm's newest official client sends today, beside tests/upstream/snapshot, and what codexd sends beside it. It needs
+# npm, x86-64 Linux and half a minute. What was looked at becomes the snapshot by upstream-accept.
+UPSTREAM = $(BIN)/python tests/upstream/wirediff.py
+upstream-diff: $(VENV)/.dev
+	@$(UPSTREAM) diff $(ARGS)
+upstream-accept: $(VENV)/.dev
+	@$(UPSTREAM) accept
+upstream-parity: $(VENV)/.dev
+	@$(UPSTREAM) parity
 
 # Known vulnerabilities of what is locked (asks PyPI's database, so it needs the internet), and what a release is made of.
 audit: build/audit/.done

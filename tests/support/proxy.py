@@ -9,7 +9,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 import trustme
@@ -129,8 +129,11 @@ class Proxy:
             nursery.start_soon(pump, other, stream)
 
 
+AnyProxy = TypeVar("AnyProxy", bound=Proxy)
+
+
 @asynccontextmanager
-async def proxying(proxy: Proxy) -> AsyncIterator[Proxy]:
+async def proxying(proxy: AnyProxy) -> AsyncIterator[AnyProxy]:
     async with trio.open_nursery() as nursery:
         listeners: Any = await nursery.start(partial(trio.serve_tcp, proxy.handle, 0, host="127.0.0.1"))
         proxy.port = listeners[0].socket.getsockname()[1]
