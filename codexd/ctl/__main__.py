@@ -133,6 +133,13 @@ def parser() -> argparse.ArgumentParser:
     service.add_parser("install", help="install the unit, and start it now and at each login", parents=[common])
     service.add_parser("remove", help="stop it and remove the unit", parents=[common])
     service.add_parser("status", help="show whether it is installed and running", parents=[common])
+    for name, text in (
+        ("backup", "save keys, prompts, usage and stored responses to a file, without the sign-in"),
+        ("restore", "restore what backup saved; codexd must be stopped"),
+    ):
+        each = verb(name, text)
+        each.add_argument("file", metavar="FILE")
+        each.add_argument("--state", metavar="DIR", help="the state directory (default: yours, else /var/lib/codexd)")
     verb("reload", "make codexd read its configuration anew")
     doctor = verb("doctor", "check what usually breaks")
     doctor.add_argument("--deep", action="store_true", help="also make a tiny real request (it counts as usage)")

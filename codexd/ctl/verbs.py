@@ -293,6 +293,12 @@ def _service(options: argparse.Namespace, out: Output) -> int:
     return service.run(options, out)
 
 
+def _backup(options: argparse.Namespace, out: Output) -> int:
+    from codexd.ctl import backup
+
+    return backup.run(options, out)
+
+
 def _completion(options: argparse.Namespace, _: Output) -> int:
     from argcomplete.shell_integration import shellcode
 
@@ -318,6 +324,8 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Output], int]] = {
     "try": _try,
     "selftest": _selftest,
     "service": _service,
+    "backup": _backup,
+    "restore": _backup,
     "reload": _simple(lambda _: wire.Reload(), "Reloading"),
     "doctor": _doctor,
     "completion": _completion,
