@@ -56,7 +56,9 @@ def _configuration(parts: Parts) -> Iterator[Check]:
     try:
         wanted, origin = parts.read_config()
     except ConfigError as error:
-        yield _failed("configuration", str(error), "Mend the file; until then the configuration in force stays.")
+        yield _failed(
+            "configuration", str(error), "Fix the file. Until then the previous configuration stays in force."
+        )
         return
     place = str(origin) if origin is not None else "built-in defaults"
     change, _ = compare(parts.config, wanted)
@@ -159,7 +161,7 @@ async def _reach(parts: Parts, name: str, url: str, say: Say, skews: list[float]
 
 def _clock(skews: list[float]) -> Check:
     if not skews:
-        return _warning("clock", "no server could be asked for the time", "Mend what is above first.")
+        return _warning("clock", "no server could be asked for the time", "Fix the errors above first.")
     worst = max(skews, key=abs)
     if abs(worst) > MAX_SKEW:
         way = "behind" if worst > 0 else "ahead"
@@ -177,7 +179,7 @@ async def _token(parts: Parts, say: Say) -> bool:
             why = parts.session.describe().why or "Not signed in"
             await say(_failed("sign-in", why, "Run `codexctl login`.", "signed_out"))
         else:
-            advice = "Mend what is above; codexd tries again by itself."
+            advice = "Fix the errors above. codexd tries again by itself."
             await say(_failed("sign-in", str(error), advice, "upstream"))
         return False
     found = parts.session.describe()

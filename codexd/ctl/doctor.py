@@ -38,8 +38,9 @@ def _summary(found: list[Check]) -> str:
     outcomes = [check.outcome for check in found]
     bad, odd = outcomes.count("failed"), outcomes.count("warning")
     if not bad and not odd:
-        return f"All {len(found)} checks are well."
-    return f"{bad} failed, {odd} to look at, {len(found) - bad - odd} well."
+        return f"All {len(found)} checks passed."
+    counts = [(bad, "failed"), (odd, "with a warning"), (len(found) - bad - odd, "passed")]
+    return f"{', '.join(f'{count} {what}' for count, what in counts if count)}."
 
 
 def _is_address(url: str) -> bool:
@@ -89,9 +90,7 @@ def _configuration() -> Check:
     try:
         _, origin = load(None, os.environ)
     except ConfigError as error:
-        return Check(
-            name="configuration", outcome="failed", message=str(error), advice="Mend the file.", kind="refused"
-        )
+        return Check(name="configuration", outcome="failed", message=str(error), advice="Fix the file.", kind="refused")
     return Check(name="configuration", outcome="ok", message=str(origin or "built-in defaults"))
 
 

@@ -275,7 +275,9 @@ def run(options: argparse.Namespace, out: Output) -> int:
         out.reply(Done())
     bad = [check for check in found if check.outcome == "failed"]
     where = "the running codexd" if options.real else "a simulated backend"
-    out.note(f"{len(bad)} of {len(found)} failed, on {where}." if bad else f"All {len(found)} are well, on {where}.")
+    out.note(
+        f"{len(bad)} of {len(found)} failed, on {where}." if bad else f"All {len(found)} checks passed, on {where}."
+    )
     return EXIT["refused"] if bad else 0
 
 

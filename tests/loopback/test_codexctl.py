@@ -1036,7 +1036,7 @@ async def test_a_self_test_leaves_nothing_behind(tmp_path: Path, number: signal.
 async def test_it_tests_itself(setup: Make) -> None:
     async with setup(logging=QUIET) as it:
         said = await it.ctl("selftest")
-        assert (said.code, said.err) == (0, "All 9 are well, on a simulated backend.\n"), said
+        assert (said.code, said.err) == (0, "All 9 checks passed, on a simulated backend.\n"), said
         assert len(it.daemon.log.read_text().split("request finished")) == 1, "the running one was asked"
         real = await it.ctl("selftest", "--real", "-m", "gpt-5.5", "--json")
         assert real.code == 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+import trustme
 
 from support.box import Box, booted, why_not
 from support.daemon import ROOT
@@ -210,6 +211,50 @@ def test_a_sign_in_that_is_kept_encrypted(box: Box) -> None:
     box.run("systemctl", "enable", "--now", "codexd@carol.socket", "codexd-control@carol.socket")
     carol = "/run/codexd/carol/api.sock"
     assert msgspec.json.decode(curl(box, "/health", socket=carol))["signed_in"] is True
+
+
+TLS_SERVER = """
+import http.server, ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/tmp/chatgpt.test.pem")
+server = http.server.HTTPServer(("127.0.0.1", 9443), http.server.SimpleHTTPRequestHandler)
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"""
+
+
+def test_a_company_ca_that_the_system_trusts_is_trusted(box: Box) -> None:
+    """In the sandbox of the unit, whose files are the system's: by update-ca-certificates, and by a file of its own."""
+    if box.run("sh", "-c", "command -v update-ca-certificates", check=False) == "":
+        pytest.skip("ca-certificates is needed here")
+    authority = trustme.CA()
+    made = authority.issue_cert("chatgpt.test")
+    box.write("/tmp/chatgpt.test.pem", made.private_key_and_cert_chain_pem.bytes(), "644")
+    box.write("/tmp/tls.py", TLS_SERVER)
+    box.run("sh", "-c", "echo 127.0.0.1 chatgpt.test >> /etc/hosts")
+    box.run("systemd-run", "--unit=tls", "--collect", "/usr/bin/python3", "/tmp/tls.py")
+    config = "[backend]\nurl = 'https://chatgpt.test:9443/backend-api'\n[oauth]\nissuer = 'https://chatgpt.test:9443'\n"
+    box.write("/etc/codexd/erin.toml", config)
+    # Without the addresses of the other tests, which are in the environment of all instances.
+    box.write("/etc/systemd/system/codexd@erin.service.d/own.conf", "[Service]\nEnvironmentFile=\n")
+    box.run("systemctl", "daemon-reload")
+    box.run("systemctl", "enable", "--now", "codexd@erin.socket", "codexd-control@erin.socket")
+    doctor = ("codexctl", "--socket", "/run/codexd/erin/control.sock", "doctor")
+    box.until("is not trusted", *doctor)
+
+    ca = authority.cert_pem.bytes()
+    box.write("/etc/codexd/corp.pem", ca)
+    box.write("/etc/codexd/erin.toml", config.replace("[backend]\n", "[backend]\nca_file = '/etc/codexd/corp.pem'\n"))
+    box.run("systemctl", "restart", "codexd@erin")  # an instance gets its configuration at its start
+    box.until("chatgpt.test answers over TLS", *doctor)
+    box.write("/etc/codexd/erin.toml", config)
+    box.run("systemctl", "restart", "codexd@erin")  # an instance gets its configuration at its start
+    box.until("is not trusted", *doctor)
+
+    box.write("/usr/local/share/ca-certificates/corp.crt", ca)
+    box.run("update-ca-certificates")
+    box.until("chatgpt.test answers over TLS", *doctor)
+    box.run("systemctl", "stop", "codexd@erin.socket", "codexd-control@erin.socket", "codexd@erin", "tls")
 
 
 def test_in_a_persons_own_session(box: Box) -> None:
