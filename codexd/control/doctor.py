@@ -56,9 +56,7 @@ def _configuration(parts: Parts) -> Iterator[Check]:
     try:
         wanted, origin = parts.read_config()
     except ConfigError as error:
-        yield _failed(
-            "configuration", str(error), "Fix the file. Until then the previous configuration stays in force."
-        )
+        yield _failed("configuration", str(error), "Fix the file. Until then the previous one stays in force.")
         return
     place = str(origin) if origin is not None else "built-in defaults"
     change, _ = compare(parts.config, wanted)
