@@ -20,7 +20,7 @@ $(@D)/bin/pip install -qq $(LOCKED) $<
 @touch $@
 endef
 
-.PHONY: help demo test lint format bench bench-ci plots fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
+.PHONY: help demo test lint format bench bench-ci plots rig fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
@@ -85,14 +85,21 @@ sbom: build/audit/.done
 build/audit/.done: packaging/audit/requirements.lock
 	$(locked)
 
-# Beside nginx and two Python peers, as ratios; it wants the rig at $$RIG, Rust, nginx and ten minutes. Never a test.
+# Beside nginx and two Python peers, as ratios; it needs Rust, nginx and ten minutes. Never a test.
 bench: $(VENV)/.runtime
 	$(BIN)/python tests/bench/bench.py $(ARGS)
-# Instructions are counted, not timed, so these figures may be a test; the rig at $$RIG, Rust and valgrind are needed.
+# Instructions are counted, not timed, so these figures may be a test; Rust and valgrind are needed.
 bench-ci: $(VENV)/.runtime
 	$(BIN)/python tests/bench/bench.py --check
 plots: $(VENV)/.runtime build/bench/plots/.done
 	build/bench/plots/bin/python tests/bench/growth.py $(ARGS)
+# The simulated backend and the load generator of all three, and of their test.
+RIG := build/bench/rig/backend build/bench/rig/load
+rig: $(RIG)
+$(RIG): build/bench/rig/%: tests/bench/rig/src/%.rs tests/bench/rig/src/sys.rs tests/bench/rig/src/websocket.rs
+	@command -v rustc >/dev/null || { echo "the rig is written in Rust: apt-get install rustc"; exit 1; }
+	@mkdir -p $(@D)
+	rustc -O --edition 2021 -o $@ $<
 build/bench/plots/.done: tests/bench/requirements.lock
 	$(locked)
 

@@ -1,8 +1,8 @@
 """``make bench``: codexd beside nginx and its Python peers in one interleaved run, as ratios against the targets.
 
-The rig (a fake upstream and a load generator in Rust) is copied from ``$RIG`` to ``build/bench``, the peers are
-installed there, and each scenario is run for every server in turn, round by round, so that a slow minute of the machine
-meets all of them. Wall clock swings twofold on a shared machine: read the CPU columns, and those as ratios.
+The rig (``rig/``: a simulated backend and a load generator in Rust) is built in ``build/bench``, the peers are installed
+there, and each scenario is run for every server in turn, round by round, so that a slow minute of the machine meets all
+of them. Wall clock swings twofold on a shared machine: read the CPU columns, and those as ratios.
 
     bench.py [--rounds 3] [--scen fast,paced,...] [--servers codexd:chat,...] [--report-only]
     bench.py --icount          user-space instructions by callgrind, repeatable within 2 %
@@ -14,100 +14,25 @@ meets all of them. Wall clock swings twofold on a shared machine: read the CPU c
 
 import argparse
 import json
-import os
 import platform
-import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = Path(os.environ.get("RIG", ROOT.parent / "shared" / "perf" / "rig"))
-WORK = ROOT / "build" / "bench"
-RIG = WORK / "rig"
-OUT = WORK / "out" / "codexd.jsonl"
-PEERS = {"chatmock": "chatmock==1.40", "codex-api-proxy": "codex-api-proxy==0.1.6"}
-PORT = 18090
-SERVERS = "fakeup:resp,nginx:resp,chatmock,codex-api-proxy,codexd,codexd:resp"
+from rig import servers
+from rig.measuring import instructions, loaded, matrix
+from rig.servers import CERTIFICATE, NGINX_TLS, OUT, PEERS, missing, prepare
+
+NAMES = "backend:resp,nginx:resp,chatmock,codex-api-proxy,codexd,codexd:resp"
 SCENARIOS = "req,req4,fast,fast16,paced,paced100,json,abort,abortq"
 LARGE = "paced1k,paced1k20,hold1000"
+ROWS = "codexd.jsonl"
 
-REGISTER = """
-# codexd, as tests/bench/bench.py starts it
-S["codexd"] = dict(port={port}, cmd=[{python!r}, "-m", "codexd", "--config", {config!r}],
-    env={{"STATE_DIRECTORY": {state!r}, "PYTHONPATH": {root!r}}}, chat="/v1/chat/completions", resp="/v1/responses")
-"""
-CONFIG = """
-[server]
-bind = ["127.0.0.1:{port}"]
-client_keys = {{ bench = "{key}" }}
-[oauth]
-issuer = "http://127.0.0.1:18000"
-[backend]
-url = "http://127.0.0.1:18000/backend-api"
-"""
-
-
-FIGURES = ROOT / "tests" / "bench" / "instructions.json"
+FIGURES = Path(__file__).with_name("instructions.json")
 TOLERANCE = 1.10
-
-
-def missing(*tools: str) -> str | None:
-    """What is not there of what is needed."""
-    if not SOURCE.is_dir():
-        return f"the rig is not at {SOURCE}: say where it is with RIG=..."
-    absent = [tool for tool in tools if shutil.which(tool) is None]
-    return f"{' and '.join(absent)} is needed" if absent else None
-
-
-def prepare(peers: dict[str, str] = PEERS) -> None:
-    """Copy and build the rig, install the peers, sign codexd in to the fake upstream."""
-    shutil.copytree(SOURCE, RIG, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    for name in ("fakeup", "lg"):
-        if not (RIG / name).exists():
-            subprocess.run(
-                ["rustc", "-O", "--edition", "2021", "-o", RIG / name, RIG / "src" / f"{name}.rs"], check=True
-            )
-    for name, package in peers.items():
-        venv = WORK / "peers" / f"v-{name}"
-        if not (venv / "done").exists():
-            print(f"installing {package} ...", flush=True)
-            subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-            subprocess.run([venv / "bin" / "pip", "install", "-qq", package], check=True)
-            (venv / "done").touch()
-    subprocess.run([sys.executable, RIG / "mkpeers.py"], check=True, cwd=RIG)
-    _sign_in()
-
-
-def _sign_in() -> None:
-    state, config = WORK / "state", WORK / "codexd.toml"
-    state.mkdir(mode=0o700, exist_ok=True)
-    auth = json.loads((WORK / "peers" / "run" / "codexhome" / "auth.json").read_text())["tokens"]
-    tokens = {name: auth[name] for name in ("access_token", "refresh_token", "account_id")}
-    document = tokens | {"expires_at": 4102444800, "updated_at": int(time.time())}
-    (state / "tokens.json").write_text(json.dumps(document))
-    (state / "tokens.json").chmod(0o600)
-    servers = (RIG / "servers.py").read_text()
-    key = servers.partition('KEY = "')[2].partition('"')[0]
-    config.write_text(CONFIG.format(port=PORT, key=key))
-    python = str(ROOT / ".venv" / "bin" / "python")
-    register = REGISTER.format(port=PORT, python=python, config=str(config), state=str(state), root=str(ROOT))
-    (RIG / "servers.py").write_text(
-        servers.replace('if __name__ == "__main__":', f'{register}if __name__ == "__main__":', 1)
-    )
-
-
-def rig(script: str, *words: str) -> None:
-    subprocess.run([sys.executable, RIG / script, *words], check=True, cwd=RIG)
-
-
-def stop(servers: list[str]) -> None:
-    subprocess.run([sys.executable, RIG / "servers.py", "stop", *servers], check=False, cwd=RIG, capture_output=True)
-
 
 # --- connections
 
@@ -121,15 +46,15 @@ def warm(times: int = 100) -> None:
 
     from codexd.transport import Transport, target_of
 
-    context = ssl.create_default_context(cafile=WORK / "peers" / "run" / "nginx" / "cert.pem")
+    context = ssl.create_default_context(cafile=CERTIFICATE)
     context.check_hostname = False
-    target = target_of(httpx.URL("https://127.0.0.1:18443/backend-api/codex/responses"))
+    target = target_of(httpx.URL(f"https://127.0.0.1:{NGINX_TLS}/backend-api/codex/responses"))
     document = {"input": "@@n=1;b=16@@", "stream": True}
     body, headers = json.dumps(document).encode(), [(b"content-type", b"application/json")]
 
     async def first_event(transport: Transport) -> float:
         begun = time.perf_counter()
-        _, _, stream, *_ = await transport.post(target, headers, body, 5, lambda: False)
+        _, _, stream, *_ = await transport.post(target, headers, body, lambda: False)
         await anext(stream)
         took = time.perf_counter() - begun
         async for _ in stream:
@@ -142,36 +67,26 @@ def warm(times: int = 100) -> None:
         for _ in range(times):
             await cold.aclose()
             found["to be made"].append(await first_event(cold))
-            await ready.warm(target.origin, 5)
+            await ready.warm(target.origin)
             found["ready"].append(await first_event(ready))
         print({name: round(statistics.median(each)) for name, each in found.items()})
         await cold.aclose()
         await ready.aclose()
 
-    rig("servers.py", "start", "fakeup", "nginx")
+    servers.start("backend")
+    servers.start("nginx")
     trio.run(measure)
 
 
 # --- instructions
 
 
-def instructions() -> dict[str, dict[str, float]]:
+def counted() -> dict[str, dict[str, float]]:
     """Thousands of user-space instructions for each kind of request: of a request, of an event paced and flat out."""
-    asked = subprocess.run(
-        [sys.executable, RIG / "icount.py", "codexd", "codexd:resp"],
-        check=True,
-        cwd=RIG,
-        capture_output=True,
-        text=True,
-    )
     found = {}
-    for line in asked.stdout.splitlines():
-        print(line, flush=True)
-        if line.startswith("{"):
-            row = json.loads(line)
-            found[row["server"]] = {name: row[name] for name in row if name.startswith("kinstr_")}
-    if len(found) != 2:
-        sys.exit(f"bench: callgrind gave no figures: {asked.stdout} {asked.stderr}")
+    for server in ("codexd", "codexd:resp"):
+        found[server] = instructions(server)
+        print(server, found[server], flush=True)
     return found
 
 
@@ -192,10 +107,10 @@ def compare(found: dict[str, dict[str, float]], wanted: dict[str, dict[str, floa
 def check() -> None:
     """Exits with 1 where something has become dearer. Says so, and does nothing, where it cannot be measured."""
     if why := missing("rustc", "valgrind"):
-        print(f"bench: instructions are not counted: {why}")
+        print(f"bench: instructions are not counted; {why}")
         return
-    prepare(peers={})
-    found = instructions()
+    prepare()
+    found = counted()
     wanted = json.loads(FIGURES.read_text()).get(_interpreter())
     if wanted is None:
         print(f"bench: {FIGURES.name} has no figures for {_interpreter()}: nothing to compare with")
@@ -206,9 +121,9 @@ def check() -> None:
 
 
 def accept() -> None:
-    prepare(peers={})
+    prepare()
     known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    FIGURES.write_text(json.dumps(known | {_interpreter(): instructions()}, indent=2) + "\n")
+    FIGURES.write_text(json.dumps(known | {_interpreter(): counted()}, indent=2) + "\n")
 
 
 # --- the report
@@ -273,9 +188,9 @@ def report(rows: Rows) -> Iterator[str]:
         ]  # fmt: skip
         yield f"| {what} | {' | '.join(cells)} |"
     yield ""
-    yield "| latency, memory | fakeup | nginx | chatmock | codex-api-proxy | chat | responses |"
+    yield "| latency, memory | backend | nginx | chatmock | codex-api-proxy | chat | responses |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
-    names = ["fakeup:resp", "nginx:resp", "chatmock", "codex-api-proxy", "codexd", "codexd:resp"]
+    names = ["backend:resp", "nginx:resp", "chatmock", "codex-api-proxy", "codexd", "codexd:resp"]
     lines: list[tuple[str, str, Callable[[dict[str, Any]], Any]]] = [
         ("first token, us p50", "req", lambda row: row["ttfd_us"]["p50"]),
         ("delay p99 ms, 100 x 20/s", "paced100", lambda row: row["lat_us"]["p99"] / 1000),
@@ -308,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scen", default=f"{SCENARIOS},{LARGE}")
-    parser.add_argument("--servers", default=SERVERS)
+    parser.add_argument("--servers", default=NAMES)
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument("--icount", action="store_true")
     parser.add_argument("--warm", action="store_true")
@@ -316,33 +231,32 @@ def main() -> None:
     parser.add_argument("--accept", action="store_true")
     parser.add_argument("--loaded", type=int, metavar="STREAMS")
     options = parser.parse_args()
-    servers = options.servers.split(",")
+    try:
+        measure(options)
+    finally:
+        servers.stop()
+
+
+def measure(options: argparse.Namespace) -> None:
+    names = options.servers.split(",")
     if options.check or options.accept:
-        try:
-            check() if options.check else accept()
-        finally:
-            stop(["codexd", "fakeup"])
+        check() if options.check else accept()
         return
     if not options.report_only:
-        if why := missing("rustc", "nginx"):
+        if why := missing("rustc", *(["valgrind"] if options.icount else ["nginx", "openssl"])):
             sys.exit(f"bench: {why}")
-        prepare()
-        try:
-            if options.warm:
-                warm()
-                return
-            if options.icount:
-                rig("icount.py", "codexd", "codexd:resp")
-                return
-            if options.loaded:
-                rig("loaded.py", str(options.loaded), *servers)
-                return
-            OUT.unlink(missing_ok=True)
-            rig("bench.py", "--out", OUT.stem, "--servers", options.servers, "--scen", options.scen,
-                "--rounds", str(options.rounds))  # fmt: skip
-        finally:
-            stop(sorted({name.partition(":")[0] for name in [*servers, "codexd", "fakeup", "nginx"]}))
-    print("\n".join(report([json.loads(line) for line in OUT.read_text().splitlines()])))
+        prepare(*([] if options.icount else ["nginx", *PEERS]))
+        if options.warm:
+            warm()
+        elif options.icount:
+            counted()
+        elif options.loaded:
+            loaded(options.loaded, names)
+        else:
+            matrix(names, options.scen.split(","), options.rounds, OUT / ROWS)
+        if options.warm or options.icount or options.loaded:
+            return
+    print("\n".join(report([json.loads(line) for line in (OUT / ROWS).read_text().splitlines()])))
 
 
 if __name__ == "__main__":

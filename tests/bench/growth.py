@@ -8,7 +8,6 @@ It runs in an environment of its own with matplotlib and py-spy (``build/bench/p
 import argparse
 import html
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from rig import measuring, servers
+from rig.servers import KEY, OUT, ROOT
 
-import bench
-
-PAGE = bench.ROOT / "docs" / "performance"
+PAGE = ROOT / "docs" / "performance"
 SERVERS = {"codexd": "chat", "codexd:resp": "responses", "nginx:resp": "nginx, which only passes it on"}
 STREAMS = (10, 30, 100, 300, 1000)
 EVENT = (16, 64, 256, 1024, 4096, 16384)
@@ -39,31 +38,10 @@ SECONDS = 6
 """For which each flame graph is sampled."""
 
 
-def servers() -> dict[str, Any]:
-    sys.path.insert(0, str(bench.RIG))
-    import servers as known
-
-    return known.S
-
-
-def start(name: str) -> int:
-    subprocess.run([sys.executable, bench.RIG / "servers.py", "start", name], check=True, cwd=bench.RIG, stdout=-3)
-    return int((bench.WORK / "out" / "pids" / name).read_text())
-
-
-def load(server: str, words: str, *, pids: list[int]) -> list[str]:
-    name, _, kind = server.partition(":")
-    known, kind = servers()[name], kind or "chat"
-    key = sys.modules["servers"].KEY
-    where = ["--port", str(known["port"]), "--kind", kind, "--path", known[kind], "--key", key]
-    return [str(bench.RIG / "lg"), *where, "--pids", ",".join(map(str, pids)), *words.split()]
-
-
 def asked(server: str, words: str, pids: list[int]) -> dict[str, Any]:
-    ran = subprocess.run(load(server, words, pids=pids), capture_output=True, text=True, check=True)
-    row: dict[str, Any] = json.loads(ran.stdout)
-    if row.get("errors"):
-        sys.exit(f"growth: {server} {words}: {ran.stdout}")
+    row = measuring.load(server, words, pids)
+    if row["errors"]:
+        sys.exit(f"growth: {server} {words}: {row}")
     return row
 
 
@@ -87,20 +65,15 @@ def _body(server: str, size: int, pids: list[int]) -> float:
     return float(asked(server, f"--c 1 --total {total} --params n=1;b=16 --extra {size}", pids)["cpu_ms_per_req"])
 
 
-def _cpu(pid: int) -> int:
-    """Nanoseconds, of all its threads."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
-
-
 def _conversation(server: str, count: int, pids: list[int]) -> float:
     """Milliseconds for a request with so many messages of a hundred bytes each."""
-    name, _, kind = server.partition(":")
-    known, times = servers()[name], 60 if count < 200 else 12
+    _, known, kind = servers.named(server)
+    times = 60 if count < 200 else 12
     turns = [
         {"role": "assistant" if number % 2 else "user", "content": f"{number} ".ljust(100, "x")}
         for number in range(count - 1)
     ] + [{"role": "user", "content": "@@n=1;b=16@@"}]
-    if kind:
+    if kind == "resp":
         text = ("input_text", "output_text")
         items = [
             {"type": "message", "role": turn["role"], "content": [
@@ -111,21 +84,21 @@ def _conversation(server: str, count: int, pids: list[int]) -> float:
     else:
         document = {"messages": turns}
     body = json.dumps(document | {"model": "gpt-5.1-codex", "stream": True}).encode()
-    headers = {"authorization": f"Bearer {sys.modules['servers'].KEY}", "content-type": "application/json"}
-    connection = HTTPConnection("127.0.0.1", known["port"])
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    connection = HTTPConnection("127.0.0.1", known.port, timeout=60)
 
     def ask() -> None:
-        connection.request("POST", known[kind or "chat"], body, headers)
+        connection.request("POST", known.paths[kind], body, headers)
         answer = connection.getresponse()
         if answer.status != 200 or not answer.read():
             sys.exit(f"growth: {server} answered {answer.status}")
 
     for _ in range(3):
         ask()
-    before = sum(map(_cpu, pids))
+    before = measuring.cpu(pids)
     for _ in range(times):
         ask()
-    return (sum(map(_cpu, pids)) - before) / times / 1e6
+    return (measuring.cpu(pids) - before) / times
 
 
 Measure = Callable[[str, int, list[int]], float]
@@ -137,15 +110,13 @@ GROWTH: dict[str, tuple[Measure, tuple[int, ...], str, str]] = {
 }
 
 
-def _pids(name: str) -> list[int]:
-    first = start(name)
-    return [int(each) for each in sys.modules["servers"].children(first)]
-
-
 def growth(name: str, rounds: int) -> None:
     measure, points, _, _ = GROWTH[name]
     found: dict[str, dict[int, list[float]]] = {server: {point: [] for point in points} for server in SERVERS}
-    pids = {server: _pids(server.partition(":")[0]) for server in SERVERS}
+    pids = {}
+    for server in SERVERS:
+        servers.start(server.partition(":")[0])
+        pids[server] = servers.pids(server.partition(":")[0])
     for number in range(rounds):
         for point in points:
             for server in SERVERS:
@@ -238,10 +209,10 @@ def flame(raw: str, title: str) -> str:
 
 def flames() -> None:
     spy = Path(sys.executable).with_name("py-spy")
-    raw = bench.WORK / "out" / "stacks"
+    raw = OUT / "stacks"
     for name, (server, words) in FLAMES.items():
-        pid = start("codexd")
-        with subprocess.Popen(load(server, words, pids=[pid]), stdout=subprocess.DEVNULL) as running:
+        pid = servers.start("codexd")
+        with subprocess.Popen(measuring.command(server, words, [pid]), stdout=subprocess.DEVNULL) as running:
             time.sleep(1.5)
             subprocess.run(
                 [spy, "record", "--pid", str(pid), "--duration", str(SECONDS), "--rate", "400", "--format", "raw",
@@ -256,18 +227,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default=",".join([*GROWTH, "flames"]))
     options = parser.parse_args()
-    if why := bench.missing("rustc", "nginx"):
+    if why := servers.missing("rustc", "nginx", "openssl"):
         sys.exit(f"growth: {why}")
     PAGE.mkdir(exist_ok=True)
-    bench.prepare(peers={})
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    servers()
+    servers.prepare("nginx")
     try:
-        start("fakeup")
+        servers.start("backend")
         for name in options.only.split(","):
             flames() if name == "flames" else growth(name, options.rounds)
     finally:
-        bench.stop(["codexd", "nginx", "fakeup"])
+        servers.stop()
 
 
 if __name__ == "__main__":
