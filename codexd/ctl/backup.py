@@ -1,7 +1,7 @@
 """``codexctl backup`` and ``restore``: the state directory as one file, without what must not be in two places.
 
 The sign-in stays out: a refresh token is good once, so a copy of it is either spent when it is restored, or ends the
-sign-in of the codexd that it was copied from. A codexd that is restored elsewhere signs in anew.
+sign-in of the codexd that it was copied from. A codexd that is restored elsewhere signs in again.
 """
 
 import argparse

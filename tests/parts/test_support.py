@@ -18,6 +18,7 @@ import trio
 from codexd import reactor
 from codexd.system import peer, support
 from support.daemon import ROOT, environment
+from support.demo import base_url, demo
 
 WINDOWS = """
 import sys
@@ -150,14 +151,19 @@ int getpeereid(int fd, uid_t *uid, gid_t *gid) {
 """
 
 
-def test_without_so_peercred_getpeereid_tells(tmp_path: Path) -> None:
-    """The C library of macOS and the BSDs has it; here a shim with their prototype stands in."""
+@pytest.fixture
+def shim(tmp_path: Path) -> str:
+    """A library with getpeereid(3), which the C library of macOS and the BSDs has."""
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("a C compiler on Linux is needed here")
     (tmp_path / "shim.c").write_text(SHIM)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", "shim.so", "shim.c"], cwd=tmp_path, check=True, timeout=60)
-    env = environment(tmp_path) | {"LD_PRELOAD": str(tmp_path / "shim.so")}
+    return str(tmp_path / "shim.so")
+
+
+def test_without_so_peercred_getpeereid_tells(tmp_path: Path, shim: str) -> None:
+    env = environment(tmp_path) | {"LD_PRELOAD": shim}
     subprocess.run([sys.executable, "-c", PEER], env=env, check=True, timeout=60)
 
 
@@ -183,17 +189,10 @@ cli()
 """
 
 
-def test_the_demo_runs_without_the_linux_parts(tmp_path: Path) -> None:
+def test_the_demo_runs_without_the_linux_parts(tmp_path: Path, shim: str) -> None:
     """Streams, and codexctl by getpeereid."""
-    compiler = shutil.which("cc")
-    if compiler is None or sys.platform != "linux":
-        pytest.skip("a C compiler on Linux is needed here")
-    (tmp_path / "shim.c").write_text(SHIM)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", "shim.so", "shim.c"], cwd=tmp_path, check=True, timeout=60)
-    from support.demo import base_url, demo
-
     command = [sys.executable, "-c", HIDDEN, "--demo"]
-    with demo(tmp_path, tmp_path / "log", command=command, LD_PRELOAD=str(tmp_path / "shim.so")) as said:
+    with demo(tmp_path, tmp_path / "log", command=command, LD_PRELOAD=shim) as said:
         curl = next(line for line in said.splitlines() if line.strip().startswith("curl"))
         socket_path = re.search(r"CODEXCTL_SOCKET=(\S+)", said)
         assert socket_path is not None

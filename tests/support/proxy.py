@@ -1,7 +1,6 @@
 """A company's proxy on loopback: CONNECT or SOCKS5, with or without TLS and a password, and as unkind as they are.
 
-It resolves no name: whoever asks for ``chatgpt.test`` gets ``target``, and that the name exists nowhere shows that
-nobody else resolved it.
+It resolves no name: a request for ``chatgpt.test`` gets ``target``. The name exists nowhere, so nobody else resolved it.
 """
 
 import base64
