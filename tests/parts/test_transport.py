@@ -18,12 +18,13 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codexd import proxies, transport
+from codexd import connecting, proxies, transport
+from codexd.connecting import CONNECT_SECONDS
 from codexd.framing import Chunked
 from codexd.marks import Marks
 from codexd.proxies import Origin, Route, parse
 from codexd.relay import KEEPALIVE_INTERVAL, RETRY_PAUSE
-from codexd.transport import CONNECT_SECONDS, STALE_SECONDS, Transport
+from codexd.transport import STALE_SECONDS, Transport
 from codexd.tunnel import CannotConnect
 from support.proxy import Proxy, proxying
 
@@ -819,9 +820,9 @@ async def test_leaving_at_every_wait(authority: trustme.CA, scheme: str, kind: s
 
 async def leaving_at_every_wait(made: Transport, scheme: str, serve: Any) -> None:
     live = set[socket.socket]()
-    make = transport._Connection.__init__
+    make = connecting.Connection.__init__
 
-    def noting(self: transport._Connection, opened: socket.socket) -> None:
+    def noting(self: connecting.Connection, opened: socket.socket) -> None:
         live.add(opened)
         make(self, opened)
 
@@ -844,7 +845,7 @@ async def leaving_at_every_wait(made: Transport, scheme: str, serve: Any) -> Non
     server = Server()
     server.handle = slow  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch, trio.fail_after(60):
-        patch.setattr(transport._Connection, "__init__", noting)
+        patch.setattr(connecting.Connection, "__init__", noting)
         async with serve(server) as port:
             for step in range(1, 300):
                 await made.aclose()  # so that connecting is among what is left
