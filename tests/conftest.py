@@ -2,6 +2,7 @@ import functools
 import inspect
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ TEST_SECONDS = 240.0
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        for tool in [name for mark in item.iter_markers("needs") for name in mark.args]:
+            item.add_marker(pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is needed here"))
         # A clock that jumps would jump to this while a thread works; there pytest-timeout has to do.
         if isinstance(item, pytest.Function) and "autojump_clock" not in item.fixturenames:
             item.obj = _bounded(item.obj) if inspect.iscoroutinefunction(item.obj) else item.obj

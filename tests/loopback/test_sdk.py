@@ -63,6 +63,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Demo]
             yield Demo(base, curl[1], client)
 
 
+@pytest.mark.needs("curl")
 def test_the_curl_line_works_when_pasted(demo: Demo) -> None:
     done = subprocess.run(shlex.split(demo.curl), capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert '"content":" codexd!"' in done.stdout
@@ -216,6 +217,7 @@ def curl(*arguments: str) -> tuple[str, str]:
     return head, body
 
 
+@pytest.mark.needs("curl")
 def test_curl_sees_plain_errors_and_the_paths_without_v1(demo: Demo) -> None:
     root = demo.base.removesuffix("/v1")
     head, body = curl(f"{root}/nope")

@@ -189,6 +189,7 @@ cli()
 """
 
 
+@pytest.mark.needs("curl")
 def test_the_demo_runs_without_the_linux_parts(tmp_path: Path, shim: str) -> None:
     """Streams, and codexctl by getpeereid."""
     command = [sys.executable, "-c", HIDDEN, "--demo"]

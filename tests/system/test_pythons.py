@@ -27,6 +27,7 @@ def command(version: str, name: str) -> list[str]:
     pytest.skip(f"make pythons has no Python {version} here")
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_plain_install_answers(version: str, tmp_path: Path) -> None:
     run = {"capture_output": True, "text": True, "timeout": PATIENCE, "check": True, "cwd": "/"}

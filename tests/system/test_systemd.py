@@ -23,6 +23,7 @@ CODEXD_BACKEND__URL=http://127.0.0.1:9000/backend-api
 """
 
 
+@pytest.mark.needs("systemd-analyze")
 @pytest.mark.parametrize("unit", ["codexd.service", "codexd@.service"])
 def test_the_sandbox_is_as_tight_as_promised(unit: str) -> None:
     done = subprocess.run(
