@@ -56,7 +56,8 @@ class Target(NamedTuple):
 
 
 def origin_of(url: httpx.URL) -> Origin:
-    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+    """The host as it goes over the wire: IDNA's form, which ``url.host`` would decode."""
+    return url.scheme, url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
 
 
 def target_of(url: httpx.URL) -> Target:

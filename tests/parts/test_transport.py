@@ -523,6 +523,17 @@ async def test_what_goes_wrong_with_a_proxy_names_it(authority: trustme.CA) -> N
     await fails(proxy, r"no connection to 127.0.0.1:1: connection refused; it is the proxy http://127.0.0.1:1")
 
 
+async def test_an_international_name_is_asked_for_in_its_ascii_form() -> None:
+    for kind in ("http", "socks"):
+        async with proxying(Proxy(("127.0.0.1", 1), kind=kind)) as proxy:
+            made = Transport(route=routed(proxy))
+            for url in ("http://xn--bcher-kva.example/", "http://b\u00fccher.example/"):
+                async with httpx.AsyncClient(transport=made) as http:
+                    with pytest.raises(httpx.HTTPError):  # the proxy reaches nobody there
+                        await http.get(url)
+            assert proxy.asked == ["xn--bcher-kva.example:80"] * 2
+
+
 async def test_a_proxy_that_cannot_be_used_fails_what_needs_it() -> None:
     made = Transport(route=partial(proxies.route, {"ALL_PROXY": "foo://p", "NO_PROXY": "[::1], fd00::/8, 127.0.0.1"}))
     with pytest.raises(CannotConnect, match=r"\$ALL_PROXY: unsupported proxy scheme"):
