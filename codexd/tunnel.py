@@ -130,7 +130,10 @@ def _socks(proxy: Proxy, host: str, port: int) -> Handshake:
     if chosen != method:
         raise _no_credentials(proxy)
     if proxy.username is not None:
-        secret = b"".join(bytes([len(part)]) + part for part in (proxy.username[:255], proxy.password[:255]))
+        if max(len(proxy.username), len(proxy.password)) > 255:
+            advice = f"Shorten the user name and the password in {proxy.source}."
+            raise CannotConnect(f"{named(proxy)} takes at most 255 bytes of each", advice, "proxy_failed", again=False)
+        secret = b"".join(bytes([len(part)]) + part for part in (proxy.username, proxy.password))
         _, status = yield from reader.read(b"\x01" + secret, 2)
         if status != 0:
             raise _no_credentials(proxy)
@@ -155,7 +158,7 @@ def _socks_address(host: str) -> bytes:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        name = host.encode("ascii")
+        name = host.encode("ascii")[:255]  # no name in the DNS is longer, so a longer one is not found either way
         return bytes([3, len(name)]) + name
     return bytes([1 if address.version == 4 else 4]) + address.packed
 

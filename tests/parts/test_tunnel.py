@@ -108,3 +108,10 @@ def test_socks(cuts: list[int], bound: bytes) -> None:
     assert (
         through("socks5://p", [b"\x05\x00", reply], cuts, "1.2.3.4")[3:] == b"\x05\x01\x00\x01\x01\x02\x03\x04\x01\xbb"
     )
+
+
+def test_what_socks_cannot_carry_is_told() -> None:
+    with pytest.raises(CannotConnect, match="at most 255 bytes"):
+        through(f"socks5://u:{'p' * 256}@p", [b"\x05\x02"], [])
+    with pytest.raises(CannotConnect, match="host unreachable"):
+        through("socks5://p", [b"\x05\x00", b"\x05\x04\x00\x01" + bytes(6)], [], "a" * 300)
