@@ -4,9 +4,11 @@ All of it is on the kernel's own sockets. A read is one wait and one ``recv``, o
 between, which halved its cost.
 """
 
+import contextlib
 import os
 import socket
 import ssl
+from collections.abc import Iterator
 from typing import cast
 
 import httpx
@@ -112,10 +114,13 @@ async def _open(host: str, port: int, proxy: Proxy | None = None) -> "Connection
 
 
 def _watch_over(opened: socket.socket) -> None:
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    with contextlib.suppress(OSError):
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _PROBES.items():
         if (option := getattr(socket, name, None)) is not None:
-            opened.setsockopt(socket.IPPROTO_TCP, option, value)
+            # A kernel may know the name alone, and a connection may have ended already: the next read tells.
+            with contextlib.suppress(OSError):
+                opened.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _why(error: BaseException) -> str:
@@ -291,6 +296,9 @@ class TlsConnection(Connection):
             if not data:
                 self.over = True
                 break
+        if size >= READ_SIZE and isinstance(self._socket, _TlsInTls):
+            # No epoll tells of what is buffered above the kernel's socket.
+            found += self._socket.buffered()
         if len(found) == 1:
             return found[0]
         return b"".join(found) if found else None
@@ -330,6 +338,12 @@ class _TlsInTls:
             except ssl.SSLWantReadError:
                 self._flush()
                 self._fill()
+
+    def buffered(self) -> Iterator[bytes]:
+        """What can be decrypted without the outer connection. An end is for the next ``recv``, which meets it again."""
+        with contextlib.suppress(ssl.SSLError):
+            while data := self._tls.read(READ_SIZE):
+                yield data
 
     def send(self, data: memoryview) -> int:
         """What was encrypted is told as sent only once it has gone out: until then the same data is given again."""

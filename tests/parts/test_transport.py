@@ -475,6 +475,50 @@ async def test_a_large_body_goes_up_and_comes_down(authority: trustme.CA, kind: 
                 assert (await http.post(f"{scheme}://localhost:{port}/", content=body)).content == body
 
 
+class Outer:
+    """The outer connection of TLS in TLS: what came is there to be read, in pieces of a record's size."""
+
+    def __init__(self) -> None:
+        self.came, self.sent = bytearray(), bytearray()
+
+    def fileno(self) -> int:
+        return -1
+
+    def send(self, data: memoryview) -> int:
+        self.sent += data
+        return len(data)
+
+    def recv(self, size: int) -> bytes:
+        if not self.came:
+            raise ssl.SSLWantReadError
+        piece = bytes(self.came[: min(size, 16384)])
+        del self.came[: len(piece)]
+        return piece
+
+
+@pytest.mark.parametrize("records", [1, 60, 66, 70, 133, 200])
+def test_nothing_stays_behind_in_tls_in_tls(authority: trustme.CA, records: int) -> None:
+    """When the kernel has no more, no wait ends: whatever can be decrypted has to come with what was read last."""
+    server, trusting = contexts(authority, "localhost")
+    outer, came, going = Outer(), ssl.MemoryBIO(), ssl.MemoryBIO()
+    theirs = server.wrap_bio(came, going, server_side=True)
+    ours = connecting._TlsInTls(outer, trusting(), "localhost")  # type: ignore[arg-type]
+    for _ in range(4):
+        for side in (ours, theirs):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+            came.write(bytes(outer.sent))
+            outer.sent.clear()
+            outer.came += going.read()
+    for _ in range(records):
+        theirs.write(b"x" * 1000)
+        outer.came += going.read()
+    connection, found = connecting.TlsConnection(ours), 0
+    while outer.came:
+        found += len(connection.read_now() or b"")
+    assert found == records * 1000
+
+
 @pytest.mark.parametrize("kind", ["http", "https", "socks"])
 async def test_a_proxy_is_asked_once_for_a_connection(authority: trustme.CA, kind: str) -> None:
     _, trusting = contexts(authority, "localhost")
