@@ -109,18 +109,27 @@ def parse(text: str, source: str) -> Proxy:
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower() if separator else "http"
     if scheme not in PORTS:
-        raise BadProxy(source, f'unsupported proxy scheme "{scheme}". Use http://, https://, socks5:// or socks5h://.')
+        # What is no scheme may be a password.
+        shown = f' "{scheme}"' if re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) else ""
+        raise BadProxy(source, f"unsupported proxy scheme{shown}. Use http://, https://, socks5:// or socks5h://.")
+    if not separator and re.match(r"[A-Za-z0-9+.-]+:/", text):
+        raise BadProxy(source, "a slash is missing behind the scheme. Use the form http://HOST:PORT.")
     userinfo, at, place = (rest if separator else text).rpartition("@")
     place = re.split(r"[/?#]", place, maxsplit=1)[0]
-    found = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:%[^\]]+)?)\]:?(\d*)|([^:\[\]\s]+):?(\d*)", place)
+    found = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:%[^\]]+)?)\]:?(\d{0,9})|([^:\[\]\s]+):?(\d{0,9})", place)
     if found is None or not place.isascii():
-        raise BadProxy(source, f'no host and port in "{place}". Use the form http://HOST:PORT.')
+        raise BadProxy(source, "no host and port in it. Use the form http://HOST:PORT.")
     host, port = found[1] or found[3], found[2] or found[4]
     number = int(port) if port else PORTS[scheme]
     if not 0 < number < 65536:
         raise BadProxy(source, f"port {port} is out of range. Use a port from 1 to 65535.")
     username, _, password = userinfo.partition(":")
-    return Proxy(scheme, host, number, unquote_to_bytes(username) if at else None, unquote_to_bytes(password), source)
+    return Proxy(scheme, host, number, _decoded(username) if at else None, _decoded(password), source)
+
+
+def _decoded(text: str) -> bytes:
+    """Bytes that are no UTF-8 come out of the environment as surrogates, and go back as they were."""
+    return unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 # --- no_proxy

@@ -231,7 +231,11 @@ def _check(config: Config, *, keys_made: bool) -> None:
         ("backend.url", config.backend.url),
     ):
         _check_url(key, url)
-    for key, directory in (("storage.dir", config.storage.dir), ("logging.dir", config.logging.dir)):
+    for key, directory in (
+        ("storage.dir", config.storage.dir),
+        ("logging.dir", config.logging.dir),
+        ("backend.ca_file", config.backend.ca_file),
+    ):
         try:
             Path(directory or "/").expanduser()
         except RuntimeError as error:

@@ -45,12 +45,10 @@ def store(environ: Mapping[str, str], ca_file: str | None) -> Store:
     ``$SSL_CERT_FILE`` and ``$SSL_CERT_DIR`` stand in for the system's store, as in OpenSSL; the other two add to it.
     The official client knows ``$CODEX_CA_CERTIFICATE`` too.
     """
-    base = [
-        (Path(part), f"${name}")
-        for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
-        for part in environ.get(name, "").split(os.pathsep if name == "SSL_CERT_DIR" else "\0")
-        if part
-    ]
+    base = [(Path(part), "$SSL_CERT_FILE") for part in [environ.get("SSL_CERT_FILE", "")] if part]
+    # Folders without hashed certificates, and those that are not there, count for nothing: some tools set them unseen.
+    folders = [Path(part) for part in environ.get("SSL_CERT_DIR", "").split(os.pathsep) if part]
+    base += [(folder, "$SSL_CERT_DIR") for folder in folders if _is_hashed(folder)]
     extra = []
     if named := environ.get("CODEX_CA_CERTIFICATE"):
         extra.append((Path(named), "$CODEX_CA_CERTIFICATE"))
@@ -66,12 +64,12 @@ def problems(found: Store) -> list[CannotTrust]:
 
 def _fault(path: Path, source: str) -> CannotTrust | None:
     if source == "$SSL_CERT_DIR":
-        # OpenSSL passes over a folder that is not there, and Debian's tools set it without looking.
         return None
     try:
         data = path.read_bytes()
-    except OSError as error:
-        return CannotTrust(f"{source}: {path}: {error.strerror}. Name a PEM file that codexd can read, or unset it.")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a file name"
+        return CannotTrust(f"{source}: {path}: {why}. Name a PEM file that codexd can read, or unset it.")
     if b"-----BEGIN " not in data:
         return CannotTrust(f"{source}: {path}: no PEM certificate in it. Convert it with openssl x509 -outform PEM.")
     return None
@@ -84,7 +82,12 @@ def context(found: Store) -> ssl.SSLContext:
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
     if not found.base:
-        _trust_the_system(made)
+        try:
+            _trust_the_system(made)
+        except (OSError, ssl.SSLError) as error:
+            raise CannotTrust(
+                "The system's certificates cannot be read. Reinstall ca-certificates, or set $SSL_CERT_FILE."
+            ) from error
     for path, source in [*found.base, *found.extra]:
         try:
             if path.is_dir():
@@ -101,13 +104,22 @@ def context(found: Store) -> ssl.SSLContext:
 def _trust_the_system(made: ssl.SSLContext) -> None:
     """OpenSSL's own places where they hold something: a folder of hashed files, as Debian has it, costs nothing."""
     paths = ssl.get_default_verify_paths()
-    folder = Path(paths.openssl_capath)
-    if Path(paths.openssl_cafile).is_file() or (folder.is_dir() and any(folder.glob("*.[0-9]"))):
-        made.set_default_verify_paths()
-        return
-    place = next((place for place in SYSTEM_FILES if Path(place).is_file()), None)
-    if place is None:
-        import certifi  # httpx brings it
+    file, folder = Path(paths.openssl_cafile), Path(paths.openssl_capath)
+    if file.is_file():
+        made.load_verify_locations(cafile=file)
+    if _is_hashed(folder):
+        made.load_verify_locations(capath=folder)
+    elif not file.is_file():
+        place = next((place for place in SYSTEM_FILES if Path(place).is_file()), None)
+        if place is None:
+            import certifi  # httpx brings it
 
-        place = certifi.where()
-    made.load_verify_locations(cafile=place)
+            place = certifi.where()
+        made.load_verify_locations(cafile=place)
+
+
+def _is_hashed(folder: Path) -> bool:
+    try:
+        return any(folder.glob("*.[0-9]"))
+    except (OSError, ValueError):
+        return False

@@ -43,7 +43,7 @@ def test_there_is_none(environ: dict[str, str]) -> None:
     [
         ("u:p", b"u", b"p"), ("u", b"u", b""), ("u:", b"u", b""), ("u:a#b", b"u", b"a#b"), ("u:a/b?c", b"u", b"a/b?c"),
         ("u:a@b", b"u", b"a@b"), ("u:a:b", b"u", b"a:b"), ("u:a%40b", b"u", b"a@b"), ("u:50%", b"u", b"50%"),
-        ("CORP\\u:p", b"CORP\\u", b"p"), ("u:pä", b"u", "pä".encode()),
+        ("CORP\\u:p", b"CORP\\u", b"p"), ("u:pä", b"u", "pä".encode()), ("u:p\udce4", b"u", b"p\xe4"),
     ],
 )  # fmt: skip
 def test_credentials_as_users_write_them(userinfo: str, username: bytes, password: bytes) -> None:
@@ -56,7 +56,7 @@ def test_credentials_as_users_write_them(userinfo: str, username: bytes, passwor
     ("text", "said"),
     [
         ("foo://p", 'unsupported proxy scheme "foo"'), ("socks4://p", "Use http://, https://, socks5:// or socks5h://"),
-        ("http://", 'no host and port in ""'), ("http://p:x", "http://HOST:PORT"), ("http://p:0", "port 0 is out"),
+        ("http://", "no host and port in it"), ("http://p:x", "http://HOST:PORT"), ("http://p:0", "port 0 is out"),
         ("http://p:70000", "port 70000 is out"), ("http://[::1", "http://HOST:PORT"), ("http://a b:1", "http://HOST:PORT"),
         ("http://fd00::1:80", "http://HOST:PORT"), ("http://prö:1", "http://HOST:PORT"),
     ],
@@ -75,7 +75,10 @@ def test_what_cannot_be_used_is_named_with_its_variable(text: str, said: str) ->
 
 
 def test_a_password_is_in_no_message() -> None:
-    for text in ("foo://u:sEcReT@p", "http://u:sEcReT@p:x", "http://u:sEcReT@", "http://u:sEcR@eT#@p:99999"):
+    for text in (
+        "foo://u:sEcReT@p", "http://u:sEcReT@p:x", "http://u:sEcReT@", "http://u:sEcR@eT#@p:99999", "http://u:sEcReT",
+        "http://u:sEcReT%40proxy:3128", "u:sEcR://et@p:1", "http:/u:sEcReT@p:1", "http://u:sEcReT@p:" + "9" * 5000,
+    ):  # fmt: skip
         with pytest.raises(BadProxy) as caught:
             parse(text, "$ALL_PROXY")
         assert "sEc" not in str(caught.value)

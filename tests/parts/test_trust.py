@@ -64,7 +64,6 @@ def test_a_folder_of_hashed_certificates(authority: trustme.CA, pem: Path, tmp_p
     (folder / f"{name}.0").write_bytes(pem.read_bytes())
     assert trusts(context({"SSL_CERT_DIR": str(folder)}), authority)
     assert trusts(context({"SSL_CERT_DIR": f"/nowhere:{folder}"}), authority)
-    assert not trusts(context({"SSL_CERT_DIR": "/nowhere"}), authority)
 
 
 def _hash_of(pem: Path) -> str:
@@ -86,10 +85,12 @@ def test_the_systems_store_counts(
     folder = tmp_path / "hashed"
     folder.mkdir()
     (folder / f"{_hash_of(pem)}.0").write_bytes(pem.read_bytes())
-    monkeypatch.setenv("SSL_CERT_DIR", str(folder))  # what OpenSSL's own default is here is not ours to change
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    defaults = ssl.get_default_verify_paths
+    hashed = defaults()._replace(openssl_cafile="/nowhere", openssl_capath=str(folder))
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: hashed)
     assert trusts(context({}), authority)
-    monkeypatch.delenv("SSL_CERT_DIR")
+    assert trusts(context({"SSL_CERT_DIR": "/nowhere"}), authority), "a folder that is not there counts for nothing"
+    monkeypatch.setattr(ssl, "get_default_verify_paths", defaults)
     empty = ssl.get_default_verify_paths()._replace(openssl_cafile="/nowhere", openssl_capath=str(tmp_path / "empty"))
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: empty)
     monkeypatch.setattr(trust, "SYSTEM_FILES", ("/nowhere", str(pem)))
