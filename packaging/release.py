@@ -28,9 +28,9 @@ def version(root: Path = ROOT) -> str:
     newest = newest_in_changelog(root)
     if not (root / ".git").exists():
         return newest
-    if described := _git(root, "describe", "--tags", "--match", "v[0-9]*"):
-        tag, *since = described.removeprefix("v").rsplit("-", 2)
-        return tag if not since else f"{tag}.post{since[0]}+{since[1]}"
+    if described := _git(root, "describe", "--tags", "--long", "--match", "v[0-9]*"):
+        tag, since, commit = described.removeprefix("v").rsplit("-", 2)
+        return tag if since == "0" else f"{tag}.post{since}+{commit}"
     count, commit = _git(root, "rev-list", "--count", "HEAD"), _git(root, "rev-parse", "--short", "HEAD")
     return f"{newest}.dev{count}+g{commit}" if commit else newest
 

@@ -10,6 +10,7 @@ import io
 import os
 import tarfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,24 +76,50 @@ def _state(given: str | None) -> Path:
 
 def _backup(state: Path, target: Path) -> int:
     """Each file is replaced as a whole by a running codexd, so what is read is whole too."""
-    paths = [state / name for name in FILES] + sorted((state / FOLDER).glob("*.json"))
+    found: dict[str, bytes] = {}
+    try:
+        with _as_owner(state):
+            for path in [state / name for name in FILES] + sorted((state / FOLDER).glob("*.json")):
+                with contextlib.suppress(FileNotFoundError):
+                    found[str(path.relative_to(state))] = path.read_bytes()
+    except OSError as error:
+        raise failed("refused", "not_readable", f"Cannot read {state}: {error.strerror}. Use sudo codexctl.") from error
+    if not target.name:
+        raise failed("usage", "no_file", f"{str(target)!r} is not a file name.")
     part = target.with_name(f"{target.name}.part")
-    count = 0
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as archive:  # noqa: PTH123
-            for path in paths:
-                with contextlib.suppress(FileNotFoundError):
-                    data = path.read_bytes()
-                    member = tarfile.TarInfo(str(path.relative_to(state)))
-                    member.size, member.mode, member.mtime = len(data), 0o600, int(time.time())  # noqa: TID251
-                    archive.addfile(member, io.BytesIO(data))
-                    count += 1
+            for name, data in found.items():
+                member = tarfile.TarInfo(name)
+                member.size, member.mode, member.mtime = len(data), 0o600, int(time.time())  # noqa: TID251
+                archive.addfile(member, io.BytesIO(data))
         part.replace(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise failed("refused", "not_written", f"Cannot save to {target}: {error.strerror}.") from error
-    return count
+    return len(found)
+
+
+@contextlib.contextmanager
+def _as_owner(state: Path) -> Iterator[None]:
+    """What root does below the state directory, it does as its owner: whatever lies there, such as a link to a file of
+    root's, gives the owner no more than the owner has. And what is made belongs to the owner."""
+    owner = state.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    gid, groups = os.getegid(), os.getgroups()
+    os.setgroups([owner.st_gid])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 # --- restore
@@ -105,11 +132,12 @@ def _restore(source: Path, state: Path) -> int:
     if not os.access(state, os.W_OK):
         raise failed("refused", "not_writable", f"Cannot write to {state}. Use sudo codexctl.")
     try:
-        with claimed(state):
+        with _as_owner(state), claimed(state):
             for name, data in found.items():
                 _put(state, name, data)
     except Claimed as error:
-        message = f"codexd is running on {state} ({error.holder}). Stop it first: systemctl stop codexd"
+        stop = "systemctl stop 'codexd*.socket' codexd"
+        message = f"codexd is running on {state} ({error.holder}). Stop it first: {stop}"
         raise failed("refused", "running", message) from error
     except OSError as error:
         raise failed("refused", "not_written", f"Cannot write to {state}: {error.strerror}.") from error
@@ -134,25 +162,19 @@ def _contents(source: Path) -> Iterator[tuple[str, bytes]]:
                 yield member.name, data
     except FileNotFoundError as error:
         raise failed("usage", "no_file", f"There is no file {source}.") from error
-    except (OSError, EOFError, tarfile.TarError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, tarfile.TarError, zlib.error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise failed(
             "usage", "not_a_backup", f"{source} is not a backup, or is damaged. Nothing was changed."
         ) from error
 
 
 def _put(state: Path, name: str, data: bytes) -> None:
-    """Replaces one file as a whole, owned as the state directory is: root may be restoring for the service's user."""
-    owner, target = state.stat(), state / name
-    if not target.parent.exists():
-        target.parent.mkdir(mode=0o700)
-        _give(target.parent, owner)
+    """Replaces one file as a whole."""
+    target = state / name
+    target.parent.mkdir(mode=0o700, exist_ok=True)
     part = target.with_name(f"{target.name}.restored")
-    part.write_bytes(data)
-    part.chmod(0o600)
-    _give(part, owner)
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:  # noqa: PTH123
+        file.write(data)
     part.replace(target)
-
-
-def _give(path: Path, owner: os.stat_result) -> None:
-    if os.geteuid() == 0:
-        os.chown(path, owner.st_uid, owner.st_gid)

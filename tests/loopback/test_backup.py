@@ -1,6 +1,7 @@
 """The state directory: read by newer versions, saved, and put back."""
 
 import datetime
+import os
 import re
 import shutil
 import subprocess
@@ -133,6 +134,42 @@ async def test_a_backup_is_put_back(tmp_path: Path, logs: Path) -> None:
 async def _again(daemon: Daemon, *words: str) -> None:
     """What runs after the daemon's end is written at its end: the usage."""
     assert (await codexctl(daemon, "backup", *words)).code == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, and a state that is somebody else's")
+def test_root_works_as_the_owner_of_the_state(tmp_path: Path) -> None:
+    """A link that the owner has put there leads root nowhere that the owner may not go."""
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.stat().st_uid == 0 and parent.name.startswith("pytest"):
+            parent.chmod(0o755)
+    state, secret = tmp_path / "state", tmp_path / "secret"
+    secret.write_text('{"of": "root"}')
+    secret.chmod(0o600)
+    state.mkdir(mode=0o700)
+    (state / "keys.json").write_text("{}")
+    os.chown(state, 65534, 65534)
+    os.chown(state / "keys.json", 65534, 65534)
+    saved = tmp_path / "saved.tar.gz"
+
+    def run(verb: str) -> subprocess.CompletedProcess[str]:
+        words = command(verb, "--state", str(state), str(saved))
+        return subprocess.run(
+            words, capture_output=True, text=True, env=environment(tmp_path), timeout=PATIENCE, check=False
+        )
+
+    assert run("backup").returncode == 0
+    (state / "usage.json").symlink_to(secret)
+    refused = run("backup")
+    assert (refused.returncode, "Cannot read" in refused.stderr) == (5, True), refused
+    (state / "usage.json").unlink()
+    (state / "keys.json.restored").symlink_to(secret)
+    assert run("restore").returncode == 0
+    assert secret.read_text() == '{"of": "root"}'
+    assert (secret.stat().st_uid, secret.stat().st_mode & 0o777) == (0, 0o600)
+    for name in ("keys.json", "daemon.lock"):
+        assert (state / name).stat().st_uid == 65534, name
+        assert not (state / name).is_symlink()
 
 
 def test_what_is_no_backup_changes_nothing(tmp_path: Path) -> None:
