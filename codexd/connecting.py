@@ -79,7 +79,7 @@ async def _secure(
     connection: "Connection", host: str, proxy: Proxy | None, context: ssl.SSLContext | None
 ) -> "Connection":
     """TLS inside that connection, which is closed when there is none to be had."""
-    assert context is not None  # noqa: S101 - whoever wants TLS has brought it
+    assert context is not None  # noqa: S101 - the transport makes it before a connection with TLS
     try:
         tls = connection.wrap(context, host)
         connection = TlsConnection(tls)

@@ -27,7 +27,7 @@ class CannotTrust(Exception):
 class Store(NamedTuple):
     """Where authorities come from. ``extra`` is trusted beside ``base``; each with the setting that names it.
 
-    ``base`` is a file or a folder of hashed certificates; None: the system's own.
+    ``base`` has files and folders of hashed certificates; empty: the system's own store.
     """
 
     base: list[tuple[Path, str]]
@@ -90,9 +90,9 @@ def context(found: Store) -> ssl.SSLContext:
             ) from error
     for path, source in [*found.base, *found.extra]:
         try:
-            if path.is_dir():
+            if source == "$SSL_CERT_DIR":
                 made.load_verify_locations(capath=path)
-            elif path.exists():
+            else:
                 made.load_verify_locations(cafile=path)
         except (OSError, ssl.SSLError) as error:
             raise CannotTrust(

@@ -124,7 +124,7 @@ class Lab:
 
     async def sign_in_by_browser(self) -> list[Recorded]:
         """The test is the browser: it calls back at once, with a code. Its own request is recorded as ``BROWSER``."""
-        if not _is_free(SIGN_IN_PORT):  # the client would tell whoever is there to stop
+        if not _is_free(SIGN_IN_PORT):  # the client would tell the program that has it to stop
             raise NotHere(f"port {SIGN_IN_PORT} is taken")
         home = self.home("login_browser", signed_in=False)
         async with self.recording(Backend(self._models)) as recorder:
