@@ -9,7 +9,7 @@ import msgspec
 import structlog
 import trio
 
-from codexd import observe, timers
+from codexd import observe
 from codexd.api.app import Api
 from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins
@@ -19,6 +19,7 @@ from codexd.config import KEYS_FILE, Config, ConfigError
 from codexd.instructions import Instructions
 from codexd.keys import Keys
 from codexd.ledger import Ledger
+from codexd.lowlevel import timers
 from codexd.store import ResponseStore
 from codexd.upstream import USER_AGENT, Upstream, make_client, make_transport
 

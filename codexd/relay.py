@@ -20,8 +20,9 @@ from typing import Protocol
 import structlog
 import trio
 
-from codexd import errors, timers
+from codexd import errors
 from codexd.errors import ApiError
+from codexd.lowlevel import timers
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.responses import Usage
 

@@ -32,8 +32,9 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import TrioSingleTask
 from hypercorn.typing import ASGIFramework
 
-from codexd import errors, timers
+from codexd import errors
 from codexd.incoming import Incoming, Lane
+from codexd.lowlevel import timers
 from codexd.sockets import BACKLOG, WRITE_TIMEOUT
 from codexd.system.peer import peer_of
 

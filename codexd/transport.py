@@ -21,9 +21,10 @@ from typing import NamedTuple
 import httpx
 import trio
 
-from codexd import reactor, trust
+from codexd import trust
 from codexd.connecting import Connection, connect
 from codexd.framing import MAX_HEAD, Fields, Framing, framing_of, parse_head
+from codexd.lowlevel import reactor
 from codexd.proxies import BadProxy, Origin, Route
 from codexd.trust import CannotTrust
 from codexd.tunnel import CannotConnect

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 
-from codexd import reactor
+from codexd.lowlevel import reactor
 from codexd.system import peer, support
 from support.daemon import ROOT, environment
 from support.demo import base_url, demo
@@ -179,8 +179,8 @@ def test_where_nobody_tells_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
 
 HIDDEN = """
 import select, socket, sys, types
-import codexd.reactor
-codexd.reactor.select = types.SimpleNamespace()
+import codexd.lowlevel.reactor
+codexd.lowlevel.reactor.select = types.SimpleNamespace()
 for name in ("SO_PEERCRED", "TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"):
     delattr(socket, name)
 from codexd.__main__ import cli

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 import pytest
 import trio
 
-from codexd import reactor
-from codexd.reactor import watch
+from codexd.lowlevel import reactor
+from codexd.lowlevel.reactor import watch
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from codexd.timers import call_at
+from codexd.lowlevel.timers import call_at
 
 
 async def test_each_is_called_once_at_its_time_and_in_order(autojump_clock: MockClock) -> None:
