@@ -21,8 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     # Not before: Windows has no pwd and no resource.
     import resource
 
-    from codexd import lean, reading
+    from codexd import reading
     from codexd.config import ConfigError
+    from codexd.system import memory
 
     parser = argparse.ArgumentParser(
         prog="codexd", description="An OpenAI-compatible API for your own tools, over your own ChatGPT account."
@@ -47,16 +48,18 @@ def main(argv: list[str] | None = None) -> int:
     for place in reading.passed_over(options.config, environ):
         print(f"codexd: {place} is not used: permission denied", file=sys.stderr)  # noqa: T201
     if options.check_config:
-        from codexd import proxies, trust  # here: a start reads certificates only when it needs them
+        from codexd import proxies
+        from codexd.system import certificates  # here: a start reads certificates only when it needs them
 
-        faults = [*proxies.problems(environ), *trust.problems(trust.store(environ, settings.backend.ca_file))]
+        trusted = certificates.store(environ, settings.backend.ca_file)
+        faults = [*proxies.problems(environ), *certificates.problems(trusted)]
         for fault in faults:
             _fail(f"{fault}", EX_CONFIG)
         if not faults:
             print(f"{origin or 'built-in defaults'}: ok")  # noqa: T201
         return EX_CONFIG if faults else 0
     try:
-        with lean.imports():
+        with memory.lean_imports():
             import trio
 
             from codexd import daemon, listening
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         faulthandler.enable()
         # A core dump would hold every token.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        lean.give_back()
+        memory.limit_retention()
         if options.demo:
             trio.run(daemon.demo, settings)
         else:

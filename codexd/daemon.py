@@ -22,7 +22,13 @@ import msgspec
 import structlog
 import trio
 
-from codexd import __version__, observe, proxies, server, sockets, terminal, trust
+from codexd import (
+    __version__,
+    observe,
+    proxies,
+    server,
+    sockets,
+)
 from codexd.auth import oauth, store
 from codexd.claim import Claimed, claimed
 from codexd.config import Config, ConfigError, state_dir, user_ids
@@ -32,8 +38,13 @@ from codexd.errors import ApiError
 from codexd.listening import CannotStart, Listening, open_all, open_api, open_control
 from codexd.parts import Load, Parts, build
 from codexd.protocol import limits
-from codexd.system import support
-from codexd.systemd import Notifier, credential, keep_alive, watchdog_seconds
+from codexd.system import certificates, device_code, support
+from codexd.system.systemd import (
+    Notifier,
+    credential,
+    keep_alive,
+    watchdog_seconds,
+)
 
 log = structlog.get_logger()
 
@@ -61,8 +72,8 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
     state = state_dir(config, os.environ)
     _configure(config, state)
     log.info("starting", version=__version__, config=str(origin or "built-in defaults"), state=str(state))
-    certificates = trust.store(os.environ, config.backend.ca_file)
-    for fault in [*proxies.problems(os.environ), *trust.problems(certificates)]:
+    trusted = certificates.store(os.environ, config.backend.ca_file)
+    for fault in [*proxies.problems(os.environ), *certificates.problems(trusted)]:
         log.error("connections that need this fail until it is corrected", reason=str(fault))
     listening = open_all(config, os.environ)
     # What cannot be made is said by whoever wants to write there; a daemon that only reads may do without.
@@ -316,7 +327,7 @@ async def _sign_in_here(parts: Parts) -> None:
         return
     minutes = round(oauth.DEVICE_LIFETIME / 60)
     width, colour = shutil.get_terminal_size().columns, not os.environ.get("NO_COLOR")
-    _say(terminal.device_code(attempt.url, attempt.user_code or "", minutes, width=width, colour=colour).strip())
+    _say(device_code.instructions(attempt.url, attempt.user_code or "", minutes, width=width, colour=colour).strip())
     await attempt.finished.wait()
     if attempt.error is not None:
         _say(str(attempt.error))

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import structlog
 
-from codexd import sockets, systemd
+from codexd import sockets
 from codexd.config import Config, ConfigError, control_socket, resolve_bind
 from codexd.reading import check_open
+from codexd.system import systemd
 
 log = structlog.get_logger()
 

@@ -254,9 +254,9 @@ def _check(config: Config, *, keys_made: bool) -> None:
 
 
 def _check_ca_file(ca_file: str) -> None:
-    from codexd import trust  # here: ssl takes a while, and codexctl reads the configuration too
+    from codexd.system import certificates  # here: ssl takes a while, and codexctl reads the configuration too
 
-    for fault in trust.problems(trust.store({}, ca_file)):
+    for fault in certificates.problems(certificates.store({}, ca_file)):
         raise ConfigError(str(fault))
 
 

@@ -21,12 +21,12 @@ from typing import NamedTuple
 import httpx
 import trio
 
-from codexd import trust
 from codexd.connecting import Connection, connect
 from codexd.framing import MAX_HEAD, Fields, Framing, framing_of, parse_head
 from codexd.lowlevel import reactor
 from codexd.proxies import BadProxy, Origin, Route
-from codexd.trust import CannotTrust
+from codexd.system import certificates
+from codexd.system.certificates import CannotTrust
 from codexd.tunnel import CannotConnect
 
 KEEP_ALIVE = 90.0
@@ -77,7 +77,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     def __init__(
         self,
-        context: Callable[[], ssl.SSLContext] = lambda: trust.context(trust.store({}, None)),
+        context: Callable[[], ssl.SSLContext] = lambda: certificates.context(certificates.store({}, None)),
         route: Callable[[Origin], Route] = _directly,
     ) -> None:
         self._make_context = context

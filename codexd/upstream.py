@@ -16,12 +16,13 @@ import msgspec
 import structlog
 import trio
 
-from codexd import __version__, errors, proxies, trust
+from codexd import __version__, errors, proxies
 from codexd.auth.session import Access, Session
 from codexd.config import Backend
 from codexd.marks import Marks
 from codexd.protocol import failure, limits, zstd
 from codexd.protocol.limits import Limits
+from codexd.system import certificates
 from codexd.transport import Body, Transport, origin_of, target_of
 from codexd.tunnel import CannotConnect
 
@@ -82,7 +83,7 @@ def make_transport(ca_file: str | None, *, trust_env: bool = True) -> Transport:
 
 def trusting(ca_file: str | None, *, trust_env: bool = True) -> Callable[[], ssl.SSLContext]:
     """What makes the TLS context; it raises CannotTrust."""
-    return lambda: trust.context(trust.store(os.environ if trust_env else {}, ca_file))
+    return lambda: certificates.context(certificates.store(os.environ if trust_env else {}, ca_file))
 
 
 def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:

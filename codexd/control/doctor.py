@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 
 import trio
 
-from codexd import trust
 from codexd.config import ConfigError
 from codexd.control.server import Say
 from codexd.control.wire import Check, Kind
 from codexd.errors import ApiError
 from codexd.parts import Parts, compare
 from codexd.proxies import BadProxy
+from codexd.system import certificates
 from codexd.tunnel import CannotConnect
 
 REACH_DEADLINE = 15.0
@@ -125,8 +125,8 @@ def _network(parts: Parts) -> Iterator[Check]:
         hosts.setdefault(said, []).append(host)
     for said, names in hosts.items():
         yield _ok("proxy", f"{said} for {' and '.join(dict.fromkeys(names))}")
-    store = trust.store(os.environ, parts.config.backend.ca_file)
-    faults = trust.problems(store)
+    store = certificates.store(os.environ, parts.config.backend.ca_file)
+    faults = certificates.problems(store)
     for fault in faults:
         what, _, advice = str(fault).partition(". ")
         yield _failed("certificates", what, advice)

@@ -21,7 +21,7 @@ from codexd.instructions import Text
 from codexd.parts import Parts
 from codexd.protocol.limits import Limits
 from codexd.recent import KEPT
-from codexd.systemd import answers
+from codexd.system.systemd import answers
 from codexd.used import Row
 
 USAGE_AGE = 60.0

@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 from msgspec import Raw
 
-from codexd import terminal
 from codexd.control import wire
 from codexd.control.client import Connection
 from codexd.control.wire import Account, AuthorizationUrl, DeviceCode, Done, Method, Reply
 from codexd.ctl.verbs import EXIT, Failed, Output, failed, replies, socket_of, until_done
+from codexd.system import device_code
 
 MAX_AUTH_JSON = 60 * 1024
 
@@ -86,7 +86,7 @@ def _show(reply: Reply, out: Output, *, open_browser: bool) -> None:
         colour = not os.environ.get("NO_COLOR")
         minutes = max(1, round(left / 60))
         print(  # noqa: T201
-            terminal.device_code(reply.verification_url, reply.user_code, minutes, width=width, colour=colour),
+            device_code.instructions(reply.verification_url, reply.user_code, minutes, width=width, colour=colour),
             flush=True,
         )
     elif isinstance(reply, AuthorizationUrl):

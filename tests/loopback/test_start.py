@@ -20,7 +20,7 @@ def imported(tmp_path: Path, code: str) -> set[str]:
 
 
 def test_the_daemon_imports_nothing_that_it_never_uses(tmp_path: Path) -> None:
-    code = "from codexd import lean\nwith lean.imports():\n    import codexd.daemon\nimport structlog, httpx"
+    code = "from codexd.system import memory\nwith memory.lean_imports():\n    import codexd.daemon\nimport structlog, httpx"
     found = imported(tmp_path, code)
     assert "hypercorn.trio.run" in found
     assert {
@@ -36,7 +36,10 @@ def test_the_daemon_imports_nothing_that_it_never_uses(tmp_path: Path) -> None:
 
 
 def test_what_was_left_out_can_be_imported_afterwards(tmp_path: Path) -> None:
-    found = imported(tmp_path, "from codexd import lean\nwith lean.imports():\n    import structlog\nimport rich.table")
+    found = imported(
+        tmp_path,
+        "from codexd.system import memory\nwith memory.lean_imports():\n    import structlog\nimport rich.table",
+    )
     assert "rich.table" in found
 
 

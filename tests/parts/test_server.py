@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import trio
 
-from codexd import server, sockets, systemd
+from codexd import server, sockets
 from codexd.incoming import Incoming, Lane
+from codexd.system import systemd
 
 PIECES = [b"a", b"data: {}\n\n", b"0\r\n\r\n", bytes(range(256)) * 4096, b"z" * 17]
 

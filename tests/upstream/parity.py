@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import msgspec
 import trustme
 
-from codexd import __version__, proxies, trust
+from codexd import __version__, proxies
 from codexd.config import Config
 from codexd.protocol.models import BUILT_IN, Model, decode_catalogue
+from codexd.system import certificates
 from codexd.transport import Transport
 from support.asgi import client
 from support.proxy import proxying
@@ -174,7 +175,7 @@ async def own_requests(pairs: Iterable[Pair], version: str) -> list[Json]:
         ca.cert_pem.write_to_path(str(work / "ca.pem"))
         async with proxying(Recorder(ca, back.answer)) as recorder:
             transport = Transport(
-                lambda: trust.context(trust.store({}, str(work / "ca.pem"))),
+                lambda: certificates.context(certificates.store({}, str(work / "ca.pem"))),
                 partial(proxies.route, {"HTTPS_PROXY": recorder.url()}),
             )
             found = []

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from codexd import trust
-from codexd.trust import CannotTrust
+from codexd.system import certificates
+from codexd.system.certificates import CannotTrust
 
 HOST = "chatgpt.test"
 
@@ -42,7 +42,7 @@ def trusts(context: ssl.SSLContext, authority: trustme.CA) -> bool:
 
 
 def context(environ: dict[str, str], ca_file: str | None = None) -> ssl.SSLContext:
-    return trust.context(trust.store(environ, ca_file))
+    return certificates.context(certificates.store(environ, ca_file))
 
 
 def test_a_companys_authority_is_trusted_where_it_is_named(
@@ -93,9 +93,9 @@ def test_the_systems_store_counts(
     monkeypatch.setattr(ssl, "get_default_verify_paths", defaults)
     empty = ssl.get_default_verify_paths()._replace(openssl_cafile="/nowhere", openssl_capath=str(tmp_path / "empty"))
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: empty)
-    monkeypatch.setattr(trust, "SYSTEM_FILES", ("/nowhere", str(pem)))
+    monkeypatch.setattr(certificates, "SYSTEM_FILES", ("/nowhere", str(pem)))
     assert trusts(context({}), authority)
-    monkeypatch.setattr(trust, "SYSTEM_FILES", ())
+    monkeypatch.setattr(certificates, "SYSTEM_FILES", ())
     found = context({})
     assert not trusts(found, authority)
     assert found.cert_store_stats()["x509_ca"] > 50
@@ -124,7 +124,7 @@ def test_a_missing_file_is_named_with_who_asked_for_it(tmp_path: Path) -> None:
 
 
 def test_it_is_said_what_is_trusted() -> None:
-    assert trust.store({}, None).describe() == "the system's certificates"
-    found = trust.store({"CODEX_CA_CERTIFICATE": "/a.pem"}, "/b.pem").describe()
+    assert certificates.store({}, None).describe() == "the system's certificates"
+    found = certificates.store({"CODEX_CA_CERTIFICATE": "/a.pem"}, "/b.pem").describe()
     assert found == "the system's certificates and /a.pem ($CODEX_CA_CERTIFICATE) and /b.pem (backend.ca_file)"
-    assert trust.store({"SSL_CERT_FILE": "/c.pem"}, None).describe() == "/c.pem ($SSL_CERT_FILE)"
+    assert certificates.store({"SSL_CERT_FILE": "/c.pem"}, None).describe() == "/c.pem ($SSL_CERT_FILE)"

@@ -24,7 +24,7 @@ def qr_code(text: str, width: int, *, colour: bool) -> str | None:
     return "\n".join(f"\x1b[97;40m{line}\x1b[0m" if colour else line for line in lines)
 
 
-def device_code(url: str, user_code: str, minutes: int, *, width: int, colour: bool) -> str:
+def instructions(url: str, user_code: str, minutes: int, *, width: int, colour: bool) -> str:
     """The whole instruction, plain: address and code stand alone on their lines, so that a double click takes them."""
     code = qr_code(url, width, colour=colour)
     picture = f"\n{code}\n" if code else ""
