@@ -21,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     # Not before: Windows has no pwd and no resource.
     import resource
 
-    from codexd import reading
-    from codexd.config import ConfigError
+    from codexd.config import load
+    from codexd.errors import CannotStart, ConfigError
     from codexd.system import memory
 
     parser = argparse.ArgumentParser(
@@ -40,12 +40,12 @@ def main(argv: list[str] | None = None) -> int:
             name: value for name, value in environ.items() if name in ("HOST", "PORT") or name.startswith("CODEXD_")
         }
         options.config = Path(os.devnull)
-    load = partial(reading.load, options.config, environ)
+    reread = partial(load.load, options.config, environ)
     try:
-        settings, origin = load()
+        settings, origin = reread()
     except ConfigError as error:
         return _fail(f"{error}", EX_CONFIG)
-    for place in reading.passed_over(options.config, environ):
+    for place in load.passed_over(options.config, environ):
         print(f"codexd: {place} is not used: permission denied", file=sys.stderr)  # noqa: T201
     if options.check_config:
         from codexd import proxies
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         with memory.lean_imports():
             import trio
 
-            from codexd import daemon, listening
+            from codexd import daemon
     except ImportError as error:
         others = ", ".join(support.untested_versions()) or f"{error}"
         return _fail(f"an installed package does not fit: {others}. Reinstall codexd with its dependencies.", 1)
@@ -75,8 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.demo:
             trio.run(daemon.demo, settings)
         else:
-            trio.run(daemon.run, settings, origin, load)
-    except listening.CannotStart as error:
+            trio.run(daemon.run, settings, origin, reread)
+    except CannotStart as error:
         return _fail(f"{error}", 1)
     return 0
 

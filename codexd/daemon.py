@@ -31,14 +31,21 @@ from codexd import (
 )
 from codexd.auth import oauth, store
 from codexd.claim import Claimed, claimed
-from codexd.config import Config, ConfigError, state_dir, user_ids
+from codexd.config.model import Config
+from codexd.config.paths import state_dir
 from codexd.control import server as control_server
 from codexd.control.verbs import Verbs
-from codexd.errors import ApiError
-from codexd.listening import CannotStart, Listening, open_all, open_api, open_control
+from codexd.errors import ApiError, CannotStart, ConfigError
+from codexd.listening import (
+    Listening,
+    open_all,
+    open_api,
+    open_control,
+)
 from codexd.parts import Load, Parts, build
 from codexd.protocol import limits
 from codexd.system import certificates, device_code, support
+from codexd.system.peer import user_ids
 from codexd.system.systemd import (
     Notifier,
     credential,

@@ -494,3 +494,14 @@ def internal(request_id: str) -> ApiError:
         type="server_error",
         code="internal_error",
     )
+
+
+# --- starting
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. The message names the file or variable, the key and what was expected."""
+
+
+class CannotStart(Exception):
+    """The daemon cannot start. The message says why, and what to do."""

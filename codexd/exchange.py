@@ -23,7 +23,7 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 
 from codexd import errors, observe
-from codexd.config import is_loopback
+from codexd.config.addresses import is_loopback
 from codexd.errors import ApiError
 from codexd.incoming import BODY_TIMEOUT, Address, BodyTimeout, BodyTooLarge
 from codexd.marks import Marks

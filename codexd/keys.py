@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from codexd import errors
 from codexd.auth.store import keep_aside, write_durably
-from codexd.config import Config, KeyLimits
+from codexd.config.model import Config, KeyLimits
 
 PREFIX = "sk-codexd-"
 MAX_KEYS = 1000

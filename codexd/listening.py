@@ -9,15 +9,13 @@ from typing import NamedTuple
 import structlog
 
 from codexd import sockets
-from codexd.config import Config, ConfigError, control_socket, resolve_bind
-from codexd.reading import check_open
+from codexd.config.load import check_open
+from codexd.config.model import Config
+from codexd.config.paths import control_socket, resolve_bind
+from codexd.errors import CannotStart, ConfigError
 from codexd.system import systemd
 
 log = structlog.get_logger()
-
-
-class CannotStart(Exception):
-    """The daemon cannot start; the message says why and what to do."""
 
 
 class Listening(NamedTuple):

@@ -19,7 +19,7 @@ import structlog
 import trio
 from structlog.typing import EventDict, WrappedLogger
 
-from codexd.config import Logging
+from codexd.config.model import Logging
 
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _COLOUR = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31;1m"}

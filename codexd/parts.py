@@ -15,7 +15,9 @@ from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins
 from codexd.auth.session import Session
 from codexd.catalog import Catalog
-from codexd.config import KEYS_FILE, Config, ConfigError
+from codexd.config.model import Config
+from codexd.config.paths import KEYS_FILE
+from codexd.errors import ConfigError
 from codexd.instructions import Instructions
 from codexd.keys import Keys
 from codexd.ledger import Ledger

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from codexd import config
+from codexd.config.addresses import split_bind
 
 WRITE_TIMEOUT = 60.0
 """Seconds that a client may take to read what was sent to it, before it counts as gone."""
@@ -18,7 +18,7 @@ BACKLOG = 1024
 
 def listen(bind: str) -> socket.socket:
     """A bound socket for ``host:port`` or ``unix:/path``. Raises OSError, its message fit for a person."""
-    address = config.split_bind(bind)
+    address = split_bind(bind)
     if isinstance(address, str):
         return _listen_unix(Path(address))
     host, port = address

@@ -17,7 +17,7 @@ import trio
 from msgspec import Raw, Struct
 
 from codexd.auth.store import write_durably
-from codexd.config import Storage
+from codexd.config.model import Storage
 from codexd.protocol.responses import RawObject
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")

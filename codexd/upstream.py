@@ -18,7 +18,7 @@ import trio
 
 from codexd import __version__, errors, proxies
 from codexd.auth.session import Access, Session
-from codexd.config import Backend
+from codexd.config.model import Backend
 from codexd.marks import Marks
 from codexd.protocol import failure, limits, zstd
 from codexd.protocol.limits import Limits

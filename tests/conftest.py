@@ -13,7 +13,7 @@ import trio
 from hypothesis import settings
 
 from codexd import observe
-from codexd.config import Logging
+from codexd.config.model import Logging
 from support.secrets import leaks
 from support.upstream import Upstream
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from codexd import reading
+from codexd.config import load
 from codexd.protocol import parameters
 from support.daemon import ROOT
 
 README = ROOT / "README.md"
 TABLES = {
-    "configuration": reading.table,
+    "configuration": load.table,
     "completions parameters": lambda: parameters.table(parameters.COMPLETIONS),
     "chat parameters": lambda: parameters.table(parameters.CHAT),
     "messages parameters": lambda: parameters.table(parameters.MESSAGES),
@@ -37,4 +37,4 @@ def test_the_configuration_example_can_be_used(tmp_path: Path) -> None:
     assert example is not None
     path = tmp_path / "config.toml"
     path.write_text(example[1].replace("sk-codexd-…", "sk-codexd-0123456789"))
-    assert reading.load(path, {})[0].models.aliases == {"gpt-4o": "gpt-6-luna-low"}
+    assert load.load(path, {})[0].models.aliases == {"gpt-4o": "gpt-6-luna-low"}

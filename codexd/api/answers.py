@@ -11,7 +11,7 @@ import trio
 
 from codexd import errors
 from codexd.catalog import Catalog
-from codexd.config import Config
+from codexd.config.model import Config
 from codexd.exchange import Document, Record, Reply, Streamed
 from codexd.instructions import Instructions
 from codexd.keys import Keys

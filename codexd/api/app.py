@@ -26,7 +26,7 @@ from codexd.api.websocket import ResponsesWebsocket
 from codexd.auth.login import Logins
 from codexd.auth.session import Session
 from codexd.catalog import Catalog
-from codexd.config import Config
+from codexd.config.model import Config
 from codexd.errors import ApiError
 from codexd.exchange import (
     AFTER,

@@ -7,7 +7,7 @@ import msgspec
 from codexd import errors
 from codexd.auth.login import Attempt, Logins
 from codexd.auth.session import Session
-from codexd.config import is_loopback
+from codexd.config.addresses import is_loopback
 from codexd.errors import DEVICE_CODES_OFF_HINT
 from codexd.exchange import Document, Exchange, Route, decode, json, name_in
 

@@ -6,7 +6,7 @@ import httpx
 import msgspec
 
 from codexd.auth.oauth import Device, RefreshReason, RefreshRequest, RevokeRequest, exchange_form
-from codexd.config import OAuth
+from codexd.config.model import OAuth
 from codexd.tunnel import CannotConnect
 
 MAX_ANSWER = 1024 * 1024

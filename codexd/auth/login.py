@@ -20,7 +20,7 @@ from codexd.auth import oauth, pages, store
 from codexd.auth.issuer import Answer, Issuer, Unreachable
 from codexd.auth.oauth import Authorization, Code, Denied, Pending, Stray, TokenResponse
 from codexd.auth.session import Session, SignIn
-from codexd.config import OAuth
+from codexd.config.model import OAuth
 from codexd.errors import ApiError
 
 CALL_DEADLINE = 30.0

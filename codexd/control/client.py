@@ -26,7 +26,7 @@ class Unreachable(Exception):
 def candidates(environ: Mapping[str, str]) -> list[Path]:
     """Where a daemon may listen: what ``$CODEXCTL_SOCKET`` names, else one's own, else the system's.
 
-    The places are those of ``config.control_socket``, for any daemon of this user that was not told another.
+    The places are those of ``config.paths.control_socket``, for any daemon of this user that was not told another.
     """
     if given := environ.get("CODEXCTL_SOCKET"):
         return [Path(given)]

@@ -8,10 +8,9 @@ from urllib.parse import urlsplit
 
 import trio
 
-from codexd.config import ConfigError
 from codexd.control.server import Say
 from codexd.control.wire import Check, Kind
-from codexd.errors import ApiError
+from codexd.errors import ApiError, ConfigError
 from codexd.parts import Parts, compare
 from codexd.proxies import BadProxy
 from codexd.system import certificates

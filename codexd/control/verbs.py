@@ -13,10 +13,9 @@ from codexd.auth import store
 from codexd.auth.login import Attempt
 from codexd.auth.session import SignIn
 from codexd.auth.store import StoreError
-from codexd.config import ConfigError
 from codexd.control import asking, doctor, wire
 from codexd.control.server import Say
-from codexd.errors import ApiError
+from codexd.errors import ApiError, ConfigError
 from codexd.instructions import Text
 from codexd.parts import Parts
 from codexd.protocol.limits import Limits

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from codexd.config import KeyLimits
+from codexd.config.model import KeyLimits
 from codexd.errors import ApiError
 from codexd.protocol.limits import Credits, Window
 from codexd.recent import Trace

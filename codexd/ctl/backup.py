@@ -17,10 +17,11 @@ from pathlib import Path
 import msgspec
 
 from codexd.claim import Claimed, claimed
-from codexd.config import ConfigError, state_dir
+from codexd.config.load import load
+from codexd.config.paths import state_dir
 from codexd.control.wire import Check
 from codexd.ctl.verbs import Output, failed
-from codexd.reading import load
+from codexd.errors import ConfigError
 
 FILES = ("keys.json", "prompts.json", "usage.json", "models.json")
 FOLDER = "responses"

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from codexd import __version__
-from codexd.config import ConfigError
+from codexd.config.load import load
 from codexd.control import wire
 from codexd.control.client import Unreachable
 from codexd.control.wire import Check, Done
 from codexd.ctl.verbs import EXIT, Output, failed, replies, socket_of
-from codexd.reading import load
+from codexd.errors import ConfigError
 
 URL_TIMEOUT = 15.0
 PULSES_SPREAD = 0.4

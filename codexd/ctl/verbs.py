@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from codexd.config import KeyLimits
+from codexd.config.model import KeyLimits
 from codexd.control import wire
 from codexd.control.client import Connection, Unreachable, candidates, find
 from codexd.control.wire import Done, Kind, Refused, Reply, Request, encode, how_to_join

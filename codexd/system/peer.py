@@ -1,4 +1,4 @@
-"""Who is at the other end of a unix socket, by the kernel's word."""
+"""Users: who is at the other end of a unix socket, by the kernel's word, and the ids of users by name."""
 
 import array
 import ctypes
@@ -6,11 +6,16 @@ import os
 import pwd
 import socket
 import struct
+from functools import lru_cache
 from typing import NamedTuple
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python has no name for it
 _OPTION_BYTES = 1024
 """As much as Python reads of a socket option: 256 groups."""
+
+
+class UnknownUser(Exception):
+    """No user of this machine has that name, which is the message."""
 
 
 class Peer(NamedTuple):
@@ -28,6 +33,18 @@ def peer_of(connection: socket.socket) -> Peer:
         return Peer(pid, uid, frozenset({gid, *_groups_of(connection, uid, gid)}))
     uid, gid = _getpeereid(connection)
     return Peer(None, uid, frozenset({gid, *_known_groups(uid, gid)}))
+
+
+@lru_cache(maxsize=8)
+def user_ids(names: tuple[str, ...]) -> frozenset[int]:
+    """Returns the ids of users that are given by name or number. Raises UnknownUser."""
+    ids = set()
+    for name in names:
+        try:
+            ids.add(int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid)
+        except KeyError as error:
+            raise UnknownUser(name) from error
+    return frozenset(ids)
 
 
 def _groups_of(connection: socket.socket, uid: int, gid: int) -> list[int]:

@@ -12,8 +12,14 @@ import trio
 from trio.testing import MockClock
 from werkzeug.datastructures import Headers
 
-from codexd import config as settings
-from codexd.config import Codex, Config, KeyLimits, Models, Server
+from codexd.config import model
+from codexd.config.model import (
+    Codex,
+    Config,
+    KeyLimits,
+    Models,
+    Server,
+)
 from codexd.exchange import client_of
 from codexd.protocol import sse
 from codexd.protocol.conversion import Conversion
@@ -87,7 +93,7 @@ async def test_a_backend_that_does_not_accept_is_a_status(
         await trio.sleep_forever()
 
     monkeypatch.setattr(trio, "open_tcp_stream", never)
-    config = Config(backend=settings.Backend(url="http://chatgpt.test/backend-api"))
+    config = Config(backend=model.Backend(url="http://chatgpt.test/backend-api"))
     async with client(tmp_path, Transport(), config) as http:
         answer = await http.request("POST", "/v1/chat/completions", hello(stream=stream))
     assert (answer.status, answer.json["error"]["code"]) == (502, "upstream_unreachable")

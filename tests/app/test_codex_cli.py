@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from app.test_app import Backend
 from codexd.catalog import _Copy
-from codexd.config import Config, Server
+from codexd.config.model import Config, Server
 from support.asgi import client
 from support.daemon import hello
 from support.zstd import zstd

@@ -9,7 +9,7 @@ import pytest
 from trio.testing import MockClock
 
 from app.test_app import Backend
-from codexd.config import Config, Server
+from codexd.config.model import Config, Server
 from codexd.protocol import sse
 from support.asgi import client
 from support.daemon import hello

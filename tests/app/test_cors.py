@@ -6,7 +6,7 @@ import pytest
 from trio.testing import MockClock
 
 from app.test_app import Backend
-from codexd.config import Config, Server
+from codexd.config.model import Config, Server
 from support.asgi import Client, client
 from support.daemon import hello
 

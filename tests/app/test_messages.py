@@ -7,7 +7,7 @@ import pytest
 from trio.testing import MockClock
 
 from app.test_app import CALLED, REASONED, Backend
-from codexd.config import Codex, Config, Server
+from codexd.config.model import Codex, Config, Server
 from support.asgi import Answer, client
 from support.upstream import ADDED, COMPLETED, CREATED, done, failed, text
 

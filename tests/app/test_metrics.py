@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
 from app.test_app import Backend
-from codexd.config import Config, Server
+from codexd.config.model import Config, Server
 from codexd.metrics import MAX_ADJUSTMENTS, Metrics
 from support.asgi import Client, client
 from support.daemon import ROOT, hello

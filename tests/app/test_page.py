@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from app.test_app import WHOLE, Backend
 from codexd.api import page
-from codexd.config import Config, Server
+from codexd.config.model import Config, Server
 from codexd.protocol.limits import Window
 from codexd.used import Hour
 from support.asgi import client

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from app.test_app import CALLED, REASONED, Backend
 from codexd import store as module
-from codexd.config import Config, Storage
+from codexd.config.model import Config, Storage
 from codexd.store import ResponseStore, Stored
 from support.asgi import client
 from support.upstream import ADDED, CREATED, Json, done, text

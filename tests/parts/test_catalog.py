@@ -10,7 +10,7 @@ from codexd.auth.issuer import Issuer
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.catalog import MIN_INTERVAL, REFRESH_INTERVAL, RETRY_INTERVAL, Catalog
-from codexd.config import Backend, OAuth
+from codexd.config.model import Backend, OAuth
 from codexd.upstream import Upstream
 from support.secrets import ACCOUNT, access_token
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
 from codexd import sockets
-from codexd.config import Config, control_socket
+from codexd.config.model import Config
+from codexd.config.paths import control_socket
 from codexd.control import server, wire
 from codexd.control.client import Connection, Unreachable, candidates, find, for_terminal
 from codexd.control.server import LINE_TIMEOUT, Peer, may, peer_of

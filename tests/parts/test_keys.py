@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from codexd import keys as module
-from codexd.config import Config, KeyLimits, Server
+from codexd.config.model import Config, KeyLimits, Server
 from codexd.errors import ApiError
 from codexd.keys import SAVE_INTERVAL, Keys
 

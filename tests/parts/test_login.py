@@ -19,7 +19,7 @@ from codexd.auth.issuer import Issuer
 from codexd.auth.login import Attempt, Logins, _with_port, who_listens
 from codexd.auth.oauth import DEVICE_LIFETIME
 from codexd.auth.session import Session
-from codexd.config import OAuth
+from codexd.config.model import OAuth
 from codexd.demo import issuer as demo
 from codexd.errors import ApiError
 from support.simulated import Wire

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codexd import observe
-from codexd.config import Logging
+from codexd.config.model import Logging
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from codexd.config import Backend
+from codexd.config.model import Backend
 from codexd.errors import ApiError
 from codexd.protocol import conversion as conversions
 from codexd.protocol import sse

@@ -16,7 +16,7 @@ from codexd.auth.issuer import Issuer
 from codexd.auth.oauth import TokenResponse
 from codexd.auth.session import REFRESH_DEADLINE, Session
 from codexd.auth.store import Credentials
-from codexd.config import OAuth
+from codexd.config.model import OAuth
 from codexd.errors import ApiError
 from support.secrets import ACCOUNT, access_token, refresh_token
 

@@ -11,7 +11,7 @@ from codexd.auth import store
 from codexd.auth.issuer import Issuer
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
-from codexd.config import Backend, OAuth
+from codexd.config.model import Backend, OAuth
 from codexd.errors import ApiError
 from codexd.framing import Fields
 from codexd.marks import Marks

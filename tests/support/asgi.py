@@ -16,7 +16,7 @@ from codexd.auth.login import Logins
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.catalog import Catalog
-from codexd.config import Config, OAuth
+from codexd.config.model import Config, OAuth
 from codexd.instructions import Instructions
 from codexd.keys import Keys
 from codexd.ledger import Ledger

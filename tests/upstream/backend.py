@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from codexd.config import CLIENT_ID
+from codexd.config.model import CLIENT_ID
 from codexd.protocol import sse
 from support.secrets import ACCOUNT
 from upstream.recorder import Json, Recorded, Reply, Speaker

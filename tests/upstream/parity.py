@@ -17,7 +17,7 @@ import msgspec
 import trustme
 
 from codexd import __version__, proxies
-from codexd.config import Config
+from codexd.config.model import Config
 from codexd.protocol.models import BUILT_IN, Model, decode_catalogue
 from codexd.system import certificates
 from codexd.transport import Transport

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from codexd.config import Backend
+from codexd.config.model import Backend
 from upstream import compare, parity, shapes
 from upstream.recorder import Json
 

@@ -1,29 +1,17 @@
-"""The configuration: one frozen struct, decoded and validated once. Where it comes from is ``reading``'s business."""
+"""The configuration as one frozen struct, decoded and validated once by ``codexd.config.load``."""
 
-import ipaddress
-import pwd
-from collections.abc import Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from codexd.config.addresses import is_beyond_loopback
 from codexd.protocol.models import Effort, Verbosity
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 _IN_A_HEADER = r"^[\x21-\x7e]+$"
 CLIENT_ID = "app_EMoamEEZ73f0CkXaXp7hrann"  # the public client of the official CLI; it has no secret
-
-
-KEYS_FILE = "keys.json"
-"""In the state directory: the client keys that codexctl made."""
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. The message names file, key and what was expected."""
 
 
 def _about(text: str) -> Meta:
@@ -277,89 +265,3 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return [f"{host}:{3000 if server.port is None else server.port}"] + [
             b for b in server.bind if b.startswith("unix:")
         ]
-
-
-# --- addresses
-
-
-def split_bind(bind: str) -> str | tuple[str, int]:
-    """``unix:/path`` as the path, ``host:port`` as a pair. Raises ConfigError.
-
-    A path that is not absolute is resolved by ``resolve_bind``.
-    """
-    if bind.startswith("unix:"):
-        return bind.removeprefix("unix:")
-    host, _, port = bind.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"server.bind: expected host:port or unix:/path, got {bind!r}")
-    return host, int(port)
-
-
-def resolve_bind(bind: str, environ: Mapping[str, str]) -> str:
-    """A ``unix:NAME`` that is no absolute path lies in the runtime directory. Raises ConfigError without one."""
-    name = bind.removeprefix("unix:")
-    if name == bind or name.startswith("/"):
-        return bind
-    directory = runtime_dir(environ)
-    if directory is None:
-        raise ConfigError(f"server.bind: {bind} needs $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR, or an absolute path")
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return f"unix:{directory / name}"
-
-
-def runtime_dir(environ: Mapping[str, str]) -> Path | None:
-    """Where sockets lie: ``$RUNTIME_DIRECTORY``, else ``$XDG_RUNTIME_DIR/codexd``."""
-    if given := environ.get("RUNTIME_DIRECTORY"):
-        return Path(given.split(":", maxsplit=1)[0])
-    if base := environ.get("XDG_RUNTIME_DIR"):
-        return Path(base) / "codexd"
-    return None
-
-
-def control_socket(config: Config, environ: Mapping[str, str]) -> Path:
-    """The control socket of a daemon with this configuration."""
-    return (runtime_dir(environ) or state_dir(config, environ)) / config.control.socket
-
-
-def is_beyond_loopback(bind: str) -> bool:
-    address = split_bind(bind)
-    return not isinstance(address, str) and not is_loopback(address[0])
-
-
-@lru_cache(maxsize=8)
-def user_ids(names: tuple[str, ...]) -> frozenset[int]:
-    """Users by name or number. Raises ConfigError for one that is not there."""
-    ids = set()
-    for name in names:
-        try:
-            ids.add(int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid)
-        except KeyError as error:
-            raise ConfigError(f"server.allowed_users: there is no user {name!r} on this machine") from error
-    return frozenset(ids)
-
-
-@lru_cache(maxsize=256)
-def is_loopback(host: str) -> bool:
-    """Whether this names the machine itself. A name that only looks so (``127.example``) is somebody else's."""
-    if host.rstrip(".") == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
-
-
-# --- directories
-
-
-def state_dir(config: Config, environ: Mapping[str, str]) -> Path:
-    """``$STATE_DIRECTORY``, else ``storage.dir``, else ``$XDG_STATE_HOME/codexd``."""
-    if given := environ.get("STATE_DIRECTORY"):
-        return Path(given.split(":", maxsplit=1)[0])
-    if config.storage.dir is not None:
-        return Path(config.storage.dir).expanduser()
-    home = Path(environ.get("HOME", "/"))
-    return Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "codexd"

@@ -14,7 +14,11 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct
 
-from codexd.config import KEYS_FILE, Config, ConfigError, Server, is_beyond_loopback, is_loopback, state_dir, user_ids
+from codexd.config.addresses import is_beyond_loopback, is_loopback
+from codexd.config.model import Config, Server
+from codexd.config.paths import KEYS_FILE, state_dir
+from codexd.errors import ConfigError
+from codexd.system.peer import UnknownUser, user_ids
 
 
 def search_path(environ: Mapping[str, str]) -> list[Path]:
@@ -243,7 +247,10 @@ def _check(config: Config, *, keys_made: bool) -> None:
     if config.backend.ca_file is not None:
         _check_ca_file(config.backend.ca_file)
     _check_client_keys(config.server)
-    user_ids(config.server.allowed_users)
+    try:
+        user_ids(config.server.allowed_users)
+    except UnknownUser as error:
+        raise ConfigError(f"server.allowed_users: there is no user {str(error)!r} on this machine") from error
     if not config.listen():
         raise ConfigError("server.bind: expected at least one address")
     for bind in config.listen():

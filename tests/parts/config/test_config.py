@@ -4,9 +4,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from codexd import config, reading
-from codexd.config import Config, ConfigError, state_dir
-from codexd.reading import load, search_path, table
+from codexd.config.load import load, passed_over, search_path, table
+from codexd.config.model import Config, Storage
+from codexd.config.paths import resolve_bind, state_dir
+from codexd.errors import ConfigError
 
 
 def loaded(tmp_path: Path, text: str = "", name: str = "config.toml", **environ: str) -> Config:
@@ -90,11 +91,11 @@ def test_a_file_that_may_not_be_read_is_passed_over_unless_it_was_asked_for(
         return opened(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", refuse)
-    monkeypatch.setattr(reading, "search_path", lambda _: [hidden, readable])
+    monkeypatch.setattr("codexd.config.load.search_path", lambda _: [hidden, readable])
     found, origin = load(None, {})
     assert (origin, found.models.aliases) == (readable, {"mine": "x"})
-    assert reading.passed_over(None, {}) == [hidden]
-    assert reading.passed_over(readable, {}) == []
+    assert passed_over(None, {}) == [hidden]
+    assert passed_over(readable, {}) == []
     for path, environ in (
         (hidden, {}), (None, {"CONFIG_PATH": str(hidden)}), (None, {"CONFIGURATION_DIRECTORY": str(hidden.parent)}),
     ):  # fmt: skip
@@ -201,7 +202,7 @@ def test_keys_that_were_made_are_a_way_beyond_loopback(tmp_path: Path) -> None:
 
 
 def test_where_state_lives() -> None:
-    stored = msgspec.structs.replace(Config(), storage=config.Storage(dir="/s"))
+    stored = msgspec.structs.replace(Config(), storage=Storage(dir="/s"))
     assert state_dir(stored, {"STATE_DIRECTORY": "/a:/b"}) == Path("/a")
     assert state_dir(stored, {}) == Path("/s")
     assert state_dir(Config(), {"XDG_STATE_HOME": "/x"}) == Path("/x/codexd")
@@ -213,12 +214,12 @@ def test_every_key_is_described() -> None:
 
 
 def test_a_socket_by_name_lies_in_the_runtime_directory(tmp_path: Path) -> None:
-    assert config.resolve_bind("unix:a.sock", {"RUNTIME_DIRECTORY": "/r:/s"}) == "unix:/r/a.sock"
-    assert config.resolve_bind("unix:a.sock", {"XDG_RUNTIME_DIR": str(tmp_path)}) == f"unix:{tmp_path}/codexd/a.sock"
-    assert config.resolve_bind("unix:/a", {}) == "unix:/a"
-    assert config.resolve_bind("127.0.0.1:1", {}) == "127.0.0.1:1"
+    assert resolve_bind("unix:a.sock", {"RUNTIME_DIRECTORY": "/r:/s"}) == "unix:/r/a.sock"
+    assert resolve_bind("unix:a.sock", {"XDG_RUNTIME_DIR": str(tmp_path)}) == f"unix:{tmp_path}/codexd/a.sock"
+    assert resolve_bind("unix:/a", {}) == "unix:/a"
+    assert resolve_bind("127.0.0.1:1", {}) == "127.0.0.1:1"
     with pytest.raises(ConfigError, match="RUNTIME_DIRECTORY"):
-        config.resolve_bind("unix:a.sock", {})
+        resolve_bind("unix:a.sock", {})
 
 
 def test_a_directory_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
