@@ -24,7 +24,6 @@ import trio
 
 from codexd import (
     __version__,
-    observe,
     proxies,
     server,
     sockets,
@@ -52,6 +51,7 @@ from codexd.system.systemd import (
     keep_alive,
     watchdog_seconds,
 )
+from codexd.telemetry.log import configure_logging
 
 log = structlog.get_logger()
 
@@ -161,7 +161,7 @@ Ctrl-C ends it.
 
 def _configure(config: Config, state: Path) -> None:
     try:
-        observe.configure(config.logging, state)
+        configure_logging(config.logging, state)
     except OSError as error:
         raise CannotStart(f"logging.dir: {error.filename}: {error.strerror}") from error
 

@@ -22,16 +22,16 @@ from quart.wrappers import Request
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 
-from codexd import errors, observe
+from codexd import errors
 from codexd.config.addresses import is_loopback
 from codexd.errors import ApiError
 from codexd.incoming import BODY_TIMEOUT, Address, BodyTimeout, BodyTooLarge
-from codexd.marks import Marks
 from codexd.protocol import zstd
 from codexd.protocol.responses import Usage
-from codexd.recent import MAX_BODY, Spans, Trace
 from codexd.relay import Client, Direct, Header, Relay
-from codexd.used import Tokens
+from codexd.telemetry.log import redact, usable_request_id
+from codexd.telemetry.tokens import Tokens
+from codexd.telemetry.trace import MAX_BODY, Spans, Timings, Trace
 
 MAX_LOGGED_PATH = 200
 MAX_ADJUSTED = 4000
@@ -116,15 +116,34 @@ class Record:
     """
 
     __slots__ = (
-        "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "marks",
-        "message", "method", "model", "received", "relays", "sent", "started", "status", "streamed", "usage",
+        "adjusted",
+        "client",
+        "complete",
+        "cors",
+        "counted",
+        "endpoint",
+        "error",
+        "failure",
+        "id",
+        "key",
+        "message",
+        "method",
+        "model",
+        "received",
+        "relays",
+        "sent",
+        "started",
+        "status",
+        "streamed",
+        "timings",
+        "usage",
     )  # fmt: skip
 
     def __init__(self, request_id: str, method: str = "", endpoint: str = "") -> None:
         self.id = request_id
         self.method = method
         self.endpoint = endpoint
-        self.marks = Marks()
+        self.timings = Timings()
         self.relays: list[Relay] = []
         self.message: str | None = None
         self.received = b""
@@ -151,11 +170,11 @@ class Record:
     def fail(self, error: ApiError) -> None:
         self.error = (error.error.code or error.error.type)[:MAX_CODE]
         # It quotes what the client sent, as much as that was.
-        self.message = observe.redact(error.error.message[:MAX_MESSAGE])
+        self.message = redact(error.error.message[:MAX_MESSAGE])
 
     def trace(self, now: float, *, over: bool, bodies: bool) -> Trace:
         """``now`` is in Unix seconds."""
-        usage, marks, at = self.usage(), self.marks, trio.current_time()
+        usage, timings, at = self.usage(), self.timings, trio.current_time()
         tokens = None
         if usage is not None:
             cached, reasoning = usage.input_tokens_details, usage.output_tokens_details
@@ -166,7 +185,8 @@ class Record:
                 reasoning=(reasoning and reasoning.reasoning_tokens) or 0,
             )
         begun = [relay.first_at for relay in self.relays if relay.first_at is not None]
-        steps = marks.asked, marks.token, marks.connected, marks.head, min(begun, default=None), at if over else None
+        first, end = min(begun, default=None), at if over else None
+        steps = timings.asked, timings.token, timings.connected, timings.head, first, end
         return Trace(
             id=self.id,
             at=now - (at - self.started),
@@ -183,10 +203,10 @@ class Record:
             adjusted=tuple(self.adjusted[:MAX_TRACED]),
             events=sum(relay.events for relay in self.relays),
             tokens=tokens,
-            tries=marks.tries,
-            connection_ready=marks.ready,
-            backend_status=marks.status,
-            backend_request_id=marks.request_id,
+            tries=timings.tries,
+            connection_ready=timings.ready,
+            backend_status=timings.status,
+            backend_request_id=timings.request_id,
             body=_kept(self.received) if bodies else None,
             sent=_kept(self.sent) if bodies else None,
         )
@@ -260,11 +280,11 @@ def _level_for(path: str) -> Callable[..., None]:
 
 
 def _kept(body: bytes) -> str | None:
-    return observe.redact(body[:MAX_BODY].decode(errors="replace")) if body else None
+    return redact(body[:MAX_BODY].decode(errors="replace")) if body else None
 
 
 def _begin(headers: Fields, peer: Sequence[Any] | None, method: str, path: str, endpoint: str) -> Record:
-    name = observe.request_id(headers.get("x-request-id", ""), f"req_{secrets.token_hex(16)}")
+    name = usable_request_id(headers.get("x-request-id", ""), f"req_{secrets.token_hex(16)}")
     record = Record(name, method, endpoint)
     record.client = client_of(peer, headers)
     structlog.contextvars.bind_contextvars(request_id=record.id)

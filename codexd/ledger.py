@@ -12,8 +12,8 @@ import trio
 from msgspec import Struct
 
 from codexd.auth.store import keep_aside, write_durably
-from codexd.recent import Trace
-from codexd.used import Hour, Row
+from codexd.telemetry.tokens import Hour, Row
+from codexd.telemetry.trace import Trace
 
 SAVE_INTERVAL = 900.0
 """Seconds. Saving waits for the disk, and all streams wait for that."""

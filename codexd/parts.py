@@ -9,7 +9,6 @@ import msgspec
 import structlog
 import trio
 
-from codexd import observe
 from codexd.api.app import Api
 from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins
@@ -23,6 +22,7 @@ from codexd.keys import Keys
 from codexd.ledger import Ledger
 from codexd.lowlevel import timers
 from codexd.store import ResponseStore
+from codexd.telemetry.log import configure_logging, set_level
 from codexd.upstream import USER_AGENT, Upstream, make_client, make_transport
 
 LogLevel = Literal["debug", "info", "warn", "error"]
@@ -100,7 +100,7 @@ class Parts:
         if self._level_timer is not None:
             self._level_timer.cancel()
         self.level, self.level_until = level or self.config.logging.level, None
-        observe.set_level(self.level)
+        set_level(self.level)
         if level is not None:
             self.level_until = self.clock() + seconds
             self._level_timer = timers.call_at(trio.current_time() + seconds, lambda: self.set_level(None, 0))
@@ -115,7 +115,7 @@ class Parts:
         try:
             wanted, origin = self._load()
             change, config = compare(self.config, wanted)
-            observe.configure(config.logging, self.state)
+            configure_logging(config.logging, self.state)
         except ConfigError as error:
             log.error("the configuration cannot be used; the one in force stays", reason=str(error))
             raise
@@ -132,7 +132,7 @@ class Parts:
         self.api.configure(config)
         if self.level_until is not None:
             # What a person has asked for a while ago still holds.
-            observe.set_level(self.level)
+            set_level(self.level)
         else:
             self.level = config.logging.level
         log.info(

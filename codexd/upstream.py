@@ -19,10 +19,10 @@ import trio
 from codexd import __version__, errors, proxies
 from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
-from codexd.marks import Marks
 from codexd.protocol import failure, limits, zstd
 from codexd.protocol.limits import Limits
 from codexd.system import certificates
+from codexd.telemetry.trace import Timings
 from codexd.transport import Body, Transport, origin_of, target_of
 from codexd.tunnel import CannotConnect
 
@@ -49,13 +49,13 @@ log = structlog.get_logger()
 class Call(NamedTuple):
     """One request to ``/codex/responses``. ``key`` is the prompt cache key; headers repeat it as the thread's id.
 
-    ``marks`` are filled in as it goes its way.
+    ``timings`` are filled in as it goes its way.
     """
 
     body: bytes
     key: str
     lite: bool
-    marks: Marks
+    timings: Timings
 
 
 class _AccountEntry(msgspec.Struct):
@@ -184,12 +184,12 @@ class Upstream:
 
         Raises ApiError, also for faults while the caller reads.
         """
-        marks = call.marks
+        timings = call.timings
         self._used_at = now = trio.current_time()
-        marks.asked = marks.asked or now
+        timings.asked = timings.asked or now
         try:
             access = await self._session.token()
-            marks.token = trio.current_time()
+            timings.token = trio.current_time()
             response = await self._send(call, access)
             if response.status_code == 401:
                 body = await self._read_error(response)
@@ -328,20 +328,20 @@ class Upstream:
         }
         if call.lite:
             headers["x-openai-internal-codex-responses-lite"] = "true"
-        marks = call.marks
-        marks.tries += 1
+        timings = call.timings
+        timings.tries += 1
         if self._transport is None:
             request = self._client.build_request("POST", self._url, content=call.body, headers=headers)
             proxied = await self._client.send(request, stream=True)
-            _note(marks, proxied.status_code, proxied.headers)
+            _note(timings, proxied.status_code, proxied.headers)
             return proxied
         fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         if cookie := self._cookie_header():
             fields.append((b"cookie", cookie))
-        answer = await self._transport.post(self._target, fields, call.body, marks.resend)
-        status, received, body, marks.connected, marks.ready = answer
+        answer = await self._transport.post(self._target, fields, call.body, timings.resend)
+        status, received, body, timings.connected, timings.ready = answer
         found = {name.decode("latin-1"): value.decode("latin-1") for name, value in received}
-        _note(marks, status, found)
+        _note(timings, status, found)
         plain = status == 200 and "content-encoding" not in found
         if plain and "set-cookie" not in found:
             return _Plain(found, body)
@@ -405,9 +405,9 @@ class _Unzstd:
             raise httpx.DecodingError(str(error)) from error
 
 
-def _note(marks: Marks, status: int, headers: Mapping[str, str]) -> None:
-    marks.status, marks.head = status, trio.current_time()
-    marks.request_id = headers.get("x-request-id") or headers.get("x-oai-request-id")
+def _note(timings: Timings, status: int, headers: Mapping[str, str]) -> None:
+    timings.status, timings.head = status, trio.current_time()
+    timings.request_id = headers.get("x-request-id") or headers.get("x-oai-request-id")
 
 
 def _moment(date: str | None) -> float | None:

@@ -12,8 +12,8 @@ import structlog
 import trio
 from hypothesis import settings
 
-from codexd import observe
 from codexd.config.model import Logging
+from codexd.telemetry.log import configure_logging
 from support.secrets import leaks
 from support.upstream import Upstream
 
@@ -69,7 +69,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _in_process_log(logs: Path) -> Iterator[None]:
     """What runs inside the test process logs as the daemon does, everything, into one file."""
     with (logs / "in-process.log").open("w") as stream:
-        observe.configure(Logging(level="debug"), logs, stream=stream, environ={})
+        configure_logging(Logging(level="debug"), logs, stream=stream, environ={})
         yield
         logging.getLogger().handlers.clear()
         structlog.reset_defaults()

@@ -126,7 +126,7 @@ class Answers:
 
     def relay(self, record: Record, converted: convert.Converted, conversion: Callable[[], Conversion]) -> Relay:
         up = converted.request
-        call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite, record.marks)
+        call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite, record.timings)
         if self.config.logging.enable_request_logging:
             record.sent = call.body
             log.debug("request as it goes up", body=call.body.decode())

@@ -54,10 +54,10 @@ from codexd.incoming import Handler, Lane
 from codexd.instructions import Instructions
 from codexd.keys import Keys
 from codexd.ledger import Ledger
-from codexd.metrics import CONTENT_TYPE, Gauges, Metrics
-from codexd.recent import Recent, Trace
 from codexd.relay import Client
 from codexd.store import ResponseStore
+from codexd.telemetry.metrics import CONTENT_TYPE, Gauges, Metrics
+from codexd.telemetry.trace import Recent, Trace
 from codexd.upstream import Upstream
 
 WEBSOCKET = "/responses"

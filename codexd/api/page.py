@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from codexd.exchange import Document
 from codexd.protocol.limits import Window
-from codexd.used import Hour
+from codexd.telemetry.tokens import Hour
 
 HEADERS = (
     ("content-security-policy", "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"),

@@ -8,7 +8,7 @@ from typing import assert_never
 import msgspec
 import trio
 
-from codexd import __version__, errors, observe, prompts
+from codexd import __version__, errors, prompts
 from codexd.auth import store
 from codexd.auth.login import Attempt
 from codexd.auth.session import SignIn
@@ -19,9 +19,10 @@ from codexd.errors import ApiError, ConfigError
 from codexd.instructions import Text
 from codexd.parts import Parts
 from codexd.protocol.limits import Limits
-from codexd.recent import KEPT
 from codexd.system.systemd import answers
-from codexd.used import Row
+from codexd.telemetry.log import TAIL, Line
+from codexd.telemetry.tokens import Row
+from codexd.telemetry.trace import KEPT
 
 USAGE_AGE = 60.0
 """Seconds for which ``status`` takes the usage that is known, before it asks the backend."""
@@ -131,19 +132,19 @@ class Verbs:
     async def _log(self, request: wire.Log, say: Say) -> None:
         wanted = _FROM[request.level]
 
-        def asked_for(line: observe.Line) -> bool:
+        def asked_for(line: Line) -> bool:
             return line.level in wanted and (request.request is None or line.request_id.startswith(request.request))
 
-        found = [line for line in observe.TAIL.since(0) if asked_for(line)]
-        at = observe.TAIL.total
+        found = [line for line in TAIL.since(0) if asked_for(line)]
+        at = TAIL.total
         for line in found[-request.lines :] if request.lines > 0 else ():
             await say(wire.LogLine(level=line.level, line=line.text()))
         while request.follow:
-            if observe.TAIL.total == at:
-                await observe.TAIL.more()
-            lines = observe.TAIL.since(at)
-            lost = observe.TAIL.total - at - len(lines)
-            at = observe.TAIL.total
+            if TAIL.total == at:
+                await TAIL.more()
+            lines = TAIL.since(at)
+            lost = TAIL.total - at - len(lines)
+            at = TAIL.total
             for line in filter(asked_for, lines):
                 await say(wire.LogLine(level=line.level, line=line.text(), lost=lost))
                 lost = 0

@@ -13,8 +13,8 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from codexd.config.model import KeyLimits
 from codexd.errors import ApiError
 from codexd.protocol.limits import Credits, Window
-from codexd.recent import Trace
-from codexd.used import Row
+from codexd.telemetry.tokens import Row
+from codexd.telemetry.trace import Trace
 
 VERSION = 1
 MAX_LINE = 32 * 1024 * 1024

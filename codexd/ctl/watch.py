@@ -14,8 +14,8 @@ from rich.text import Text
 from codexd.control import wire
 from codexd.ctl import drawing
 from codexd.ctl.verbs import Output, replies
-from codexd.recent import Trace
-from codexd.used import Tokens
+from codexd.telemetry.tokens import Tokens
+from codexd.telemetry.trace import Trace
 
 INTERVAL = 1.0
 ID_SHOWN = 16

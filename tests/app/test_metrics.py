@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from app.test_app import Backend
 from codexd.config.model import Config, Server
-from codexd.metrics import MAX_ADJUSTMENTS, Metrics
+from codexd.telemetry.metrics import MAX_ADJUSTMENTS, Metrics
 from support.asgi import Client, client
 from support.daemon import ROOT, hello
 from support.upstream import ADDED, COMPLETED, CREATED, done, failed, text

@@ -12,7 +12,7 @@ from app.test_app import WHOLE, Backend
 from codexd.api import page
 from codexd.config.model import Config, Server
 from codexd.protocol.limits import Window
-from codexd.used import Hour
+from codexd.telemetry.tokens import Hour
 from support.asgi import client
 from support.daemon import hello
 

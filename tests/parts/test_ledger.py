@@ -10,8 +10,13 @@ from trio.testing import MockClock
 
 from codexd import ledger as ledgers
 from codexd.ledger import Ledger
-from codexd.recent import KEPT, Recent, Spans, Trace
-from codexd.used import Tokens
+from codexd.telemetry.tokens import Tokens
+from codexd.telemetry.trace import (
+    KEPT,
+    Recent,
+    Spans,
+    Trace,
+)
 
 DAY = 86400
 NOW = 1_795_000_000.0

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from codexd import connecting, proxies, transport
 from codexd.connecting import CONNECT_SECONDS
 from codexd.framing import Chunked
-from codexd.marks import Marks
 from codexd.proxies import Origin, Route, parse
 from codexd.relay import KEEPALIVE_INTERVAL, RETRY_PAUSE
+from codexd.telemetry.trace import Timings
 from codexd.transport import STALE_SECONDS, Transport
 from codexd.tunnel import CannotConnect
 from support.proxy import Proxy, proxying
@@ -161,7 +161,7 @@ def here(port: int, scheme: str = "http") -> transport.Target:
 
 async def post(made: Transport, target: transport.Target) -> tuple[int, bytes]:
     with trio.fail_after(20):
-        status, _, body, *_ = await made.post(target, HERE, b"{}", Marks().resend)
+        status, _, body, *_ = await made.post(target, HERE, b"{}", Timings().resend)
         try:
             return status, b"".join([piece async for piece in body])
         finally:
@@ -191,9 +191,9 @@ async def test_what_was_perhaps_begun_is_not_sent_again(monkeypatch: pytest.Monk
 
 
 def test_a_request_is_sent_again_once() -> None:
-    marks = Marks()
-    assert [marks.resend() for _ in range(3)] == [True, False, False]
-    assert marks.tries == 1
+    timings = Timings()
+    assert [timings.resend() for _ in range(3)] == [True, False, False]
+    assert timings.tries == 1
 
 
 @pytest.mark.parametrize("host", ["a..b", ".x", "x" * 70])
@@ -835,7 +835,7 @@ async def test_an_answer_in_two_pieces_cut_anywhere(pushed: bool) -> None:
     async with serving(server) as port:
         for place in range(1, len(SPLIT)):
             with trio.fail_after(20):
-                _, _, body, *_ = await made.post(here(port), HERE, b"{}", Marks().resend)
+                _, _, body, *_ = await made.post(here(port), HERE, b"{}", Timings().resend)
                 pieces: list[bytes] = []
 
                 def take(piece: bytes, pieces: list[bytes] = pieces) -> bool:
@@ -891,7 +891,7 @@ async def leaving_at_every_wait(made: Transport, scheme: str, serve: Any) -> Non
         await trio.aclose_forcefully(stream)
 
     async def ask(number: int) -> bytes:
-        _, _, body, *_ = await made.post(here(port, scheme), [(b"number", b"%d" % number)], b"{}", Marks().resend)
+        _, _, body, *_ = await made.post(here(port, scheme), [(b"number", b"%d" % number)], b"{}", Timings().resend)
         try:
             return b"".join([piece async for piece in body])
         finally:

@@ -14,9 +14,9 @@ from codexd.auth.store import Credentials
 from codexd.config.model import Backend, OAuth
 from codexd.errors import ApiError
 from codexd.framing import Fields
-from codexd.marks import Marks
 from codexd.protocol.limits import client_headers
 from codexd.proxies import Origin
+from codexd.telemetry.trace import Timings
 from codexd.transport import Received, Target, Transport
 from codexd.upstream import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, Upstream, _foreign
 from support.secrets import access_token
@@ -110,7 +110,7 @@ async def test_a_connection_is_held_ready_for_who_is_signed_in_and_asks(
         await trio.sleep(WARM_SECONDS)
         assert begun + WARM_SECONDS - 60 <= way.asked[-1] < begun + WARM_SECONDS
         with pytest.raises(ApiError):
-            async with upstream.open(Call(b"{}", "k", False, Marks())):
+            async with upstream.open(Call(b"{}", "k", False, Timings())):
                 raise AssertionError
         await trio.sleep(60)
         assert len([when for when in way.asked if when > begun + WARM_SECONDS]) >= 10

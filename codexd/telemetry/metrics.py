@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from codexd.protocol.limits import Window
-from codexd.recent import Trace
+from codexd.telemetry.trace import Trace
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

@@ -229,7 +229,7 @@ class _Bridge(logging.Handler):
         getattr(log, level)(record.getMessage(), logger=record.name, exc_info=record.exc_info or None)
 
 
-def configure(
+def configure_logging(
     config: Logging, state_dir: Path, *, stream: TextIO = sys.stderr, environ: Mapping[str, str] = os.environ
 ) -> None:
     """Set logging up for the process. Raises OSError when the log directory cannot be made."""
@@ -268,6 +268,6 @@ def set_level(level: str) -> None:
 _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 
-def request_id(given: str | None, made: str) -> str:
-    """The client's own request id when it can stand in a header and a log line, else the one made here."""
+def usable_request_id(given: str | None, made: str) -> str:
+    """Returns the client's own request id when it can stand in a header and a log line, else the one made here."""
     return given if given is not None and _SANE_ID.fullmatch(given) else made

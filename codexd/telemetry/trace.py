@@ -1,10 +1,10 @@
-"""The last requests, for whoever asks what became of one. In memory, bounded; with bodies only where wanted."""
+"""The steps of each request and the traces of the last ones, in memory and bounded; with bodies only where wanted."""
 
 from collections import deque
 
 from msgspec import Struct
 
-from codexd.used import Tokens
+from codexd.telemetry.tokens import Tokens
 
 KEPT = 200
 """Requests that are remembered."""
@@ -28,6 +28,34 @@ class Spans(Struct, frozen=True, kw_only=True, omit_defaults=True):
     head: int | None = None
     first: int | None = None
     end: int | None = None
+
+
+class Timings:
+    """When each step of one request to the backend was done; filled in on its way.
+
+    Times are in seconds of trio's clock; None for a step that has not happened. Of several tries the last one counts,
+    except for ``asked``. ``ready``: an idle connection was used. ``request_id`` is the backend's own.
+    """
+
+    __slots__ = ("asked", "connected", "first", "head", "ready", "request_id", "resent", "status", "token", "tries")
+
+    def __init__(self) -> None:
+        self.tries = 0
+        self.resent = False
+        self.asked: float | None = None
+        self.token: float | None = None
+        self.connected: float | None = None
+        self.head: float | None = None
+        self.first: float | None = None
+        self.ready: bool | None = None
+        self.status: int | None = None
+        self.request_id: str | None = None
+
+    def resend(self) -> bool:
+        """Returns whether the request may be sent again after its connection had ended: once. It counts as a try."""
+        again, self.resent = not self.resent, True
+        self.tries += again
+        return again
 
 
 class Trace(Struct, frozen=True, kw_only=True):

@@ -10,8 +10,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codexd import observe
 from codexd.config.model import Logging
+from codexd.telemetry import log as logs
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def logged(
     tmp_path: Path, config: Logging, environ: dict[str, str] | None = None, stream: io.StringIO | None = None
 ) -> str:
     stream = stream or io.StringIO()
-    observe.configure(config, tmp_path, stream=stream, environ=environ or {})
+    logs.configure_logging(config, tmp_path, stream=stream, environ=environ or {})
     log = structlog.get_logger()
     with structlog.contextvars.bound_contextvars(request_id="req_1"):
         log.debug("d")
@@ -79,8 +79,8 @@ class TestShape:
         with (tmp_path / "out").open("w") as stream:
             status = (tmp_path / "out").stat()
             environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-            assert observe.renderer("auto", stream, environ) is observe._journal
-            assert observe.renderer("auto", stream, {"JOURNAL_STREAM": "1:2"}) is observe._shape
+            assert logs.renderer("auto", stream, environ) is logs._journal
+            assert logs.renderer("auto", stream, {"JOURNAL_STREAM": "1:2"}) is logs._shape
 
     @pytest.mark.parametrize(
         ("level", "expected"), [("debug", "DIWEEE"), ("info", "IWEEE"), ("warn", "WEEE"), ("error", "WEEE")]
@@ -125,7 +125,7 @@ JWT = "eyJhbGciOiJub25lIn0.eyJleHAiOjF9.c2ln"
     ],
 )
 def test_secrets_are_redacted_whatever_they_stand_in(line: str) -> None:
-    clean = observe.redact(line)
+    clean = logs.redact(line)
     assert "opaque" not in clean
     assert "b3BhcXV" not in clean
     assert "eyJ" not in clean
@@ -134,7 +134,7 @@ def test_secrets_are_redacted_whatever_they_stand_in(line: str) -> None:
 
 def test_ordinary_lines_stay() -> None:
     line = "tokens_in=12 tokens_out=3 prompt_cache_key=abc task-list risk-based art_deco"
-    assert observe.redact(line) == line
+    assert logs.redact(line) == line
 
 
 @pytest.mark.parametrize(
@@ -142,13 +142,13 @@ def test_ordinary_lines_stay() -> None:
     [("abc-1.2:3", True), (None, False), ("", False), ("a b", False), ("x\n", False), ("x" * 129, False)],
 )
 def test_a_clients_request_id_is_kept_when_it_is_sane(given: str | None, kept: bool) -> None:
-    assert observe.request_id(given, "made") == (given if kept else "made")
+    assert logs.usable_request_id(given, "made") == (given if kept else "made")
 
 
 @pytest.mark.parametrize("piece", ["a-", "-eyJaaaa", "cookie ", "A0_-", "bearer", "\\\\", "sk-", "token:"])
 def test_redaction_takes_no_more_time_than_the_line_is_long(piece: str) -> None:
     # A client chooses what is logged. With one repetition inside another this would take minutes.
-    observe.redact(piece * (500_000 // len(piece)))
+    logs.redact(piece * (500_000 // len(piece)))
 
 
 _WORDS = ["Bearer ", "BASIC ", "access_token", "refreshToken", "id_token=", "Authorization:", "API-Key", "apikey=", "=",
@@ -158,23 +158,23 @@ _WORDS = ["Bearer ", "BASIC ", "access_token", "refreshToken", "id_token=", "Aut
 
 @given(st.lists(st.sampled_from(_WORDS), max_size=8).map("".join))
 def test_what_the_hints_let_pass_has_no_secret(line: str) -> None:
-    assert observe.redact(line) == observe._SECRETS.sub(lambda found: f"{found['before'] or ''}[redacted]", line)
+    assert logs.redact(line) == logs._SECRETS.sub(lambda found: f"{found['before'] or ''}[redacted]", line)
 
 
 @pytest.mark.usefixtures("restored")
 class TestTail:
     def test_what_is_kept_of_the_log_has_no_secrets_either(self, tmp_path: Path) -> None:
-        observe.configure(Logging(), tmp_path, stream=io.StringIO(), environ={})
-        begun = observe.TAIL.total
+        logs.configure_logging(Logging(), tmp_path, stream=io.StringIO(), environ={})
+        begun = logs.TAIL.total
         structlog.get_logger().info("given", header="Bearer abcdefghijklmnop", c1="\x9b31m")
-        (line,) = observe.TAIL.since(begun)
+        (line,) = logs.TAIL.since(begun)
         assert "abcdefgh" not in line.text()
         assert "\x9b" not in line.text()
         assert "\\u009b31m" in line.text()
 
     def test_a_long_value_is_cut_and_a_traceback_keeps_its_end(self, tmp_path: Path) -> None:
-        observe.configure(Logging(), tmp_path, stream=io.StringIO(), environ={})
-        begun = observe.TAIL.total
+        logs.configure_logging(Logging(), tmp_path, stream=io.StringIO(), environ={})
+        begun = logs.TAIL.total
         log = structlog.get_logger()
 
         def deep(depth: int) -> None:
@@ -187,12 +187,12 @@ class TestTail:
             deep(60)
         except ValueError:
             log.exception("bug", body="x" * 100_000)
-        (line,) = observe.TAIL.since(begun)
-        assert len(line.text()) < 3 * observe.MAX_VALUE
+        (line,) = logs.TAIL.since(begun)
+        assert len(line.text()) < 3 * logs.MAX_VALUE
         assert line.text().endswith("ValueError: the reason")
 
     def test_it_is_bounded(self) -> None:
-        tail = observe.Tail(size=3)
+        tail = logs.Tail(size=3)
         for number in range(5):
             tail.add({"level": "info", "event": str(number), "timestamp": "t"})
         assert [line.number for line in tail.since(0)] == [2, 3, 4]

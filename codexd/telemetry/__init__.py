@@ -1,0 +1,1 @@
+"""What tells of the daemon: its log, the traces of requests, amounts of tokens, metrics."""
