@@ -14,9 +14,9 @@ import trio
 from msgspec import Raw, Struct
 
 from codexd import errors
-from codexd.auth.store import write_durably
 from codexd.errors import ApiError
 from codexd.protocol.models import Catalogue, Model, Resolved, decode_catalogue
+from codexd.state.files import write_durably
 from codexd.upstream import Upstream
 
 REFRESH_INTERVAL = 3600.0
@@ -46,7 +46,7 @@ class _Texts(Struct):
 
 
 class Catalog:
-    """``models`` is the catalogue at this moment; ``keep`` replaces it as a whole."""
+    """``models`` is the catalogue at this moment; ``run`` replaces it as a whole."""
 
     def __init__(
         self, path: Path, *, aliases: Mapping[str, str], client_version: str, clock: Callable[[], float]
@@ -107,7 +107,7 @@ class Catalog:
         if self._etag is not None and etag.removeprefix("W/") != self._etag.removeprefix("W/"):
             self._due.set()
 
-    async def keep(self, upstream: Upstream) -> None:
+    async def run(self, upstream: Upstream) -> None:
         """Refresh now, then hourly and when the backend says that there is news. Runs until cancelled."""
         while True:
             pause = REFRESH_INTERVAL if await self.refresh(upstream) else RETRY_INTERVAL

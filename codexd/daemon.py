@@ -29,7 +29,6 @@ from codexd import (
     sockets,
 )
 from codexd.auth import oauth, store
-from codexd.claim import Claimed, claimed
 from codexd.config.model import Config
 from codexd.config.paths import state_dir
 from codexd.control import server as control_server
@@ -43,6 +42,8 @@ from codexd.listening import (
 )
 from codexd.parts import Load, Parts, build
 from codexd.protocol import limits
+from codexd.state import files
+from codexd.state.lock import InUse, lock_directory
 from codexd.system import certificates, device_code, support
 from codexd.system.peer import user_ids
 from codexd.system.systemd import (
@@ -90,10 +91,10 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
         log.warning("server.exit_idle_seconds is not used: no socket came from systemd, so nobody would start codexd")
     parts = partial(build, config, origin, load, state, clock=_clock)
     try:
-        with claimed(state) as claim:
+        with lock_directory(state) as lock:
             _import_credential(state)
-            await _serve(parts, listening, release=claim.release)
-    except Claimed as error:
+            await _serve(parts, listening, release=lock.release)
+    except InUse as error:
         sockets.remove(listening.files)
         raise CannotStart(
             f"the state directory {state} is in use by {error.holder}, another codexd: stop that one, or give this one "
@@ -186,7 +187,7 @@ def _import_credential(state: Path) -> None:
             # It was taken over before and signed out since: its tokens are spent.
             return
         store.save(path, store.from_bytes(data))
-        store.write_durably(mark, digest)
+        files.write_durably(mark, digest)
     except (OSError, store.StoreError) as error:
         log.error("the credential tokens.json cannot be taken over", reason=str(error))
     else:
@@ -208,13 +209,13 @@ async def _serve(
         async with parts(on_change=changed.ring) as made, trio.open_nursery() as keepers:
             made.listeners = [sockets.describe(each) for each in listening.api]
             keepers.start_soon(_watch_signals, stop, notifier, made, keepers.cancel_scope)
-            keepers.start_soon(made.session.keep)
-            keepers.start_soon(made.catalog.keep, made.upstream)
+            keepers.start_soon(made.session.run)
+            keepers.start_soon(made.catalog.run, made.upstream)
             keepers.start_soon(made.upstream.keep_warm)
-            keepers.start_soon(made.keys.keep)
-            keepers.start_soon(made.ledger.keep)
-            keepers.start_soon(made.logins.keep)
-            keepers.start_soon(made.store.keep)
+            keepers.start_soon(made.keys.run)
+            keepers.start_soon(made.ledger.run)
+            keepers.start_soon(made.logins.run)
+            keepers.start_soon(made.store.run)
             keepers.start_soon(_end_drain, stop, made, release)
             await keepers.start(control_server.serve, listening.control, Verbs(made, listening.api[0]).handle)
             async with trio.open_nursery() as web:

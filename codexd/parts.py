@@ -17,11 +17,11 @@ from codexd.catalog import Catalog
 from codexd.config.model import Config
 from codexd.config.paths import KEYS_FILE
 from codexd.errors import ConfigError
-from codexd.instructions import Instructions
-from codexd.keys import Keys
-from codexd.ledger import Ledger
 from codexd.lowlevel import timers
-from codexd.store import ResponseStore
+from codexd.state.instructions import Instructions
+from codexd.state.keys import Keys
+from codexd.state.responses import ResponseStore
+from codexd.state.usage import Ledger
 from codexd.telemetry.log import configure_logging, set_level
 from codexd.upstream import USER_AGENT, Upstream, make_client, make_transport
 

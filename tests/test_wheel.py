@@ -7,7 +7,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-from codexd import prompts
+from codexd.state import instructions
 from support.daemon import ROOT, environment
 
 
@@ -40,14 +40,14 @@ def test_the_wheel_runs_without_the_checkout_and_knows_its_tag(tmp_path: Path) -
     unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
-    assert {path.stem for path in (unpacked / "codexd" / "prompts_data").iterdir()} == set(prompts.FAMILIES)
+    assert {path.stem for path in (unpacked / "codexd" / "prompts_data").iterdir()} == set(instructions.FAMILIES)
     assert (unpacked / "codexd" / "py.typed").exists()
     assert not (unpacked / "tests").exists()
     pages = {path.name for path in unpacked.glob("*.data/data/share/man/man*/*")}
     assert pages == {"codexctl.1", "codexd.8", "codexd.toml.5"}
     (scripts,) = unpacked.glob("*.dist-info/entry_points.txt")
     assert "codexctl = codexd.ctl.__main__:cli" in scripts.read_text()
-    code = "from codexd import prompts, __version__; print(__version__, len(prompts.for_model('gpt-5.1-codex')))"
+    code = "from codexd import __version__; from codexd.state import instructions; print(__version__, len(instructions.built_in('gpt-5.1-codex')))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=environment(tmp_path) | {"PYTHONPATH": str(unpacked)},
@@ -57,4 +57,4 @@ def test_the_wheel_runs_without_the_checkout_and_knows_its_tag(tmp_path: Path) -
         check=True,
     )
     version, length = done.stdout.split()
-    assert (version, int(length)) == ("9.8.7", len(prompts.for_model("gpt-5.1-codex")))
+    assert (version, int(length)) == ("9.8.7", len(instructions.built_in("gpt-5.1-codex")))

@@ -13,8 +13,6 @@ from codexd import errors
 from codexd.catalog import Catalog
 from codexd.config.model import Config
 from codexd.exchange import Document, Record, Reply, Streamed
-from codexd.instructions import Instructions
-from codexd.keys import Keys
 from codexd.protocol import limits, parameters
 from codexd.protocol import request as convert
 from codexd.protocol.conversion import Conversion
@@ -23,6 +21,8 @@ from codexd.protocol.models import Resolved
 from codexd.protocol.responses import RawObject
 from codexd.relay import Header, Relay, Source
 from codexd.sending import Sending
+from codexd.state.instructions import Instructions
+from codexd.state.keys import Keys
 from codexd.upstream import Call, Upstream
 
 log = structlog.get_logger()
@@ -159,7 +159,7 @@ class Answers:
             return None
 
         def keep(key: str, items: Sequence[RawObject]) -> None:
-            self._memory.keep(model, key, items, trio.current_time())
+            self._memory.remember(model, key, items, trio.current_time())
 
         return Turn(keep)
 

@@ -51,11 +51,11 @@ from codexd.exchange import (
     take,
 )
 from codexd.incoming import Handler, Lane
-from codexd.instructions import Instructions
-from codexd.keys import Keys
-from codexd.ledger import Ledger
 from codexd.relay import Client
-from codexd.store import ResponseStore
+from codexd.state.instructions import Instructions
+from codexd.state.keys import Keys
+from codexd.state.responses import ResponseStore
+from codexd.state.usage import Ledger
 from codexd.telemetry.metrics import CONTENT_TYPE, Gauges, Metrics
 from codexd.telemetry.trace import Recent, Trace
 from codexd.upstream import Upstream

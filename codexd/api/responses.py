@@ -22,7 +22,7 @@ from codexd.protocol.passthrough import ECHOED, ResponsesStream
 from codexd.protocol.responses import RawObject, ResponsesRequest
 from codexd.protocol.truncation import Truncation
 from codexd.relay import Relay
-from codexd.store import ResponseStore, Stored
+from codexd.state.responses import ResponseStore, Stored
 
 
 class _Identified(msgspec.Struct):

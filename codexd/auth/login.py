@@ -1,7 +1,7 @@
 """Signing in: the device flow, the browser flow, and what a person pastes. One sign-in at a time.
 
 Sign-ins run in the daemon and not in the client that asked for them: closing the terminal does not lose a device code
-that somebody is just typing into a phone. ``Logins.keep`` runs them; who starts or joins one watches its ``Attempt``.
+that somebody is just typing into a phone. ``Logins.run`` runs them; who starts or joins one watches its ``Attempt``.
 """
 
 import secrets
@@ -119,7 +119,7 @@ class Logins:
         self._config = config
         self._originator = originator
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Run the sign-ins that are asked for, one after the other. Runs until cancelled."""
         async for attempt in self._asked:
             with attempt.running():

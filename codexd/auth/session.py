@@ -22,6 +22,8 @@ from codexd.auth.issuer import Issuer, Unreachable
 from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, TokenResponse, claims, refusal
 from codexd.auth.store import Credentials, StoreError
 from codexd.errors import ApiError
+from codexd.state import files
+from codexd.state.lock import try_lock
 
 REFRESH_DEADLINE = 30.0
 """Seconds for lock, POST and save together; it bounds the one shield in the request path."""
@@ -189,7 +191,7 @@ class Session:
                 if credentials is not None and credentials.refresh_token is not None:
                     why = await self._revoke(credentials.refresh_token)
             try:
-                store.delete(self._path)
+                files.delete(self._path)
             except OSError as error:
                 raise errors.cannot_delete(str(self._path), error.strerror or str(error)) from error
             self._unsaved = False
@@ -223,7 +225,7 @@ class Session:
             self._unsaved,
         )
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Renew ahead of expiry so that requests need not wait for it. Runs until cancelled."""
         while True:
             try:
@@ -339,7 +341,7 @@ class Session:
         """The lock against other processes; false when there cannot be one."""
         try:
             # Another process's flock has no event to wait for.
-            while (descriptor := store.try_lock(self._path)) is None:  # noqa: ASYNC110
+            while (descriptor := try_lock(self._path)) is None:  # noqa: ASYNC110
                 await trio.sleep(0.05)
         except OSError as error:
             log.error("the state directory cannot be written", reason=str(error))

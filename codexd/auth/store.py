@@ -1,13 +1,7 @@
-"""``tokens.json``: the credentials of one account, on disk in a way that no crash can lose.
-
-A save writes a temporary file with mode 0600, syncs it, renames it over the old one and syncs the directory: at any
-moment the file is the old one or the new one, whole.
-"""
+"""``tokens.json``: the credentials of one account, their formats and their file."""
 
 import contextlib
 import datetime
-import fcntl
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from codexd.auth.oauth import MAX_AGE, Claims, TokenResponse, claims
+from codexd.state import files
 
 _MILLISECONDS = 1e11
 """A time above this is in milliseconds: as seconds it would be the year 5138."""
@@ -183,24 +178,13 @@ def save(path: Path, credentials: Credentials) -> None:
     except StoreError:
         # What a person or a disk has spoiled may still be mended by hand. Not at the price of the new ones.
         with contextlib.suppress(OSError):
-            keep_aside(path)
+            files.set_aside(path)
     tree = msgspec.structs.asdict(credentials)
     extra = tree.pop("extra")
     tree["expires_at"] = whole(credentials.expires_at)
     tree["updated_at"] = whole(credentials.updated_at)
     document = {key: value for key, value in tree.items() if value is not None or key in _REQUIRED} | extra
-    write_durably(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
-
-
-def keep_aside(path: Path) -> Path | None:
-    """A second name for a file that cannot be used, which a save leaves alone; None without a file. Raises OSError."""
-    aside = path.with_suffix(f"{path.suffix}.bad")
-    try:
-        aside.unlink(missing_ok=True)
-        aside.hardlink_to(path)
-    except FileNotFoundError:
-        return None
-    return aside
+    files.write_durably(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
 
 
 _REQUIRED = ("access_token", "refresh_token", "expires_at", "account_id", "updated_at")
@@ -208,51 +192,3 @@ _REQUIRED = ("access_token", "refresh_token", "expires_at", "account_id", "updat
 
 def whole(moment: float | None) -> int | None:
     return None if moment is None else int(moment)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file of mode 0600 so that a crash leaves the old one or the new one. Raises OSError."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def delete(path: Path) -> None:
-    """Remove the file, and what a crash in the middle of a save may have left of it. Raises OSError."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        left.unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-
-
-def try_lock(path: Path) -> int | None:
-    """Try for the lock that keeps two processes from spending one refresh token; the descriptor to close, or None.
-
-    Raises OSError when the lock file cannot be made.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor

@@ -8,7 +8,7 @@ from typing import assert_never
 import msgspec
 import trio
 
-from codexd import __version__, errors, prompts
+from codexd import __version__, errors
 from codexd.auth import store
 from codexd.auth.login import Attempt
 from codexd.auth.session import SignIn
@@ -16,9 +16,9 @@ from codexd.auth.store import StoreError
 from codexd.control import asking, doctor, wire
 from codexd.control.server import Say
 from codexd.errors import ApiError, ConfigError
-from codexd.instructions import Text
 from codexd.parts import Parts
 from codexd.protocol.limits import Limits
+from codexd.state.instructions import FAMILIES, Text
 from codexd.system.systemd import answers
 from codexd.telemetry.log import TAIL, Line
 from codexd.telemetry.tokens import Row
@@ -180,8 +180,8 @@ class Verbs:
 
     def _known(self, name: str) -> None:
         """Raises ApiError 404 for what is neither a family nor a model."""
-        if name not in prompts.FAMILIES and all(name != model.slug for model in self._parts.catalog.models.own):
-            raise errors.no_such_prompt(name, prompts.FAMILIES)
+        if name not in FAMILIES and all(name != model.slug for model in self._parts.catalog.models.own):
+            raise errors.no_such_prompt(name, FAMILIES)
 
     def _prompts(self) -> wire.PromptsReport:
         entries = [

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import msgspec
 
-from codexd.claim import Claimed, claimed
 from codexd.config.load import load
 from codexd.config.paths import state_dir
 from codexd.control.wire import Check
 from codexd.ctl.verbs import Output, failed
 from codexd.errors import ConfigError
+from codexd.state.lock import InUse, lock_directory
 
 FILES = ("keys.json", "prompts.json", "usage.json", "models.json")
 FOLDER = "responses"
@@ -133,10 +133,10 @@ def _restore(source: Path, state: Path) -> int:
     if not os.access(state, os.W_OK):
         raise failed("refused", "not_writable", f"Cannot write to {state}. Use sudo codexctl.")
     try:
-        with _as_owner(state), claimed(state):
+        with _as_owner(state), lock_directory(state):
             for name, data in found.items():
                 _put(state, name, data)
-    except Claimed as error:
+    except InUse as error:
         stop = "systemctl stop 'codexd*.socket' codexd"
         message = f"codexd is running on {state} ({error.holder}). Stop it first: {stop}"
         raise failed("refused", "running", message) from error

@@ -45,7 +45,7 @@ class Memory:
         self._max_bytes, self._max_age = max_bytes, max_age
         self._shrink(-float("inf"))
 
-    def keep(self, model: str, key: str, items: Sequence[RawObject], now: float) -> None:
+    def remember(self, model: str, key: str, items: Sequence[RawObject], now: float) -> None:
         """``now`` is in seconds of any clock, the same one always."""
         size = sum(len(bytes(value)) for item in items for value in item.values())
         self._forget((model, key))

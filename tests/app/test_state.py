@@ -9,9 +9,9 @@ import trio
 from trio.testing import MockClock
 
 from app.test_app import CALLED, REASONED, Backend
-from codexd import store as module
 from codexd.config.model import Config, Storage
-from codexd.store import ResponseStore, Stored
+from codexd.state import responses as module
+from codexd.state.responses import ResponseStore, Stored
 from support.asgi import client
 from support.upstream import ADDED, CREATED, Json, done, text
 
@@ -191,7 +191,7 @@ async def test_files_outlive_a_restart(tmp_path: Path) -> None:
     moment = [NOW]
     store = make(tmp_path, moment, responses=True)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(store.keep)
+        nursery.start_soon(store.run)
         add(store, "resp_a")
         moment[0] += 1
         add(store, "../../etc/passwd")
@@ -227,7 +227,7 @@ async def test_what_changes_while_it_is_written_is_written_again(
 
     monkeypatch.setattr(store, "_write", slow)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(store.keep)
+        nursery.start_soon(store.run)
         add(store, "resp_a", 5)
         with trio.fail_after(10):
             while len(written) < 2:
@@ -245,7 +245,7 @@ async def test_a_disk_that_is_full_costs_the_file_alone(tmp_path: Path, monkeypa
     monkeypatch.setattr(module, "write_durably", full)
     store = make(tmp_path, [NOW], responses=True)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(store.keep)
+        nursery.start_soon(store.run)
         add(store, "resp_a")
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()

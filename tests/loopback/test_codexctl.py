@@ -19,6 +19,7 @@ import trio
 from codexd import __version__
 from codexd.auth import store
 from codexd.demo.issuer import EMAIL
+from codexd.state.lock import try_lock
 from support.control import Said, Terminal, codexctl, command, control, in_terminal, terminal
 from support.daemon import PATIENCE, Daemon, environment, hello, running
 from support.secrets import access_token
@@ -729,7 +730,7 @@ async def test_two_processes_refresh_once(setup: Make, tmp_path: Path, logs: Pat
         # Both have read the same file before either asks.
         for path in (it.daemon.control, second.state / "two.sock"):
             assert (await codexctl(second, "--socket", str(path), "status")).code == 0
-        lock = store.try_lock(it.tokens)
+        lock = try_lock(it.tokens)
         assert lock is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(refresh, it.daemon, it.daemon.control)

@@ -119,7 +119,7 @@ async def test_it_is_refreshed_hourly_sooner_after_a_failure_and_on_news(
     models = catalog(tmp_path)
     good, backend.answer = backend.answer, httpx.Response(500)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(models.keep, upstream)
+        nursery.start_soon(models.run, upstream)
         await trio.sleep(RETRY_INTERVAL / 2)
         assert len(backend.requests) == 1
         backend.answer = good

@@ -10,6 +10,7 @@ import pytest
 
 from codexd.auth import store
 from codexd.auth.store import Credentials
+from codexd.state import files
 from support.daemon import ROOT
 
 OLD = Credentials(access_token="old", refresh_token="rt-old", account_id="a", expires_at=1.0, updated_at=1.0)
@@ -21,6 +22,7 @@ CHILD = """
 import builtins, os, pathlib, signal, sys
 step, path = int(sys.argv[1]), pathlib.Path(sys.argv[2])
 from codexd.auth import store
+from codexd.state import files
 from codexd.auth.store import Credentials
 calls = 0
 def counted(real):
@@ -90,5 +92,5 @@ def test_a_killed_save_leaves_the_old_file_or_the_new_one(tmp_path: Path, steps:
         assert store.load(path) == NEW
     assert found == sorted(found)
     assert set(found) == {False, True}
-    store.delete(path)
+    files.delete(path)
     assert list(tmp_path.iterdir()) == []

@@ -55,7 +55,7 @@ def setup(tmp_path: Path) -> Make:
     async def make(**oauth: Any) -> AsyncIterator[Setup]:
         found = Setup(tmp_path, **oauth)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(found.logins.keep)
+            nursery.start_soon(found.logins.run)
             yield found
             nursery.cancel_scope.cancel()
 
@@ -528,7 +528,7 @@ async def test_who_leaves_before_it_runs_leaves_nothing_to_wait_for(autojump_clo
         await it.logins.start("device")
     assert scope.cancelled_caught
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(it.logins.keep)
+        nursery.start_soon(it.logins.run)
         with trio.fail_after(10):
             attempt, joined = await it.logins.start("device")
         assert (attempt.user_code is None, joined) == (False, False)

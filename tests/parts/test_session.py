@@ -18,6 +18,8 @@ from codexd.auth.session import REFRESH_DEADLINE, Session
 from codexd.auth.store import Credentials
 from codexd.config.model import OAuth
 from codexd.errors import ApiError
+from codexd.state import files
+from codexd.state.lock import try_lock
 from support.secrets import ACCOUNT, access_token, refresh_token
 
 EPOCH = 1_795_000_000.0
@@ -270,12 +272,12 @@ async def test_tokens_that_cannot_be_saved_are_used_and_saved_later(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "write_durably", full)
+    monkeypatch.setattr(files, "write_durably", full)
     fresh = (await session.token()).token
     assert (await session.token()).token == fresh
     monkeypatch.undo()
     with trio.move_on_after(1):
-        await session.keep()
+        await session.run()
     stored = store.load(path)
     assert stored is not None
     assert stored.access_token == fresh
@@ -290,7 +292,7 @@ async def test_tokens_that_cannot_be_saved_outlive_a_broken_file_and_a_refusal(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "write_durably", full)
+    monkeypatch.setattr(files, "write_durably", full)
     fresh = (await session.token()).token
     path.write_text("{")
     assert (await session.token()).token == fresh
@@ -299,7 +301,7 @@ async def test_tokens_that_cannot_be_saved_outlive_a_broken_file_and_a_refusal(
     assert (await refused(session.replace(fresh))).status == 401
     monkeypatch.undo()
     with trio.move_on_after(1):
-        await session.keep()  # does not end the daemon
+        await session.run()  # does not end the daemon
     stored = store.load(path)
     assert stored is not None
     assert stored.access_token == fresh
@@ -325,7 +327,7 @@ async def test_a_directory_that_cannot_be_written_spends_no_refresh_token(
     def read_only(_: Path) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(store, "try_lock", read_only)
+    monkeypatch.setattr("codexd.auth.session.try_lock", read_only)
     assert (await session.token()).token == access_token(EPOCH + 100)
     assert issuer.requests == []
 
@@ -335,10 +337,10 @@ async def test_the_keeper_renews_ahead_of_time(autojump_clock: MockClock, make: 
     issuer.faults = [httpx.Response(401)]
     issuer.lifetime = 1000
     with trio.move_on_after(690):
-        await session.keep()
+        await session.run()
     assert issuer.requests == []
     with trio.move_on_after(200):
-        await session.keep()
+        await session.run()
     assert len(issuer.requests) == 1
 
 
@@ -393,14 +395,14 @@ async def test_a_sign_in_that_cannot_be_saved_is_used_and_told(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_durably", full)
-        patch.setattr(store, "try_lock", full)
+        patch.setattr(files, "write_durably", full)
+        patch.setattr("codexd.auth.session.try_lock", full)
         await session.sign_in(Credentials(access_token=access_token(now() + 9e5, 8), refresh_token=refresh_token(8)))
         assert session.describe().unsaved
         assert (await session.token()).token == access_token(now() + 9e5, 8)
         assert path.read_bytes() == before
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(session.keep)
+        nursery.start_soon(session.run)
         await trio.sleep(61)
         nursery.cancel_scope.cancel()
     assert not session.describe().unsaved
@@ -413,7 +415,7 @@ async def test_a_lock_that_another_process_never_gives_back_does_not_lose_a_sign
     autojump_clock: MockClock, make: Make, path: Path
 ) -> None:
     session = make(None)
-    descriptor = store.try_lock(path)
+    descriptor = try_lock(path)
     assert descriptor is not None
     try:
         await session.sign_in(Credentials(access_token=access_token(now() + 9e5)))
@@ -476,7 +478,7 @@ async def test_a_file_that_cannot_be_deleted_is_named(
     def denied(_: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(store, "delete", denied)
+    monkeypatch.setattr(files, "delete", denied)
     error = await refused(session.sign_out())
     assert (error.status, str(path) in str(error), "Permission denied" in str(error)) == (500, True, True)
 

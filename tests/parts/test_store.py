@@ -7,6 +7,7 @@ import pytest
 from codexd.auth import store
 from codexd.auth.oauth import claims, refusal
 from codexd.auth.store import Credentials, StoreError
+from codexd.state.lock import try_lock
 from support.secrets import ACCOUNT, access_token, refresh_token
 
 TOKENS = Credentials(
@@ -108,15 +109,15 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
 
 
 def test_the_lock_is_for_one(tmp_path: Path) -> None:
-    first = store.try_lock(tmp_path / "tokens.json")
+    first = try_lock(tmp_path / "tokens.json")
     assert first is not None
-    assert store.try_lock(tmp_path / "tokens.json") is None
+    assert try_lock(tmp_path / "tokens.json") is None
     os.close(first)
-    second = store.try_lock(tmp_path / "tokens.json")
+    second = try_lock(tmp_path / "tokens.json")
     assert second is not None
     os.close(second)
     with pytest.raises(FileExistsError):
-        store.try_lock(tmp_path / "tokens.json.lock" / "tokens.json")
+        try_lock(tmp_path / "tokens.json.lock" / "tokens.json")
 
 
 def test_tokens_do_not_show_in_a_traceback() -> None:

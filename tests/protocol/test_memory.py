@@ -23,7 +23,7 @@ def item(content: str = "gAAAA", size: int = 0) -> RawObject:
 
 def test_what_is_kept_is_found_by_its_model_and_key_for_its_time() -> None:
     memory = Memory(10_000, 60)
-    memory.keep("m", "a", [item()], now=0)
+    memory.remember("m", "a", [item()], now=0)
     assert memory.recall("m", "a", now=60) == (item(),)
     assert memory.recall("m", "a", now=61) == ()
     assert memory.recall("n", "a", now=0) == ()
@@ -33,19 +33,19 @@ def test_what_is_kept_is_found_by_its_model_and_key_for_its_time() -> None:
 def test_the_oldest_goes_first_and_all_of_it_is_bounded() -> None:
     memory = Memory(1000, 60)
     for number in range(10):
-        memory.keep("m", str(number), [item(size=200)], now=number)
+        memory.remember("m", str(number), [item(size=200)], now=number)
     kept = [number for number in range(10) if memory.recall("m", str(number), now=10)]
     assert kept == [6, 7, 8, 9]
-    memory.keep("m", "big", [item(size=2000)], now=11)
+    memory.remember("m", "big", [item(size=2000)], now=11)
     assert memory.recall("m", "big", now=11) == ()
     assert memory.recall("m", "9", now=11)
-    memory.keep("m", "9", [item("new")], now=12)
+    memory.remember("m", "9", [item("new")], now=12)
     assert memory.recall("m", "9", now=12) == (item("new"),)
-    memory.keep("m", "late", [item()], now=100)
+    memory.remember("m", "late", [item()], now=100)
     assert memory._bytes == sum(len(bytes(value)) for value in item().values())
     memory.configure(0, 60)
     assert memory.recall("m", "late", now=100) == ()
-    memory.keep("m", "x", [item()], now=100)
+    memory.remember("m", "x", [item()], now=100)
     assert memory.recall("m", "x", now=100) == ()
 
 

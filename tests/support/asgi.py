@@ -17,10 +17,10 @@ from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.catalog import Catalog
 from codexd.config.model import Config, OAuth
-from codexd.instructions import Instructions
-from codexd.keys import Keys
-from codexd.ledger import Ledger
-from codexd.store import ResponseStore
+from codexd.state.instructions import Instructions
+from codexd.state.keys import Keys
+from codexd.state.responses import ResponseStore
+from codexd.state.usage import Ledger
 from codexd.transport import Transport
 from codexd.upstream import Upstream, make_client
 from support.secrets import ACCOUNT, access_token

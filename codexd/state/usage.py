@@ -11,7 +11,7 @@ import structlog
 import trio
 from msgspec import Struct
 
-from codexd.auth.store import keep_aside, write_durably
+from codexd.state.files import set_aside, write_durably
 from codexd.telemetry.tokens import Hour, Row
 from codexd.telemetry.trace import Trace
 
@@ -77,7 +77,7 @@ class Ledger:
         now = int(self._clock() // 3600)
         return [self._hours.get(hour) or Hour(hour=hour) for hour in range(now - HOURS + 1, now + 1)]
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Save now and then, and at the end. Runs until cancelled."""
         try:
             while True:
@@ -133,7 +133,7 @@ class Ledger:
             # It is counted anew, and what was there is not overwritten.
             aside = None
             with contextlib.suppress(OSError):
-                aside = keep_aside(self._path)
+                aside = set_aside(self._path)
             log.warning("the usage cannot be read; it begins anew", reason=str(error), kept=aside and str(aside))
             return
         self._rows = {(row.day, row.model, row.key): row for row in file.rows}

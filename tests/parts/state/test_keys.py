@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from codexd import keys as module
 from codexd.config.model import Config, KeyLimits, Server
 from codexd.errors import ApiError
-from codexd.keys import SAVE_INTERVAL, Keys
+from codexd.state import keys as module
+from codexd.state.keys import SAVE_INTERVAL, Keys
 
 NOW = 1_795_000_000
 
@@ -155,7 +155,7 @@ async def test_the_last_use_is_known_at_once_and_saved_by_and_by(autojump_clock:
 
     assert on_disk() is None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keys.keep)
+        nursery.start_soon(keys.run)
         await trio.sleep(SAVE_INTERVAL + 1)
         assert on_disk() == NOW + start
         keys.check(key)

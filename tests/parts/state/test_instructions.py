@@ -1,6 +1,6 @@
 import pytest
 
-from codexd import prompts
+from codexd.state import instructions
 
 
 @pytest.mark.parametrize(
@@ -18,12 +18,12 @@ from codexd import prompts
     ],
 )
 def test_each_model_has_a_family(slug: str, family: str) -> None:
-    assert prompts.family(slug) == family
+    assert instructions.family_of(slug) == family
 
 
-@pytest.mark.parametrize("family", prompts.FAMILIES)
+@pytest.mark.parametrize("family", instructions.FAMILIES)
 def test_each_family_has_a_short_text_of_its_own(family: str) -> None:
-    text = prompts.text(family)
+    text = instructions.built_in(family)
     assert 100 < len(text) < 4000
     assert len(text.splitlines()) < 60
-    assert [other for other in prompts.FAMILIES if prompts.text(other) == text] == [family]
+    assert [other for other in instructions.FAMILIES if instructions.built_in(other) == text] == [family]

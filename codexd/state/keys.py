@@ -20,8 +20,8 @@ import trio
 from msgspec import Struct
 
 from codexd import errors
-from codexd.auth.store import keep_aside, write_durably
 from codexd.config.model import Config, KeyLimits
+from codexd.state.files import set_aside, write_durably
 
 PREFIX = "sk-codexd-"
 MAX_KEYS = 1000
@@ -179,7 +179,7 @@ class Keys:
         if len(self._made) >= MAX_KEYS:
             raise errors.bad_request(f"There are {MAX_KEYS} keys already: revoke some that are not used any more.")
         if self.fault is not None:
-            self._keep_aside()
+            self._set_aside()
         key = PREFIX + secrets.token_urlsafe(32)
         digest = hashlib.sha256(key.encode()).hexdigest()
         self._replace(self._made | {name: Key(name, digest, int(self._clock()), strict=strict, limits=limits)})
@@ -225,7 +225,7 @@ class Keys:
         ]
         return made + configured
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Save the last-used times now and then, and at the end. Runs until cancelled."""
         try:
             while True:
@@ -281,10 +281,10 @@ class Keys:
             return
         self._made = {key.name: key for key in file.keys}
 
-    def _keep_aside(self) -> None:
+    def _set_aside(self) -> None:
         """The file that cannot be used keeps the door closed until a save, and another name after it."""
         try:
-            aside = keep_aside(self._path)
+            aside = set_aside(self._path)
         except OSError as error:
             raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
         if aside is not None:

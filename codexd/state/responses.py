@@ -16,9 +16,9 @@ import structlog
 import trio
 from msgspec import Raw, Struct
 
-from codexd.auth.store import write_durably
 from codexd.config.model import Storage
 from codexd.protocol.responses import RawObject
+from codexd.state.files import write_durably
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -50,7 +50,7 @@ class _Output(Struct):
 
 
 class ResponseStore:
-    """``clock`` gives Unix seconds. ``keep`` writes what is to survive a restart; without it memory is all."""
+    """``clock`` gives Unix seconds. ``run`` writes what is to survive a restart; without it memory is all."""
 
     def __init__(self, folder: Path, config: Storage, *, clock: Callable[[], float]) -> None:
         self._folder = folder
@@ -82,7 +82,7 @@ class ResponseStore:
         self._forget(id)
         return True
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Write what came and take away what went. Runs until cancelled, and writes the rest then."""
         try:
             while True:

@@ -4,16 +4,18 @@ Set texts lie in one file of the state directory, with where each came from. Not
 """
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 
 import msgspec
 import structlog
 from msgspec import Struct
 
-from codexd import errors, prompts
-from codexd.auth.store import keep_aside, write_durably
+from codexd import errors
+from codexd.state.files import set_aside, write_durably
 
 MAX_TEXT = 512 * 1024
 """Characters. The official texts have some ten thousand."""
@@ -21,6 +23,32 @@ MAX_TEXT = 512 * 1024
 MAX_NAMES = 200
 
 log = structlog.get_logger()
+
+
+FAMILIES = ("gpt-5-1", "gpt-5-2", "gpt-5-1-codex", "gpt-5-1-codex-max", "gpt-5-1-codex-mini", "gpt-5-2-codex")
+
+
+def family_of(slug: str) -> str:
+    """Returns the family whose text fits a model: the longest prefix of its name, else the newest of its kind."""
+    name = slug.replace(".", "-")
+    fitting = [family for family in FAMILIES if name == family or name.startswith(f"{family}-")]
+    if fitting:
+        return max(fitting, key=len)
+    return "gpt-5-2-codex" if "codex" in name.split("-") else "gpt-5-2"
+
+
+@functools.cache
+def _family_text(family: str) -> str:
+    # In the wheel the folder is package data; an editable install sees no such data and reads the checkout.
+    packaged = resources.files("codexd") / "prompts_data" / f"{family}.md"
+    if packaged.is_file():
+        return packaged.read_text().strip()
+    return (Path(__file__).parents[2] / "prompts" / f"{family}.md").read_text().strip()
+
+
+def built_in(slug: str) -> str:
+    """Returns the built-in text for a model or a family."""
+    return _family_text(family_of(slug))
 
 
 class Text(Struct, frozen=True, kw_only=True):
@@ -49,21 +77,21 @@ class Instructions:
 
     def for_model(self, slug: str) -> str:
         """The text for a model: its own, else its family's."""
-        found = self._set.get(slug) or self._set.get(prompts.family(slug))
-        return found.text if found is not None else prompts.for_model(slug)
+        found = self._set.get(slug) or self._set.get(family_of(slug))
+        return found.text if found is not None else built_in(slug)
 
     def get(self, name: str) -> Text:
         """What is in force for a family or a model."""
-        found = self._set.get(name) or self._set.get(prompts.family(name))
+        found = self._set.get(name) or self._set.get(family_of(name))
         if found is None:
-            text = prompts.for_model(name)
-            found = Text(name=prompts.family(name), text=text, sha256=_digest(text))
+            text = built_in(name)
+            found = Text(name=family_of(name), text=text, sha256=_digest(text))
         return found
 
     def all(self) -> list[Text]:
         """The families, each with its text, and the models that have one of their own."""
-        own = [text for name, text in sorted(self._set.items()) if name not in prompts.FAMILIES]
-        return [self.get(family) for family in prompts.FAMILIES] + own
+        own = [text for name, text in sorted(self._set.items()) if name not in FAMILIES]
+        return [self.get(family) for family in FAMILIES] + own
 
     def set(self, name: str, text: str, source: str) -> Text:
         """For a family or a model, from the next request on. Raises ApiError 400 or 500."""
@@ -107,7 +135,7 @@ class Instructions:
         except (OSError, ValueError) as error:
             aside = None
             with contextlib.suppress(OSError):
-                aside = keep_aside(self._path)
+                aside = set_aside(self._path)
             said = "the instruction texts that were set cannot be used; the built-in ones are"
             log.error(said, reason=str(error), kept=aside and str(aside))
             return

@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from codexd import ledger as ledgers
-from codexd.ledger import Ledger
+from codexd.state import usage as ledgers
+from codexd.state.usage import Ledger
 from codexd.telemetry.tokens import Tokens
 from codexd.telemetry.trace import (
     KEPT,
@@ -74,7 +74,7 @@ async def test_it_outlives_a_restart(tmp_path: Path, autojump_clock: MockClock) 
     path, clock = tmp_path / "usage.json", Clock()
     async with trio.open_nursery() as nursery:
         book = Ledger(path, clock=clock)
-        nursery.start_soon(book.keep)
+        nursery.start_soon(book.run)
         book.add(trace(key="phone"))
         await trio.sleep(ledgers.SAVE_INTERVAL + 1)
         saved = path.read_bytes()

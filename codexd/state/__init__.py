@@ -1,0 +1,1 @@
+"""What outlives a request or a restart: durable files, the directory's lock, keys, responses, usage, instructions."""

@@ -1,0 +1,53 @@
+"""Files that no crash can lose.
+
+A save writes a temporary file, syncs it, renames it over the old one and syncs the directory: at any moment the file is
+the old one or the new one, whole.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replaces a file, with mode 0600, so that a crash leaves the old one or the new one. Raises OSError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Gives a file that cannot be used a second name, ``NAME.bad``, which no save touches; returns it.
+
+    Returns None when there is no file. Raises OSError.
+    """
+    aside = path.with_suffix(f"{path.suffix}.bad")
+    try:
+        aside.unlink(missing_ok=True)
+        aside.hardlink_to(path)
+    except FileNotFoundError:
+        return None
+    return aside
+
+
+def delete(path: Path) -> None:
+    """Removes the file and the temporary files of saves that a crash has interrupted. Raises OSError."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        left.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

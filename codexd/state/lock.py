@@ -1,0 +1,74 @@
+"""Locks between processes, by flock(2): the kernel releases them when their process ends, however it ends.
+
+One daemon uses a state directory at a time; two would overwrite each other's keys, catalogue and stored responses. The
+lock is on ``daemon.lock`` and is released when the drain begins: a successor may start while old streams finish.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+NAME = "daemon.lock"
+
+
+class InUse(Exception):
+    """Another process holds the lock. ``holder`` names it as well as it is known."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+
+class DirectoryLock:
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@contextmanager
+def lock_directory(directory: Path) -> Iterator[DirectoryLock]:
+    """Holds the directory's lock. Raises InUse. A directory that cannot be written needs no lock and gets none."""
+    descriptor = None
+    with suppress(OSError):
+        descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    held = DirectoryLock(descriptor)
+    try:
+        if descriptor is not None:
+            _lock(descriptor)
+        yield held
+    finally:
+        held.release()
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        raise InUse(f"process {holder}" if holder.isdecimal() else "another process") from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+
+
+def try_lock(path: Path) -> int | None:
+    """Tries to lock ``NAME.lock`` beside a file; returns the descriptor to close, or None while another process has it.
+
+    Raises OSError when the lock file cannot be made.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
