@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     for place in load.passed_over(options.config, environ):
         print(f"codexd: {place} is not used: permission denied", file=sys.stderr)  # noqa: T201
     if options.check_config:
-        from codexd import proxies
         from codexd.system import certificates  # here: a start reads certificates only when it needs them
+        from codexd.upstream import proxies
 
         trusted = certificates.store(environ, settings.backend.ca_file)
         faults = [*proxies.problems(environ), *certificates.problems(trusted)]

@@ -22,12 +22,7 @@ import msgspec
 import structlog
 import trio
 
-from codexd import (
-    __version__,
-    proxies,
-    server,
-    sockets,
-)
+from codexd import __version__, server, sockets
 from codexd.auth import oauth, store
 from codexd.config.model import Config
 from codexd.config.paths import state_dir
@@ -53,6 +48,7 @@ from codexd.system.systemd import (
     watchdog_seconds,
 )
 from codexd.telemetry.log import configure_logging
+from codexd.upstream import proxies
 
 log = structlog.get_logger()
 

@@ -13,7 +13,6 @@ from codexd.api.app import Api
 from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins
 from codexd.auth.session import Session
-from codexd.catalog import Catalog
 from codexd.config.model import Config
 from codexd.config.paths import KEYS_FILE
 from codexd.errors import ConfigError
@@ -23,7 +22,13 @@ from codexd.state.keys import Keys
 from codexd.state.responses import ResponseStore
 from codexd.state.usage import Ledger
 from codexd.telemetry.log import configure_logging, set_level
-from codexd.upstream import USER_AGENT, Upstream, make_client, make_transport
+from codexd.upstream.catalog import Catalog
+from codexd.upstream.client import (
+    USER_AGENT,
+    Upstream,
+    make_client,
+    make_transport,
+)
 
 LogLevel = Literal["debug", "info", "warn", "error"]
 Load = Callable[[], tuple[Config, Path | None]]

@@ -10,7 +10,6 @@ import structlog
 import trio
 
 from codexd import errors
-from codexd.catalog import Catalog
 from codexd.config.model import Config
 from codexd.exchange import Document, Record, Reply, Streamed
 from codexd.protocol import limits, parameters
@@ -20,10 +19,11 @@ from codexd.protocol.memory import Items, Memory, Turn
 from codexd.protocol.models import Resolved
 from codexd.protocol.responses import RawObject
 from codexd.relay import Header, Relay, Source
-from codexd.sending import Sending
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
-from codexd.upstream import Call, Upstream
+from codexd.upstream.attempt import Attempts
+from codexd.upstream.catalog import Catalog
+from codexd.upstream.client import Call, Upstream
 
 log = structlog.get_logger()
 
@@ -139,8 +139,8 @@ class Answers:
                 record.adjusted.append("reasoning=dropped")
             return call._replace(body=msgspec.json.encode(rest))
 
-        sending = Sending(self._upstream, call, without_reasoning)
-        relay = Relay(sending.open, conversion, self._limits, self.config.backend, sending.forget)
+        attempts = Attempts(self._upstream, call, without_reasoning)
+        relay = Relay(attempts.open, conversion, self._limits, self.config.backend, attempts.forget)
         self._relays.add(relay)
         record.relays.append(relay)
         return relay

@@ -25,7 +25,6 @@ from codexd.api.responses import ResponsesEndpoints
 from codexd.api.websocket import ResponsesWebsocket
 from codexd.auth.login import Logins
 from codexd.auth.session import Session
-from codexd.catalog import Catalog
 from codexd.config.model import Config
 from codexd.errors import ApiError
 from codexd.exchange import (
@@ -58,7 +57,8 @@ from codexd.state.responses import ResponseStore
 from codexd.state.usage import Ledger
 from codexd.telemetry.metrics import CONTENT_TYPE, Gauges, Metrics
 from codexd.telemetry.trace import Recent, Trace
-from codexd.upstream import Upstream
+from codexd.upstream.catalog import Catalog
+from codexd.upstream.client import Upstream
 
 WEBSOCKET = "/responses"
 """The path that is served over websockets too, under /v1 and under nothing."""

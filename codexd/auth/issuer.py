@@ -7,7 +7,6 @@ import msgspec
 
 from codexd.auth.oauth import Device, RefreshReason, RefreshRequest, RevokeRequest, exchange_form
 from codexd.config.model import OAuth
-from codexd.tunnel import CannotConnect
 
 MAX_ANSWER = 1024 * 1024
 """Bytes; the largest real answer has three tokens of a few KiB."""
@@ -100,8 +99,6 @@ class Issuer:
                         raise Unreachable("the sign-in server's answer has no end")
             finally:
                 await response.aclose()
-        except CannotConnect as error:
-            raise Unreachable(f"{error.what}. {error.advice.rstrip('.')}") from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise Unreachable(str(error) or type(error).__name__) from error
+            raise Unreachable(str(error).rstrip(".") or type(error).__name__) from error
         return Answer(response.status_code, body)

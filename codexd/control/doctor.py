@@ -12,9 +12,9 @@ from codexd.control.server import Say
 from codexd.control.wire import Check, Kind
 from codexd.errors import ApiError, ConfigError
 from codexd.parts import Parts, compare
-from codexd.proxies import BadProxy
 from codexd.system import certificates
-from codexd.tunnel import CannotConnect
+from codexd.upstream.proxies import BadProxy
+from codexd.upstream.tunnel import CannotConnect
 
 REACH_DEADLINE = 15.0
 DEEP_DEADLINE = 90.0

@@ -23,7 +23,7 @@ from codexd.config.model import (
 from codexd.exchange import client_of
 from codexd.protocol import sse
 from codexd.protocol.conversion import Conversion
-from codexd.transport import Transport
+from codexd.upstream.transport import Transport
 from support.asgi import client
 from support.daemon import hello
 from support.upstream import ADDED, COMPLETED, CREATED, Json, done, text

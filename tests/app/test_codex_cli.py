@@ -9,8 +9,8 @@ import pytest
 from trio.testing import MockClock
 
 from app.test_app import Backend
-from codexd.catalog import _Copy
 from codexd.config.model import Config, Server
+from codexd.upstream.catalog import _Copy
 from support.asgi import client
 from support.daemon import hello
 from support.zstd import zstd

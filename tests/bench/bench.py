@@ -44,7 +44,7 @@ def warm(times: int = 100) -> None:
     import httpx
     import trio
 
-    from codexd.transport import Transport, target_of
+    from codexd.upstream.transport import Transport, target_of
 
     context = ssl.create_default_context(cafile=CERTIFICATE)
     context.check_hostname = False

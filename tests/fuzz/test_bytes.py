@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from codexd.control import wire
 from codexd.errors import ApiError
 from codexd.exchange import decode
-from codexd.framing import Chunked, framing_of, parse_head
 from codexd.protocol import anthropic, chat, completions, responses, sse
+from codexd.upstream.http1 import Chunked, framing_of, parse_head
 
 PIECES = st.lists(st.sampled_from([b"\r\n", b"\n", b"\r", b":", b" ", b"HTTP/1.1 ", b"200", b"0", b"a", b"-1", b"\xff", b"\x00",
                                    b"content-length", b"transfer-encoding", b"chunked", b"connection", b"close", b",",

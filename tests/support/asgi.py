@@ -15,14 +15,14 @@ from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
-from codexd.catalog import Catalog
 from codexd.config.model import Config, OAuth
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
 from codexd.state.responses import ResponseStore
 from codexd.state.usage import Ledger
-from codexd.transport import Transport
-from codexd.upstream import Upstream, make_client
+from codexd.upstream.catalog import Catalog
+from codexd.upstream.client import Upstream, make_client
+from codexd.upstream.transport import Transport
 from support.secrets import ACCOUNT, access_token
 
 

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import msgspec
 import trustme
 
-from codexd import __version__, proxies
+from codexd import __version__
 from codexd.config.model import Config
 from codexd.protocol.models import BUILT_IN, Model, decode_catalogue
 from codexd.system import certificates
-from codexd.transport import Transport
+from codexd.upstream import proxies
+from codexd.upstream.transport import Transport
 from support.asgi import client
 from support.proxy import proxying
 from upstream import backend, shapes

@@ -17,7 +17,7 @@ from codexd import errors
 from codexd.errors import ApiError
 from codexd.protocol.models import Catalogue, Model, Resolved, decode_catalogue
 from codexd.state.files import write_durably
-from codexd.upstream import Upstream
+from codexd.upstream.client import Upstream
 
 REFRESH_INTERVAL = 3600.0
 RETRY_INTERVAL = 60.0

@@ -11,8 +11,8 @@ from collections.abc import Generator
 
 import httpx
 
-from codexd.framing import MAX_HEAD, Fields, parse_head
-from codexd.proxies import Proxy
+from codexd.upstream.http1 import MAX_HEAD, Fields, parse_head
+from codexd.upstream.proxies import Proxy
 
 Handshake = Generator[bytes, bytes, None]
 

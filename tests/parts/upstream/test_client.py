@@ -13,12 +13,19 @@ from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.config.model import Backend, OAuth
 from codexd.errors import ApiError
-from codexd.framing import Fields
 from codexd.protocol.limits import client_headers
-from codexd.proxies import Origin
 from codexd.telemetry.trace import Timings
-from codexd.transport import Received, Target, Transport
-from codexd.upstream import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, Upstream, _foreign
+from codexd.upstream.client import (
+    PAGE_TIMEOUT,
+    WARM_INTERVAL,
+    WARM_SECONDS,
+    Call,
+    Upstream,
+    _foreign,
+)
+from codexd.upstream.http1 import Fields
+from codexd.upstream.proxies import Origin
+from codexd.upstream.transport import RawResponse, Target, Transport
 from support.secrets import access_token
 
 NOW = 1_795_000_000.0
@@ -84,7 +91,7 @@ class Warming(Transport):
         if not self.reachable:
             raise httpx.ConnectError("no route")
 
-    async def post(self, target: Target, fields: Fields, body: bytes, may_resend: Callable[[], bool]) -> Received:
+    async def post(self, target: Target, fields: Fields, body: bytes, may_resend: Callable[[], bool]) -> RawResponse:
         raise httpx.ConnectError("no route")
 
 

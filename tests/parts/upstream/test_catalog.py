@@ -9,9 +9,14 @@ from codexd.auth import store
 from codexd.auth.issuer import Issuer
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
-from codexd.catalog import MIN_INTERVAL, REFRESH_INTERVAL, RETRY_INTERVAL, Catalog
 from codexd.config.model import Backend, OAuth
-from codexd.upstream import Upstream
+from codexd.upstream.catalog import (
+    MIN_INTERVAL,
+    REFRESH_INTERVAL,
+    RETRY_INTERVAL,
+    Catalog,
+)
+from codexd.upstream.client import Upstream
 from support.secrets import ACCOUNT, access_token
 
 
@@ -104,7 +109,7 @@ async def test_a_disk_that_is_full_costs_the_copy_alone(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("codexd.catalog.write_durably", full)
+    monkeypatch.setattr("codexd.upstream.catalog.write_durably", full)
     models = catalog(tmp_path)
     assert await models.refresh(upstream)
     assert "gpt-live" in models.models.listed
@@ -114,7 +119,7 @@ async def test_it_is_refreshed_hourly_sooner_after_a_failure_and_on_news(
     autojump_clock: MockClock, tmp_path: Path, upstream: Upstream, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A thread's work takes no time on this clock, which would jump while it runs.
-    monkeypatch.setattr("codexd.catalog.write_durably", lambda *_: None)
+    monkeypatch.setattr("codexd.upstream.catalog.write_durably", lambda *_: None)
     autojump_clock.autojump_threshold = 0.02
     models = catalog(tmp_path)
     good, backend.answer = backend.answer, httpx.Response(500)

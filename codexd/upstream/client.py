@@ -16,15 +16,21 @@ import msgspec
 import structlog
 import trio
 
-from codexd import __version__, errors, proxies
+from codexd import __version__, errors
 from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
 from codexd.protocol import failure, limits, zstd
 from codexd.protocol.limits import Limits
 from codexd.system import certificates
 from codexd.telemetry.trace import Timings
-from codexd.transport import Body, Transport, origin_of, target_of
-from codexd.tunnel import CannotConnect
+from codexd.upstream import proxies
+from codexd.upstream.transport import (
+    ResponseBody,
+    Transport,
+    origin_of,
+    target_of,
+)
+from codexd.upstream.tunnel import CannotConnect
 
 MAX_ERROR_BODY = 256 * 1024
 """Bytes of an error's body that are read; the rest of it is of no use to anyone."""
@@ -101,11 +107,11 @@ def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
     return client
 
 
-class _Plain(NamedTuple):
+class _PlainResponse(NamedTuple):
     """What is used of a response, without httpx's view of it, when nobody on the way has compressed it."""
 
     headers: Mapping[str, str]
-    stream: Body
+    stream: ResponseBody
     status_code: int = 200
 
     def aiter_bytes(self) -> AsyncIterator[bytes]:
@@ -115,10 +121,10 @@ class _Plain(NamedTuple):
         await self.stream.aclose()
 
 
-class Answer(NamedTuple):
+class EventStream(NamedTuple):
     """A response whose status was checked, being read."""
 
-    response: httpx.Response | _Plain
+    response: httpx.Response | _PlainResponse
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -134,8 +140,8 @@ class Answer(NamedTuple):
 
     @property
     def push(self) -> Callable[[Callable[[bytes], bool]], Awaitable[None]] | None:
-        """A way to be called with each piece, where there is one; ``transport.Body`` says how."""
-        return self.response.stream.push if isinstance(self.response, _Plain) else None
+        """A way to be called with each piece, where there is one; ``transport.ResponseBody`` says how."""
+        return self.response.stream.push if isinstance(self.response, _PlainResponse) else None
 
 
 class Upstream:
@@ -179,7 +185,7 @@ class Upstream:
         self._base, self._config = base, config
 
     @asynccontextmanager
-    async def open(self, call: Call) -> AsyncIterator[Answer]:
+    async def open(self, call: Call) -> AsyncIterator[EventStream]:
         """The backend's event stream, its status checked; closed on leaving. A 401 is mended once on the way.
 
         Raises ApiError, also for faults while the caller reads.
@@ -209,7 +215,7 @@ class Upstream:
             if etag := response.headers.get("x-models-etag"):
                 self._on_models_etag(etag)
             try:
-                yield Answer(response)
+                yield EventStream(response)
             finally:
                 await response.aclose()
         except (httpx.HTTPError, httpx.StreamError) as error:
@@ -313,7 +319,7 @@ class Upstream:
         except httpx.HTTPError as error:
             raise _foreign(error) from error
 
-    async def _send(self, call: Call, access: Access) -> httpx.Response | _Plain:
+    async def _send(self, call: Call, access: Access) -> httpx.Response | _PlainResponse:
         # session_id, conversation_id and OpenAI-Beta are what earlier clients sent, the others what today's sends.
         headers = self._identity(access) | {
             "user-agent": USER_AGENT,
@@ -344,11 +350,11 @@ class Upstream:
         _note(timings, status, found)
         plain = status == 200 and "content-encoding" not in found
         if plain and "set-cookie" not in found:
-            return _Plain(found, body)
+            return _PlainResponse(found, body)
         response = httpx.Response(status, headers=received, stream=body, request=httpx.Request("POST", self._url))
         self._client.cookies.extract_cookies(response)
         self._cookie = (-1.0, b"")
-        return _Plain(found, body) if plain else response
+        return _PlainResponse(found, body) if plain else response
 
     def _cookie_header(self) -> bytes:
         """Asking the jar takes as long as the rest of a request's headers, so its answer is used again for a while."""
@@ -373,7 +379,7 @@ class Upstream:
         return headers
 
     @staticmethod
-    async def _read_error(response: httpx.Response | _Plain) -> bytes:
+    async def _read_error(response: httpx.Response | _PlainResponse) -> bytes:
         body = b""
         try:
             async for data in response.aiter_bytes():

@@ -21,13 +21,19 @@ from typing import NamedTuple
 import httpx
 import trio
 
-from codexd.connecting import Connection, connect
-from codexd.framing import MAX_HEAD, Fields, Framing, framing_of, parse_head
 from codexd.lowlevel import reactor
-from codexd.proxies import BadProxy, Origin, Route
 from codexd.system import certificates
 from codexd.system.certificates import CannotTrust
-from codexd.tunnel import CannotConnect
+from codexd.upstream.connection import Connection, connect
+from codexd.upstream.http1 import (
+    MAX_HEAD,
+    Fields,
+    Framing,
+    framing_of,
+    parse_head,
+)
+from codexd.upstream.proxies import BadProxy, Origin, Route
+from codexd.upstream.tunnel import CannotConnect
 
 KEEP_ALIVE = 90.0
 """Seconds for which an idle connection may be used again by a request that must not be sent twice."""
@@ -99,7 +105,7 @@ class Transport(httpx.AsyncBaseTransport):
         received = await self._exchange(connection, request.method, origin, head, body, ready=False)
         return httpx.Response(received.status, headers=received.fields, stream=received.body)
 
-    async def post(self, target: Target, fields: Fields, body: bytes, may_resend: Callable[[], bool]) -> "Received":
+    async def post(self, target: Target, fields: Fields, body: bytes, may_resend: Callable[[], bool]) -> "RawResponse":
         """The same for a POST, without httpx's objects. Raises httpx's exceptions.
 
         A connection that has been idle for as long as it pleases may end just when it is used. What was sent on one and
@@ -136,7 +142,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _exchange(
         self, connection: "Connection", method: str, origin: Origin, head: bytes, body: bytes, *, ready: bool
-    ) -> "Received":
+    ) -> "RawResponse":
         connected = trio.current_time()
         try:
             sent = await _sent(connection, head, body)
@@ -146,8 +152,9 @@ class Transport(httpx.AsyncBaseTransport):
         except BaseException:
             connection.close()
             raise
-        stream = Body(connection, framing, rest, (lambda: self._give_back(origin, connection)) if keep else None)
-        return Received(status, fields, stream, connected, ready)
+        give_back = (lambda: self._give_back(origin, connection)) if keep else None
+        stream = ResponseBody(connection, framing, rest, give_back)
+        return RawResponse(status, fields, stream, connected, ready)
 
     async def aclose(self) -> None:
         for origin in list(self._idle):
@@ -257,7 +264,7 @@ async def _read_head(connection: Connection) -> tuple[int, Fields, bool, bytes]:
 # --- bodies
 
 
-class Body(httpx.AsyncByteStream):
+class ResponseBody(httpx.AsyncByteStream):
     """The body, a piece for each read. Once it was read to its end, the connection goes back to the idle ones."""
 
     __slots__ = ("_connection", "_framing", "_give_back", "_rest")
@@ -322,7 +329,7 @@ class Body(httpx.AsyncByteStream):
         self._finish()
 
 
-class Received(NamedTuple):
+class RawResponse(NamedTuple):
     """A response whose head was read. ``body`` must be closed.
 
     ``connected``: when there was a connection for it, in trio's time; ``ready``: an idle one was there.
@@ -330,6 +337,6 @@ class Received(NamedTuple):
 
     status: int
     fields: Fields
-    body: Body
+    body: ResponseBody
     connected: float
     ready: bool

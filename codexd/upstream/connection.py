@@ -14,9 +14,9 @@ from typing import cast
 import httpx
 import trio
 
-from codexd import tunnel
-from codexd.proxies import Origin, Proxy
-from codexd.tunnel import CannotConnect
+from codexd.upstream import tunnel
+from codexd.upstream.proxies import Origin, Proxy
+from codexd.upstream.tunnel import CannotConnect
 
 CONNECT_SECONDS = 6.0
 """For a connection: name, addresses, proxy and TLS together. Tried twice, it still ends before the first keep-alive is

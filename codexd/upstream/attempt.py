@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager
 import structlog
 
 from codexd.errors import ApiError
-from codexd.upstream import Answer, Call, Upstream
+from codexd.upstream.client import Call, EventStream, Upstream
 
 log = structlog.get_logger()
 
 
-class Sending:
+class Attempts:
     """``without_reasoning`` makes the same call without encrypted reasoning; None when there is none in it.
 
     Such reasoning belongs to an account and a model, and the backend refuses all when it cannot decrypt one of them:
@@ -28,7 +28,7 @@ class Sending:
         self._call, self._without_reasoning = None, _nothing
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Answer]:
+    async def open(self) -> AsyncIterator[EventStream]:
         """As ``Upstream.open``. Raises ValueError when the request was forgotten."""
         if self._call is None:
             raise ValueError("the request was forgotten")

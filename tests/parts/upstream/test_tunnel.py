@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codexd import tunnel
-from codexd.proxies import parse
-from codexd.tunnel import CannotConnect
+from codexd.upstream import tunnel
+from codexd.upstream.proxies import parse
+from codexd.upstream.tunnel import CannotConnect
 
 OK = b"HTTP/1.1 200 OK\r\nx: y\r\n\r\n"
 

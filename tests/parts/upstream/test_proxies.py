@@ -4,8 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codexd import proxies
-from codexd.proxies import BadProxy, Proxy, Route, parse, route
+from codexd.upstream import proxies
+from codexd.upstream.proxies import (
+    BadProxy,
+    Proxy,
+    Route,
+    parse,
+    route,
+)
 
 HTTPS = ("https", "chatgpt.com", 443)
 
