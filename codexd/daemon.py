@@ -22,21 +22,23 @@ import msgspec
 import structlog
 import trio
 
-from codexd import __version__, server, sockets
+from codexd import __version__
 from codexd.auth import oauth, store
 from codexd.config.model import Config
 from codexd.config.paths import state_dir
 from codexd.control import server as control_server
 from codexd.control.verbs import Verbs
 from codexd.errors import ApiError, CannotStart, ConfigError
-from codexd.listening import (
-    Listening,
+from codexd.parts import Load, Parts, build
+from codexd.protocol import limits
+from codexd.server import hypercorn as server
+from codexd.server import sockets
+from codexd.server.listeners import (
+    Listeners,
     open_all,
     open_api,
     open_control,
 )
-from codexd.parts import Load, Parts, build
-from codexd.protocol import limits
 from codexd.state import files
 from codexd.state.lock import InUse, lock_directory
 from codexd.system import certificates, device_code, support
@@ -110,7 +112,7 @@ async def demo(config: Config) -> None:
         opened = open_api(config, os.environ, any_port=config.server.port is None)
         control = state / "control.sock"
         own = open_control(control, opened)
-        listening = Listening(opened, own, sockets.files_of([*opened, own]), activated=False)
+        listening = Listeners(opened, own, sockets.files_of([*opened, own]), activated=False)
         chatgpt = ChatGPT(_clock, Issuer(_clock, approves_after=DEMO_PATIENCE))
         async with trio.open_nursery() as nursery:
             simulated = await nursery.start(chatgpt.serve)
@@ -192,7 +194,7 @@ def _import_credential(state: Path) -> None:
 
 async def _serve(
     parts: Callable[..., AbstractAsyncContextManager[Parts]],
-    listening: Listening,
+    listening: Listeners,
     *,
     announce: Callable[[str], None] = lambda _: None,
     release: Callable[[], None] = lambda: None,

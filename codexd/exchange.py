@@ -25,10 +25,20 @@ from quart_trio.wrappers import TrioRequest
 from codexd import errors
 from codexd.config.addresses import is_loopback
 from codexd.errors import ApiError
-from codexd.incoming import BODY_TIMEOUT, Address, BodyTimeout, BodyTooLarge
 from codexd.protocol import zstd
 from codexd.protocol.responses import Usage
-from codexd.relay import Client, Direct, Header, Relay
+from codexd.relay.relay import (
+    Client,
+    Direct,
+    Header,
+    Relay,
+)
+from codexd.server.request import (
+    BODY_TIMEOUT,
+    Address,
+    BodyTimeout,
+    BodyTooLarge,
+)
 from codexd.telemetry.log import redact, usable_request_id
 from codexd.telemetry.tokens import Tokens
 from codexd.telemetry.trace import MAX_BODY, Spans, Timings, Trace
@@ -321,7 +331,7 @@ def bug(error: Exception, record: Record) -> Document:
 
 
 class Incoming(Protocol):
-    """A request and the way to answer it: ``codexd.incoming`` says how. ``begun``: its status has been chosen."""
+    """A request and the way to answer it: ``codexd.server.request`` says how. ``begun``: its status has been chosen."""
 
     method: str
     path: str

@@ -18,7 +18,7 @@ from codexd.protocol.conversion import Conversion
 from codexd.protocol.memory import Items, Memory, Turn
 from codexd.protocol.models import Resolved
 from codexd.protocol.responses import RawObject
-from codexd.relay import Header, Relay, Source
+from codexd.relay.relay import Header, Relay, Source
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
 from codexd.upstream.attempt import Attempts

@@ -49,8 +49,8 @@ from codexd.exchange import (
     response_of,
     take,
 )
-from codexd.incoming import Handler, Lane
-from codexd.relay import Client
+from codexd.relay.relay import Client
+from codexd.server.request import Handler, Lane
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
 from codexd.state.responses import ResponseStore

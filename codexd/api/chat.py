@@ -9,7 +9,6 @@ import msgspec
 
 from codexd import errors
 from codexd.api.answers import Answers
-from codexd.choices import MAX_N, Choices
 from codexd.exchange import Document, Exchange, Record, Reply, Route, Streamed, decode
 from codexd.protocol import chat, completions, cut, parameters
 from codexd.protocol import conversion as conversions
@@ -21,6 +20,7 @@ from codexd.protocol.estimate import prompt_tokens
 from codexd.protocol.fold import join, total
 from codexd.protocol.models import Resolved
 from codexd.protocol.stream import ChatStream
+from codexd.relay.fanout import MAX_N, Fanout
 
 
 class _Wanted(NamedTuple):
@@ -120,11 +120,11 @@ class ChatEndpoints:
             last = chat.Chunk(wanted.id, "chat.completion.chunk", wanted.created, model, [], found)
             return b"data: %b\n\n" % msgspec.json.encode(last)
 
-        choices = Choices(relays, usage)
+        fanout = Fanout(relays, usage)
         record.usage = lambda: relays[0].usage
         if record.streamed:
-            return Streamed(choices)
-        documents, headers = await choices.collect()
+            return Streamed(fanout)
+        documents, headers = await fanout.collect()
         return Document(join(documents, per_prompt), headers)
 
     def _chat_conversion(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from codexd.exchange import Document, Fields
-from codexd.relay import Header
+from codexd.relay.relay import Header
 
 MAX_AGE = 7200
 """Seconds for which a browser need not ask again; Chromium's own limit."""

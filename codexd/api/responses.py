@@ -21,7 +21,7 @@ from codexd.protocol.models import Resolved
 from codexd.protocol.passthrough import ECHOED, ResponsesStream
 from codexd.protocol.responses import RawObject, ResponsesRequest
 from codexd.protocol.truncation import Truncation
-from codexd.relay import Relay
+from codexd.relay.relay import Relay
 from codexd.state.responses import ResponseStore, Stored
 
 

@@ -23,7 +23,7 @@ from codexd.errors import ApiError, ErrorObject
 from codexd.exchange import Record, client_of, decode, failed, response_of
 from codexd.protocol import sse
 from codexd.protocol.responses import REQUEST, RawObject
-from codexd.relay import Header
+from codexd.relay.relay import Header
 
 LIFETIME = 3600.0
 """Seconds that a connection lives, as at OpenAI; an answer under way is finished first."""

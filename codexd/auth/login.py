@@ -15,13 +15,14 @@ import msgspec
 import structlog
 import trio
 
-from codexd import errors, loopback
+from codexd import errors
 from codexd.auth import oauth, pages, store
 from codexd.auth.issuer import Answer, Issuer, Unreachable
 from codexd.auth.oauth import Authorization, Code, Denied, Pending, Stray, TokenResponse
 from codexd.auth.session import Session, SignIn
 from codexd.config.model import OAuth
 from codexd.errors import ApiError
+from codexd.server import loopback
 
 CALL_DEADLINE = 30.0
 """Seconds for one call to the issuer; of a poll that takes longer, the next one tells the same."""

@@ -8,11 +8,11 @@ from msgspec import Struct
 from codexd.control import wire
 from codexd.control.server import Say
 from codexd.errors import ApiError, ErrorObject
-from codexd.incoming import Address
 from codexd.parts import Parts
 from codexd.protocol import sse
 from codexd.protocol.chat import CompletionUsage
-from codexd.relay import Direct, Header
+from codexd.relay.relay import Direct, Header
+from codexd.server.request import Address
 
 PATH = "/v1/chat/completions"
 

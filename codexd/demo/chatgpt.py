@@ -10,12 +10,12 @@ from collections.abc import Callable
 import msgspec
 import trio
 
-from codexd import loopback
 from codexd.demo import judge, script
 from codexd.demo.issuer import ACCOUNT, EMAIL, Issuer, send
-from codexd.loopback import Reply, Request
 from codexd.protocol import sse
 from codexd.protocol.models import BUILT_IN, Model
+from codexd.server import loopback
+from codexd.server.loopback import Reply, Request
 
 MAX_BODY = 256 * 1024 * 1024
 PATIENCE = 300.0

@@ -16,7 +16,7 @@ from msgspec import Struct
 from codexd.auth.oauth import SCOPE, challenge
 from codexd.auth.store import Credentials
 from codexd.config.model import CLIENT_ID
-from codexd.loopback import Reply, Request
+from codexd.server.loopback import Reply, Request
 
 ACCOUNT = "acct-simulated"
 EMAIL = "demo@example.test"

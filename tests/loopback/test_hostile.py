@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from codexd.protocol import sse
-from codexd.sockets import listen
+from codexd.server.sockets import listen
 from support.daemon import PATIENCE, Daemon, Raw, connected, hello, post, running
 from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 

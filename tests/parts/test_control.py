@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
-from codexd import sockets
 from codexd.config.model import Config
 from codexd.config.paths import control_socket
 from codexd.control import server, wire
@@ -24,6 +23,7 @@ from codexd.control.client import Connection, Unreachable, candidates, find, for
 from codexd.control.server import LINE_TIMEOUT, Peer, may, peer_of
 from codexd.control.wire import Done, Refused, Status
 from codexd.errors import ApiError
+from codexd.server import sockets
 from support.control import control
 from support.daemon import ROOT
 

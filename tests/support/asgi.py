@@ -49,7 +49,7 @@ class Answer:
 
 
 class Incoming:
-    """What ``codexd.incoming`` is to an exchange, without a connection."""
+    """What ``codexd.server.request`` is to an exchange, without a connection."""
 
     client, server, begun, direct = ("127.0.0.1", 1), ("127.0.0.1", 2), False, None
 

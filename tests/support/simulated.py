@@ -9,7 +9,7 @@ import trio
 
 from codexd.demo.chatgpt import ChatGPT
 from codexd.demo.issuer import Issuer
-from codexd.loopback import Reply, Request
+from codexd.server.loopback import Reply, Request
 
 
 class _Recorder:

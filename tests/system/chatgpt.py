@@ -8,10 +8,10 @@ from pathlib import Path
 
 import trio
 
-from codexd import loopback
 from codexd.auth import store
 from codexd.demo.chatgpt import ChatGPT
 from codexd.demo.issuer import Issuer
+from codexd.server import loopback
 
 
 async def main(address: str, pace: float, file: Path) -> None:

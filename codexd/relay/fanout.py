@@ -9,12 +9,12 @@ import trio
 
 from codexd.errors import ApiError
 from codexd.protocol.conversion import DONE
-from codexd.relay import Client, Header, Relay
+from codexd.relay.relay import Client, Header, Relay
 
 MAX_N = 8
 
 
-class Choices:
+class Fanout:
     """The relays of one request, together one body. ``usage`` makes the chunk with the usage of all, or nothing.
 
     Their conversions end without ``[DONE]`` and without a usage chunk of their own.
@@ -36,10 +36,10 @@ class Choices:
         reported = False
         async with trio.open_nursery() as nursery:
 
-            async def sing(relay: Relay) -> None:
+            async def stream_one(relay: Relay) -> None:
                 nonlocal reported
                 try:
-                    await relay.stream(_Voice(self, client))
+                    await relay.stream(_Branch(self, client))
                 except ApiError as error:
                     self.error = self.error or error
                 if relay.error is not None:
@@ -49,7 +49,7 @@ class Choices:
                     nursery.cancel_scope.cancel()
 
             for relay in self._relays:
-                nursery.start_soon(sing, relay)
+                nursery.start_soon(stream_one, relay)
         if self.error is None:
             await client.write(self._usage() + DONE)
         elif not self._started:
@@ -90,21 +90,21 @@ class Choices:
         return documents, headers
 
 
-class _Voice:
+class _Branch:
     """The client, as one of the relays sees it."""
 
     direct = None
 
-    def __init__(self, choices: Choices, client: Client) -> None:
-        self._choices = choices
+    def __init__(self, fanout: Fanout, client: Client) -> None:
+        self._fanout = fanout
         self._client = client
 
     async def start(self, headers: Sequence[Header]) -> None:
-        await self._choices.start(self._client, headers)
+        await self._fanout.start(self._client, headers)
 
     async def write(self, data: bytes) -> None:
         if data:
-            await self._choices.write(self._client, data)
+            await self._fanout.write(self._client, data)
 
     async def end(self) -> None:
         pass

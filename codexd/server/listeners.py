@@ -8,17 +8,17 @@ from typing import NamedTuple
 
 import structlog
 
-from codexd import sockets
 from codexd.config.load import check_open
 from codexd.config.model import Config
 from codexd.config.paths import control_socket, resolve_bind
 from codexd.errors import CannotStart, ConfigError
+from codexd.server import sockets
 from codexd.system import systemd
 
 log = structlog.get_logger()
 
 
-class Listening(NamedTuple):
+class Listeners(NamedTuple):
     """``files`` are the unix sockets' that are ours to remove. ``activated``: systemd keeps those of the API."""
 
     api: list[socket.socket]
@@ -27,7 +27,7 @@ class Listening(NamedTuple):
     activated: bool
 
 
-def open_all(config: Config, environ: Mapping[str, str]) -> Listening:
+def open_all(config: Config, environ: Mapping[str, str]) -> Listeners:
     """Raises CannotStart.
 
     Sockets of systemd stand in for the default address. Addresses that are configured are listened on as well, and so
@@ -45,9 +45,9 @@ def open_all(config: Config, environ: Mapping[str, str]) -> Listening:
     control = next((each.socket for each in given if each.name == systemd.CONTROL), None)
     if control is not None:
         control.setblocking(False)
-        return Listening([*api, *own], control, sockets.files_of(own), activated)
+        return Listeners([*api, *own], control, sockets.files_of(own), activated)
     listener = open_control(control_socket(config, environ), [*api, *own])
-    return Listening([*api, *own], listener, sockets.files_of([*own, listener]), activated)
+    return Listeners([*api, *own], listener, sockets.files_of([*own, listener]), activated)
 
 
 def open_api(config: Config, environ: Mapping[str, str], *, any_port: bool = False) -> list[socket.socket]:

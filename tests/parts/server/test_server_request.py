@@ -8,7 +8,14 @@ import trio
 from hypercorn.protocol.events import Body, EndBody, StreamClosed
 from trio.testing import MockClock
 
-from codexd.incoming import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, Handler, Incoming, Lane
+from codexd.server.request import (
+    BODY_TIMEOUT,
+    BodyTimeout,
+    BodyTooLarge,
+    Handler,
+    Lane,
+    ServerRequest,
+)
 
 POST = b"POST /x HTTP/1.1\r\nhost: localhost\r\n"
 LIMIT = 100
@@ -42,10 +49,10 @@ class Host:
         self.ended = "hung up"
 
 
-def made(request: bytes) -> tuple[Host, Incoming]:
+def made(request: bytes) -> tuple[Host, ServerRequest]:
     host = Host(request)
     event: Any = host.connection.next_event()
-    return host, Incoming(host, event, "/x", b"", Lane(lambda method, path: None, lambda: LIMIT))
+    return host, ServerRequest(host, event, "/x", b"", Lane(lambda method, path: None, lambda: LIMIT))
 
 
 async def taken(handler: Handler, request: bytes, pieces: list[bytes | float | None]) -> Host:
@@ -63,7 +70,7 @@ async def taken(handler: Handler, request: bytes, pieces: list[bytes | float | N
     return host
 
 
-async def echo(incoming: Incoming) -> None:
+async def echo(incoming: ServerRequest) -> None:
     try:
         body = await incoming.body()
     except (BodyTooLarge, BodyTimeout) as error:
@@ -99,7 +106,7 @@ async def test_who_leaves_while_the_body_is_awaited_gets_no_answer(autojump_cloc
 
 
 async def test_half_an_answer_ends_the_connection(autojump_clock: MockClock) -> None:
-    async def breaks(incoming: Incoming) -> None:
+    async def breaks(incoming: ServerRequest) -> None:
         await incoming.start([])
         await incoming.write(b"half")
         raise ZeroDivisionError
@@ -110,7 +117,7 @@ async def test_half_an_answer_ends_the_connection(autojump_clock: MockClock) -> 
 
 
 async def test_a_field_cannot_end_the_head(autojump_clock: MockClock) -> None:
-    async def splits(incoming: Incoming) -> None:
+    async def splits(incoming: ServerRequest) -> None:
         with pytest.raises(ValueError, match="x-name"):
             await incoming.answer(200, [("x-name", "a\r\nset-cookie: b")], b"")
         await incoming.answer(200, [("x-name", "ü\ta")], b"")
@@ -124,12 +131,12 @@ async def test_a_field_cannot_end_the_head(autojump_clock: MockClock) -> None:
 async def test_an_answer_before_the_bodys_end_ends_the_connection_and_says_so(
     autojump_clock: MockClock, arrived: bool
 ) -> None:
-    async def refuses(incoming: Incoming) -> None:
+    async def refuses(incoming: ServerRequest) -> None:
         await incoming.answer(401, [], b"no")
 
     host = Host(POST + b"content-length: 3\r\n\r\n" + (b"abc" if arrived else b"a"))
     event: Any = host.connection.next_event()
-    incoming = Incoming(host, event, "/x", b"", Lane(lambda method, path: None, lambda: LIMIT))
+    incoming = ServerRequest(host, event, "/x", b"", Lane(lambda method, path: None, lambda: LIMIT))
     while isinstance(host.connection.next_event(), h11.Data):
         pass
     await incoming.run(refuses)

@@ -59,7 +59,7 @@ class Host(Protocol):
     async def hang_up(self) -> None: ...
 
 
-class Incoming:
+class ServerRequest:
     """A request on its way in; ``handler`` runs in a task of its own and is cancelled when the client leaves.
 
     It answers once: by ``answer``, or by ``start``, ``write`` and ``end``. It is hypercorn's stream, and so hears of
@@ -183,7 +183,7 @@ class Incoming:
         await self._finish(head)
 
     @property
-    def direct(self) -> "Incoming":
+    def direct(self) -> "ServerRequest":
         return self
 
     async def _finish(self, data: bytes) -> None:
@@ -210,7 +210,7 @@ class Incoming:
         return b"%b%b\r\n" % (head[:-2], "".join(lines).encode("latin-1"))
 
 
-Handler = Callable[[Incoming], Awaitable[None]]
+Handler = Callable[[ServerRequest], Awaitable[None]]
 
 
 class Lane(NamedTuple):

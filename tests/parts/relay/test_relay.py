@@ -15,7 +15,7 @@ from codexd.protocol import sse
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.passthrough import ResponsesStream
 from codexd.protocol.stream import ChatStream
-from codexd.relay import KEEPALIVE_INTERVAL, Header, Relay
+from codexd.relay.relay import KEEPALIVE_INTERVAL, Header, Relay
 from support.upstream import ADDED, COMPLETED, CREATED, Json, done, failed, text
 
 KEEPALIVE = b": keepalive\n\n"

@@ -33,9 +33,9 @@ from hypercorn.trio.worker_context import TrioSingleTask
 from hypercorn.typing import ASGIFramework
 
 from codexd import errors
-from codexd.incoming import Incoming, Lane
 from codexd.lowlevel import timers
-from codexd.sockets import BACKLOG, WRITE_TIMEOUT
+from codexd.server.request import Lane, ServerRequest
+from codexd.server.sockets import BACKLOG, WRITE_TIMEOUT
 from codexd.system.peer import peer_of
 
 KEEP_ALIVE_TIMEOUT = 75.0
@@ -286,7 +286,7 @@ class Http1(H11Protocol):
         # and so not notice that the client leaves.
         cast("Any", self.connection)._cstate.pending_switch_proposals.clear()  # noqa: SLF001 - h11 has no other way
         if (handler := self.lane.find(method, path)) is not None:
-            stream = Incoming(self, request, path, query, self.lane)
+            stream = ServerRequest(self, request, path, query, self.lane)
             self.stream = cast("HTTPStream", stream)
             self.task_group.spawn(stream.run, handler)
         else:
@@ -297,7 +297,7 @@ class Http1(H11Protocol):
                 h11.Request(method=request.method, target=target, headers=headers, http_version=version)
             )
 
-    # --- for Incoming
+    # --- for ServerRequest
 
     def more_fields(self) -> list[tuple[bytes, bytes]]:
         return self.config.response_headers("h11")

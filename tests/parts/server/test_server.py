@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import trio
 
-from codexd import server, sockets
-from codexd.incoming import Incoming, Lane
+from codexd.server import hypercorn as server
+from codexd.server import sockets
+from codexd.server.request import Lane, ServerRequest
 from codexd.system import systemd
 
 PIECES = [b"a", b"data: {}\n\n", b"0\r\n\r\n", bytes(range(256)) * 4096, b"z" * 17]
@@ -29,7 +30,7 @@ async def app(scope: Any, _: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def short(incoming: Incoming) -> None:
+async def short(incoming: ServerRequest) -> None:
     """The same by ours."""
     if incoming.path == "/whole":
         await incoming.answer(200, [("content-type", "text/plain")], b"".join(PIECES))
@@ -97,7 +98,7 @@ async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.
     monkeypatch.setattr(server, "KEEP_ALIVE_TIMEOUT", 0.05)
     listener, stopped = sockets.listen("127.0.0.1:0"), trio.Event()
 
-    async def slow(incoming: Incoming) -> None:
+    async def slow(incoming: ServerRequest) -> None:
         await trio.sleep(0.2)  # no longer idle, so nobody closes it
         await incoming.answer(200, [], b"slow")
 
@@ -126,7 +127,7 @@ async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.
 async def test_there_is_an_end_to_the_connections_and_who_waits_makes_room(tmp_path: Path) -> None:
     listener, stopped, go = sockets.listen("127.0.0.1:0"), trio.Event(), trio.Event()
 
-    async def slow(incoming: Incoming) -> None:
+    async def slow(incoming: ServerRequest) -> None:
         await go.wait()
         await incoming.answer(200, [], b"slow")
 

@@ -1,0 +1,1 @@
+"""One upstream answer to one client: driving it, keeping it alive, cancelling it."""

@@ -1,0 +1,1 @@
+"""Clients' connections: listening sockets, Hypercorn made safe, one HTTP request and its answer."""
