@@ -16,7 +16,7 @@ from codexd.config.model import Config
 from codexd.control import wire
 from codexd.ctl.__main__ import parser
 from codexd.ctl.verbs import EXIT
-from codexd.protocol import limits
+from codexd.protocol.codex import rate_limits as limits
 
 MAN = Path(__file__).parent.parent / "docs" / "man"
 PAGES = sorted(MAN.iterdir())

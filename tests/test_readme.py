@@ -1,10 +1,12 @@
 """The README's tables are made from the code; ``pytest --accept`` rewrites them."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from codexd.api.api import DIALECTS
 from codexd.config import load
 from codexd.protocol import parameters
 from support.daemon import ROOT
@@ -12,10 +14,7 @@ from support.daemon import ROOT
 README = ROOT / "README.md"
 TABLES = {
     "configuration": load.table,
-    "completions parameters": lambda: parameters.table(parameters.COMPLETIONS),
-    "chat parameters": lambda: parameters.table(parameters.CHAT),
-    "messages parameters": lambda: parameters.table(parameters.MESSAGES),
-    "responses parameters": lambda: parameters.table(parameters.RESPONSES),
+    **{f"{each.name} parameters": partial(parameters.table, each.rules) for each in DIALECTS},
 }
 
 

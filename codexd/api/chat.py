@@ -1,175 +1,166 @@
 """The endpoints of Chat Completions, and of the legacy completions before it."""
 
-import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import msgspec
 
 from codexd import errors
-from codexd.api.answers import Answers
-from codexd.exchange import Document, Exchange, Record, Reply, Route, Streamed, decode
-from codexd.protocol import chat, completions, cut, parameters
-from codexd.protocol import conversion as conversions
-from codexd.protocol import request as convert
-from codexd.protocol.conversion import DONE, Conversion
-from codexd.protocol.cut import limits as limits_of
-from codexd.protocol.ending import chat_usage
-from codexd.protocol.estimate import prompt_tokens
-from codexd.protocol.fold import join, total
-from codexd.protocol.models import Resolved
-from codexd.protocol.stream import ChatStream
-from codexd.relay.fanout import MAX_N, Fanout
+from codexd.api.exchange import Exchange, Reply
+from codexd.api.pipeline import Context, Dialect, Joined, Pipeline, Prepared
+from codexd.api.record import Record
+from codexd.api.routing import Route
+from codexd.errors import ApiError
+from codexd.protocol import parameters
+from codexd.protocol.chat import completions
+from codexd.protocol.chat import wire as chat
+from codexd.protocol.chat.completions import CompletionsDialect
+from codexd.protocol.chat.convert import from_chat
+from codexd.protocol.chat.dialect import ChatDialect
+from codexd.protocol.chat.fold import join, total
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.chat.usage import chat_usage
+from codexd.protocol.codex.events import Usage
+from codexd.protocol.codex.models import Resolved
+from codexd.protocol.convert import Converted, Settings
+from codexd.protocol.dialect import DONE, Conversion
+from codexd.protocol.stops import Cutoff, StopLimits, limits_of
+from codexd.protocol.tokens import prompt_tokens
+
+MAX_N = 8
 
 
-class _Wanted(NamedTuple):
-    """How a chat client wants its answer, and the answer's own id and creation time."""
+def prepare_chat(asked: chat.ChatRequest, context: Context) -> Prepared:
+    """Raises ApiError 400."""
+    converted = from_chat(asked, context.resolved, context.settings, context.recall)
+    tokens = ("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)
+    wanted = _Wanted(context, f"chatcmpl-{context.id[:28]}", limits_of(asked.stop, *tokens), asked.stream_options)
+    number = _number(asked.n)
+    makers = [partial(wanted.chat_conversion, converted, index, number) for index in range(number)]
+    parts = [(converted, maker) for maker in makers]
+    return Prepared(parts, None if number == 1 else wanted.joined(number, _usage_chunk))
 
-    id: str
-    created: int
-    limits: cut.Limits
-    streamed: bool
-    include_usage: bool
-    number: int
+
+def prepare_completions(asked: completions.CompletionRequest, context: Context) -> Prepared:
+    """Each prompt becomes a chat of one message. Raises ApiError 400."""
+    limits, texts, per_prompt = limits_of(asked.stop, ("max_tokens", asked.max_tokens)), completions.prompts(asked), 0
+    per_prompt = _number(asked.n)
+    number = per_prompt * len(texts)
+    if number > MAX_N:
+        raise errors.bad_request(f"n times the number of prompts must be {MAX_N} at most.", param="n")
+    wanted = _Wanted(context, f"cmpl-{context.id[:28]}", limits, asked.stream_options)
+    parts: list[tuple[Converted, Callable[[], Conversion]]] = []
+    for text in texts:
+        converted = from_chat(completions.as_chat(asked, text), context.resolved, context.settings)
+        for _ in range(per_prompt):
+            echo = text if asked.echo else ""
+            parts.append((converted, partial(wanted.completion_conversion, converted, len(parts), number, echo)))
+    return Prepared(parts, None if number == 1 else wanted.joined(per_prompt, _text_usage_chunk))
 
 
-_PROBE = b'{"model": "-", "messages": [{"role": "user", "content": "Answer with the word ok."}]}'
+CHAT = Dialect("chat", chat.REQUEST, parameters.CHAT, chat.Completion, ApiError.body, prepare_chat)
+COMPLETIONS = Dialect(
+    "completions",
+    completions.REQUEST,
+    parameters.COMPLETIONS,
+    completions.TextCompletion,
+    ApiError.body,
+    prepare_completions,
+)
 
 
 class ChatEndpoints:
-    def __init__(self, answers: Answers) -> None:
-        self._answers = answers
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
 
     def routes(self) -> list[Route]:
         return [
-            Route("POST", "/chat/completions", self.chat_completions),
-            Route("POST", "/completions", self.completions),
+            Route("POST", "/chat/completions", self.chat_completions, CHAT, streams=True),
+            Route("POST", "/completions", self.completions, COMPLETIONS, streams=True),
         ]
 
     async def chat_completions(self, exchange: Exchange) -> Reply:
         """A chat completion, as OpenAI has it."""
-        body = await exchange.body()
-        asked = decode(chat.REQUEST, body)
-        record = exchange.record
-        resolved = self._answers.understand(record, asked, body, parameters.CHAT)
-        del body  # images of megabytes: what goes up is encoded next
-        recall = partial(self._answers.recall, resolved.model.slug)
-        converted = convert.from_chat(asked, resolved, self._answers.settings(resolved), recall)
-        tokens = ("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)
-        wanted = self._wanted("chatcmpl", limits_of(asked.stop, *tokens), asked.stream_options, record, asked.n)
-        makers = [self._chat_conversion(resolved, converted, wanted, index) for index in range(wanted.number)]
-        return await self._respond(record, [converted] * wanted.number, makers, wanted, per_prompt=wanted.number)
+        return await self._answer(exchange, CHAT)
 
     async def completions(self, exchange: Exchange) -> Reply:
         """The legacy endpoint: each prompt a chat of one message."""
-        body = await exchange.body()
-        asked = decode(completions.REQUEST, body)
-        record = exchange.record
-        resolved = self._answers.understand(record, asked, body, parameters.COMPLETIONS)
-        limits = limits_of(asked.stop, ("max_tokens", asked.max_tokens))
-        texts, settings = completions.prompts(asked), self._answers.settings(resolved)
-        each = self._wanted("cmpl", limits, asked.stream_options, record, asked.n)
-        wanted = each._replace(number=each.number * len(texts))
-        if wanted.number > MAX_N:
-            raise errors.bad_request(f"n times the number of prompts must be {MAX_N} at most.", param="n")
-        converted: list[convert.Converted] = []
-        makers: list[Callable[[], Conversion]] = []
-        for text in texts:
-            of_text = convert.from_chat(completions.as_chat(asked, text), resolved, settings)
-            for _ in range(each.number):
-                echo = text if asked.echo else ""
-                makers.append(self._chat_conversion(resolved, of_text, wanted, len(converted), echo=echo))
-                converted.append(of_text)
-        return await self._respond(record, converted, makers, wanted, per_prompt=each.number)
+        return await self._answer(exchange, COMPLETIONS)
 
-    def _wanted(
-        self, prefix: str, limits: cut.Limits, options: chat.StreamOptions | None, record: Record, n: int | None
-    ) -> _Wanted:
-        number = 1 if n is None else n
-        if not 1 <= number <= MAX_N:
-            raise errors.bad_request(f"n must be between 1 and {MAX_N}.", param="n")
-        include_usage = not record.streamed or bool(options and options.include_usage)
-        id = f"{prefix}-{secrets.token_hex(14)}"  # noqa: A001 - the API's own word
-        return _Wanted(id, int(self._answers.clock()), limits, record.streamed, include_usage, number)
+    async def _answer(self, exchange: Exchange, dialect: Dialect) -> Reply:
+        asked, context = await self._pipeline.read(exchange, dialect)
+        return await self._pipeline.answer(exchange.record, dialect.prepare(asked, context))
 
-    async def _respond(
-        self,
-        record: Record,
-        converted: Sequence[convert.Converted],
-        makers: Sequence[Callable[[], Conversion]],
-        wanted: _Wanted,
-        *,
-        per_prompt: int,
-    ) -> Reply:
-        """One answer, or several as so many choices. Raises ApiError 400 for a strict key, when anything is dropped."""
-        if wanted.number == 1:
-            return await self._answers.respond(record, self._answers.single(record, converted[0], makers[0]))
-        record.adjusted += [entry for each in converted for entry in each.adjusted if entry not in record.adjusted]
-        self._answers.refuse_drops(record)
-        relays = [self._answers.relay(record, each, make) for each, make in zip(converted, makers, strict=True)]
 
-        def usage() -> bytes:
-            found = total([chat_usage(relay.usage) for relay in relays if relay.usage is not None], per_prompt)
-            if found is None or not wanted.include_usage:
+async def probe(pipeline: Pipeline) -> str:
+    """Makes a tiny real request the way that all requests take; returns the name of its model. Raises ApiError."""
+    model = pipeline.catalog.models.own[0]
+    record = Record("doctor")
+    context = pipeline.context(record, Resolved(model, model.efforts[0] if model.efforts else None))
+    context = context._replace(settings=Settings())
+    message = chat.UserMessage(content="Answer with the word ok.")
+    asked = chat.ChatRequest(model=model.slug, messages=[message])
+    await pipeline.answer(record, prepare_chat(asked, context))
+    return model.slug
+
+
+def _number(n: int | None) -> int:
+    """Returns the number of choices. Raises ApiError 400."""
+    number = 1 if n is None else n
+    if not 1 <= number <= MAX_N:
+        raise errors.bad_request(f"n must be between 1 and {MAX_N}.", param="n")
+    return number
+
+
+class _Wanted:
+    """How a chat client wants its answer: the conversions of one request, each with the answer's id and time."""
+
+    def __init__(self, context: Context, id: str, limits: StopLimits, options: chat.StreamOptions | None) -> None:  # noqa: A002
+        self._context = context
+        self._id = id
+        self._limits = limits
+        self._include_usage = not context.streamed or bool(options and options.include_usage)
+
+    def chat_conversion(self, converted: Converted, index: int, number: int) -> Conversion:
+        stream = self._stream(converted, index, number)
+        dialect = ChatDialect(stream, streamed=self._context.streamed, turn=self._context.turn())
+        return Conversion(dialect, DONE if number == 1 else b"")
+
+    def completion_conversion(self, converted: Converted, index: int, number: int, echo: str) -> Conversion:
+        stream = self._stream(converted, index, number)
+        dialect = CompletionsDialect(stream, streamed=self._context.streamed, echo=echo, index=index)
+        return Conversion(dialect, DONE if number == 1 else b"")
+
+    def _stream(self, converted: Converted, index: int, number: int) -> ChatStream:
+        limited = self._limits != StopLimits()
+        return ChatStream(
+            id=self._id,
+            model=self._context.resolved.model.slug,
+            created=self._context.created,
+            include_usage=self._include_usage,
+            names=converted.names,
+            legacy=converted.legacy,
+            cut=Cutoff(self._limits) if limited else None,
+            # Only where it may be needed: it keeps the request for as long as the answer takes.
+            prompt_tokens=partial(prompt_tokens, converted.request) if limited else int,
+            index=index,
+            usage_chunk=number == 1 or not self._context.streamed,
+            reasoning=self._context.reasoning_format,
+        )
+
+    def joined(self, per_prompt: int, chunk: Callable[[str, int, str, chat.CompletionUsage], bytes]) -> Joined:
+        def usage(found: Sequence[Usage]) -> bytes:
+            whole = total(list(map(chat_usage, found)), per_prompt)
+            if whole is None or not self._include_usage:
                 return b""
-            model = str(record.model)
-            if wanted.id.startswith("cmpl"):
-                chunk = completions.TextCompletion(wanted.id, "text_completion", wanted.created, model, [], found)
-                return completions.frame(chunk)
-            last = chat.Chunk(wanted.id, "chat.completion.chunk", wanted.created, model, [], found)
-            return b"data: %b\n\n" % msgspec.json.encode(last)
+            return chunk(self._id, self._context.created, self._context.resolved.model.slug, whole)
 
-        fanout = Fanout(relays, usage)
-        record.usage = lambda: relays[0].usage
-        if record.streamed:
-            return Streamed(fanout)
-        documents, headers = await fanout.collect()
-        return Document(join(documents, per_prompt), headers)
+        return Joined(usage, lambda documents: join(documents, per_prompt))
 
-    def _chat_conversion(
-        self,
-        resolved: Resolved,
-        converted: convert.Converted,
-        wanted: _Wanted,
-        index: int = 0,
-        *,
-        echo: str | None = None,
-    ) -> Callable[[], Conversion]:
-        """``echo``: as a legacy completion, after this text."""
 
-        limited = wanted.limits != cut.Limits()
+def _usage_chunk(id: str, created: int, model: str, usage: chat.CompletionUsage) -> bytes:  # noqa: A002
+    return b"data: %b\n\n" % msgspec.json.encode(chat.Chunk(id, "chat.completion.chunk", created, model, [], usage))
 
-        def conversion() -> Conversion:
-            stream = ChatStream(
-                id=wanted.id,
-                model=resolved.model.slug,
-                created=wanted.created,
-                include_usage=wanted.include_usage,
-                names=converted.names,
-                legacy=converted.legacy,
-                cut=cut.Cut(wanted.limits) if limited else None,
-                # Only where it may be asked for: it keeps the request for as long as the answer takes.
-                prompt_tokens=partial(prompt_tokens, converted.request) if limited else int,
-                index=index,
-                usage_chunk=wanted.number == 1 or not wanted.streamed,
-                reasoning=self._answers.config.codex.reasoning_format,
-            )
-            last = DONE if wanted.number == 1 else b""
-            if echo is not None:
-                return completions.conversion(stream, streamed=wanted.streamed, echo=echo, index=index, last=last)
-            turn = self._answers.turn(resolved.model.slug)
-            return conversions.chat(stream, streamed=wanted.streamed, last=last, turn=turn)
 
-        return conversion
-
-    async def probe(self) -> str:
-        """A tiny real request by the way that all requests take; the name of the model. Raises ApiError."""
-        model = self._answers.catalog.models.own[0]
-        resolved = Resolved(model, model.efforts[0] if model.efforts else None)
-        asked = chat.REQUEST.decode(_PROBE)
-        converted = convert.from_chat(asked, resolved, convert.Settings(prompt=None, effort=None, verbosity=None))
-        wanted = _Wanted("probe", 0, cut.Limits(), streamed=False, include_usage=True, number=1)
-        conversion = self._chat_conversion(resolved, converted, wanted)
-        await self._answers.single(Record("doctor"), converted, conversion).collect()
-        return model.slug
+def _text_usage_chunk(id: str, created: int, model: str, usage: chat.CompletionUsage) -> bytes:  # noqa: A002
+    return completions.frame(completions.TextCompletion(id, "text_completion", created, model, [], usage))

@@ -5,9 +5,10 @@
 
 import re
 from collections.abc import Sequence
+from typing import Protocol
 from urllib.parse import urlsplit
 
-from codexd.exchange import Document, Fields
+from codexd.api.exchange import Document
 from codexd.relay.relay import Header
 
 MAX_AGE = 7200
@@ -26,11 +27,17 @@ _EXPOSED = ", ".join(
 _NAMES = re.compile(r"[a-z0-9-]+(,\s?[a-z0-9-]+)*", re.IGNORECASE)
 
 
+class Headers(Protocol):
+    """Header fields by their names in lower case: a dict, or Werkzeug's headers."""
+
+    def get(self, name: str, default: str, /) -> str: ...
+
+
 def is_allowed(origin: str, allowed: Sequence[str]) -> bool:
     return origin in allowed or ("*" in allowed and origin.isprintable())
 
 
-def is_own(origin: str, headers: Fields) -> bool:
+def is_own(origin: str, headers: Headers) -> bool:
     """Whether the page came from the very address that it asks."""
     try:
         return urlsplit(origin).netloc == headers.get("host", "") != ""
@@ -46,7 +53,7 @@ def fields(origin: str) -> list[Header]:
     ]
 
 
-def preflight(headers: Fields, methods: Sequence[str]) -> Document:
+def preflight(headers: Headers, methods: Sequence[str]) -> Document:
     """The answer to what a browser asks before a request, which it asks without the page's key."""
     asked = headers.get("access-control-request-headers", "")
     answer = [

@@ -5,11 +5,13 @@ from typing import Literal
 import msgspec
 
 from codexd import errors
+from codexd.api.access import name_in
+from codexd.api.exchange import Document, Exchange, decode, json
+from codexd.api.routing import Route
 from codexd.auth.login import Attempt, Logins
 from codexd.auth.session import Session
 from codexd.config.addresses import is_loopback
 from codexd.errors import DEVICE_CODES_OFF_HINT
-from codexd.exchange import Document, Exchange, Route, decode, json, name_in
 
 
 class _LoginRequest(msgspec.Struct):

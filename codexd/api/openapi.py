@@ -1,82 +1,35 @@
-"""The OpenAPI document of what is served, made from the wire structs that decode it and the table of its parameters."""
+"""The OpenAPI document of the API, made from its routes and their dialects."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-from codexd.exchange import Route
-from codexd.protocol import chat, completions
-from codexd.protocol.anthropic import MessagesRequest
-from codexd.protocol.parameters import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Rule
-from codexd.protocol.responses import ResponsesRequest
+from codexd.api.routing import Route
+from codexd.protocol.parameters import Rule
 
 _REF = "#/components/schemas/{name}"
 _OBJECT = {"type": "object"}
 _JSON, _EVENTS = "application/json", "text/event-stream"
 
 
-class _Body(NamedTuple):
-    """What an endpoint is asked with, its parameters, and what it answers where that is a struct."""
-
-    asked: type
-    rules: dict[str, Rule]
-    answer: type | None = None
-    streams: bool = True
-
-
-_BODIES = {
-    "/chat/completions": _Body(chat.ChatRequest, CHAT, chat.Completion),
-    "/completions": _Body(completions.CompletionRequest, COMPLETIONS, completions.TextCompletion),
-    "/responses": _Body(ResponsesRequest, RESPONSES),
-    "/responses/input_tokens": _Body(ResponsesRequest, RESPONSES, streams=False),
-    "/responses/compact": _Body(ResponsesRequest, RESPONSES, streams=False),
-    "/messages": _Body(MessagesRequest, MESSAGES),
-    "/messages/count_tokens": _Body(MessagesRequest, MESSAGES, streams=False),
-}
-
-
 _TEXTS = {"/": "text/html", "/metrics": "text/plain"}
 
 
-class Path(NamedTuple):
-    """One operation on one path. ``path`` has its names in braces."""
-
-    method: str
-    path: str
-    summary: str
-
-
-def document(routes: Iterable[Route], others: Iterable[Path], version: str) -> bytes:
+def document(routes: Sequence[Route], version: str) -> bytes:
     """OpenAPI 3.1 in JSON."""
-    types = {each for body in _BODIES.values() for each in (body.asked, body.answer) if each is not None}
+    dialects = {route.dialect.name: route.dialect for route in routes if route.dialect is not None}.values()
+    types = {each for dialect in dialects for each in (dialect.request.struct, dialect.answer) if each is not None}
     ordered = sorted(types, key=lambda each: each.__name__)
     found, schemas = msgspec.json.schema_components(ordered, ref_template=_REF)
     refs = dict(zip(ordered, found, strict=True))
-    for known in _BODIES.values():
-        name = refs[known.asked]["$ref"].rpartition("/")[2]
-        schemas[name] = _described(schemas[name], known.rules)
+    for dialect in dialects:
+        name = refs[dialect.request.struct]["$ref"].rpartition("/")[2]
+        schemas[name] = _described(schemas[name], dialect.rules)
+    schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": _OBJECT}}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        body, path = _BODIES.get(route.path), f"{'/v1' if route.api else ''}{route.path}"
-        operation = _operation(Path(route.method, path, _summary(route.handler)))
-        if route.path in _TEXTS:
-            operation["responses"]["200"]["content"] = {_TEXTS[route.path]: {"schema": {"type": "string"}}}
-        if body is not None:
-            operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": refs[body.asked]}}}
-            content = operation["responses"]["200"]["content"]
-            content[_JSON] = {"schema": _OBJECT if body.answer is None else refs[body.answer]}
-            if body.streams:
-                content[_EVENTS] = {}  # events of many kinds, which OpenAPI 3.1 has no words for
-        paths.setdefault(path, {})[route.method.lower()] = operation
-    for other in others:
-        operation = _operation(other)
-        names = [part[1:-1] for part in other.path.split("/") if part.startswith("{")]
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
-        paths.setdefault(other.path, {})[other.method.lower()] = operation
-    schemas["Error"] = {"type": "object", "required": ["error"], "properties": {"error": _OBJECT}}
+        paths.setdefault(route.public_path, {})[route.method.lower()] = _operation(route, refs)
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -95,20 +48,29 @@ def document(routes: Iterable[Route], others: Iterable[Path], version: str) -> b
     )
 
 
-def _operation(of: Path) -> dict[str, Any]:
+def _operation(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
     error = {
         "description": "A failure, with its reason.",
         "content": {_JSON: {"schema": {"$ref": _REF.format(name="Error")}}},
     }
-    return {
-        "operationId": f"{of.method} {of.path}",
-        "summary": of.summary,
-        "responses": {"200": {"description": "The answer.", "content": {_JSON: {"schema": _OBJECT}}}, "default": error},
+    text = _TEXTS.get(route.path)
+    content: dict[str, Any] = {_JSON: {"schema": _OBJECT}} if text is None else {text: {"schema": {"type": "string"}}}
+    operation: dict[str, Any] = {
+        "operationId": f"{route.method} {route.public_path}",
+        "summary": route.summary,
+        "responses": {"200": {"description": "The answer.", "content": content}, "default": error},
     }
-
-
-def _summary(handler: Any) -> str:
-    return (handler.__doc__ or "").partition("\n")[0]
+    if (dialect := route.dialect) is not None:
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": refs[dialect.request.struct]}}}
+        if dialect.answer is not None and route.streams:
+            content[_JSON] = {"schema": refs[dialect.answer]}
+        if route.streams:
+            content[_EVENTS] = {}  # events of many kinds, which OpenAPI 3.1 has no words for
+    if names := [part[1:-1] for part in route.public_path.split("/") if part.startswith("{")]:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
+    return operation
 
 
 def _described(schema: dict[str, Any], rules: dict[str, Rule]) -> dict[str, Any]:

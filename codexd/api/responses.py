@@ -1,26 +1,31 @@
-"""The endpoints of the Responses API, over a store of what was answered."""
+"""The endpoints of the Responses API, over a store of the responses that were given."""
 
-import secrets
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import msgspec
 from msgspec import Raw
-from quart import request
 
 from codexd import errors
-from codexd.api.answers import Answers
-from codexd.exchange import Document, Exchange, Page, Record, Reply, Route, decode, json
-from codexd.protocol import conversion as conversions
-from codexd.protocol import cut, parameters, responses, state
-from codexd.protocol import request as convert
-from codexd.protocol.conversion import Conversion
-from codexd.protocol.cut import limits as limits_of
-from codexd.protocol.estimate import prompt_tokens
-from codexd.protocol.models import Resolved
-from codexd.protocol.passthrough import ECHOED, ResponsesStream
-from codexd.protocol.responses import RawObject, ResponsesRequest
-from codexd.protocol.truncation import Truncation
+from codexd.api.exchange import Document, Exchange, Reply, json
+from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
+from codexd.api.record import Record
+from codexd.api.routing import Route
+from codexd.errors import ApiError
+from codexd.protocol import parameters
+from codexd.protocol.convert import Converted
+from codexd.protocol.dialect import DONE, Conversion
+from codexd.protocol.members import split
+from codexd.protocol.raw import RawObject
+from codexd.protocol.responses import stored
+from codexd.protocol.responses.convert import from_responses
+from codexd.protocol.responses.stream import ECHOED, ResponsesStream
+from codexd.protocol.responses.truncation import Truncation
+from codexd.protocol.responses.wire import REQUEST, ResponsesRequest
+from codexd.protocol.stops import Cutoff, limits_of
+from codexd.protocol.tokens import prompt_tokens
+from codexd.relay.fanout import Fanout
 from codexd.relay.relay import Relay
 from codexd.state.responses import ResponseStore, Stored
 
@@ -41,13 +46,18 @@ class _InputTokens(msgspec.Struct):
 
 
 class Understood(NamedTuple):
-    """A request and its model; its whole input, of which so many items are ``earlier``; what the answer repeats."""
+    """A request with its whole input, of which the first ``earlier`` items are turns that the client named.
+
+    ``echo`` holds the members that the answer repeats. ``on_done`` gets the final response object. ``websocket``: the
+    client has no HTTP status to look at, and wants no ``[DONE]``.
+    """
 
     asked: ResponsesRequest
-    resolved: Resolved
     input: list[RawObject]
     earlier: int
     echo: RawObject
+    on_done: Callable[[bytes], None] = lambda _: None
+    websocket: bool = False
 
 
 class Last:
@@ -56,134 +66,154 @@ class Last:
     response: Stored | None = None
 
 
+def understood(asked: ResponsesRequest, members: RawObject, before: Stored | None = None) -> Understood:
+    """Joins a request to the response that it goes on from."""
+    own = stored.as_items(asked.input)
+    earlier: list[RawObject] = []
+    if before is not None:
+        earlier = [*before.input, *before.output()]
+        asked = msgspec.structs.replace(asked, input=[*earlier, *own])
+    echo = {key: members[key] for key in ECHOED if key in members and bytes(members[key]) != b"null"}
+    echo["store"] = Raw(b"false" if asked.store is False else b"true")
+    return Understood(asked, [*earlier, *own], len(earlier), echo)
+
+
+def convert(found: Understood, context: Context) -> Converted:
+    """Raises ApiError 400."""
+    return from_responses(found.asked, context.resolved, context.settings, earlier=found.earlier)
+
+
+def prepare(found: Understood, context: Context) -> Prepared:
+    """Raises ApiError 400."""
+    converted = convert(found, context)
+    wanted = limits_of(None, ("max_output_tokens", found.asked.max_output_tokens))
+
+    def conversion() -> Conversion:
+        truncation = Truncation(Cutoff(wanted)) if wanted.max_tokens is not None else None
+        # Only where it may be needed: it keeps the request for as long as the answer takes.
+        counted = partial(prompt_tokens, converted.request) if truncation else int
+        stream = ResponsesStream(
+            found.echo, converted.names, truncation, counted, found.on_done, websocket=found.websocket
+        )
+        return Conversion(stream, b"" if found.websocket else DONE)
+
+    return Prepared([(converted, conversion)])
+
+
+RESPONSES = Dialect("responses", REQUEST, parameters.RESPONSES, None, ApiError.body, prepare)
+
+
 class ResponsesEndpoints:
-    def __init__(self, answers: Answers, store: ResponseStore) -> None:
-        self._answers = answers
+    def __init__(self, pipeline: Pipeline, store: ResponseStore) -> None:
+        self._pipeline = pipeline
         self._store = store
 
     def routes(self) -> list[Route]:
-        return [
-            Route("POST", "/responses", self.responses),
-            Route("POST", "/responses/input_tokens", self.input_tokens),
-            Route("POST", "/responses/compact", self.compact),
-        ]
-
-    def pages(self) -> list[Page]:
         one = "/responses/<id>"
         return [
-            Page("GET", one, self.response, "A stored response."),
-            Page("DELETE", one, self.delete, "Delete a stored response."),
-            Page("GET", f"{one}/input_items", self.input_items, "The input of a stored response."),
-            Page("POST", f"{one}/cancel", self.cancel, "Refused: nothing runs in the background."),
+            Route("POST", "/responses", self.responses, RESPONSES, streams=True),
+            Route("POST", "/responses/input_tokens", self.input_tokens, RESPONSES),
+            Route("POST", "/responses/compact", self.compact, RESPONSES),
+            Route("GET", one, self.response),
+            Route("DELETE", one, self.delete),
+            Route("GET", f"{one}/input_items", self.input_items),
+            Route("POST", f"{one}/cancel", self.cancel),
         ]
 
     async def responses(self, exchange: Exchange) -> Reply:
         """A response, as OpenAI's Responses API has it."""
-        body = await exchange.body()
-        record = exchange.record
-        understood = self.understand(record, decode(responses.REQUEST, body), body)
-        return await self._answers.respond(record, self.relay(record, understood))
+        found, context = await self._read(exchange)
+        found = found._replace(on_done=partial(self._keep, found, None))
+        return await self._pipeline.answer(exchange.record, prepare(found, context))
 
-    def understand(self, record: Record, asked: ResponsesRequest, body: bytes, last: Last | None = None) -> Understood:
-        """``last`` is what the client's connection remembers. Raises ApiError 400 or 404."""
-        resolved = self._answers.understand(record, asked, body, parameters.RESPONSES)
-        own = state.as_items(asked.input)
-        earlier: list[RawObject] = []
+    async def _read(self, exchange: Exchange) -> tuple[Understood, Context]:
+        body = await exchange.body()
+        return self.understand(exchange.record, split(body), body)
+
+    def understand(
+        self, record: Record, members: RawObject, body: bytes = b"", last: Last | None = None
+    ) -> tuple[Understood, Context]:
+        """``last`` is what the client's connection remembers. Raises ApiError 400, 403 or 404."""
+        asked: ResponsesRequest = REQUEST.decode(members)
+        context = self._pipeline.understand(record, asked, members, RESPONSES, body)
+        before = None
         if (name := asked.previous_response_id) is not None:
             before = last.response if last and last.response and last.response.id == name else self._store.get(name)
             if before is None:
                 raise errors.no_such_response(name, "previous_response_id")
-            earlier = [*before.input, *before.output()]
-            asked = msgspec.structs.replace(asked, input=[*earlier, *own])
-        given = msgspec.json.decode(body, type=RawObject)
-        echo = {key: given[key] for key in ECHOED if key in given and bytes(given[key]) != b"null"}
-        echo["store"] = Raw(b"false" if asked.store is False else b"true")
-        return Understood(asked, resolved, [*earlier, *own], len(earlier), echo)
+        return understood(asked, members, before), context
 
-    def relay(self, record: Record, understood: Understood, last: Last | None = None) -> Relay:
-        """The answer, to be streamed or collected; with ``last`` a websocket's. Raises ApiError 400."""
-        converted = self._convert(understood)
-        wanted = limits_of(None, ("max_output_tokens", understood.asked.max_output_tokens))
+    def open(self, record: Record, found: Understood, context: Context, last: Last) -> Relay | Fanout:
+        """Returns an answer for a websocket. Raises ApiError 400."""
+        found = found._replace(on_done=partial(self._keep, found, last), websocket=True)
+        return self._pipeline.open_answer(record, prepare(found, context))
 
-        def conversion() -> Conversion:
-            truncation = Truncation(cut.Cut(wanted)) if wanted.max_tokens is not None else None
-            # Only what may be asked for: it keeps the request for as long as the answer takes.
-            counted = partial(prompt_tokens, converted.request) if truncation else int
-            keep = partial(self._keep, understood, last)
-            own = last is not None
-            stream = ResponsesStream(understood.echo, converted.names, truncation, counted, keep, websocket=own)
-            return conversions.responses(stream, b"" if own else conversions.DONE)
+    def warm(self, record: Record, found: Understood, context: Context, last: Last) -> bytes:
+        """Returns an answer that nobody generates: it names its input, so that the next request can go on from it."""
+        self._pipeline.refuse_drops(record)
+        head = {"id": f"resp_{context.id}", "created_at": context.created, "model": context.resolved.model.slug}
+        keep = partial(self._keep, found, last)
+        return ResponsesStream(found.echo, on_done=keep).warm(msgspec.json.encode(head))
 
-        return self._answers.single(record, converted, conversion)
-
-    def warm(self, record: Record, understood: Understood, last: Last) -> bytes:
-        """An answer that nobody generates: it gives its input a name, which the next request then goes on from."""
-        self._answers.refuse_drops(record)
-        created = int(self._answers.clock())
-        head = {"id": f"resp_{secrets.token_hex(24)}", "created_at": created, "model": understood.resolved.model.slug}
-        keep = partial(self._keep, understood, last)
-        return ResponsesStream(understood.echo, on_done=keep).warm(msgspec.json.encode(head))
-
-    def _convert(self, understood: Understood) -> convert.Converted:
-        asked, resolved = understood.asked, understood.resolved
-        return convert.from_responses(asked, resolved, self._answers.settings(resolved), earlier=understood.earlier)
-
-    def _keep(self, understood: Understood, last: Last | None, done: bytes) -> None:
+    def _keep(self, found: Understood, last: Last | None, done: bytes) -> None:
         name = msgspec.json.decode(done, type=_Identified).id
-        if understood.asked.store is not False:
-            self._store.add(name, understood.input, done)
+        if found.asked.store is not False:
+            self._store.add(name, found.input, done)
         if last is not None:
-            made = Stored(name, self._answers.clock(), understood.input, Raw(done))
-            config = self._answers.config
+            made = Stored(name, self._pipeline.clock(), found.input, Raw(done))
+            config = self._pipeline.config
             bound = max(config.storage.response_bytes, config.server.max_body_bytes)
             last.response = made if made.size() <= bound else None
 
-    async def response(self, id: str) -> Document:  # noqa: A002 - the API's own word
-        return Document(bytes(self._stored(id).response))
+    async def input_tokens(self, exchange: Exchange) -> Reply:
+        """An estimate: the backend has no such endpoint for this sign-in."""
+        return json(_InputTokens(prompt_tokens(convert(*await self._read(exchange)).request)))
 
-    async def delete(self, id: str) -> Document:  # noqa: A002 - the API's own word
-        self._stored(id)
-        self._store.delete(id)
-        return json(_Deleted(id))
+    async def compact(self, exchange: Exchange) -> Reply:
+        """The conversation, made short by the model: input items to go on with."""
+        found, context = await self._read(exchange)
+        asked = msgspec.structs.replace(
+            found.asked, input=[*found.input, stored.COMPACTION_TRIGGER], max_output_tokens=None
+        )
+        prepared = prepare(found._replace(asked=asked, echo={}), context)
+        relay = self._pipeline.open_answer(exchange.record, prepared)
+        assert isinstance(relay, Relay)  # noqa: S101 - one answer
+        collected, headers = await relay.collect()
+        return Document(msgspec.json.encode(stored.compacted(collected, found.input)), headers)
 
-    async def input_items(self, id: str) -> Document:  # noqa: A002 - the API's own word
-        found, asked = self._stored(id), request.args
-        limit = asked.get("limit", "20")
+    # --- stored responses
+
+    async def response(self, exchange: Exchange) -> Reply:
+        """A stored response."""
+        return Document(bytes(self._stored(exchange).response))
+
+    async def delete(self, exchange: Exchange) -> Reply:
+        """Delete a stored response."""
+        found = self._stored(exchange)
+        self._store.delete(found.id)
+        return json(_Deleted(found.id))
+
+    async def input_items(self, exchange: Exchange) -> Reply:
+        """The input of a stored response."""
+        found, query = self._stored(exchange), exchange.query
+        limit = query.get("limit", "20")
         if not limit.isdecimal():
             raise errors.bad_request("limit must be a number.", param="limit")
-        page = state.input_items(
-            found.input, limit=int(limit[:6]), order=asked.get("order", "desc"), after=asked.get("after")
+        page = stored.input_items(
+            found.input, limit=int(limit[:6]), order=query.get("order", "desc"), after=query.get("after")
         )
         return json(page)
 
-    async def cancel(self, id: str) -> Document:  # noqa: A002 - the API's own word
-        """There is nothing to cancel: what is stored is complete, and what streams ends with its connection."""
-        self._stored(id)
+    async def cancel(self, exchange: Exchange) -> Reply:
+        """Refused: nothing runs in the background."""
+        self._stored(exchange)
         raise errors.bad_request(
             "Only background responses can be cancelled, and codexd has none: to end a stream, close its connection.",
             code="not_cancellable",
         )
 
-    async def input_tokens(self, exchange: Exchange) -> Reply:
-        """An estimate: the backend has no such endpoint for this sign-in."""
-        body = await exchange.body()
-        understood = self.understand(exchange.record, decode(responses.REQUEST, body), body)
-        return json(_InputTokens(prompt_tokens(self._convert(understood).request)))
-
-    async def compact(self, exchange: Exchange) -> Reply:
-        """The conversation, made short by the model: input items to go on with."""
-        body = await exchange.body()
-        record = exchange.record
-        understood = self.understand(record, decode(responses.REQUEST, body), body)
-        asked = msgspec.structs.replace(understood.asked, input=[*understood.input, state.COMPACTION_TRIGGER])
-        converted = self._convert(understood._replace(asked=asked))
-        stream = partial(ResponsesStream, {}, converted.names)
-        relay = self._answers.single(record, converted, lambda: conversions.responses(stream()))
-        collected, headers = await relay.collect()
-        return Document(msgspec.json.encode(state.compacted(collected, understood.input)), headers)
-
-    def _stored(self, id: str) -> Stored:  # noqa: A002 - the API's own word
-        found = self._store.get(id)
+    def _stored(self, exchange: Exchange) -> Stored:
+        found = self._store.get(exchange.names["id"])
         if found is None:
-            raise errors.no_such_response(id)
+            raise errors.no_such_response(exchange.names["id"])
         return found

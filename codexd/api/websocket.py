@@ -7,9 +7,7 @@ it also when it was not to be stored.
 """
 
 import contextlib
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Literal
 
 import msgspec
@@ -18,15 +16,19 @@ import trio
 from quart import Response, websocket
 
 from codexd import errors
+from codexd.api.access import AccessControl, client_of
+from codexd.api.exchange import failed
+from codexd.api.journal import Journal
+from codexd.api.record import Record, new_id
 from codexd.api.responses import Last, ResponsesEndpoints
 from codexd.errors import ApiError, ErrorObject
-from codexd.exchange import Record, client_of, decode, failed, response_of
 from codexd.protocol import sse
-from codexd.protocol.responses import REQUEST, RawObject
+from codexd.protocol.members import RequestDecoder, split
 from codexd.relay.relay import Header
+from codexd.state.keys import Keys
 
 LIFETIME = 3600.0
-"""Seconds that a connection lives, as at OpenAI; an answer under way is finished first."""
+"""Seconds that a connection lives, as at OpenAI; an answer in progress is finished first."""
 
 MAX_WAITING = 4
 """Requests that may wait while one is answered; a client that sends more is not listening."""
@@ -48,9 +50,8 @@ class _Error(msgspec.Struct):
     type: str = "error"
 
 
-_FRAME = msgspec.json.Decoder(_Frame)
-_OBJECT = msgspec.json.Decoder(RawObject)
-_NOT_OF_THE_REQUEST = frozenset({"type", "generate", "stream"})
+_FRAME = RequestDecoder(_Frame)
+_NOT_OF_THE_REQUEST = ("type", "generate", "stream")
 
 
 class _Events:
@@ -74,22 +75,13 @@ class _Events:
 
 
 class ResponsesWebsocket:
-    """``authenticate`` gives the name of the client's key, if it has one; ``counted`` is round each request of it.
+    """Serves websockets. Each request on one is admitted again: its key may have been revoked since the last."""
 
-    Both raise ApiError. ``watched`` is round each request.
-    """
-
-    def __init__(
-        self,
-        endpoints: ResponsesEndpoints,
-        authenticate: Callable[[], str | None],
-        counted: Callable[[str | None], AbstractContextManager[None]],
-        watched: Callable[[Record], AbstractContextManager[None]],
-    ) -> None:
+    def __init__(self, endpoints: ResponsesEndpoints, access: AccessControl, keys: Keys, journal: Journal) -> None:
         self._endpoints = endpoints
-        self._counted = counted
-        self._watched = watched
-        self._authenticate = authenticate
+        self._access = access
+        self._keys = keys
+        self._journal = journal
         self._idle: set[trio.CancelScope] = set()
         self._draining = False
         self.connections = 0
@@ -102,14 +94,12 @@ class ResponsesWebsocket:
 
     async def serve(self) -> Response | None:
         try:
-            self._authenticate()
+            self._admit()
         except ApiError as error:
-            record = self._record()
-            with self._watched(record):
+            record = _record()
+            with self._journal.entry(record):
                 record.status, record.complete = error.status, True
-                refused = response_of(failed(error, record))
-            record.finish("WS", websocket.path)
-            return refused
+                return _refusal(error, record)
         self.connections += 1
         try:
             await self._converse()
@@ -149,7 +139,7 @@ class ResponsesWebsocket:
             last.response = None
         if self._draining:
             return GOING_AWAY, "codexd is shutting down"
-        await _send_error(errors.websocket_expired(LIFETIME), Record(_new_id()))
+        await _send_error(errors.websocket_expired(LIFETIME), Record(new_id()))
         return GOING_AWAY, "this connection is too old"
 
     async def _next(self, queue: trio.MemoryReceiveChannel[str | bytes], ends: float) -> str | bytes | None:
@@ -163,12 +153,11 @@ class ResponsesWebsocket:
         return None
 
     async def _answer(self, frame: str | bytes, last: Last) -> None:
-        record = self._record()
-        with structlog.contextvars.bound_contextvars(request_id=record.id), self._watched(record):
+        record = _record()
+        with structlog.contextvars.bound_contextvars(request_id=record.id), self._journal.entry(record):
             try:
-                # Anew each time: a key may have been revoked meanwhile.
-                record.key = self._authenticate()
-                with self._counted(record.key):
+                record.key = self._admit()
+                with self._keys.counted(record.key):
                     record.status = 200
                     await self._respond(frame, record, last)
             except ApiError as error:
@@ -176,26 +165,25 @@ class ResponsesWebsocket:
             except Exception as error:
                 log.error("a request met a fault of codexd itself", exc_info=error)
                 await _send_error(errors.internal(record.id), record)
-            finally:
-                record.finish("WS", websocket.path)
 
-    def _record(self) -> Record:
-        record = Record(_new_id(), "WS", "/responses")
-        record.client = client_of(websocket.scope.get("client"), websocket.headers)
-        return record
+    def _admit(self) -> str | None:
+        """Returns the name of the client's key. Raises ApiError 401 or 403."""
+        return self._access.admit_websocket(websocket.headers, websocket.scope.get("server"))
 
     async def _respond(self, frame: str | bytes, record: Record, last: Last) -> None:
         data = frame.encode() if isinstance(frame, str) else frame
-        generate = decode(_FRAME, data).generate
-        body = msgspec.json.encode({k: v for k, v in _OBJECT.decode(data).items() if k not in _NOT_OF_THE_REQUEST})
-        understood = self._endpoints.understand(record, decode(REQUEST, body), body, last)
+        members = split(data)
+        generate = _FRAME.decode(members).generate
+        for name in _NOT_OF_THE_REQUEST:
+            members.pop(name, None)
+        found, context = self._endpoints.understand(record, members, data, last)
         record.streamed = True
         events = _Events(websocket.send)
         if not generate:
-            await events.write(self._endpoints.warm(record, understood, last))
+            await events.write(self._endpoints.warm(record, found, context, last))
             record.complete = True
             return
-        relay = self._endpoints.relay(record, understood, last)
+        relay = self._endpoints.open(record, found, context, last)
         try:
             await relay.stream(events)
         finally:
@@ -205,8 +193,17 @@ class ResponsesWebsocket:
                 record.fail(relay.error)
 
 
-def _new_id() -> str:
-    return f"req_{secrets.token_hex(16)}"
+def _record() -> Record:
+    record = Record(new_id(), "WS", websocket.path, "/responses")
+    record.client = client_of(websocket.scope.get("client"), websocket.headers)
+    return record
+
+
+def _refusal(error: ApiError, record: Record) -> Response:
+    document = failed(error, record)
+    response = Response(document.body, document.status, content_type=document.content_type)
+    response.headers.update(dict(document.headers))
+    return response
 
 
 async def _send_error(error: ApiError, record: Record) -> None:

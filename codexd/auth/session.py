@@ -33,6 +33,7 @@ _KEEP_INTERVAL = 60.0
 _JUST_REFRESHED = 60.0
 """A token younger than this that the backend refuses is not refreshed again: a new one would be refused as well."""
 
+
 log = structlog.get_logger()
 
 
@@ -46,12 +47,26 @@ class Access(NamedTuple):
         return f"Access(account_id={self.account_id!r})"
 
 
+class _Fault(NamedTuple):
+    """Why there is no sign-in to use. ``ended``: there was one."""
+
+    why: str
+    ended: bool = True
+
+
+_NEVER = _Fault("Not signed in", ended=False)
+_EXPIRED = "The access token has expired and there is no refresh token"
+
+
 class _Transient(Exception):
     """The refresh did not work this time."""
 
 
 class SignIn(NamedTuple):
-    """The sign-in as a person wants to see it. Times are whole Unix seconds; ``why`` says why there is none."""
+    """The sign-in as a person wants to see it. Times are whole Unix seconds.
+
+    ``why`` says why there is none. ``ended``: there was one, and it cannot be used any more.
+    """
 
     signed_in: bool
     why: str | None
@@ -62,6 +77,7 @@ class SignIn(NamedTuple):
     refreshed_at: int | None = None
     refresh_failed: str | None = None
     unsaved: bool = False
+    ended: bool = False
 
 
 class Session:
@@ -82,7 +98,7 @@ class Session:
         self._lock = trio.Lock()
         self._credentials: Credentials | None = None
         self._signature: store.Signature | None = None
-        self._fault: str | None = "Not signed in"
+        self._fault: _Fault | None = _NEVER
         self._unsaved = False
         self._failures = 0
         self._failed: str | None = None
@@ -184,7 +200,7 @@ class Session:
             self._reread()
             credentials = self._credentials
             if credentials is None and not self._path.exists():
-                raise errors.signed_out("Not signed in")
+                raise errors.signed_out(_NEVER.why)
             why: str | None = "there is no refresh token that could be read"
             # Whoever asks may leave; a sign-out that was begun is done. The wait inside has its deadline.
             with trio.CancelScope(shield=True):
@@ -195,7 +211,7 @@ class Session:
             except OSError as error:
                 raise errors.cannot_delete(str(self._path), error.strerror or str(error)) from error
             self._unsaved = False
-            self._adopt(None, None, "Not signed in")
+            self._adopt(None, None, _NEVER)
             log.info("signed out", revoked=why is None, reason=why)
         return why
 
@@ -212,10 +228,11 @@ class Session:
         signed_in = self.signed_in
         credentials = self._credentials
         if credentials is None:
-            return SignIn(False, self._fault)
+            fault = self._fault or _NEVER
+            return SignIn(False, fault.why, ended=fault.ended)
         return SignIn(
             signed_in,
-            self._fault or (None if signed_in else "The access token has expired and there is no refresh token"),
+            self._fault.why if self._fault else None if signed_in else _EXPIRED,
             credentials.email(),
             credentials.plan(),
             credentials.account(),
@@ -223,6 +240,7 @@ class Session:
             store.whole(credentials.updated_at),
             self._failed,
             self._unsaved,
+            not signed_in,
         )
 
     async def run(self) -> None:
@@ -243,20 +261,21 @@ class Session:
         try:
             signature = store.signature(self._path)
             if signature is None and self._credentials is not None and not self._unsaved:
-                self._adopt(None, None, "Not signed in")
+                self._adopt(None, None, _NEVER)
                 log.warning("signed out: the credentials file is gone", path=str(self._path))
             elif signature is not None and signature != self._signature:
                 credentials = store.load(self._path)
-                self._adopt(credentials, signature, None if credentials else "Not signed in")
+                self._adopt(credentials, signature, None if credentials else _NEVER)
                 log.info("credentials loaded", account_id=credentials and credentials.account())
         except StoreError as error:
             if self._unsaved:
                 return  # what this process holds is newer than any file, and the only copy
-            if self._fault != str(error):
+            fault = _Fault(str(error))
+            if self._fault != fault:
                 log.error("credentials cannot be used", reason=str(error))
-            self._adopt(None, None, str(error))
+            self._adopt(None, None, fault)
 
-    def _adopt(self, credentials: Credentials | None, signature: store.Signature | None, fault: str | None) -> None:
+    def _adopt(self, credentials: Credentials | None, signature: store.Signature | None, fault: _Fault | None) -> None:
         changed = (credentials, fault) != (self._credentials, self._fault)
         self._credentials, self._signature, self._fault = credentials, signature, fault
         self._unsaved = False
@@ -266,7 +285,7 @@ class Session:
 
     def _require(self) -> Credentials:
         if self._credentials is None or self._fault is not None:
-            raise errors.signed_out(self._fault or "Not signed in")
+            raise errors.signed_out((self._fault or _NEVER).why)
         return self._credentials
 
     def _seconds_left(self, credentials: Credentials) -> float:
@@ -299,7 +318,7 @@ class Session:
     def _without_refresh(self, credentials: Credentials) -> Access:
         if self._seconds_left(credentials) > 0:
             return _access(credentials)
-        raise errors.signed_out("The access token has expired and there is no refresh token")
+        raise errors.signed_out(_EXPIRED)
 
     async def _try_refresh(self, reason: RefreshReason, credentials: Credentials) -> None:
         """One attempt, unless the last failure was too recent. Failing leaves everything as it was."""
@@ -373,10 +392,10 @@ class Session:
         if response.status != 200:
             refused = refusal(response.status, response.body)
             if refused.permanent:
-                self._fault = f"The ChatGPT sign-in has ended ({refused.why})"
+                self._fault = _Fault(f"The ChatGPT sign-in has ended ({refused.why})")
                 log.error("signed out: the refresh token was refused; run codexctl login", reason=refused.why)
                 self._on_change()
-                raise errors.signed_out(self._fault)
+                raise errors.signed_out(self._fault.why)
             raise _Transient(refused.why)
         try:
             answer = msgspec.json.decode(response.body, type=TokenResponse)

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from codexd.config.addresses import is_beyond_loopback
-from codexd.protocol.models import Effort, Verbosity
+from codexd.protocol.codex.models import Effort, Verbosity
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Port = Annotated[int, Meta(ge=0, le=65535)]

@@ -1,112 +1,122 @@
-"""A question over the control socket, by the way that all requests take: ``codexctl try``."""
+"""A question over the control socket, answered by the pipeline that answers clients: ``codexctl try``."""
 
 from collections.abc import Sequence
 
-import msgspec
-from msgspec import Struct
+import structlog
 
+from codexd import errors
+from codexd.api.chat import prepare_chat
+from codexd.api.pipeline import Prepared
+from codexd.api.record import Record, new_id
 from codexd.control import wire
 from codexd.control.server import Say
-from codexd.errors import ApiError, ErrorObject
-from codexd.parts import Parts
-from codexd.protocol import sse
-from codexd.protocol.chat import CompletionUsage
-from codexd.relay.relay import Direct, Header
-from codexd.server.request import Address
+from codexd.errors import ApiError
+from codexd.protocol.chat import wire as chat
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.codex.events import Usage, decode_event
+from codexd.protocol.dialect import Conversion
+from codexd.relay.relay import Header
+from codexd.services import Services
 
-PATH = "/v1/chat/completions"
-
-
-class _Delta(Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
+log = structlog.get_logger()
 
 
-class _Choice(Struct):
-    delta: _Delta
-    finish_reason: str | None = None
+class _ControlDialect:
+    """An answer as lines of the control protocol."""
+
+    def __init__(self, stream: ChatStream) -> None:
+        self.state = stream
+        self.finish_reason: str | None = None
+
+    def push(self, data: bytes) -> bytes:
+        lines: list[bytes] = []
+        for chunk in self.state.push(decode_event(data)):
+            for choice in chunk.choices:
+                self.finish_reason = choice.finish_reason or self.finish_reason
+                delta = choice.delta
+                if delta.reasoning_content:
+                    lines.append(wire.encode(wire.TryText(text=delta.reasoning_content, thinking=True)))
+                if delta.content:
+                    lines.append(wire.encode(wire.TryText(text=delta.content)))
+        return b"".join(lines)
+
+    def failure(self, error: ApiError) -> bytes:
+        return b""  # the last line says it
+
+    def keepalive(self) -> bytes:
+        return b""
+
+    def document(self) -> bytes:
+        raise ValueError("it is streamed")
 
 
-class _Chunk(Struct):
-    choices: list[_Choice] = []
-    model: str = ""
-    usage: CompletionUsage | None = None
-    error: ErrorObject | None = None
+class _ControlClient:
+    """The control connection as a relay sees it."""
 
+    direct = None
 
-class _Failure(Struct):
-    error: ErrorObject
-
-
-_CHUNK = msgspec.json.Decoder(_Chunk)
-
-
-class _Incoming:
-    """A request that nobody sent, and the way to its answer."""
-
-    method, path, query = "POST", PATH, b""
-    client: Address | None = None
-    server: Address | None = None
-    direct: Direct | None = None
-
-    def __init__(self, body: bytes, say: Say) -> None:
-        self._body = body
+    def __init__(self, say: Say) -> None:
         self._say = say
-        self._decoder = sse.Decoder()
-        self.headers: dict[str, str] = {}
-        self.begun = False
-        self.failure: ApiError | None = None
-        self.ended = wire.TryEnded(model="", finish_reason=None)
 
-    async def body(self) -> bytes:
-        return self._body
-
-    async def answer(self, status: int, fields: Sequence[Header], body: bytes) -> None:
-        self.begun = True
-        error = msgspec.json.decode(body, type=_Failure).error
-        self.failure = ApiError(status, error.message, type=error.type, code=error.code, param=error.param)
-
-    async def start(self, fields: Sequence[Header]) -> None:
-        self.begun = True
+    async def start(self, headers: Sequence[Header]) -> None:
+        pass
 
     async def write(self, data: bytes) -> None:
-        for event in self._decoder.feed(data):
-            if event != b"[DONE]":
-                await self._take(_CHUNK.decode(event))
+        if data:
+            await self._say(data)
 
     async def end(self) -> None:
         pass
 
-    async def _take(self, chunk: _Chunk) -> None:
-        if chunk.error is not None:
-            self.failure = ApiError(502, chunk.error.message, type=chunk.error.type, code=chunk.error.code)
-        if chunk.usage is not None:
-            self.ended = msgspec.structs.replace(
-                self.ended, tokens_in=chunk.usage.prompt_tokens, tokens_out=chunk.usage.completion_tokens
-            )
-        for choice in chunk.choices:
-            reason = choice.finish_reason or self.ended.finish_reason
-            self.ended = msgspec.structs.replace(self.ended, model=chunk.model, finish_reason=reason)
-            if choice.delta.reasoning_content:
-                await self._say(wire.TryText(text=choice.delta.reasoning_content, thinking=True))
-            if choice.delta.content:
-                await self._say(wire.TryText(text=choice.delta.content))
 
-
-async def ask(parts: Parts, request: wire.Try, say: Say) -> None:
+async def ask(services: Services, request: wire.Try, say: Say) -> None:
     """Raises ApiError."""
-    content: list[dict[str, object]] = [{"type": "text", "text": request.question}]
-    content += [{"type": "image_url", "image_url": {"url": image}} for image in request.images]
-    document: dict[str, object] = {
-        "model": request.model or next(iter(parts.catalog.models.listed), parts.catalog.models.own[0].slug),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "messages": [{"role": "user", "content": content if request.images else request.question}],
-    }
-    if request.effort is not None:
-        document["reasoning_effort"] = request.effort
-    incoming = _Incoming(msgspec.json.encode(document), say)
-    await parts.api.ask(incoming)
-    if incoming.failure is not None:
-        raise incoming.failure
-    await say(incoming.ended)
+    record = Record(new_id(), "POST", "/v1/chat/completions", "/chat/completions")
+    record.streamed = True
+    with structlog.contextvars.bound_contextvars(request_id=record.id), services.journal.entry(record):
+        try:
+            await _ask(services, request, record, say)
+            record.status = 200
+        except ApiError as error:
+            record.status = error.status
+            record.fail(error)
+            raise
+        except Exception as error:
+            log.error("a request met a fault of codexd itself", exc_info=error)
+            record.status = 500
+            record.fail(failure := errors.internal(record.id))
+            raise failure from error
+        # A client that leaves cancels, and its request stays incomplete.
+        finally:
+            record.complete = record.status != 0
+
+
+async def _ask(services: Services, request: wire.Try, record: Record, say: Say) -> None:
+    content: list[chat.Part] = [chat.TextPart(text=request.question)]
+    content += [chat.ImagePart(image_url=chat.ImageUrl(url=image)) for image in request.images]
+    model = request.model or next(iter(services.catalog.models.listed), services.catalog.models.own[0].slug)
+    resolved = services.catalog.resolve(model)
+    record.model = resolved.model.slug
+    message = chat.UserMessage(content=content if request.images else request.question)
+    asked = chat.ChatRequest(model=model, messages=[message], reasoning_effort=request.effort)
+    context = services.pipeline.context(record, resolved)
+    dialects: list[_ControlDialect] = []
+
+    def conversion() -> Conversion:
+        stream = ChatStream(id="", model=record.model or "", created=0, include_usage=False)
+        dialects.append(_ControlDialect(stream))
+        return Conversion(dialects[-1], b"")
+
+    ((converted, _),) = prepare_chat(asked, context).parts
+    answer = services.pipeline.open_answer(record, Prepared([(converted, conversion)]))
+    await answer.stream(_ControlClient(say))
+    if answer.error is not None:
+        raise answer.error
+    usage = record.usage() or Usage()
+    ended = wire.TryEnded(
+        model=record.model,
+        finish_reason=dialects[-1].finish_reason,
+        tokens_in=usage.input_tokens,
+        tokens_out=usage.output_tokens,
+    )
+    await say(ended)

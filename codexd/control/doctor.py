@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 
 import trio
 
+from codexd.api.chat import probe
 from codexd.control.server import Say
 from codexd.control.wire import Check, Kind
 from codexd.errors import ApiError, ConfigError
-from codexd.parts import Parts, compare
+from codexd.services import Services, compare
 from codexd.system import certificates
 from codexd.upstream.proxies import BadProxy
 from codexd.upstream.tunnel import CannotConnect
@@ -22,21 +23,21 @@ MAX_SKEW = 60.0
 """Seconds by which this clock may differ from the servers'. Expiry is five minutes ahead, so more begins to matter."""
 
 
-async def examine(parts: Parts, say: Say, *, deep: bool) -> None:
+async def examine(services: Services, say: Say, *, deep: bool) -> None:
     """Say one ``Check`` after the other."""
-    for check in [*_configuration(parts), *_files(parts)]:
+    for check in [*_configuration(services), *_files(services)]:
         await say(check)
     skews: list[float] = []
-    for check in _network(parts):
+    for check in _network(services):
         await say(check)
-    for name, url in (("sign-in server", parts.issuer.url), ("backend", parts.config.backend.url)):
-        await _reach(parts, name, url, say, skews)
+    for name, url in (("sign-in server", services.issuer.url), ("backend", services.config.current.backend.url)):
+        await _reach(services, name, url, say, skews)
     await say(_clock(skews))
-    if await _token(parts, say):
-        await _account(parts, say)
-        await _models(parts, say)
+    if await _token(services, say):
+        await _account(services, say)
+        await _models(services, say)
         if deep:
-            await _deep(parts, say)
+            await _deep(services, say)
 
 
 def _ok(name: str, message: str) -> Check:
@@ -51,14 +52,14 @@ def _failed(name: str, message: str, advice: str, kind: Kind = "refused") -> Che
     return Check(name=name, outcome="failed", message=message, advice=advice, kind=kind)
 
 
-def _configuration(parts: Parts) -> Iterator[Check]:
+def _configuration(services: Services) -> Iterator[Check]:
     try:
-        wanted, origin = parts.read_config()
+        wanted, origin = services.config.load()
     except ConfigError as error:
         yield _failed("configuration", str(error), "Fix the file. Until then the previous one stays in force.")
         return
     place = str(origin) if origin is not None else "built-in defaults"
-    change, _ = compare(parts.config, wanted)
+    change, _ = compare(services.config.current, wanted)
     if change.restart:
         advice = "Restart codexd, as with `sudo systemctl restart codexd`."
         yield _warning("configuration", f"{place}: {', '.join(change.restart)} changed since the start", advice)
@@ -81,8 +82,8 @@ def _others_read(path: Path) -> bool:
         return False
 
 
-def _files(parts: Parts) -> Iterator[Check]:
-    state = parts.state
+def _files(services: Services) -> Iterator[Check]:
+    state = services.state
     if not os.access(state, os.W_OK | os.X_OK):
         advice = f"Make {state} exist, owned by the user of codexd: refreshed tokens are lost otherwise."
         yield _failed("state directory", f"{state} cannot be written", advice, "internal")
@@ -104,18 +105,18 @@ def _files(parts: Parts) -> Iterator[Check]:
             yield _warning("file owner", f"{path} belongs to another user (uid {found.st_uid})", advice)
         else:
             yield _ok("file mode", f"{path} is for codexd alone")
-    if parts.keys.fault is not None:
+    if services.keys.fault is not None:
         advice = "`codexctl keys add NAME` sets the file aside and begins a new one."
-        yield _failed("client keys", parts.keys.fault, advice)
+        yield _failed("client keys", services.keys.fault, advice)
 
 
-def _network(parts: Parts) -> Iterator[Check]:
+def _network(services: Services) -> Iterator[Check]:
     """Which proxy is in use and why, and whose certificates are trusted."""
     hosts: dict[str, list[str]] = {}
-    for url in (parts.issuer.url, parts.config.backend.url):
+    for url in (services.issuer.url, services.config.current.backend.url):
         host = urlsplit(url).hostname or ""
         try:
-            route = parts.upstream.route(url)
+            route = services.upstream.route(url)
         except BadProxy as error:
             what, _, advice = str(error).partition(". ")
             yield _failed("proxy", f"{what} (needed for {host})", advice, "refused")
@@ -124,7 +125,7 @@ def _network(parts: Parts) -> Iterator[Check]:
         hosts.setdefault(said, []).append(host)
     for said, names in hosts.items():
         yield _ok("proxy", f"{said} for {' and '.join(dict.fromkeys(names))}")
-    store = certificates.store(os.environ, parts.config.backend.ca_file)
+    store = certificates.store(os.environ, services.config.current.backend.ca_file)
     faults = certificates.problems(store)
     for fault in faults:
         what, _, advice = str(fault).partition(". ")
@@ -133,12 +134,12 @@ def _network(parts: Parts) -> Iterator[Check]:
         yield _ok("certificates", store.describe())
 
 
-async def _reach(parts: Parts, name: str, url: str, say: Say, skews: list[float]) -> None:
+async def _reach(services: Services, name: str, url: str, say: Say, skews: list[float]) -> None:
     address = urlsplit(url)
     host = address.hostname or ""
     try:
         with trio.fail_after(REACH_DEADLINE):
-            date = await parts.upstream.reach(url)
+            date = await services.upstream.reach(url)
     except trio.TooSlowError:
         advice = f"Look for a firewall between here and {host}, or set a proxy ($HTTPS_PROXY)."
         await say(_failed(name, f"{host} does not answer within {REACH_DEADLINE:g} seconds", advice, "upstream"))
@@ -153,7 +154,7 @@ async def _reach(parts: Parts, name: str, url: str, say: Say, skews: list[float]
         how = "TLS" if address.scheme == "https" else "plain HTTP"
         await say(_ok(name, f"{host} answers over {how}"))
         if date is not None:
-            skews.append(date - parts.clock())
+            skews.append(date - services.clock())
 
 
 def _clock(skews: list[float]) -> Check:
@@ -167,22 +168,22 @@ def _clock(skews: list[float]) -> Check:
     return _ok("clock", f"within {max(1.0, abs(worst)):.0f} s of the servers'")
 
 
-async def _token(parts: Parts, say: Say) -> bool:
+async def _token(services: Services, say: Say) -> bool:
     """Whether there is a token to look further with."""
     try:
-        await parts.session.token()
+        await services.session.token()
     except ApiError as error:
         if error.error.code == "signed_out":
-            why = parts.session.describe().why or "Not signed in"
+            why = services.session.describe().why or ""
             await say(_failed("sign-in", why, "Run `codexctl login`.", "signed_out"))
         else:
             advice = "Fix the errors above. codexd tries again by itself."
             await say(_failed("sign-in", str(error), advice, "upstream"))
         return False
-    found = parts.session.describe()
+    found = services.session.describe()
     who = f"{found.email or found.account_id or 'an account without a name'}"
     if found.unsaved:
-        advice = f"Make {parts.state} writable before codexd stops: the sign-in is nowhere else."
+        advice = f"Make {services.state} writable before codexd stops: the sign-in is nowhere else."
         await say(_failed("sign-in", f"{who}, but the tokens could not be saved", advice, "internal"))
     elif found.refresh_failed is not None:
         advice = "codexd tries again by itself; `codexctl refresh` tries now."
@@ -195,9 +196,9 @@ async def _token(parts: Parts, say: Say) -> bool:
     return True
 
 
-async def _account(parts: Parts, say: Say) -> None:
+async def _account(services: Services, say: Say) -> None:
     try:
-        known = await parts.upstream.account_check()
+        known = await services.upstream.account_check()
     except ApiError as error:
         await say(_failed("account", str(error), "Try `codexctl refresh`, then `codexctl login`.", "upstream"))
         return
@@ -208,19 +209,19 @@ async def _account(parts: Parts, say: Say) -> None:
         await say(_failed("account", "the backend does not list the account of this sign-in", advice, "upstream"))
 
 
-async def _models(parts: Parts, say: Say) -> None:
-    if await parts.catalog.refresh(parts.upstream):
-        await say(_ok("models", f"{parts.catalog.models_listed} listed"))
+async def _models(services: Services, say: Say) -> None:
+    if await services.catalog.refresh(services.upstream):
+        await say(_ok("models", f"{services.catalog.models_listed} listed"))
     else:
         advice = "Requests go on with the models that were known; look at backend.client_version if this lasts."
-        await say(_warning("models", parts.catalog.why or "the catalogue could not be fetched", advice))
+        await say(_warning("models", services.catalog.why or "the catalogue could not be fetched", advice))
 
 
-async def _deep(parts: Parts, say: Say) -> None:
+async def _deep(services: Services, say: Say) -> None:
     started = trio.current_time()
     try:
         with trio.fail_after(DEEP_DEADLINE):
-            model = await parts.api.chat.probe()
+            model = await probe(services.pipeline)
     except ApiError as error:
         await say(_failed("request", str(error), "See what the message says.", "upstream"))
     except trio.TooSlowError:

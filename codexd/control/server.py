@@ -42,7 +42,9 @@ WRITE_TIMEOUT = 10.0
 
 log = structlog.get_logger()
 
-Say = Callable[[Reply], Awaitable[None]]
+Say = Callable[[Reply | bytes], Awaitable[None]]
+"""Sends a reply, or lines that are encoded already."""
+
 Handler = Callable[[Request, Say], Awaitable[None]]
 
 
@@ -83,9 +85,9 @@ async def _serve_one(
 ) -> None:
     raw: Any = stream.socket
 
-    async def say(reply: Reply) -> None:
+    async def say(reply: Reply | bytes) -> None:
         with trio.fail_after(WRITE_TIMEOUT):
-            await stream.send_all(encode(reply))
+            await stream.send_all(reply if isinstance(reply, bytes) else encode(reply))
 
     peer, group = peer_of(raw), _group_of(path)
     if not may(peer, service_uid=os.geteuid(), socket_gid=group):

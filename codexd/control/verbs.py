@@ -2,7 +2,6 @@
 
 import os
 import socket
-from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -16,8 +15,8 @@ from codexd.auth.store import StoreError
 from codexd.control import asking, doctor, wire
 from codexd.control.server import Say
 from codexd.errors import ApiError, ConfigError
-from codexd.parts import Parts
-from codexd.protocol.limits import Limits
+from codexd.protocol.codex.rate_limits import Limits
+from codexd.services import Services
 from codexd.state.instructions import FAMILIES, Text
 from codexd.system.systemd import answers
 from codexd.telemetry.log import TAIL, Line
@@ -46,8 +45,8 @@ HEALTH_PATIENCE = 4.0
 class Verbs:
     """``listener`` is a socket of the API, to see whether anything answers there."""
 
-    def __init__(self, parts: Parts, listener: socket.socket) -> None:
-        self._parts = parts
+    def __init__(self, services: Services, listener: socket.socket) -> None:
+        self._services = services
         self._listener = listener
 
     async def handle(self, request: wire.Request, say: Say) -> None:  # noqa: C901 - a dispatch table, checked for gaps
@@ -56,37 +55,37 @@ class Verbs:
             case wire.Login():
                 await self._login(request, say)
             case wire.LoginCallback():
-                await self._parts.logins.paste(request.address)
+                await self._services.logins.paste(request.address)
             case wire.LoginImport():
                 await self._import(request, say)
             case wire.Logout():
-                why = await self._parts.session.sign_out()
+                why = await self._services.session.sign_out()
                 await say(wire.SignedOut(revoked=why is None, why=why))
             case wire.Status():
                 await say(await self._status())
             case wire.Health():
                 await say(await self._health(ready=request.ready))
             case wire.Refresh():
-                await self._parts.session.refresh()
-                await say(account(self._parts.session.describe()))
+                await self._services.session.refresh()
+                await say(account(self._services.session.describe()))
             case wire.Usage():
                 await say(await self._usage())
             case wire.Models():
                 await say(await self._models(refresh=request.refresh))
             case wire.KeysAdd():
-                key = self._parts.keys.add(request.name, strict=request.strict, limits=request.limits)
+                key = self._services.keys.add(request.name, strict=request.strict, limits=request.limits)
                 await say(wire.KeyAdded(name=request.name, key=key))
             case wire.KeysList():
                 await say(self._keys())
             case wire.KeysRevoke():
-                self._parts.keys.revoke(request.name)
-                await say(wire.KeyRevoked(name=request.name, required=self._parts.keys.required))
+                self._services.keys.revoke(request.name)
+                await say(wire.KeyRevoked(name=request.name, required=self._services.keys.required))
             case wire.Reload():
                 await say(self._reload())
             case wire.Doctor():
-                await doctor.examine(self._parts, say, deep=request.deep)
+                await doctor.examine(self._services, say, deep=request.deep)
             case wire.Metrics():
-                await say(wire.MetricsText(text=self._parts.api.metrics_text().decode()))
+                await say(wire.MetricsText(text=self._services.api.service.metrics_text().decode()))
             case wire.Top():
                 await say(self._top())
             case wire.Log():
@@ -101,31 +100,31 @@ class Verbs:
                 await say(self._prompts())
             case wire.PromptsShow():
                 self._known(request.name)
-                await say(_text(self._parts.instructions.get(request.name)))
+                await say(_text(self._services.instructions.get(request.name)))
             case wire.PromptsSet():
                 self._known(request.name)
-                await say(_text(self._parts.instructions.set(request.name, request.text, request.source)))
+                await say(_text(self._services.instructions.set(request.name, request.text, request.source)))
             case wire.PromptsReset():
-                await say(wire.PromptsWereReset(names=self._parts.instructions.reset(request.name)))
+                await say(wire.PromptsWereReset(names=self._services.instructions.reset(request.name)))
             case wire.PromptsOffer():
                 await self._offer(say)
             case wire.Try():
-                await asking.ask(self._parts, request, say)
+                await asking.ask(self._services, request, say)
             case _:
                 assert_never(request)
 
     # --- what it does
 
     def _top(self) -> wire.TopReport:
-        parts, usage = self._parts, self._parts.upstream.limits()
+        services, usage = self._services, self._services.upstream.limits()
         return wire.TopReport(
-            now=parts.clock(),
+            now=services.clock(),
             daemon_version=__version__,
-            uptime_seconds=int(trio.current_time() - parts.started),
-            signed_in=parts.session.signed_in,
-            requests=parts.api.under_way(),
-            errors=parts.api.recent.errors()[-ERRORS_SHOWN:],
-            finished=sum(hour.requests for hour in parts.ledger.hours()),
+            uptime_seconds=int(trio.current_time() - services.lifecycle.started),
+            signed_in=services.session.signed_in,
+            requests=services.journal.in_progress(),
+            errors=services.journal.recent.errors()[-ERRORS_SHOWN:],
+            finished=sum(hour.requests for hour in services.usage.hours()),
             usage=None if usage is None else _report(usage),
         )
 
@@ -150,23 +149,23 @@ class Verbs:
                 lost = 0
 
     def _explain(self, name: str) -> wire.Explained:
-        api = self._parts.api
-        under_way = api.under_way(name, bodies=True)
-        trace = under_way[-1] if under_way else api.recent.find(name)
+        journal = self._services.journal
+        in_progress = journal.in_progress(name, bodies=True)
+        trace = in_progress[-1] if in_progress else journal.recent.find(name)
         if trace is None:
             raise errors.no_such_request(name, KEPT)
-        return wire.Explained(request=trace, bodies=self._parts.config.logging.enable_request_logging)
+        return wire.Explained(request=trace, bodies=self._services.config.current.logging.enable_request_logging)
 
     def _level(self, request: wire.SetLevel) -> wire.LevelReport:
-        parts = self._parts
+        level = self._services.level
         if request.seconds:
-            parts.set_level(request.level, request.seconds)
-        until = None if parts.level_until is None else int(parts.level_until)
-        return wire.LevelReport(level=parts.level, configured=parts.config.logging.level, until=until)
+            level.set(request.level, request.seconds)
+        until = None if level.until is None else int(level.until)
+        return wire.LevelReport(level=level.current, configured=level.configured, until=until)
 
     def _history(self, request: wire.History) -> wire.HistoryReport:
         summed: dict[tuple[str, ...], Row] = {}
-        for row in self._parts.ledger.since(request.since):
+        for row in self._services.usage.since(request.since):
             day, model, key = (
                 value if column in request.by else ""
                 for column, value in (("day", row.day), ("model", row.model), ("key", row.key))
@@ -180,7 +179,7 @@ class Verbs:
 
     def _known(self, name: str) -> None:
         """Raises ApiError 404 for what is neither a family nor a model."""
-        if name not in FAMILIES and all(name != model.slug for model in self._parts.catalog.models.own):
+        if name not in FAMILIES and all(name != model.slug for model in self._services.catalog.models.own):
             raise errors.no_such_prompt(name, FAMILIES)
 
     def _prompts(self) -> wire.PromptsReport:
@@ -188,25 +187,25 @@ class Verbs:
             wire.PromptEntry(
                 name=text.name, size=len(text.text), sha256=text.sha256, source=text.source, set_at=text.set_at
             )
-            for text in self._parts.instructions.all()
+            for text in self._services.instructions.all()
         ]
-        return wire.PromptsReport(prompts=entries, in_use=self._parts.config.codex.mode)
+        return wire.PromptsReport(prompts=entries, in_use=self._services.config.current.codex.mode)
 
     async def _offer(self, say: Say) -> None:
         """Raises ApiError 401 or 503."""
-        parts = self._parts
-        if not await parts.catalog.refresh(parts.upstream):
-            raise errors.no_catalogue(parts.catalog.why)
-        source = f"{parts.config.backend.url}/codex/models"
-        for name, text in sorted((await parts.catalog.instructions()).items()):
-            before = parts.instructions.for_model(name)
+        services = self._services
+        if not await services.catalog.refresh(services.upstream):
+            raise errors.no_catalogue(services.catalog.why)
+        source = f"{services.config.current.backend.url}/codex/models"
+        for name, text in sorted((await services.catalog.instructions()).items()):
+            before = services.instructions.for_model(name)
             if before != text.strip():
                 await say(wire.PromptOffered(name=name, before=before, text=text.strip(), source=source))
 
     # --- the sign-in
 
     async def _login(self, request: wire.Login, say: Say) -> None:
-        attempt, joined = await self._parts.logins.start(request.method)
+        attempt, joined = await self._services.logins.start(request.method)
         try:
             await say(_shown(attempt, joined=joined))
             await attempt.finished.wait()
@@ -217,7 +216,7 @@ class Verbs:
             raise
         if attempt.error is not None:
             raise attempt.error
-        await say(account(self._parts.session.describe()))
+        await say(account(self._services.session.describe()))
 
     async def _import(self, request: wire.LoginImport, say: Say) -> None:
         try:
@@ -225,56 +224,56 @@ class Verbs:
         except StoreError as error:
             raise errors.bad_request(f"The file cannot be imported: {error}.", code="import") from error
         expiry = credentials.expiry()
-        if credentials.refresh_token is None and expiry is not None and expiry <= self._parts.clock():
+        if credentials.refresh_token is None and expiry is not None and expiry <= self._services.clock():
             raise errors.bad_request(
                 "The file cannot be imported: its access token has expired and it holds no refresh token. Sign in with "
                 "`codexctl login`.",
                 code="import",
             )
-        await self._parts.session.sign_in(credentials)
-        await say(account(self._parts.session.describe()))
+        await self._services.session.sign_in(credentials)
+        await say(account(self._services.session.describe()))
 
     # --- what is known
 
     async def _status(self) -> wire.StatusReport:
-        parts = self._parts
-        usage = parts.upstream.limits()
+        services = self._services
+        usage = services.upstream.limits()
         # Not with a token that must be renewed first: a refresh cannot be given up half-way.
-        if parts.session.fresh and (usage is None or parts.clock() - usage.as_of > USAGE_AGE):
+        if services.session.fresh and (usage is None or services.clock() - usage.as_of > USAGE_AGE):
             with trio.move_on_after(USAGE_PATIENCE):
                 try:
-                    usage = await parts.upstream.usage()
+                    usage = await services.upstream.usage()
                 except ApiError:
-                    usage = parts.upstream.limits()
-        login = parts.logins.current
-        signed_in = account(parts.session.describe())
+                    usage = services.upstream.limits()
+        login = services.logins.current
+        signed_in = account(services.session.describe())
         return wire.StatusReport(
             daemon_version=__version__,
             pid=os.getpid(),
-            uptime_seconds=int(trio.current_time() - parts.started),
+            uptime_seconds=int(trio.current_time() - services.lifecycle.started),
             account=signed_in,
-            listeners=parts.listeners,
-            streams_open=parts.api.answers.open,
-            models_listed=parts.catalog.models_listed,
-            models_fetched_at=parts.catalog.fetched_at,
-            client_keys=len(parts.keys.list()),
-            keys_required=parts.keys.required,
-            config=_place(parts.origin),
-            state_directory=str(parts.state),
-            draining=parts.draining,
+            listeners=services.lifecycle.listeners,
+            streams_open=services.pipeline.open,
+            models_listed=services.catalog.models_listed,
+            models_fetched_at=services.catalog.fetched_at,
+            client_keys=len(services.keys.list()),
+            keys_required=services.keys.required,
+            config=services.config.source,
+            state_directory=str(services.state),
+            draining=services.lifecycle.draining,
             login=login.method if login is not None and not login.finished.is_set() else None,
             usage=None if usage is None or not signed_in.signed_in else _report(usage),
         )
 
     async def _health(self, *, ready: bool) -> wire.HealthReport:
-        session = self._parts.session
-        if ready and self._parts.draining:
+        session = self._services.session
+        if ready and self._services.lifecycle.draining:
             raise errors.stopping()
         if ready and not session.signed_in:
-            raise errors.signed_out(session.describe().why or "Not signed in")
+            raise errors.signed_out(session.describe().why or "")
         if ready and not session.ready:
             raise errors.issuer_unavailable(session.describe().refresh_failed or "no reason is known", 0)
-        answered = self._parts.draining
+        answered = self._services.lifecycle.draining
         if not answered:  # it listens no more then, and finishes what is open
             with trio.move_on_after(HEALTH_PATIENCE):
                 answered = await answers(self._listener)
@@ -284,16 +283,16 @@ class Verbs:
 
     async def _usage(self) -> wire.UsageReport:
         try:
-            return _report(await self._parts.upstream.usage())
+            return _report(await self._services.upstream.usage())
         except ApiError as error:
-            known = self._parts.upstream.limits()
+            known = self._services.upstream.limits()
             if known is None or error.error.code == "signed_out":
                 raise
             return _report(known, why=error.error.message)
 
     async def _models(self, *, refresh: bool) -> wire.ModelsReport:
-        catalog = self._parts.catalog
-        worked = not refresh or await catalog.refresh(self._parts.upstream)
+        catalog = self._services.catalog
+        worked = not refresh or await catalog.refresh(self._services.upstream)
         models = [
             wire.ModelEntry(
                 name=model.slug,
@@ -309,18 +308,18 @@ class Verbs:
         return wire.ModelsReport(models=models, fetched_at=catalog.fetched_at, why=None if worked else catalog.why)
 
     def _keys(self) -> wire.KeysReport:
-        keys = self._parts.keys
+        keys = self._services.keys
         entries = [msgspec.convert(key, wire.KeyEntry, from_attributes=True) for key in keys.list()]
         return wire.KeysReport(keys=entries, required=keys.required, why=keys.fault)
 
     def _reload(self) -> wire.Reloaded:
         try:
-            change = self._parts.reload()
+            change = self._services.reload()
         except ConfigError as error:
             said = str(error).rstrip(".")
             message = f"{said}{'' if said.endswith('?') else '.'} The configuration in force stays; mend it and reload."
             raise errors.bad_request(message, code="configuration") from error
-        return wire.Reloaded(config=_place(self._parts.origin), changed=change.changed, restart=change.restart)
+        return wire.Reloaded(config=self._services.config.source, changed=change.changed, restart=change.restart)
 
 
 def _text(text: Text) -> wire.PromptText:
@@ -342,7 +341,3 @@ def _shown(attempt: Attempt, *, joined: bool) -> wire.DeviceCode | wire.Authoriz
 
 def _report(limits: Limits, why: str | None = None) -> wire.UsageReport:
     return wire.UsageReport(**msgspec.structs.asdict(limits), why=why)
-
-
-def _place(origin: Path | None) -> str:
-    return str(origin) if origin is not None else "built-in defaults"

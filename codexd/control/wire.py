@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd.config.model import KeyLimits
 from codexd.errors import ApiError
-from codexd.protocol.limits import Credits, Window
+from codexd.protocol.codex.rate_limits import Credits, Window
 from codexd.telemetry.tokens import Row
 from codexd.telemetry.trace import Trace
 
@@ -246,7 +246,10 @@ class AuthorizationUrl(_Reply, frozen=True, kw_only=True, tag="authorization_url
 
 
 class Account(_Reply, frozen=True, kw_only=True, tag="account"):
-    """The sign-in. ``why`` says why there is none; ``unsaved`` that it is not on disk yet, and codexd must not stop."""
+    """The sign-in. ``why`` says why there is none; ``ended`` that there was one, which cannot be used any more.
+
+    ``unsaved``: it is not on disk yet, and codexd must not stop.
+    """
 
     signed_in: bool
     why: str | None = None
@@ -257,6 +260,7 @@ class Account(_Reply, frozen=True, kw_only=True, tag="account"):
     refreshed_at: int | None = None
     refresh_failed: str | None = None
     unsaved: bool = False
+    ended: bool = False
 
 
 class SignedOut(_Reply, frozen=True, kw_only=True, tag="signed_out"):

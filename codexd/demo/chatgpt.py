@@ -13,7 +13,7 @@ import trio
 from codexd.demo import judge, script
 from codexd.demo.issuer import ACCOUNT, EMAIL, Issuer, send
 from codexd.protocol import sse
-from codexd.protocol.models import BUILT_IN, Model
+from codexd.protocol.codex.models import BUILT_IN, Model
 from codexd.server import loopback
 from codexd.server.loopback import Reply, Request
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from codexd.demo.script import Json, tools_of
-from codexd.protocol.models import Model
+from codexd.protocol.codex.models import Model
 
 ACCEPTED = frozenset(
     {

@@ -11,6 +11,8 @@ import msgspec
 from msgspec import Raw
 
 from codexd import errors
+from codexd.protocol.adjustments import Adjustment, Adjustments
+from codexd.protocol.raw import RawObject
 
 
 class Rule(NamedTuple):
@@ -143,34 +145,35 @@ MESSAGES: dict[str, Rule] = {
     "mcp_servers": Rule("refused", "the backend reaches no MCP servers", ([],)),
 }
 
-_KEYS = msgspec.json.Decoder(dict[str, Raw])
 _SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-def sort_out(body: bytes, rules: dict[str, Rule]) -> list[str]:
-    """Apply the rules to a request body that has been decoded before: what to report, as ``NAME=what``.
+def apply_rules(members: RawObject, rules: dict[str, Rule]) -> Adjustments:
+    """Returns what the client is told of its parameters. Null means absent.
 
-    Raises ApiError 400 for the first parameter that is refused. Null means absent.
+    Raises ApiError 400 for the first parameter that is refused.
     """
-    adjusted: list[str] = []
-    for name, raw in _KEYS.decode(body).items():
+    adjusted: dict[Adjustment, None] = {}
+    for name, raw in members.items():
         rule = rules.get(name)
+        if rule is not None and rule.treatment in ("forwarded", "adjusted"):
+            continue
         value = _value(raw)
         if value is None or (rule is not None and value in rule.harmless):
             continue
         if rule is None:
             # Unknown names are dropped like known ones; what cannot stand in a header has no name there.
-            adjusted.append(f"{name if _SANE_NAME.fullmatch(name) else 'unknown'}=dropped")
+            adjusted[Adjustment(name if _SANE_NAME.fullmatch(name) else "unknown", "dropped")] = None
         elif rule.treatment == "refused":
             how = " with this value" if rule.harmless else ""
             raise errors.unsupported(name, f"{name!r} is not supported{how}: {rule.note}.")
-        elif rule.treatment in ("dropped", "emulated"):
-            adjusted.append(f"{name}={rule.treatment}")
-    return list(dict.fromkeys(adjusted))
+        else:
+            adjusted[Adjustment(name, rule.treatment)] = None
+    return tuple(adjusted)
 
 
 def _value(raw: Raw) -> object:
-    """A small value, decoded; anything for a large one, which is no harmless value."""
+    """Returns a small value, decoded; ``...`` for a large one, which cannot be a harmless value."""
     if len(memoryview(raw)) > 64:
         return ...
     try:

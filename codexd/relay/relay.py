@@ -23,8 +23,8 @@ import trio
 from codexd import errors
 from codexd.errors import ApiError
 from codexd.lowlevel import timers
-from codexd.protocol.conversion import Conversion
-from codexd.protocol.responses import Usage
+from codexd.protocol.codex.events import Usage
+from codexd.protocol.dialect import Conversion
 
 KEEPALIVE_INTERVAL = 15.0
 RETRY_PAUSE = 0.3

@@ -1,9 +1,13 @@
 """One request under the API and its answer, on the connection that it came by.
 
 ASGI takes a request through a channel, two tasks and Quart's context, and an answer's headers are looked at three times
-on their way out; together that was half of what a request costs. The few paths that make answers go past it: hypercorn
-still reads the connection and h11 still keeps HTTP's rules, of requests and of answers. What h11 has no opinion on, the
-other header fields and the pieces of a body, goes round it. Everything else is Quart's.
+on their way out; together that was half of what a request costs. The API goes past it: Hypercorn still reads the
+connection and h11 still keeps HTTP's rules, of requests and of answers. What h11 has no opinion on, the other header
+fields and the pieces of a body, goes round it.
+
+States of a request: its body is coming, its handler runs, its answer has begun (``begun``), ended. ``handle`` is told
+of the body and of the client's leaving, which cancels the handler; ``answer``, or ``start``, ``write`` and ``end``,
+move it on. A handler that returns before the end has failed, and its connection is closed.
 """
 
 import re
@@ -39,48 +43,59 @@ class BodyTimeout(Exception):
     """It did not arrive within BODY_TIMEOUT."""
 
 
+class Connection(Protocol):
+    """What the protocol needs of its connection: ``codexd.server.connection.ClientConnection``."""
+
+    async def protocol_send(self, event: Any) -> None: ...
+
+    def send_now(self, data: memoryview | bytes) -> memoryview | bytes: ...
+
+    async def send_data(self, data: memoryview | bytes) -> None: ...
+
+
 class Host(Protocol):
-    """What an exchange needs of its connection: ``server.Http1``."""
+    """What a request needs of its protocol: ``codexd.server.hypercorn.Http1``. ``connection`` is h11's."""
 
     connection: Any
     client: Address | None
     server: Address | None
 
-    def more_fields(self) -> list[tuple[bytes, bytes]]:
-        """Fields that all of this server's answers have."""
+    @property
+    def send_now(self) -> Callable[[bytes], memoryview | bytes]: ...
 
-    def send_now(self, data: bytes) -> memoryview | bytes: ...
+    @property
+    def send_data(self) -> Callable[[memoryview | bytes], Awaitable[None]]: ...
 
-    async def send_data(self, data: memoryview | bytes) -> None: ...
+    def common_fields(self) -> list[tuple[bytes, bytes]]:
+        """Returns the fields that all of this server's answers have."""
 
-    async def recycle(self) -> None:
-        """The exchange is over: the connection takes the next one, or ends."""
+    async def finish(self) -> None:
+        """Ends the exchange: the connection takes the next request, or is closed."""
 
-    async def hang_up(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class ServerRequest:
-    """A request on its way in; ``handler`` runs in a task of its own and is cancelled when the client leaves.
+    """A request; its handler runs in a task of its own and is cancelled when the client leaves.
 
-    It answers once: by ``answer``, or by ``start``, ``write`` and ``end``. It is hypercorn's stream, and so hears of
-    what comes.
+    It stands in the place of Hypercorn's stream. ``max_body`` is in bytes. ``headers`` have lower-case names; the first
+    of a name counts.
     """
 
     idle = False
 
-    def __init__(self, host: Host, request: h11.Request, path: str, query: bytes, lane: "Lane") -> None:
+    def __init__(self, host: Host, request: h11.Request, path: str, query: bytes, max_body: int) -> None:
         self.method = request.method.decode("ascii")
         self.path = path
         self.query = query
         self.client = host.client
         self.server = host.server
-        # The first of a name counts.
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.headers)}
         self._host = host
         self._chunked = request.http_version >= b"1.1"
         self._scope = trio.CancelScope()
         self._parts: list[bytes] = []
-        self._room = lane.max_body_bytes()
+        self._room = max_body
         self._whole = False
         self._moved: trio.Event | None = None
         self._head = b""
@@ -111,8 +126,8 @@ class ServerRequest:
         except Exception as error:
             log.error("a request met a fault of codexd itself", exc_info=error)
         if not self._ended:
-            # Half an answer cannot be mended.
-            await self._host.hang_up()
+            # Half an answer cannot be completed.
+            await self._host.close()
 
     # --- the handler's side
 
@@ -191,11 +206,11 @@ class ServerRequest:
         self._ended = True
         if data or end:
             await self._host.send_data(data + end if end else data)
-        await self._host.recycle()
+        await self._host.finish()
 
     def _head_of(self, status: int, fields: Iterable[Field], *framing: tuple[bytes, bytes]) -> bytes:
         """h11 writes how the answer is framed and whether the connection goes on; the rest is put behind that."""
-        of_h11 = [*framing, *self._host.more_fields()]
+        of_h11 = [*framing, *self._host.common_fields()]
         if self._host.connection.their_state is h11.SEND_BODY:
             # The rest of the body is on its way, and nobody will read it.
             of_h11.append((b"connection", b"close"))
@@ -213,8 +228,12 @@ class ServerRequest:
 Handler = Callable[[ServerRequest], Awaitable[None]]
 
 
-class Lane(NamedTuple):
-    """Who takes which requests, asked for each, and how large a body may be."""
+class Dispatch(NamedTuple):
+    """Who takes a request, asked for each by method and path; None leaves it to the ASGI application.
+
+    ``max_body_bytes`` bounds a request's body, and a websocket's message.
+    """
 
     find: Callable[[str, str], Handler | None]
+    serves_websocket: Callable[[str], bool]
     max_body_bytes: Callable[[], int]

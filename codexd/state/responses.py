@@ -17,7 +17,7 @@ import trio
 from msgspec import Raw, Struct
 
 from codexd.config.model import Storage
-from codexd.protocol.responses import RawObject
+from codexd.protocol.raw import RawObject
 from codexd.state.files import write_durably
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from codexd.protocol.limits import Window
+from codexd.protocol.adjustments import Adjustment
+from codexd.protocol.codex.rate_limits import Window
 from codexd.telemetry.trace import Trace
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ class Metrics:
         self._requests: Counter[tuple[str, str, str, str]] = Counter()
         self._tokens: Counter[tuple[str, str, str]] = Counter()
         self._errors: Counter[str] = Counter()
-        self._adjusted: Counter[tuple[str, str]] = Counter()
+        self._adjusted: Counter[Adjustment] = Counter()
         self._first: dict[str, _Histogram] = {}
         self._duration: dict[str, _Histogram] = {}
         self._lag = _Histogram(LAG)
 
-    def add(self, trace: Trace) -> None:
+    def add(self, trace: Trace, adjusted: Iterable[Adjustment] = ()) -> None:
         model, key = trace.model or "", trace.key or ""
         self._requests[trace.endpoint, model, str(trace.status), key] += 1
         if trace.tokens is not None:
@@ -70,10 +71,9 @@ class Metrics:
                 self._tokens[kind, model, key] += getattr(trace.tokens, kind)
         if trace.error is not None and trace.tries:
             self._errors[trace.error] += 1
-        for entry in trace.adjusted:
-            name, _, how = entry.partition("=")
-            known = (name, how) in self._adjusted or len(self._adjusted) < MAX_ADJUSTMENTS
-            self._adjusted[(name, how) if known else ("other", "")] += 1
+        for each in adjusted:
+            known = each in self._adjusted or len(self._adjusted) < MAX_ADJUSTMENTS
+            self._adjusted[each if known else Adjustment("other", "")] += 1
         if trace.spans.first is not None:
             self._first.setdefault(model, _Histogram(SECONDS)).add(trace.spans.first / 1000)
         if trace.spans.end is not None:

@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 
 from codexd import errors
 from codexd.errors import ApiError
-from codexd.protocol.models import Catalogue, Model, Resolved, decode_catalogue
+from codexd.protocol.codex.models import Catalogue, Model, Resolved, decode_catalogue
 from codexd.state.files import write_durably
 from codexd.upstream.client import Upstream
 

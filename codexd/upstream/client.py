@@ -19,17 +19,14 @@ import trio
 from codexd import __version__, errors
 from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
-from codexd.protocol import failure, limits, zstd
-from codexd.protocol.limits import Limits
+from codexd.protocol import zstd
+from codexd.protocol.codex import failures as failure
+from codexd.protocol.codex import rate_limits as limits
+from codexd.protocol.codex.rate_limits import Limits
 from codexd.system import certificates
 from codexd.telemetry.trace import Timings
 from codexd.upstream import proxies
-from codexd.upstream.transport import (
-    ResponseBody,
-    Transport,
-    origin_of,
-    target_of,
-)
+from codexd.upstream.transport import ResponseBody, Transport, origin_of, target_of
 from codexd.upstream.tunnel import CannotConnect
 
 MAX_ERROR_BODY = 256 * 1024

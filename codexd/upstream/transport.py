@@ -25,13 +25,7 @@ from codexd.lowlevel import reactor
 from codexd.system import certificates
 from codexd.system.certificates import CannotTrust
 from codexd.upstream.connection import Connection, connect
-from codexd.upstream.http1 import (
-    MAX_HEAD,
-    Fields,
-    Framing,
-    framing_of,
-    parse_head,
-)
+from codexd.upstream.http1 import MAX_HEAD, Fields, Framing, framing_of, parse_head
 from codexd.upstream.proxies import BadProxy, Origin, Route
 from codexd.upstream.tunnel import CannotConnect
 

@@ -120,7 +120,7 @@ async def test_what_is_remembered_of_an_error_is_bounded(autojump_clock: MockClo
     async with client(tmp_path, Backend()) as app:
         secret = "sk-" + "a1B2" * 8
         await app.request("POST", "/v1/chat/completions", {**hello(), "model": f"{secret} " + "x" * 100_000})
-        (trace,) = app.api.recent.errors()
+        (trace,) = app.services.journal.recent.errors()
     assert trace.message is not None and len(trace.message) <= 1000
     assert secret not in trace.message and "[redacted]" in trace.message
 

@@ -9,21 +9,21 @@ import pytest
 from trio.testing import MockClock
 
 from app.test_app import WHOLE, Backend
-from codexd.api import page
+from codexd.api import status_page
 from codexd.config.model import Config, Server
-from codexd.protocol.limits import Window
+from codexd.protocol.codex.rate_limits import Window
 from codexd.telemetry.tokens import Hour
 from support.asgi import client
 from support.daemon import hello
 
-VIEW = page.View(
+VIEW = status_page.View(
     version="1.0", uptime="5 min", now=1_000.0, base="http://localhost:3000/v1", key_required=False, who="a@b.c", why=None,
     streams=1, windows=(), models=["gpt-5.5"], hours=[Hour(hour=number) for number in range(24)],
 )  # fmt: skip
 
 
-def text(view: page.View) -> str:
-    return page.page(view).body.decode()
+def text(view: status_page.View) -> str:
+    return status_page.page(view).body.decode()
 
 
 class Balanced(HTMLParser):
@@ -58,7 +58,7 @@ class Balanced(HTMLParser):
         VIEW._replace(base="http://a&b\"'<script>/v1", who="<b>", key_required=True, models=['"><script>alert(1)']),
     ],
 )
-def test_it_is_whole_and_escaped(view: page.View) -> None:
+def test_it_is_whole_and_escaped(view: status_page.View) -> None:
     found = text(view)
     parser = Balanced()
     parser.feed(found)
@@ -69,7 +69,7 @@ def test_it_is_whole_and_escaped(view: page.View) -> None:
 
 def test_what_it_says() -> None:
     assert "<strong" in text(VIEW) and "as a@b.c" in text(VIEW)
-    out = text(VIEW._replace(who=None, why="Not signed in"))
+    out = text(VIEW._replace(who=None, why=None))
     assert "Signed out." in out and "codexctl login" in out and "Not signed in" not in out
     window = Window(limit="codex", label="5 h", used_percent=93.5, window_minutes=300, resets_at=4_600)
     limits = text(VIEW._replace(windows=[window]))

@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_ends_its_answer(autojump_clock: MockClock, t
                 await socket.receive()
             for _ in range(MAX_WAITING - 1):
                 await socket.send(create())
-        assert (backend.bodies[0].closed, len(backend.bodies), app.api.answers.open) == (True, 1, 0)
+        assert (backend.bodies[0].closed, len(backend.bodies), app.services.pipeline.open) == (True, 1, 0)
     assert trio.current_time() < 1
 
 
@@ -234,7 +234,7 @@ async def test_a_stop_closes_what_is_idle_and_lets_an_answer_end(autojump_clock:
             await socket.raw()
         await busy.send(create())
         await busy.receive()
-        app.api.drain()
+        app.services.api.drain()
         closed = await idle.raw()
         assert (closed["type"], closed["code"]) == ("websocket.close", 1001)
         assert trio.current_time() < 1

@@ -3,13 +3,17 @@
 import contextlib
 
 import httpx
+from codexd.exchange import decode
 from hypothesis import given
 from hypothesis import strategies as st
 
 from codexd.control import wire
 from codexd.errors import ApiError
-from codexd.exchange import decode
-from codexd.protocol import anthropic, chat, completions, responses, sse
+from codexd.protocol import sse
+from codexd.protocol.anthropic import wire as anthropic
+from codexd.protocol.chat import completions
+from codexd.protocol.chat import wire as chat
+from codexd.protocol.responses import wire as responses
 from codexd.upstream.http1 import Chunked, framing_of, parse_head
 
 PIECES = st.lists(st.sampled_from([b"\r\n", b"\n", b"\r", b":", b" ", b"HTTP/1.1 ", b"200", b"0", b"a", b"-1", b"\xff", b"\x00",

@@ -15,12 +15,7 @@ import trio
 
 from codexd.auth import store
 from codexd.auth.store import Credentials
-from codexd.system.systemd import (
-    answers,
-    inherited,
-    keep_alive,
-    watchdog_seconds,
-)
+from codexd.system.systemd import answers, inherited, keep_alive, watchdog_seconds
 from support.daemon import PATIENCE, environment, running
 from support.secrets import ACCOUNT, access_token
 from support.upstream import Upstream

@@ -6,10 +6,13 @@ import msgspec
 import pytest
 
 from codexd.demo import judge, script
-from codexd.protocol.models import BUILT_IN, Catalogue
-from codexd.protocol.request import Settings, from_responses
-from codexd.protocol.responses import REQUEST, decode_event
-from codexd.protocol.stream import ChatStream
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.codex.events import decode_event
+from codexd.protocol.codex.models import BUILT_IN, Catalogue
+from codexd.protocol.convert import Settings
+from codexd.protocol.members import split
+from codexd.protocol.responses.convert import from_responses
+from codexd.protocol.responses.wire import REQUEST
 
 MODELS = {model.slug: model for model in BUILT_IN}
 LITE = {judge.LITE_HEADER: "true"}
@@ -17,7 +20,7 @@ LITE = {judge.LITE_HEADER: "true"}
 
 def body(model: str) -> dict[str, Any]:
     asked = REQUEST.decode(
-        msgspec.json.encode({"model": model, "input": "hi", "tools": [{"type": "function", "name": "f"}]})
+        split(msgspec.json.encode({"model": model, "input": "hi", "tools": [{"type": "function", "name": "f"}]}))
     )
     converted = from_responses(asked, Catalogue({}).resolve(model), Settings(prompt="P"))
     decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(converted.request))

@@ -7,23 +7,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codexd.errors import ApiError
-from codexd.protocol import anthropic, sse
-from codexd.protocol.anthropic import as_chat
-from codexd.protocol.blocks import MessagesDialect, conversion
-from codexd.protocol.cut import Cut, limits
-from codexd.protocol.memory import of_call, of_text
-from codexd.protocol.stream import ChatStream
+from codexd.protocol import sse
+from codexd.protocol.anthropic import wire as anthropic
+from codexd.protocol.anthropic.convert import AsChat, as_chat
+from codexd.protocol.anthropic.failures import failure_document
+from codexd.protocol.anthropic.stream import MessagesDialect
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.dialect import Conversion
+from codexd.protocol.members import split
+from codexd.protocol.reasoning import of_call, of_text
+from codexd.protocol.stops import Cutoff as Cut
+from codexd.protocol.stops import limits_of as limits
+from support.adjusted import told
 from support.upstream import COMPLETED, CREATED, Json
 
 
 def make(*, streamed: bool) -> Any:
     cut = Cut(limits(None, ("max_tokens", 1000)))
     stream = ChatStream(id="msg_1", model="m", created=0, include_usage=False, cut=cut)
-    return conversion(
-        MessagesDialect(
-            stream, id="msg_1", model="m", streamed=streamed, thinking=True, cut=cut, prompt_tokens=lambda: 1
-        )
+    dialect = MessagesDialect(
+        stream, id="msg_1", model="m", streamed=streamed, thinking=True, cut=cut, prompt_tokens=lambda: 1
     )
+    return Conversion(dialect, b"")
 
 
 def feed(events: list[Json], *, streamed: bool) -> Any:
@@ -152,9 +157,9 @@ def test_a_call_streams_before_the_next_one_begins() -> None:
     assert seen[5] == ["content_block_start"]
 
 
-def carried(*turns: list[Json]) -> anthropic.AsChat:
+def carried(*turns: list[Json]) -> AsChat:
     messages = [{"role": "assistant", "content": blocks} for blocks in turns]
-    return as_chat(anthropic.REQUEST.decode(msgspec.json.encode({"model": "m", "messages": messages})))
+    return as_chat(anthropic.REQUEST.decode(split(msgspec.json.encode({"model": "m", "messages": messages}))))
 
 
 def thinking(signature: str | None) -> Json:
@@ -165,7 +170,7 @@ def says(text: str) -> Json:
     return {"type": "text", "text": text}
 
 
-def recalled(found: anthropic.AsChat, key: str) -> list[str]:
+def recalled(found: AsChat, key: str) -> list[str]:
     return [msgspec.json.decode(item["encrypted_content"]) for item in found.recall(key)]
 
 
@@ -189,25 +194,25 @@ def test_what_anthropics_own_tools_left_behind_is_left_out() -> None:
     found = carried([{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
                      {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}, says("It is so.")])  # fmt: skip
     assert [message.content for message in found.request.messages] == ["It is so."]
-    assert found.adjusted == ["server_tools=dropped", "server_tools=dropped", "prefill=ignored"]
+    assert told(found.adjusted) == ["server_tools=dropped", "prefill=ignored"]
 
 
 def test_the_line_for_anthropics_billing_stays_here() -> None:
     """It differs with every request, and nothing behind it would be cached."""
     texts = [says("x-anthropic-billing-header: cch=1;"), says("Be brief.")]
     asked = {"model": "m", "system": texts, "messages": [{"role": "user", "content": "x"}]}
-    request = as_chat(anthropic.REQUEST.decode(msgspec.json.encode(asked))).request
+    request = as_chat(anthropic.REQUEST.decode(split(msgspec.json.encode(asked)))).request
     assert request.messages[0].content == "Be brief."
 
 
 def test_a_conversation_that_is_too_long_is_said_in_the_words_that_clients_know() -> None:
     error = ApiError(400, "Your input exceeds the context window.", code="context_length_exceeded")
-    assert b"prompt is too long: Your input" in anthropic.failure(error)
+    assert b"prompt is too long: Your input" in failure_document(error)
 
 
 def test_a_turn_of_thinking_alone_is_no_turn() -> None:
     body = {"model": "m", "messages": [{"role": "assistant", "content": [{"type": "redacted_thinking", "data": "gA"}]}]}
-    assert as_chat(anthropic.REQUEST.decode(msgspec.json.encode(body))).request.messages == []
+    assert as_chat(anthropic.REQUEST.decode(split(msgspec.json.encode(body)))).request.messages == []
 
 
 def test_an_answer_without_any_block_has_a_beginning_and_an_end() -> None:

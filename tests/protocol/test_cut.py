@@ -6,12 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codexd.errors import ApiError
-from codexd.protocol.chat import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
-from codexd.protocol.cut import BYTES_PER_TOKEN, Cut, Limits, estimate, limits
-from codexd.protocol.estimate import prompt_tokens
-from codexd.protocol.fold import join, total
-from codexd.protocol.responses import decode_event
-from codexd.protocol.stream import ChatStream
+from codexd.protocol.chat.fold import join, total
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.chat.wire import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
+from codexd.protocol.codex.events import decode_event
+from codexd.protocol.stops import Cutoff as Cut
+from codexd.protocol.stops import StopLimits as Limits
+from codexd.protocol.stops import limits_of as limits
+from codexd.protocol.tokens import BYTES_PER_TOKEN, prompt_tokens
+from codexd.protocol.tokens import tokens_of as estimate
 from protocol.test_request import chat_request, responses_request
 
 

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from codexd.errors import ApiError
-from codexd.protocol import failure
+from codexd.protocol.codex import failures as failure
 
 NOW = 1_795_325_000.0
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from codexd.protocol.limits import Credits, Window, from_headers, from_usage, label, short
+from codexd.protocol.codex.rate_limits import Credits, Window, from_headers, from_usage, label, short
 
 NOW = 1_795_000_000.0
 CAPTURES = Path(__file__).parent.parent.parent.parent / "shared" / "upstream" / "captures" / "http"

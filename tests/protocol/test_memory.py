@@ -6,14 +6,20 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from codexd.protocol import chat, sse
-from codexd.protocol import conversion as conversions
-from codexd.protocol.cut import Cut, Limits
-from codexd.protocol.memory import Memory, Turn, nothing, of_call, of_text
-from codexd.protocol.request import Settings, from_chat, without_reasoning
-from codexd.protocol.responses import RawObject
-from codexd.protocol.stream import ChatStream, ReasoningFormat
-from protocol.test_request import CATALOGUE, chat_request, responses_request, up
+from codexd.protocol import sse
+from codexd.protocol.chat import wire as chat
+from codexd.protocol.chat.convert import from_chat
+from codexd.protocol.chat.dialect import ChatDialect
+from codexd.protocol.chat.stream import ChatStream, ReasoningFormat
+from codexd.protocol.convert import Settings, without_reasoning
+from codexd.protocol.dialect import Conversion
+from codexd.protocol.members import split
+from codexd.protocol.raw import RawObject
+from codexd.protocol.reasoning import ReasoningMemory as Memory
+from codexd.protocol.reasoning import Turn, nothing, of_call, of_text
+from codexd.protocol.stops import Cutoff as Cut
+from codexd.protocol.stops import StopLimits as Limits
+from protocol.test_request import CATALOGUE, responses_request, up
 
 
 def item(content: str = "gAAAA", size: int = 0) -> RawObject:
@@ -86,7 +92,7 @@ def answer(*events: dict[str, Any]) -> dict[str, list[str]]:
         assert all(set(each) == {"type", "summary", "encrypted_content"} for each in items)
 
     stream = ChatStream(id="i", model="m", created=1, include_usage=False)
-    conversion = conversions.chat(stream, streamed=True, turn=Turn(keep))
+    conversion = Conversion(ChatDialect(stream, streamed=True, turn=Turn(keep)))
     for event in events:
         conversion.feed(sse.encode(b"x", msgspec.json.encode(event)))
     return kept
@@ -109,7 +115,7 @@ def test_what_is_incomplete_or_cannot_be_sent_back_is_not_kept() -> None:
 def test_an_answer_that_was_cut_is_not_kept() -> None:
     kept: list[str] = []
     stream = ChatStream(id="i", model="m", created=1, include_usage=False, cut=Cut(Limits(max_tokens=1)))
-    conversion = conversions.chat(stream, streamed=True, turn=Turn(lambda key, _: kept.append(key)))
+    conversion = Conversion(ChatDialect(stream, streamed=True, turn=Turn(lambda key, _: kept.append(key))))
     for event in (reasoning(0, "one"), call(1, "a"), message(2, "far too long"), COMPLETED):
         conversion.feed(sse.encode(b"x", msgspec.json.encode(event)))
     assert (stream.cut_short, kept) == (True, [])
@@ -127,13 +133,15 @@ def test_it_comes_back_before_what_it_led_to() -> None:
     body = msgspec.json.encode({"model": "gpt-5.5", "messages": messages})
     for model in ("gpt-5.5", "gpt-6-sol"):
         converted = from_chat(
-            chat.REQUEST.decode(body), CATALOGUE.resolve(model), Settings(prompt="P"), lambda key: known.get(key, ())
+            chat.REQUEST.decode(split(body)),
+            CATALOGUE.resolve(model),
+            Settings(prompt="P"),
+            lambda key: known.get(key, ()),
         )
         kinds = [(each["type"], each.get("encrypted_content")) for each in up(converted)["input"]]
         order = [kind for kind, _ in kinds if kind != "message"]
         assert order == ["reasoning", "reasoning", "function_call", "function_call", *["function_call_output"] * 2]
         assert [content for kind, content in kinds if kind == "reasoning"] == ["zero", "one"]
-        assert "reasoning=recalled" in converted.adjusted
         # What the backend cannot decrypt can be left out, and nothing else is.
         rest = without_reasoning(converted.request)
         assert rest is not None
@@ -141,7 +149,6 @@ def test_it_comes_back_before_what_it_led_to() -> None:
         assert left == [kind for kind, _ in kinds if kind != "reasoning"]
         assert without_reasoning(rest) is None
     assert nothing("x") == ()
-    assert "reasoning=recalled" not in chat_request().adjusted
 
 
 def test_a_client_that_carries_reasoning_itself_can_be_tried_without() -> None:
@@ -156,7 +163,7 @@ def test_a_client_that_carries_reasoning_itself_can_be_tried_without() -> None:
 
 def said(form: ReasoningFormat, *events: dict[str, Any], streamed: bool = False) -> Any:
     stream = ChatStream(id="i", model="m", created=1, include_usage=False, reasoning=form)
-    conversion = conversions.chat(stream, streamed=streamed)
+    conversion = Conversion(ChatDialect(stream, streamed=streamed))
     out = b"".join(conversion.feed(sse.encode(b"x", msgspec.json.encode(event))) for event in events)
     assert stream.done, stream.error
     return out if streamed else msgspec.json.decode(conversion.document())["choices"][0]["message"]

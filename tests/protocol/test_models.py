@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from codexd.errors import ApiError
-from codexd.protocol.models import BUILT_IN, EFFORTS, Catalogue, Model, decode_catalogue
+from codexd.protocol.codex.models import BUILT_IN, EFFORTS, Catalogue, Model, decode_catalogue
 
 
 def refused(catalogue: Catalogue, name: str) -> ApiError:

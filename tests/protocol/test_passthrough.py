@@ -5,10 +5,11 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from codexd.protocol import conversion as conversions
 from codexd.protocol import sse
-from codexd.protocol.passthrough import ResponsesStream
-from codexd.protocol.stream import ChatStream
+from codexd.protocol.chat.dialect import ChatDialect
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.dialect import Conversion
+from codexd.protocol.responses.stream import ResponsesStream
 
 
 def push(stream: ResponsesStream, *events: Any) -> list[Any]:
@@ -164,8 +165,8 @@ def test_failures_are_kept_for_the_one_frame_that_ends_the_stream(event: dict[st
 
 def test_an_endless_event_fails_either_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 10)
-    chat = conversions.chat(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=True)
-    responses = conversions.responses(ResponsesStream({}))
+    chat = Conversion(ChatDialect(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=True))
+    responses = Conversion(ResponsesStream({}))
     for conversion in (chat, responses):
         assert conversion.feed(b"x" * 11) == b""
         assert conversion.state.error is not None

@@ -6,21 +6,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codexd.errors import ApiError
-from codexd.protocol import chat, parameters, responses
-from codexd.protocol.models import Catalogue, Model, Resolved
-from codexd.protocol.request import NEUTRAL, Converted, Settings, from_chat, from_responses
+from codexd.protocol import parameters
+from codexd.protocol.chat import wire as chat
+from codexd.protocol.chat.convert import from_chat
+from codexd.protocol.codex.models import Catalogue, Model, Resolved
+from codexd.protocol.convert import NEUTRAL, Converted, Settings
+from codexd.protocol.members import split
+from codexd.protocol.responses import wire as responses
+from codexd.protocol.responses.convert import from_responses
+from support.adjusted import rules_applied, told
 
 CATALOGUE = Catalogue({})
 
 
 def chat_request(model: str = "gpt-5.5", settings: Settings = Settings(prompt="P"), **fields: Any) -> Converted:  # noqa: B008
     asked = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
-    return from_chat(chat.REQUEST.decode(msgspec.json.encode(asked)), CATALOGUE.resolve(model), settings)
+    return from_chat(chat.REQUEST.decode(split(msgspec.json.encode(asked))), CATALOGUE.resolve(model), settings)
 
 
 def responses_request(model: str = "gpt-5.5", settings: Settings = Settings(prompt="P"), **fields: Any) -> Converted:  # noqa: B008
     body = msgspec.json.encode({"model": model, "input": "hi", **fields})
-    return from_responses(responses.REQUEST.decode(body), CATALOGUE.resolve(model), settings)
+    return from_responses(responses.REQUEST.decode(split(body)), CATALOGUE.resolve(model), settings)
 
 
 def up(converted: Converted) -> Any:
@@ -67,10 +73,10 @@ def test_the_effort_comes_from_the_name_then_the_request_then_the_configuration_
 
 
 def test_an_effort_in_the_name_that_wins_over_the_request_is_reported() -> None:
-    assert chat_request("gpt-5.1-high", reasoning_effort="low").adjusted == ["reasoning_effort=high"]
-    assert chat_request("gpt-5.1-high", reasoning_effort="high").adjusted == []
+    assert told(chat_request("gpt-5.1-high", reasoning_effort="low").adjusted) == ["reasoning_effort=high"]
+    assert told(chat_request("gpt-5.1-high", reasoning_effort="high").adjusted) == []
     both = responses_request("gpt-5.1-high", reasoning={"effort": "low"})
-    assert both.adjusted == ["reasoning_effort=high"]
+    assert told(both.adjusted) == ["reasoning_effort=high"]
 
 
 def test_a_model_without_efforts_is_asked_for_none() -> None:
@@ -97,7 +103,7 @@ def test_an_effort_that_the_model_lacks_is_refused_by_name() -> None:
 )
 def test_the_backend_knows_one_service_tier(asked: str | None, sent: str | None, adjusted: list[str]) -> None:
     converted = chat_request(service_tier=asked)
-    assert (up(converted).get("service_tier"), converted.adjusted) == (sent, adjusted)
+    assert (up(converted).get("service_tier"), told(converted.adjusted)) == (sent, adjusted)
 
 
 def test_verbosity_comes_from_the_request_then_the_configuration_then_the_model() -> None:
@@ -144,7 +150,7 @@ def test_files_and_audio_that_cannot_be_sent_are_refused_with_their_place() -> N
     ]
     body = msgspec.json.encode({"model": "gpt-5.5", "messages": audio})
     with pytest.raises(ApiError) as caught:
-        from_chat(chat.REQUEST.decode(body), CATALOGUE.resolve("gpt-5.5"), Settings())
+        from_chat(chat.REQUEST.decode(split(body)), CATALOGUE.resolve("gpt-5.5"), Settings())
     assert caught.value.error.param == "messages[1].content[0]"
     unnamed = [{"role": "user", "content": [{"type": "file", "file": {"file_data": "data:,"}}]}]
     assert up(chat_request(messages=unnamed))["input"][0]["content"][0]["filename"] == "file"
@@ -155,7 +161,7 @@ def test_a_tool_without_parameters_takes_none() -> None:
         body = msgspec.json.encode(
             {"model": "gpt-5.5", "messages": [{"role": "user", "content": "hi"}], "tools": [{"function": function}]}
         )
-        tool = up(from_chat(chat.REQUEST.decode(body), CATALOGUE.resolve("gpt-5.5"), Settings()))["tools"][0]
+        tool = up(from_chat(chat.REQUEST.decode(split(body)), CATALOGUE.resolve("gpt-5.5"), Settings()))["tools"][0]
         assert tool["parameters"] == {"type": "object", "properties": {}}
         assert tool["strict"] is bool(function.get("strict"))
 
@@ -169,7 +175,7 @@ def test_with_the_mode_off_the_clients_own_text_is_the_instructions() -> None:
     assert [item["role"] for item in both["input"]] == ["user", "developer"]
     alone = up(chat_request(settings=off, messages=[system]))
     assert (alone["instructions"], alone["input"][0]["role"]) == (NEUTRAL, "developer")
-    assert chat_request(settings=off, messages=[system, user]).adjusted == ["system=instructions"]
+    assert told(chat_request(settings=off, messages=[system, user]).adjusted) == ["system=instructions"]
     assert up(responses_request(settings=off))["instructions"] == NEUTRAL
     assert up(responses_request(settings=off, instructions="mine"))["instructions"] == "mine"
     assert up(responses_request(instructions="mine"))["instructions"] == "P\n\nmine"
@@ -212,10 +218,10 @@ def test_lite_wraps_hosted_tools_beside_the_namespace() -> None:
 def test_tool_choice_for_lite_is_auto_or_no_tools(choice: Any) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     converted = chat_request("gpt-6-sol", tools=tools, tool_choice=choice)
-    assert converted.adjusted == (["tools=dropped"] if choice == "none" else ["tool_choice=instruction"])
+    assert told(converted.adjusted) == (["tools=dropped"] if choice == "none" else ["tool_choice=instruction"])
     assert (up(converted)["input"][0]["type"] == "additional_tools") is (choice != "none")
     dropped = responses_request("gpt-6-sol", tools=[{"type": "function", "name": "f"}], tool_choice="none")
-    assert dropped.adjusted == ["tools=dropped"]
+    assert told(dropped.adjusted) == ["tools=dropped"]
 
 
 def test_what_the_official_client_adds_passes() -> None:
@@ -233,13 +239,13 @@ def test_what_the_official_client_adds_passes() -> None:
 
 def test_parameters_are_dropped_refused_or_left_alone_by_the_table() -> None:
     body = b'{"model":"m","temperature":1,"user":null,"n":1,"stop":[],"x y":1,"foo":2,"metadata":{}}'
-    assert parameters.sort_out(body, parameters.CHAT) == ["temperature=dropped", "unknown=dropped", "foo=dropped"]
+    assert rules_applied(split(body), parameters.CHAT) == ["temperature=dropped", "unknown=dropped", "foo=dropped"]
     with pytest.raises(ApiError) as caught:
-        parameters.sort_out(b'{"logprobs":true}', parameters.CHAT)
+        rules_applied(split(b'{"logprobs":true}'), parameters.CHAT)
     assert (caught.value.status, caught.value.error.param) == (400, "logprobs")
-    assert parameters.sort_out(b'{"n":2,"stop":"x"}', parameters.CHAT) == ["n=emulated", "stop=emulated"]
+    assert rules_applied(split(b'{"n":2,"stop":"x"}'), parameters.CHAT) == ["n=emulated", "stop=emulated"]
     with pytest.raises(ApiError):
-        parameters.sort_out(b'{"background":true}', parameters.RESPONSES)
+        rules_applied(split(b'{"background":true}'), parameters.RESPONSES)
 
 
 def test_every_field_that_is_decoded_has_its_rule() -> None:
@@ -285,7 +291,7 @@ def test_every_decodable_request_converts_or_is_refused_naming_a_parameter(
 ) -> None:
     asked = {"model": model, "messages": messages, "tool_choice": choice, "reasoning_effort": effort,
              "tools": [{"function": {"name": "f"}}]}  # fmt: skip
-    decoded = chat.REQUEST.decode(msgspec.json.encode(asked))
+    decoded = chat.REQUEST.decode(split(msgspec.json.encode(asked)))
     try:
         converted = from_chat(decoded, CATALOGUE.resolve(model), Settings(prompt="P" if mode else None))
     except ApiError as error:
@@ -299,8 +305,7 @@ def test_every_decodable_request_converts_or_is_refused_naming_a_parameter(
 
 def test_values_are_compared_and_not_their_spelling() -> None:
     body = b'{"modalities": [ "text" ], "n": 1.0, "stop": [ ], "foo": "' + b"x" * 100 + b'"}'
-    assert parameters.sort_out(body, parameters.CHAT) == ["foo=dropped"]
-    assert parameters.sort_out(b'{"temperature": "\xff"}', parameters.CHAT) == ["temperature=dropped"]
+    assert rules_applied(split(body), parameters.CHAT) == ["foo=dropped"]
 
 
 def test_messages_with_nothing_in_them_are_refused() -> None:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from codexd.protocol.chat import Chunk
-from codexd.protocol.fold import fold
-from codexd.protocol.responses import Other, decode_event
-from codexd.protocol.stream import ChatStream
+from codexd.protocol.chat.fold import fold
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.chat.wire import Chunk
+from codexd.protocol.codex.events import Other, decode_event
 
 
 def stream(*, include_usage: bool = False) -> ChatStream:

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from codexd.errors import ApiError
-from codexd.protocol import tools
-from codexd.protocol.request import Settings
-from codexd.protocol.responses import FunctionTool
+from codexd.protocol.chat import tools as chat_tools
+from codexd.protocol.codex import tools
+from codexd.protocol.codex.request import FunctionTool
+from codexd.protocol.convert import Settings
 from protocol.test_request import chat_request, refusal, responses_request, up
+from support.adjusted import told
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
@@ -32,7 +34,7 @@ def raw(value: Any) -> Raw:
     ],
 )
 def test_a_function_in_every_shape_is_one(tool: Any) -> None:
-    assert tools.from_chat(raw(tool), "tools[0]") == FunctionTool(name="f", parameters=Raw(b"{}"))
+    assert chat_tools.from_chat(raw(tool), "tools[0]") == FunctionTool(name="f", parameters=Raw(b"{}"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_a_function_in_every_shape_is_one(tool: Any) -> None:
 )
 def test_a_tool_that_is_none_is_refused_with_its_place(tool: Any, said: str) -> None:
     with pytest.raises(ApiError) as caught:
-        tools.from_chat(raw(tool), "tools[3]")
+        chat_tools.from_chat(raw(tool), "tools[3]")
     assert said in str(caught.value)
     assert caught.value.error.param == "tools[3]"
 
@@ -87,7 +89,7 @@ def test_a_forced_choice_is_put_into_words_for_lite(choice: Any, words: str | No
     converted = responses_request("gpt-6-sol", tools=[{"type": "function", "name": "f"}], tool_choice=choice)
     body = up(converted)
     assert body["tool_choice"] == "auto"
-    assert converted.adjusted == [f"tool_choice={'auto' if words is None else 'instruction'}"]
+    assert told(converted.adjusted) == [f"tool_choice={'auto' if words is None else 'instruction'}"]
     last = body["input"][-1]
     assert (last["role"] == "developer" and words in last["content"][0]["text"]) if words else last["role"] == "user"
 
@@ -153,7 +155,7 @@ def test_the_same_for_input_items(mend: bool) -> None:
     converted = responses_request(settings=Settings(prompt="P", repair_history=True), input=items)
     kinds = [item["type"] for item in up(converted)["input"]]
     assert kinds == ["message", "function_call", "function_call_output", "function_call", 7]
-    assert converted.adjusted == ["tool_result=added", "tool_result=dropped"]
+    assert told(converted.adjusted) == ["tool_result=added", "tool_result=dropped"]
 
 
 def test_a_call_that_is_none_is_refused() -> None:
@@ -196,5 +198,5 @@ def test_json_is_spoken_of_once() -> None:
 
 
 def test_a_custom_tool_may_be_bare_and_nothing_is_said_of_a_free_choice() -> None:
-    assert tools.from_chat(raw({"type": "custom", "name": "x"}), "t") == {"type": raw("custom"), "name": raw("x")}
+    assert chat_tools.from_chat(raw({"type": "custom", "name": "x"}), "t") == {"type": raw("custom"), "name": raw("x")}
     assert [tools.instruction(choice) for choice in ("auto", "none", Raw(b'"auto"'))] == [None] * 3  # type: ignore[arg-type]

@@ -4,95 +4,74 @@
 """
 
 import difflib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from codexd.api.anthropic import MESSAGES
+from codexd.api.chat import CHAT
+from codexd.api.pipeline import Context, Dialect
+from codexd.api.responses import RESPONSES, understood
 from codexd.errors import ApiError
-from codexd.protocol import anthropic, blocks, chat, parameters, responses, sse
-from codexd.protocol import conversion as conversions
-from codexd.protocol import request as convert
-from codexd.protocol.conversion import Conversion
-from codexd.protocol.cut import Cut, Limits, limits
-from codexd.protocol.models import Catalogue
-from codexd.protocol.passthrough import ECHOED, ResponsesStream
-from codexd.protocol.stream import ChatStream
-from codexd.protocol.truncation import Truncation
+from codexd.protocol import members, parameters, sse
+from codexd.protocol.adjustments import Adjustments
+from codexd.protocol.codex.events import Other
+from codexd.protocol.codex.models import Catalogue
+from codexd.protocol.convert import Converted, Settings
+from codexd.protocol.dialect import Conversion
+from codexd.protocol.reasoning import nothing
 
 FOLDER = Path(__file__).parent.parent / "transcripts"
 NAMES = sorted(folder.name for folder in FOLDER.iterdir())
+DIALECTS = {dialect.name: dialect for dialect in (CHAT, RESPONSES, MESSAGES)}
 
 
 MODE_OFF = ("chat-own-instructions", "chat-no-instructions-lite")
 """Transcripts with ``codex.mode`` off."""
 
 
-def settings(folder: Path) -> convert.Settings:
+def dialect_of(folder: Path) -> Dialect:
+    return DIALECTS[folder.name.partition("-")[0]]
+
+
+@cache
+def prepared(folder: Path, *, streamed: bool) -> tuple[Converted, Callable[[], Conversion], Adjustments]:
+    """What the API makes of the request: with the endpoint's own dialect, and a context that is always the same."""
+    dialect = dialect_of(folder)
+    found = members.split((folder / "request.json").read_bytes())
+    asked = dialect.request.decode(found)
     prompt = None if folder.name in MODE_OFF else "(the family's instructions)"
-    return convert.Settings(prompt=prompt, repair_history=folder.name.endswith("-repaired"))
-
-
-def sent(folder: Path) -> tuple[convert.Converted, list[str]]:
-    body = (folder / "request.json").read_bytes()
-    catalogue = Catalogue({})
-    if folder.name.startswith("chat"):
-        asked = chat.REQUEST.decode(body)
-        return convert.from_chat(asked, catalogue.resolve(asked.model), settings(folder)), parameters.sort_out(
-            body, parameters.CHAT
-        )
-    if folder.name.startswith("messages"):
-        found = anthropic.as_chat(anthropic.REQUEST.decode(body))
-        resolved = catalogue.resolve(found.request.model)
-        converted = convert.from_chat(found.request, resolved, settings(folder), found.recall, found.places)
-        return converted, [*parameters.sort_out(body, parameters.MESSAGES), *found.adjusted]
-    wanted = responses.REQUEST.decode(body)
-    return convert.from_responses(wanted, catalogue.resolve(wanted.model), settings(folder)), parameters.sort_out(
-        body, parameters.RESPONSES
+    context = Context(
+        id="1" * 48,
+        created=1795324300,
+        resolved=Catalogue({}).resolve(asked.model),
+        settings=Settings(prompt=prompt, repair_history=folder.name.endswith("-repaired")),
+        streamed=streamed,
+        recall=nothing,
+        turn=lambda: None,
+        reasoning_format="reasoning_content",
     )
+    ((converted, conversion),) = dialect.prepare(
+        understood(asked, found) if dialect is RESPONSES else asked, context
+    ).parts
+    return converted, conversion, parameters.apply_rules(found, dialect.rules)
 
 
 def conversion(folder: Path, *, streamed: bool) -> Conversion:
-    body = (folder / "request.json").read_bytes()
-    if folder.name.startswith("chat"):
-        asked = chat.REQUEST.decode(body)
-        usage = not streamed or bool(asked.stream_options and asked.stream_options.include_usage)
-        converted, _ = sent(folder)
-        wanted = limits(asked.stop, ("max_tokens", asked.max_tokens))
-        stream = ChatStream(
-            id="chatcmpl-1", model=asked.model, created=1795324300, include_usage=usage, names=converted.names,
-            legacy=converted.legacy, cut=Cut(wanted) if wanted != Limits() else None, prompt_tokens=lambda: 7,
-        )  # fmt: skip
-        return conversions.chat(stream, streamed=streamed)
-    if folder.name.startswith("messages"):
-        return messages(folder, anthropic.REQUEST.decode(body), streamed=streamed)
-    given = msgspec.json.decode(body, type=responses.RawObject)
-    echo = {key: given[key] for key in ECHOED if key in given}
-    limit = limits(None, ("max_output_tokens", responses.REQUEST.decode(body).max_output_tokens))
-    truncation = Truncation(Cut(limit)) if limit.max_tokens else None
-    return conversions.responses(ResponsesStream(echo, sent(folder)[0].names, truncation, lambda: 7))
-
-
-def messages(folder: Path, asked: anthropic.MessagesRequest, *, streamed: bool) -> Conversion:
-    cut = Cut(limits(asked.stop_sequences, ("max_tokens", asked.max_tokens)))
-    thinking = anthropic.wants_thinking(asked)
-    stream = ChatStream(
-        id="msg_1", model=asked.model, created=0, include_usage=False, names=sent(folder)[0].names, cut=cut,
-        prompt_tokens=lambda: 7, reasoning="reasoning_content" if thinking else "none",
-    )  # fmt: skip
-    dialect = blocks.MessagesDialect(
-        stream, id="msg_1", model=asked.model, streamed=streamed, thinking=thinking, cut=cut, prompt_tokens=lambda: 7
-    )
-    return blocks.conversion(dialect)
+    _, make, _ = prepared(folder, streamed=streamed)
+    return make()
 
 
 def upstream(folder: Path) -> bytes:
     lines = (folder / "upstream.jsonl").read_bytes().splitlines()
-    return b"".join(sse.encode(msgspec.json.decode(line, type=responses.Other).type.encode(), line) for line in lines)
+    return b"".join(sse.encode(msgspec.json.decode(line, type=Other).type.encode(), line) for line in lines)
 
 
 def failure(folder: Path, error: ApiError) -> str:
-    body = anthropic.failure(error) if folder.name.startswith("messages") else error.body()
+    body = dialect_of(folder).failure(error)
     wait = f" after {error.retry_after} s" if error.retry_after is not None else ""
     again = ", tried once more" if error.retryable else ""
     return f"HTTP {error.status}{wait}{again}\n{body.decode()}\n"
@@ -119,8 +98,8 @@ def folded(folder: Path) -> str:
 
 
 def expected(folder: Path) -> dict[str, str]:
-    converted, dropped = sent(folder)
-    adjusted = ", ".join([*dropped, *converted.adjusted])
+    converted, _, ruled = prepared(folder, streamed=False)
+    adjusted = ", ".join(map(str, dict.fromkeys([*ruled, *converted.adjusted])))
     head = f"lite: {converted.lite}\nx-codexd-adjusted: {adjusted}\n\n"
     body = msgspec.json.format(msgspec.json.encode(converted.request)).decode()
     return {"sent.txt": f"{head}{body}\n", "streamed.txt": streamed(folder), "folded.txt": folded(folder)}

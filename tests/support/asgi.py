@@ -1,4 +1,4 @@
-"""The whole app without a socket: ASGI in, ``httpx.MockTransport`` out, so that the clock can jump."""
+"""The whole API without a socket: requests in, ``httpx.MockTransport`` out, so that the clock can jump."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -9,19 +9,13 @@ import httpx
 import msgspec
 import trio
 
-from codexd.api.app import Api
+from codexd.api import quart_app
+from codexd.api.api import WEBSOCKET
 from codexd.auth import store as credentials
-from codexd.auth.issuer import Issuer
-from codexd.auth.login import Logins
-from codexd.auth.session import Session
 from codexd.auth.store import Credentials
-from codexd.config.model import Config, OAuth
-from codexd.state.instructions import Instructions
-from codexd.state.keys import Keys
-from codexd.state.responses import ResponseStore
-from codexd.state.usage import Ledger
-from codexd.upstream.catalog import Catalog
-from codexd.upstream.client import Upstream, make_client
+from codexd.config.model import Config
+from codexd.services import ConfigInForce, Services, compose
+from codexd.upstream.client import make_client
 from codexd.upstream.transport import Transport
 from support.secrets import ACCOUNT, access_token
 
@@ -49,7 +43,7 @@ class Answer:
 
 
 class Incoming:
-    """What ``codexd.server.request`` is to an exchange, without a connection."""
+    """What ``codexd.server.request.ServerRequest`` is to an exchange, without a connection."""
 
     client, server, begun, direct = ("127.0.0.1", 1), ("127.0.0.1", 2), False, None
 
@@ -83,10 +77,10 @@ class Incoming:
 
 
 class Client:
-    def __init__(self, app: Any, api: Api, keys: Keys) -> None:
-        self._app = app
-        self.api = api
-        self.keys = keys
+    def __init__(self, services: Services) -> None:
+        self._app = quart_app.make(WEBSOCKET, services.api.websocket.serve)
+        self.services = services
+        self.keys = services.keys
 
     async def request(
         self,
@@ -102,39 +96,9 @@ class Client:
         path, _, query = path.partition("?")
         fields = {"host": "localhost", **(headers or {})}
         answer = Answer()
-        handler = self.api.find(method, path)
-        if handler is not None:
-            incoming = Incoming(method, path, query, fields, data, answer)
-            with trio.CancelScope(deadline=trio.current_time() + leave_after):
-                await handler(incoming)
-            return answer
-        scope = {
-            "type": "http", "http_version": "1.1", "asgi": {"spec_version": "2.1", "version": "3.0"}, "method": method,
-            "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
-            "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
-            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "extensions": {}, "state": {},
-        }  # fmt: skip
-        sent, finished = False, trio.Event()
-
-        async def receive() -> dict[str, Any]:
-            nonlocal sent
-            if not sent:
-                sent = True
-                return {"type": "http.request", "body": data, "more_body": False}
-            await finished.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: dict[str, Any]) -> None:
-            await trio.lowlevel.checkpoint()
-            if message["type"] == "http.response.start":
-                answer.begin(message["status"], {name.decode(): value.decode() for name, value in message["headers"]})
-            elif message.get("body"):
-                answer.pieces.append((trio.current_time(), message["body"]))
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                answer.ended = True
-                finished.set()
-
-        await self._app(scope, receive, send)
+        incoming = Incoming(method, path, query, fields, data, answer)
+        with trio.CancelScope(deadline=trio.current_time() + leave_after):
+            await self.services.api.find(method, path)(incoming)
         return answer
 
     @asynccontextmanager
@@ -205,18 +169,5 @@ async def client(
     transport = backend if isinstance(backend, Transport) else None
     mocked = transport or httpx.MockTransport(cast("Callable[[httpx.Request], Any]", backend))
     async with make_client(mocked) as http:
-        issuer = Issuer(http, OAuth(issuer="http://i"), {})
-        session = Session(folder / "tokens.json", issuer=issuer, clock=lambda: 1.8e9)
-        catalog = Catalog(
-            folder / "models.json", aliases=config.models.aliases, client_version="1", clock=lambda: 1.8e9
-        )
-        upstream = Upstream(http, session, config.backend, clock=lambda: 1.8e9, transport=transport)
-        logins = Logins(issuer, session, config.oauth, "test", clock=lambda: 1.8e9)
-        keys = Keys(folder / "keys.json", config, clock=lambda: 1.8e9)
-        store = ResponseStore(folder / "responses", config.storage, clock=lambda: 1.8e9)
-        api = Api(
-            config, session=session, logins=logins, keys=keys, catalog=catalog, upstream=upstream, store=store,
-            ledger=Ledger(folder / "usage.json", clock=lambda: 1.8e9),
-            instructions=Instructions(folder / "prompts.json", clock=lambda: 1.8e9), clock=lambda: 1.8e9,
-        )  # fmt: skip
-        yield Client(api.app(), api, keys)
+        in_force = ConfigInForce(config, None, lambda: (config, None))
+        yield Client(compose(in_force, folder, http, transport, clock=lambda: 1.8e9))

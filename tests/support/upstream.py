@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from codexd.protocol import sse
-from codexd.protocol.models import BUILT_IN
+from codexd.protocol.codex.models import BUILT_IN
 from support.secrets import MARKER
 
 Json = dict[str, Any]

@@ -18,7 +18,7 @@ import trustme
 
 from codexd import __version__
 from codexd.config.model import Config
-from codexd.protocol.models import BUILT_IN, Model, decode_catalogue
+from codexd.protocol.codex.models import BUILT_IN, Model, decode_catalogue
 from codexd.system import certificates
 from codexd.upstream import proxies
 from codexd.upstream.transport import Transport

@@ -10,11 +10,11 @@ from trio.testing import MockClock
 
 from codexd.config.model import Backend
 from codexd.errors import ApiError
-from codexd.protocol import conversion as conversions
 from codexd.protocol import sse
-from codexd.protocol.conversion import Conversion
-from codexd.protocol.passthrough import ResponsesStream
-from codexd.protocol.stream import ChatStream
+from codexd.protocol.chat.dialect import ChatDialect
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.dialect import Conversion
+from codexd.protocol.responses.stream import ResponsesStream
 from codexd.relay.relay import KEEPALIVE_INTERVAL, Header, Relay
 from support.upstream import ADDED, COMPLETED, CREATED, Json, done, failed, text
 
@@ -113,11 +113,11 @@ class Client:
 
 
 def chat(*, streamed: bool = True) -> Conversion:
-    return conversions.chat(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=streamed)
+    return Conversion(ChatDialect(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=streamed))
 
 
 def responses() -> Conversion:
-    return conversions.responses(ResponsesStream({}))
+    return Conversion(ResponsesStream({}))
 
 
 def relay(fake: Fake, convert: Callable[[], Conversion] = chat, **deadlines: float) -> Relay:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import trio
 
-from codexd.server import hypercorn as server
-from codexd.server import sockets
-from codexd.server.request import Lane, ServerRequest
+from codexd.server import connection, sockets
+from codexd.server.connection import Admission
+from codexd.server.request import Dispatch, ServerRequest
+from codexd.server.serve import serve as serve_app
 from codexd.system import systemd
 
 PIECES = [b"a", b"data: {}\n\n", b"0\r\n\r\n", bytes(range(256)) * 4096, b"z" * 17]
@@ -51,13 +52,13 @@ async def short(incoming: ServerRequest) -> None:
     await incoming.end()
 
 
-LANE = Lane(lambda _, path: None if path.startswith("/stock") else short, lambda: 1000)
+DISPATCH = Dispatch(lambda _, path: None if path.startswith("/stock") else short, lambda _: False, lambda: 1000)
 
 
 async def test_the_short_way_writes_what_hypercorn_writes() -> None:
     listener, stopped = sockets.listen("127.0.0.1:0"), trio.Event()
     async with trio.open_nursery() as nursery:
-        serve = partial(server.serve, drain_seconds=lambda: 1.0, stop=stopped.wait, lane=LANE)
+        serve = partial(serve_app, drain_seconds=lambda: 1.0, stop=stopped.wait, dispatch=DISPATCH)
         await nursery.start(serve, app, [listener])
 
         async def ask(path: str, start: str = "GET {} HTTP/1.1\r\nconnection: close") -> bytes:
@@ -95,7 +96,7 @@ async def test_the_short_way_writes_what_hypercorn_writes() -> None:
 
 
 async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "KEEP_ALIVE_TIMEOUT", 0.05)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_TIMEOUT", 0.05)
     listener, stopped = sockets.listen("127.0.0.1:0"), trio.Event()
 
     async def slow(incoming: ServerRequest) -> None:
@@ -103,8 +104,8 @@ async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.
         await incoming.answer(200, [], b"slow")
 
     async with trio.open_nursery() as nursery:
-        lane = Lane(lambda method, path: slow, lambda: 0)
-        serve = partial(server.serve, drain_seconds=lambda: 9.0, stop=stopped.wait, lane=lane)
+        dispatch = Dispatch(lambda method, path: slow, lambda _: False, lambda: 0)
+        serve = partial(serve_app, drain_seconds=lambda: 9.0, stop=stopped.wait, dispatch=dispatch)
         await nursery.start(serve, app, [listener])
         with trio.fail_after(20):
             for beginning in (b"", b"G", b"GET / HTTP/1.1\r\nhost: x\r\nx-slow"):
@@ -116,7 +117,7 @@ async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.
                     await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
                     assert (await stream.receive_some()).endswith(b"slow")
                 assert await stream.receive_some() == b""
-            monkeypatch.setattr(server, "KEEP_ALIVE_TIMEOUT", 1000.0)
+            monkeypatch.setattr(connection, "KEEP_ALIVE_TIMEOUT", 1000.0)
             async with await trio.open_tcp_stream(*listener.getsockname()) as waiting:
                 await waiting.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
                 stopped.set()  # an answer under way is finished, and then nothing is waited for
@@ -133,11 +134,11 @@ async def test_there_is_an_end_to_the_connections_and_who_waits_makes_room(tmp_p
 
     async with trio.open_nursery() as nursery:
         serve = partial(
-            server.serve,
+            serve_app,
             drain_seconds=lambda: 9.0,
             stop=stopped.wait,
-            lane=Lane(lambda method, path: slow, lambda: 0),
-            admission=server.Admission(lambda: 2, frozenset),
+            dispatch=Dispatch(lambda method, path: slow, lambda _: False, lambda: 0),
+            admission=Admission(lambda: 2, frozenset),
         )
         await nursery.start(serve, app, [listener])
 
@@ -175,11 +176,11 @@ async def test_a_unix_socket_may_be_for_some_users(tmp_path: Path, mine: bool) -
     stopped = trio.Event()
     async with trio.open_nursery() as nursery:
         serve = partial(
-            server.serve,
+            serve_app,
             drain_seconds=lambda: 9.0,
             stop=stopped.wait,
-            lane=LANE,
-            admission=server.Admission(lambda: 2, lambda: users),
+            dispatch=DISPATCH,
+            admission=Admission(lambda: 2, lambda: users),
         )
         tcp, unix = sockets.listen("127.0.0.1:0"), sockets.listen(f"unix:{tmp_path}/s")
         await nursery.start(serve, app, [tcp, unix])

@@ -8,14 +8,7 @@ import trio
 from hypercorn.protocol.events import Body, EndBody, StreamClosed
 from trio.testing import MockClock
 
-from codexd.server.request import (
-    BODY_TIMEOUT,
-    BodyTimeout,
-    BodyTooLarge,
-    Handler,
-    Lane,
-    ServerRequest,
-)
+from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, Handler, ServerRequest
 
 POST = b"POST /x HTTP/1.1\r\nhost: localhost\r\n"
 LIMIT = 100
@@ -32,7 +25,7 @@ class Host:
         self.written = b""
         self.ended = ""
 
-    def more_fields(self) -> list[tuple[bytes, bytes]]:
+    def common_fields(self) -> list[tuple[bytes, bytes]]:
         return [(b"date", b"now")]
 
     def send_now(self, data: bytes) -> bytes:
@@ -42,17 +35,17 @@ class Host:
     async def send_data(self, data: bytes | memoryview) -> None:
         self.written += data
 
-    async def recycle(self) -> None:
+    async def finish(self) -> None:
         self.ended = "recycled"
 
-    async def hang_up(self) -> None:
+    async def close(self) -> None:
         self.ended = "hung up"
 
 
 def made(request: bytes) -> tuple[Host, ServerRequest]:
     host = Host(request)
     event: Any = host.connection.next_event()
-    return host, ServerRequest(host, event, "/x", b"", Lane(lambda method, path: None, lambda: LIMIT))
+    return host, ServerRequest(host, event, "/x", b"", LIMIT)
 
 
 async def taken(handler: Handler, request: bytes, pieces: list[bytes | float | None]) -> Host:
@@ -136,7 +129,7 @@ async def test_an_answer_before_the_bodys_end_ends_the_connection_and_says_so(
 
     host = Host(POST + b"content-length: 3\r\n\r\n" + (b"abc" if arrived else b"a"))
     event: Any = host.connection.next_event()
-    incoming = ServerRequest(host, event, "/x", b"", Lane(lambda method, path: None, lambda: LIMIT))
+    incoming = ServerRequest(host, event, "/x", b"", LIMIT)
     while isinstance(host.connection.next_event(), h11.Data):
         pass
     await incoming.run(refuses)

@@ -11,12 +11,7 @@ from trio.testing import MockClock
 from codexd.state import usage as ledgers
 from codexd.state.usage import Ledger
 from codexd.telemetry.tokens import Tokens
-from codexd.telemetry.trace import (
-    KEPT,
-    Recent,
-    Spans,
-    Trace,
-)
+from codexd.telemetry.trace import KEPT, Recent, Spans, Trace
 
 DAY = 86400
 NOW = 1_795_000_000.0

@@ -10,12 +10,7 @@ from codexd.auth.issuer import Issuer
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.config.model import Backend, OAuth
-from codexd.upstream.catalog import (
-    MIN_INTERVAL,
-    REFRESH_INTERVAL,
-    RETRY_INTERVAL,
-    Catalog,
-)
+from codexd.upstream.catalog import MIN_INTERVAL, REFRESH_INTERVAL, RETRY_INTERVAL, Catalog
 from codexd.upstream.client import Upstream
 from support.secrets import ACCOUNT, access_token
 

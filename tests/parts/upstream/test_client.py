@@ -13,16 +13,9 @@ from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.config.model import Backend, OAuth
 from codexd.errors import ApiError
-from codexd.protocol.limits import client_headers
+from codexd.protocol.codex.rate_limits import client_headers
 from codexd.telemetry.trace import Timings
-from codexd.upstream.client import (
-    PAGE_TIMEOUT,
-    WARM_INTERVAL,
-    WARM_SECONDS,
-    Call,
-    Upstream,
-    _foreign,
-)
+from codexd.upstream.client import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, Upstream, _foreign
 from codexd.upstream.http1 import Fields
 from codexd.upstream.proxies import Origin
 from codexd.upstream.transport import RawResponse, Target, Transport

@@ -5,13 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codexd.upstream import proxies
-from codexd.upstream.proxies import (
-    BadProxy,
-    Proxy,
-    Route,
-    parse,
-    route,
-)
+from codexd.upstream.proxies import BadProxy, Proxy, Route, parse, route
 
 HTTPS = ("https", "chatgpt.com", 443)
 

@@ -1,0 +1,135 @@
+"""Who may use the API: client keys, origins of web pages, names of hosts."""
+
+import base64
+import contextlib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from codexd import errors
+from codexd.api import cors
+from codexd.api.cors import Headers
+from codexd.api.record import Record
+from codexd.config.addresses import is_loopback
+from codexd.config.model import Server
+from codexd.errors import ApiError
+from codexd.state.keys import Keys
+
+HEALTH = ("/health", "/v1/health")
+"""Asked without a key: probes have none."""
+
+_ADDRESS = re.compile(r"[0-9a-fA-F:.]{3,45}")
+
+
+class AccessControl:
+    """Admits a request, or refuses it with an ApiError."""
+
+    def __init__(self, keys: Keys, config: Server) -> None:
+        self._keys = keys
+        self.configure(config)
+
+    def configure(self, config: Server) -> None:
+        self._config = config
+
+    def admit(self, headers: Headers, server: Sequence[Any] | None, path: str, record: Record) -> None:
+        """Notes the key's name and a page's origin in the record. Raises ApiError 401 or 403."""
+        self.admit_page(headers, record)
+        if not self._keys.required:
+            if not record.cors and headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
+                # Any web page can post to loopback, and without a key the account would be its to spend.
+                raise errors.cross_site()
+            self._admit_host(headers, server)
+        if path in HEALTH:
+            return
+        try:
+            # Only for the page: a browser repeats these credentials with every request, whichever page has caused it.
+            record.key = self._key(headers, basic=path == "/")
+        except ApiError as error:
+            if path == "/":
+                # A browser asks its user then: any name, and the key as the password.
+                error.headers.append(("www-authenticate", 'Basic realm="codexd: a client key as password"'))
+            raise
+
+    def admit_websocket(self, headers: Headers, server: Sequence[Any] | None) -> str | None:
+        """Returns the name of the client's key; None where none is needed. Raises ApiError 401 or 403."""
+        # A page can open a websocket to loopback, whatever its origin: browsers ask nobody first.
+        self.admit_page(headers, Record(""))
+        if not self._keys.required:
+            self._admit_host(headers, server)
+        return self._key(headers)
+
+    def admit_page(self, headers: Headers, record: Record) -> None:
+        """Raises ApiError 403 for a page of another origin, when it has to show no key and is not expected."""
+        origin, by_key = headers.get("origin", ""), self._keys.required
+        if not origin:
+            return
+        allowed = self._config.allowed_origins
+        # A page that anybody may have written needs a key of the user on whose behalf it asks.
+        if cors.is_allowed(origin, allowed if by_key else [each for each in allowed if each != "*"]):
+            record.cors = cors.fields(origin)
+        elif not by_key and not cors.is_own(origin, headers):
+            raise errors.foreign_origin(origin)
+
+    def _admit_host(self, headers: Headers, server: Sequence[Any] | None) -> None:
+        if (name := foreign_host(server, headers, self._config.hosts)) is not None:
+            raise errors.foreign_host(name)
+
+    def _key(self, headers: Headers, *, basic: bool = False) -> str | None:
+        """Returns the name of the client's key; None where none is needed. Raises ApiError 401."""
+        if not self._keys.required:
+            return None
+        given = _given(headers, basic=basic)
+        name = self._keys.check(given)
+        if name is None:
+            raise errors.key_required(given=bool(given), any_known=self._keys.any, fault=self._keys.fault)
+        return name
+
+
+def _given(headers: Headers, *, basic: bool) -> str:
+    """Returns the key that a request brings: as OpenAI's clients send it, as Anthropic's do, or as a browser may."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip()
+    if basic and scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(token.strip(), validate=True).decode().partition(":")[2]
+    return headers.get("x-api-key", "")
+
+
+def client_of(peer: Sequence[Any] | None, headers: Headers) -> str | None:
+    """Returns the address of a client on another machine, for the log.
+
+    Over a unix socket it is what the proxy says: the socket's mode decides who that can be. What a TCP client says of
+    itself counts for nothing.
+    """
+    address = peer[0] if peer else headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    return address if _ADDRESS.fullmatch(address) and not is_loopback(address) else None
+
+
+def is_forwarded(headers: Headers) -> bool:
+    """Whether a proxy forwards the request: what it says of its client may be the client's own words."""
+    return any(headers.get(name, "") for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
+
+
+@lru_cache(maxsize=64)
+def name_in(host: str) -> str:
+    """Returns the name in a Host header, without its port."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return host
+
+
+def foreign_host(server: Sequence[Any] | None, headers: Headers, own: Sequence[str] = ()) -> str | None:
+    """Returns the name that a request over loopback is addressed to, when it is not this machine's.
+
+    Browsers always send one. Over a unix socket it is the proxy that was addressed, and beyond loopback a machine has
+    many names.
+    """
+    host = headers.get("host", "")  # empty where HTTP/1.0 sent none
+    if not server or not is_loopback(server[0]) or not host:
+        return None
+    name = name_in(host)
+    return None if is_loopback(name) or name in own else name

@@ -1,0 +1,108 @@
+"""The endpoints of the Anthropic Messages API."""
+
+from functools import partial
+
+import msgspec
+
+from codexd import errors
+from codexd.api.exchange import Exchange, Reply, json
+from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
+from codexd.api.routing import Route
+from codexd.errors import ApiError
+from codexd.protocol import parameters
+from codexd.protocol.anthropic.convert import as_chat, wants_thinking
+from codexd.protocol.anthropic.failures import failure_document
+from codexd.protocol.anthropic.stream import MessagesDialect
+from codexd.protocol.anthropic.wire import MAX_STOPS, REQUEST, MessagesRequest
+from codexd.protocol.chat.convert import from_chat
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.convert import Converted
+from codexd.protocol.dialect import Conversion
+from codexd.protocol.reasoning import Items
+from codexd.protocol.stops import Cutoff, limits_of
+from codexd.protocol.tokens import prompt_tokens
+
+
+class _InputTokens(msgspec.Struct):
+    input_tokens: int
+
+
+def prepare(asked: MessagesRequest, context: Context) -> Prepared:
+    """Raises ApiError 400."""
+    if asked.max_tokens is None:
+        raise errors.bad_request("max_tokens is required.", param="max_tokens")
+    converted = convert(asked, context)
+    limits = limits_of(
+        asked.stop_sequences, ("max_tokens", asked.max_tokens), stop_name="stop_sequences", max_stops=MAX_STOPS
+    )
+    id, model, thinking = f"msg_{context.id[:28]}", context.resolved.model.slug, wants_thinking(asked)  # noqa: A001
+    counted = partial(prompt_tokens, converted.request)
+
+    def conversion() -> Conversion:
+        ends = Cutoff(limits)
+        stream = ChatStream(
+            id=id,
+            model=model,
+            created=0,
+            include_usage=False,
+            names=converted.names,
+            cut=ends,
+            prompt_tokens=counted,
+            reasoning="reasoning_content" if thinking else "none",
+        )
+        dialect = MessagesDialect(
+            stream,
+            id=id,
+            model=model,
+            streamed=context.streamed,
+            thinking=thinking,
+            cut=ends,
+            prompt_tokens=counted,
+            turn=context.turn(),
+        )
+        return Conversion(dialect, b"")
+
+    return Prepared([(converted, conversion)])
+
+
+def convert(asked: MessagesRequest, context: Context) -> Converted:
+    """Raises ApiError 400."""
+    found = as_chat(asked)
+
+    def recall(key: str) -> Items:
+        # What the client carried itself comes first; what was kept here is for those that throw it away.
+        return found.recall(key) or context.recall(key)
+
+    try:
+        converted = from_chat(found.request, context.resolved, context.settings, recall, found.places)
+    except ApiError as error:
+        if error.error.param == "reasoning_effort":
+            error.error = msgspec.structs.replace(error.error, param="output_config.effort")
+        raise
+    return msgspec.structs.replace(converted, adjusted=(*found.adjusted, *converted.adjusted))
+
+
+MESSAGES = Dialect("messages", REQUEST, parameters.MESSAGES, None, failure_document, prepare)
+
+
+class MessagesEndpoints:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", "/messages", self.messages, MESSAGES, streams=True),
+            Route("POST", "/messages/count_tokens", self.count_tokens, MESSAGES),
+        ]
+
+    async def messages(self, exchange: Exchange) -> Reply:
+        """A message, as Anthropic's Messages API has it."""
+        asked, context = await self._pipeline.read(exchange, MESSAGES)
+        return await self._pipeline.answer(exchange.record, prepare(asked, context))
+
+    async def count_tokens(self, exchange: Exchange) -> Reply:
+        """An estimate: the backend has no such endpoint for this sign-in."""
+        asked, context = await self._pipeline.read(exchange, MESSAGES)
+        converted = convert(asked, context)
+        exchange.record.adjust(*converted.adjusted)
+        return json(_InputTokens(prompt_tokens(converted.request)))

@@ -1,0 +1,148 @@
+"""The whole API: its endpoints in one table, and what every request passes before and after them."""
+
+import trio
+
+from codexd import errors
+from codexd.api import cors, exchange
+from codexd.api.access import HEALTH, AccessControl, client_of
+from codexd.api.anthropic import MESSAGES, MessagesEndpoints
+from codexd.api.chat import CHAT, COMPLETIONS, ChatEndpoints
+from codexd.api.exchange import Exchange, Reply
+from codexd.api.journal import Journal
+from codexd.api.login import LoginEndpoints
+from codexd.api.pipeline import Pipeline
+from codexd.api.record import begin
+from codexd.api.responses import RESPONSES, ResponsesEndpoints
+from codexd.api.routing import Route, Router, fold
+from codexd.api.service_endpoints import ServiceEndpoints
+from codexd.api.websocket import ResponsesWebsocket
+from codexd.auth.login import Logins
+from codexd.auth.session import Session
+from codexd.config.model import Config, Server
+from codexd.errors import ApiError
+from codexd.server.request import ServerRequest
+from codexd.state.keys import Keys
+from codexd.state.responses import ResponseStore
+from codexd.state.usage import Ledger
+from codexd.upstream.catalog import Catalog
+from codexd.upstream.client import Upstream
+
+DIALECTS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
+"""What is documented; each is the dialect of a route."""
+
+WEBSOCKET = ("/responses", "/v1/responses")
+"""The paths that are served over websockets too."""
+
+
+class Api:
+    """All endpoints, over a pipeline that makes answers and a journal that tells of them."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        journal: Journal,
+        *,
+        session: Session,
+        logins: Logins,
+        keys: Keys,
+        catalog: Catalog,
+        upstream: Upstream,
+        responses: ResponseStore,
+        usage: Ledger,
+    ) -> None:
+        self._pipeline = pipeline
+        self._journal = journal
+        self._keys = keys
+        self._access = AccessControl(keys, pipeline.config.server)
+        self._serving = 0
+        stored = ResponsesEndpoints(pipeline, responses)
+        self.websocket = ResponsesWebsocket(stored, self._access, keys, journal)
+        self.service = ServiceEndpoints(
+            pipeline, journal, session, keys, catalog, upstream, usage, lambda: self._router.routes
+        )
+        endpoints = ChatEndpoints(pipeline), stored, MessagesEndpoints(pipeline), self.service
+        self._router = Router(
+            [route for each in (*endpoints, LoginEndpoints(session, logins)) for route in each.routes()],
+            self._serve,
+            refuse=self._refuse,
+            preflight=_preflight,
+            preflights=lambda: bool(self._server.allowed_origins),
+        )
+        self.find = self._router.find
+
+    @property
+    def _server(self) -> Server:
+        return self._pipeline.config.server
+
+    def configure(self, config: Config) -> None:
+        """Takes over a changed configuration; answers in progress go on under the old one."""
+        self._pipeline.configure(config)
+        self._access.configure(config.server)
+
+    def serves_websocket(self, path: str) -> bool:
+        return self._server.websocket and fold(path) in WEBSOCKET
+
+    def idle_seconds(self) -> float:
+        """How long no request has come; 0 while an answer is in progress or a websocket is open."""
+        if self._pipeline.open or self.websocket.connections:
+            self._journal.last_request = trio.current_time()
+        return trio.current_time() - self._journal.last_request
+
+    def drain(self) -> None:
+        """Begins to end: answers in progress may finish, and no connection waits for another request."""
+        self.websocket.drain()
+
+    # --- a request
+
+    async def _serve(self, route: Route, names: dict[str, str], request: ServerRequest) -> None:
+        client = client_of(request.client, request.headers)
+        record = begin(request.method, request.path, route.path, request.headers, client)
+        record.failure = route.failure
+        found = Exchange(request, record, names, self._server.max_body_bytes)
+        self._serving += 1
+        try:
+            with self._journal.entry(record):
+                await exchange.answer(found, request, self._reply(found, route))
+        finally:
+            self._serving -= 1
+            if record.counted and record.key is not None:
+                self._keys.leave(record.key)
+
+    async def _reply(self, exchange: Exchange, route: Route) -> Reply:
+        if route.method == "OPTIONS":
+            # A preflight: a browser asks without the page's key.
+            self._access.admit_page(exchange.headers, exchange.record)
+        else:
+            self._admit(exchange)
+        return await route.handler(exchange)
+
+    def _admit(self, exchange: Exchange) -> None:
+        """Raises ApiError 401, 403, 429 or 503."""
+        record, limit = exchange.record, self._server.max_requests
+        self._access.admit(exchange.headers, exchange.server, exchange.path, record)
+        if self._serving > limit and exchange.path not in HEALTH:
+            raise errors.too_many_requests(limit)
+        if record.key is not None and exchange.method == "POST":
+            record.counted = self._keys.enter(record.key)
+
+    async def _refuse(self, allowed: list[str], exchange: Exchange) -> Reply:
+        """Raises ApiError 404, 405 or 426."""
+        path, method = exchange.path, exchange.method
+        if not allowed:
+            known = ", ".join(f"{route.method} {route.public_path}" for route in self._router.routes)
+            raise ApiError(404, f"There is no {method} {path} here. There is: {known}.", code="unknown_url")
+        if "upgrade" in exchange.headers:
+            off = not self._server.websocket and fold(path) in WEBSOCKET
+            why = " (server.websocket is off)" if off else ""
+            raise ApiError(426, f"There is no websocket at {path}{why}: send a POST.", code="upgrade_required")
+        methods = ", ".join(sorted(allowed))
+        raise ApiError(
+            405,
+            f"{path} does not take {method}, but {methods}.",
+            code="method_not_allowed",
+            headers=[("allow", methods)],
+        )
+
+
+async def _preflight(methods: list[str], exchange: Exchange) -> Reply:
+    return cors.preflight(exchange.headers, methods)

@@ -1,0 +1,202 @@
+"""One HTTP exchange with a client: what an endpoint gets, what it gives back, and how that is written."""
+
+from collections.abc import Awaitable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+import structlog
+import trio
+
+from codexd import errors
+from codexd.api.record import Record
+from codexd.errors import ApiError
+from codexd.protocol import zstd
+from codexd.protocol.members import place_of
+from codexd.relay.relay import Client, Header
+from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, ServerRequest
+
+STREAM_HEADERS: Sequence[Header] = (
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-cache, no-transform"),
+    ("x-accel-buffering", "no"),
+)
+
+log = structlog.get_logger()
+
+_T = TypeVar("_T")
+
+
+class Document(NamedTuple):
+    """A whole answer."""
+
+    body: bytes
+    headers: Sequence[Header] = ()
+    status: int = 200
+    content_type: str = "application/json"
+
+
+class StreamedBody(Protocol):
+    """Writes the body of a streamed answer: a relay. ``error`` is how it went."""
+
+    error: ApiError | None
+
+    @property
+    def done(self) -> bool:
+        """Whether the answer is complete; a client may leave as soon as it has the last event."""
+
+    async def stream(self, client: Client) -> None: ...
+
+
+Reply = Document | StreamedBody
+
+
+class Exchange:
+    """What an endpoint gets: the request, its record, and the names in its path."""
+
+    __slots__ = ("_max_body", "_request", "headers", "method", "names", "path", "record", "server")
+
+    def __init__(self, request: ServerRequest, record: Record, names: dict[str, str], max_body: int) -> None:
+        self._request = request
+        self._max_body = max_body
+        self.record = record
+        self.names = names
+        self.headers = request.headers
+        self.method = request.method
+        self.path = request.path
+        self.server = request.server
+
+    @property
+    def client(self) -> tuple[str, int] | None:
+        return self._request.client
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The last value of each name."""
+        return dict(parse_qsl(self._request.query.decode("latin-1"), keep_blank_values=True))
+
+    async def body(self) -> bytes:
+        """Returns the request's body, decompressed. Raises ApiError 400, 408, 413 or 415."""
+        try:
+            data = await self._request.body()
+        except BodyTooLarge as error:
+            raise errors.too_large(self._max_body) from error
+        except BodyTimeout as error:
+            raise errors.body_timeout(BODY_TIMEOUT) from error
+        match self.headers.get("content-encoding", "identity").lower():
+            case "" | "identity":
+                return data
+            case "zstd":
+                return _unzstd(data, self._max_body)
+            case encoding:
+                raise ApiError(
+                    415,
+                    f"Request bodies in {encoding!r} encoding are not understood; send the JSON as it is, or in zstd.",
+                    code="unsupported_encoding",
+                )
+
+
+async def answer(exchange: Exchange, request: ServerRequest, reply: Awaitable[Reply]) -> None:
+    """Writes the reply to a request: a document, or a stream whose failure before its first byte is a document."""
+    record = exchange.record
+    try:
+        whole = await _whole(request, reply, record)
+        if whole is not None:
+            record.status = whole.status
+            fields = [("content-type", whole.content_type), *whole.headers, *record.headers()]
+            await request.answer(whole.status, fields, whole.body)
+            record.complete = True
+    except BaseException as error:
+        if not _is_cancellation(error):
+            record.status, record.complete = 500, True
+        raise
+
+
+async def _whole(request: ServerRequest, reply: Awaitable[Reply], record: Record) -> Document | None:
+    """Returns the document to send; None when the answer was streamed."""
+    try:
+        found = await reply
+        if isinstance(found, Document):
+            return found
+        await _stream(request, found, record)
+    except ApiError as error:
+        return failed(error, record)
+    except Exception as error:
+        if request.begun:
+            raise
+        return bug(error, record)
+    return None
+
+
+async def _stream(request: ServerRequest, body: StreamedBody, record: Record) -> None:
+    record.status = 200
+    try:
+        await body.stream(_StreamClient(request, record))
+        record.complete = True
+    finally:
+        record.complete |= body.done
+        if body.error is not None:
+            record.fail(body.error)
+
+
+class _StreamClient:
+    """The client's side of a relay."""
+
+    __slots__ = ("_record", "_start", "direct", "end", "write")
+
+    def __init__(self, request: ServerRequest, record: Record) -> None:
+        self._record = record
+        self._start = request.start
+        self.direct = request.direct
+        self.write = request.write
+        self.end = request.end
+
+    async def start(self, headers: Sequence[Header]) -> None:
+        # What was adjusted is known now and not before: a second try may leave something out.
+        await self._start([*STREAM_HEADERS, *self._record.headers(), *headers])
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether this is the client's leaving, alone or in a nursery's group, and no fault."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)
+
+
+def _unzstd(data: bytes, limit: int) -> bytes:
+    log.debug("the request is compressed", body_encoding="zstd", size=len(data))
+    try:
+        body = zstd.decompress(data, limit)
+    except zstd.Undecodable as error:
+        raise errors.bad_request(f"The request body is not zstd that can be read: {error}") from error
+    if len(body) > limit:
+        raise errors.too_large(limit)
+    return body
+
+
+# --- documents
+
+
+def failed(error: ApiError, record: Record) -> Document:
+    record.fail(error)
+    return Document(record.failure(error), list(error.all_headers().items()), error.status)
+
+
+def bug(error: Exception, record: Record) -> Document:
+    log.error("a request met a fault of codexd itself", exc_info=error)
+    return failed(errors.internal(record.id), record)
+
+
+def json(value: object) -> Document:
+    return Document(msgspec.json.encode(value))
+
+
+def decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    """Decodes a small body. Raises ApiError 400 naming the place."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        said, place = place_of(error)
+        raise errors.bad_request(f"{said}{f' at {place}' if place else ''}.", param=place or None) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error

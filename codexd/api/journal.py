@@ -1,0 +1,54 @@
+"""The requests in progress, and what is told of each when it ends: metrics, usage, the last requests."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from codexd.api.record import Record
+from codexd.state.usage import Ledger
+from codexd.telemetry.metrics import Metrics
+from codexd.telemetry.trace import Recent, Trace
+
+_UNINTERESTING = ("/health", "/metrics")
+"""Probes come every few seconds, and would push out the requests that somebody looks for."""
+
+
+class Journal:
+    """``clock`` gives Unix seconds. ``last_request`` is when a request began or ended, probes apart, in trio's time."""
+
+    def __init__(self, ledger: Ledger, *, clock: Callable[[], float]) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._in_progress: set[Record] = set()
+        self.metrics = Metrics()
+        self.recent = Recent()
+        self.last_request = trio.current_time()
+
+    @contextmanager
+    def entry(self, record: Record) -> Iterator[None]:
+        """One request, from its beginning to its end, whatever that is."""
+        self._in_progress.add(record)
+        self._touch(record)
+        try:
+            yield
+        finally:
+            self._in_progress.discard(record)
+            self._touch(record)
+            trace = record.trace(self._clock(), over=True, bodies=True)
+            self.metrics.add(trace, record.adjusted)
+            self._ledger.add(trace)
+            if trace.endpoint not in _UNINTERESTING or trace.error is not None:
+                self.recent.add(trace)
+            record.finish()
+
+    def _touch(self, record: Record) -> None:
+        if record.endpoint != "/health":
+            self.last_request = trio.current_time()
+
+    def in_progress(self, begin: str = "", *, bodies: bool = False) -> list[Trace]:
+        """Returns the requests that have not ended and whose id begins so, the oldest first."""
+        now = self._clock()
+        found = [record for record in self._in_progress if record.id.startswith(begin)]
+        traces = [record.trace(now, over=False, bodies=bodies) for record in found]
+        return sorted(traces, key=lambda trace: trace.at)

@@ -1,0 +1,259 @@
+"""From a request's body to its answer: the steps that are the same in every dialect."""
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
+
+import msgspec
+import structlog
+import trio
+
+from codexd import errors
+from codexd.api.exchange import Document, Exchange, Reply
+from codexd.api.record import Record
+from codexd.config.model import Config
+from codexd.errors import ApiError
+from codexd.protocol import members, parameters
+from codexd.protocol.adjustments import Adjustment
+from codexd.protocol.chat.stream import ReasoningFormat
+from codexd.protocol.codex import rate_limits
+from codexd.protocol.codex.events import Usage
+from codexd.protocol.codex.models import Resolved
+from codexd.protocol.convert import Converted, Settings, without_reasoning
+from codexd.protocol.dialect import Conversion
+from codexd.protocol.members import RequestDecoder
+from codexd.protocol.raw import RawObject
+from codexd.protocol.reasoning import Items, ReasoningMemory, Recall, Turn
+from codexd.relay.fanout import Fanout
+from codexd.relay.relay import Header, Relay, Source
+from codexd.state.instructions import Instructions
+from codexd.state.keys import Keys
+from codexd.upstream.attempt import Attempts
+from codexd.upstream.catalog import Catalog
+from codexd.upstream.client import Call, Upstream
+
+log = structlog.get_logger()
+
+
+class Asked(Protocol):
+    """What every request for an answer has."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def stream(self) -> bool | None: ...
+
+
+class Context(NamedTuple):
+    """What an answer depends on beside its request. ``id`` is 48 hexadecimal digits; ``created`` is in Unix seconds.
+
+    ``recall`` gives back reasoning that the client could not carry, and ``turn`` makes what gathers it for the next
+    turn.
+    """
+
+    id: str
+    created: int
+    resolved: Resolved
+    settings: Settings
+    streamed: bool
+    recall: Recall
+    turn: Callable[[], Turn | None]
+    reasoning_format: ReasoningFormat
+
+
+class Joined(NamedTuple):
+    """How several answers become one: the chunk with their usage, and one document of theirs."""
+
+    usage: Callable[[Sequence[Usage]], bytes]
+    documents: Callable[[Sequence[bytes]], bytes]
+
+
+class Prepared(NamedTuple):
+    """What one request asks of the backend: one answer, or several that are ``joined``."""
+
+    parts: Sequence[tuple[Converted, Callable[[], Conversion]]]
+    joined: Joined | None = None
+
+
+class Dialect(NamedTuple):
+    """All that makes one kind of request a part of the API. Routes, documentation and tests are made from it.
+
+    ``name`` is what its table of parameters is called in the README. ``answer`` is the struct of a whole answer, None
+    where it is the backend's own object. ``prepare`` is pure: it gets the request (or what the endpoint made of it) and
+    its context.
+    """
+
+    name: str
+    request: RequestDecoder[Any]
+    rules: dict[str, parameters.Rule]
+    answer: type | None
+    failure: Callable[[ApiError], bytes]
+    prepare: Callable[[Any, Context], Prepared]
+
+
+class Pipeline:
+    """Makes answers. ``clock`` gives Unix seconds."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        keys: Keys,
+        catalog: Catalog,
+        upstream: Upstream,
+        instructions: Instructions,
+        clock: Callable[[], float],
+    ) -> None:
+        self._instructions = instructions
+        self.config = config
+        self.clock = clock
+        self.catalog = catalog
+        self._keys = keys
+        self._upstream = upstream
+        self._relays: WeakSet[Relay] = WeakSet()
+        self._memory = ReasoningMemory(config.codex.reasoning_memory_bytes, config.codex.reasoning_memory_seconds)
+
+    def configure(self, config: Config) -> None:
+        """Takes over a changed configuration; answers in progress go on under the old one."""
+        self.config = config
+        self._memory.configure(config.codex.reasoning_memory_bytes, config.codex.reasoning_memory_seconds)
+
+    @property
+    def open(self) -> int:
+        """The number of answers in progress, streamed or being collected."""
+        return sum(relay.running for relay in self._relays)
+
+    def close(self) -> None:
+        """Ends all answers in progress with an error that their clients see: the drain is over."""
+        for relay in self._relays:
+            relay.abort(errors.shutting_down())
+
+    # --- the request
+
+    async def read(self, exchange: Exchange, dialect: Dialect) -> tuple[Any, Context]:
+        """Returns an exchange's request, and its context. Raises ApiError."""
+        body = await exchange.body()
+        found = members.split(body)
+        asked = dialect.request.decode(found)
+        return asked, self.understand(exchange.record, asked, found, dialect, body)
+
+    def understand(
+        self, record: Record, asked: Asked, found: RawObject, dialect: Dialect, body: bytes = b""
+    ) -> Context:
+        """Resolves the model and applies the rules for parameters. Raises ApiError 400, 403 or 404."""
+        record.streamed, model = bool(asked.stream), asked.model
+        if not model:
+            raise errors.bad_request("model must not be empty; GET /v1/models lists the names.", param="model")
+        record.adjust(*parameters.apply_rules(found, dialect.rules))
+        resolved = self.catalog.resolve(model)
+        record.model = resolved.model.slug
+        if record.key is not None and not self._keys.may_use(record.key, record.model):
+            raise errors.key_not_for_model(record.key, record.model, self._keys.limits(record.key).models)
+        if self.config.logging.enable_request_logging:
+            record.received = body
+            log.debug("request as it came", body=body.decode(errors="replace"))
+        return self.context(record, resolved)
+
+    def context(self, record: Record, resolved: Resolved) -> Context:
+        codex, slug = self.config.codex, resolved.model.slug
+
+        def recall(key: str) -> Items:
+            if found := self._memory.recall(slug, key, trio.current_time()):
+                record.adjust(Adjustment("reasoning", "recalled"))
+            return found
+
+        settings = Settings(
+            prompt=self._instructions.for_model(slug) if codex.mode else None,
+            effort=codex.default_reasoning_effort,
+            verbosity=codex.default_text_verbosity,
+            repair_history=codex.repair_history,
+        )
+        return Context(
+            secrets.token_hex(24),
+            int(self.clock()),
+            resolved,
+            settings,
+            record.streamed,
+            recall,
+            lambda: self._turn(slug),
+            codex.reasoning_format,
+        )
+
+    def _turn(self, model: str) -> Turn | None:
+        """Makes what gathers the reasoning of one answer; None when it is not to be kept."""
+        if not self.config.codex.reasoning_memory_bytes:
+            return None
+
+        def keep(key: str, items: Sequence[RawObject]) -> None:
+            self._memory.remember(model, key, items, trio.current_time())
+
+        return Turn(keep)
+
+    def refuse_drops(self, record: Record) -> None:
+        """Raises ApiError 400 for a strict key, when anything of its request is dropped."""
+        if record.key is None or not self._keys.is_strict(record.key):
+            return
+        dropped = next((each.param for each in record.adjusted if each.how == "dropped"), None)
+        if dropped is not None:
+            raise errors.unsupported(
+                dropped,
+                f"{dropped!r} cannot be honoured, and the key {record.key!r} is strict: leave it out, or use a key "
+                "that is not strict (then it is dropped, and x-codexd-adjusted says so).",
+            )
+
+    # --- the answer
+
+    async def answer(self, record: Record, prepared: Prepared) -> Reply:
+        """Raises ApiError."""
+        body = self.open_answer(record, prepared)
+        if record.streamed:
+            return body
+        if isinstance(body, Relay):
+            return Document(*await body.collect())
+        assert prepared.joined is not None  # noqa: S101 - several answers
+        documents, headers = await body.collect()
+        return Document(prepared.joined.documents(documents), headers)
+
+    def open_answer(self, record: Record, prepared: Prepared) -> Relay | Fanout:
+        """Returns what streams or collects the answer. Raises ApiError 400 for a strict key."""
+        for converted, _ in prepared.parts:
+            record.adjust(*converted.adjusted)
+        self.refuse_drops(record)
+        relays = [self._relay(record, converted, conversion) for converted, conversion in prepared.parts]
+        record.usage = lambda: relays[0].usage
+        if (joined := prepared.joined) is None:
+            return relays[0]
+        return Fanout(relays, lambda: joined.usage([relay.usage for relay in relays if relay.usage is not None]))
+
+    def _relay(self, record: Record, converted: Converted, conversion: Callable[[], Conversion]) -> Relay:
+        up = converted.request
+        call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite, record.timings)
+        if self.config.logging.enable_request_logging:
+            record.sent = call.body
+            log.debug("request as it goes up", body=call.body.decode())
+
+        def reduced() -> Call | None:
+            rest = without_reasoning(up)
+            if rest is None:
+                return None
+            record.adjust(Adjustment("reasoning", "dropped"))
+            return call._replace(body=msgspec.json.encode(rest))
+
+        attempts = Attempts(self._upstream, call, reduced)
+        relay = Relay(attempts.open, conversion, self._limits, self.config.backend, attempts.forget)
+        self._relays.add(relay)
+        record.relays.append(relay)
+        return relay
+
+    def _limits(self, source: Source) -> Sequence[Header]:
+        return rate_limits.client_headers(source.headers, self.clock())
+
+
+def _header_key(key: str) -> str:
+    """Returns a prompt cache key that can stand in a header: itself, or a hash of it when it cannot."""
+    if key.isascii() and key.isprintable() and len(key) <= 256 and key == key.strip():
+        return key
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,169 @@
+"""One request, for all that tells of it: the log, the metrics, ``codexctl explain``, the answer's headers."""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import structlog
+import trio
+
+from codexd.errors import ApiError
+from codexd.protocol.adjustments import Adjustment
+from codexd.protocol.codex.events import Usage
+from codexd.relay.relay import Header, Relay
+from codexd.telemetry.log import redact, usable_request_id
+from codexd.telemetry.tokens import Tokens
+from codexd.telemetry.trace import MAX_BODY, Spans, Timings, Trace
+
+MAX_ADJUSTED = 4000
+"""Characters of the header that says what was adjusted: a request may name thousands of parameters."""
+
+MAX_TRACED = 100
+"""Adjustments that are remembered of a request."""
+
+MAX_LOGGED_PATH = 200
+MAX_CODE, MAX_MESSAGE = 100, 1000
+"""Characters of an error that are remembered."""
+
+_STEPS = ("asked", "token", "connected", "head", "first", "end")
+
+log = structlog.get_logger()
+
+
+class Record:
+    """Filled in as the request is understood and answered.
+
+    ``endpoint`` is the route's path, without names in it; empty where there is no such route. ``received`` and ``sent``
+    are bodies, where they are to be kept. ``counted``: the client's key counts it among its requests in progress.
+    """
+
+    __slots__ = (
+        "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "message",
+        "method", "model", "path", "received", "relays", "sent", "started", "status", "streamed", "timings", "usage",
+    )  # fmt: skip
+
+    def __init__(self, request_id: str, method: str = "", path: str = "", endpoint: str = "") -> None:
+        self.id = request_id
+        self.method = method
+        self.path = path[:MAX_LOGGED_PATH]
+        self.endpoint = endpoint
+        self.timings = Timings()
+        self.relays: list[Relay] = []
+        self.message: str | None = None
+        self.received = b""
+        self.sent = b""
+        self.started = trio.current_time()
+        self.status = 0
+        self.streamed = False
+        self.complete = False
+        self.adjusted: list[Adjustment] = []
+        self.cors: Sequence[Header] = ()
+        self.counted = False
+        self.key: str | None = None
+        self.client: str | None = None
+        self.model: str | None = None
+        self.error: str | None = None
+        self.failure: Callable[[ApiError], bytes] = ApiError.body
+        self.usage: Callable[[], Usage | None] = lambda: None
+
+    @property
+    def outcome(self) -> int:
+        """Its status; 499, nginx's code, for a client that left."""
+        return self.status if self.complete else 499
+
+    def adjust(self, *adjustments: Adjustment) -> None:
+        """Notes what was not passed on as it came, each once."""
+        self.adjusted += [each for each in adjustments if each not in self.adjusted]
+
+    def fail(self, error: ApiError) -> None:
+        self.error = (error.error.code or error.error.type)[:MAX_CODE]
+        # It quotes what the client sent, as much as that was.
+        self.message = redact(error.error.message[:MAX_MESSAGE])
+
+    def headers(self) -> list[Header]:
+        """Those of every answer: the request's id in OpenAI's name and in Anthropic's, and what was adjusted."""
+        headers = [("x-request-id", self.id), ("request-id", self.id)]
+        if self.adjusted:
+            headers.append(("x-codexd-adjusted", ", ".join(map(str, self.adjusted))[:MAX_ADJUSTED]))
+        return [*headers, *self.cors]
+
+    def trace(self, now: float, *, over: bool, bodies: bool) -> Trace:
+        """``now`` is in Unix seconds."""
+        timings, at = self.timings, trio.current_time()
+        begun = [relay.first_at for relay in self.relays if relay.first_at is not None]
+        first, end = min(begun, default=None), at if over else None
+        steps = timings.asked, timings.token, timings.connected, timings.head, first, end
+        return Trace(
+            id=self.id,
+            at=now - (at - self.started),
+            method=self.method,
+            endpoint=self.endpoint,
+            status=self.outcome if over else None,
+            streamed=self.streamed,
+            spans=Spans(**dict(zip(_STEPS, map(self._after, steps), strict=True))),
+            model=self.model,
+            key=self.key,
+            client=self.client,
+            error=self.error,
+            message=self.message,
+            adjusted=tuple(map(str, self.adjusted[:MAX_TRACED])),
+            events=sum(relay.events for relay in self.relays),
+            tokens=_tokens(self.usage()),
+            tries=timings.tries,
+            connection_ready=timings.ready,
+            backend_status=timings.status,
+            backend_request_id=timings.request_id,
+            body=_kept(self.received) if bodies else None,
+            sent=_kept(self.sent) if bodies else None,
+        )
+
+    def _after(self, step: float | None) -> int | None:
+        return None if step is None else round((step - self.started) * 1000)
+
+    def finish(self) -> None:
+        """Logs the end of the request."""
+        fields: dict[str, Any] = {
+            "status": self.outcome,
+            "key": self.key,
+            "client": self.client,
+            "model": self.model,
+            "error": self.error,
+        }
+        if (usage := self.usage()) is not None:
+            cached = usage.input_tokens_details and usage.input_tokens_details.cached_tokens
+            fields |= {"tokens_in": usage.input_tokens, "tokens_cached": cached, "tokens_out": usage.output_tokens}
+        fields["adjusted"] = ", ".join(map(str, self.adjusted)) or None
+        fields["ms"] = round((trio.current_time() - self.started) * 1000)
+        shown = {key: value for key, value in fields.items() if value is not None}
+        # Probes come every few seconds and say nothing.
+        level = cast("Callable[..., None]", log.debug if self.path.endswith("/health") else log.info)
+        level("request finished", method=self.method, path=self.path, **shown)
+
+
+def begin(method: str, path: str, endpoint: str, headers: Mapping[str, str], client: str | None) -> Record:
+    """Makes a request's record, under the client's own id where that can be used, and binds the log to it."""
+    record = Record(usable_request_id(headers.get("x-request-id", ""), new_id()), method, path, endpoint)
+    record.client = client
+    structlog.contextvars.bind_contextvars(request_id=record.id)
+    log.debug("request started", method=method, path=record.path)
+    return record
+
+
+def new_id() -> str:
+    return f"req_{secrets.token_hex(16)}"
+
+
+def _tokens(usage: Usage | None) -> Tokens | None:
+    if usage is None:
+        return None
+    cached, reasoning = usage.input_tokens_details, usage.output_tokens_details
+    return Tokens(
+        input=usage.input_tokens or 0,
+        cached=(cached and cached.cached_tokens) or 0,
+        output=usage.output_tokens or 0,
+        reasoning=(reasoning and reasoning.reasoning_tokens) or 0,
+    )
+
+
+def _kept(body: bytes) -> str | None:
+    return redact(body[:MAX_BODY].decode(errors="replace")) if body else None

@@ -1,0 +1,113 @@
+"""One table of all endpoints: fixed paths, and paths with a name in them."""
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+from codexd.api.exchange import Exchange, Reply
+from codexd.api.pipeline import Dialect
+from codexd.errors import ApiError
+from codexd.server.request import Handler, ServerRequest
+
+_NAME = re.compile(r"<(?:path:)?(\w+)>")
+
+Serve = Callable[["Route", dict[str, str], ServerRequest], Awaitable[None]]
+
+
+class Route(NamedTuple):
+    """One endpoint. ``path`` may hold one name: ``<id>`` is a segment, ``<path:id>`` the rest of the path.
+
+    ``api``: served both with and without the /v1 prefix, for clients whose base URL lacks it. ``dialect`` is that of
+    the request's body, where it has one; ``streams``: its answer can be an event stream.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Exchange], Awaitable[Reply]]
+    dialect: Dialect | None = None
+    api: bool = True
+    streams: bool = False
+
+    @property
+    def failure(self) -> Callable[[ApiError], bytes]:
+        """Makes the document of an error, in the shape of the endpoint's API."""
+        return ApiError.body if self.dialect is None else self.dialect.failure
+
+    @property
+    def summary(self) -> str:
+        return (self.handler.__doc__ or "").partition("\n")[0]
+
+    @property
+    def public_path(self) -> str:
+        """The path as documentation writes it: ``/v1/responses/{id}``."""
+        return "".join(["/v1" if self.api else "", _NAME.sub(r"{\1}", self.path)])
+
+
+class Router:
+    """Finds what serves a request. ``serve`` answers it by its route, with the names in its path.
+
+    ``refuse`` answers what no route takes, and is told which methods the path has. ``preflight`` answers OPTIONS for a
+    path with methods; it may be switched off.
+    """
+
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        serve: Serve,
+        *,
+        refuse: Callable[[list[str], Exchange], Awaitable[Reply]],
+        preflight: Callable[[list[str], Exchange], Awaitable[Reply]],
+        preflights: Callable[[], bool],
+    ) -> None:
+        self.routes = list(routes)
+        self._serve = serve
+        self._refuse = refuse
+        self._preflight = preflight
+        self._preflights = preflights
+        self._fixed: dict[str, dict[str, Handler]] = {}
+        self._patterns: list[tuple[re.Pattern[str], Route]] = []
+        for route in self.routes:
+            if "<" in route.path:
+                self._patterns.append((_pattern(route), route))
+                continue
+            for prefix in ("/v1", "") if route.api else ("",):
+                methods = self._fixed.setdefault(f"{prefix}{route.path}", {})
+                methods[route.method] = self._handler(route)
+                if route.method == "GET":
+                    methods["HEAD"] = methods["GET"]
+
+    def find(self, method: str, path: str) -> Handler:
+        """Returns what serves the request; a refusal is served too."""
+        path = fold(path)
+        methods = self._fixed.get(path, {})
+        if (handler := methods.get(method)) is not None:
+            return handler
+        named = [(found, route) for pattern, route in self._patterns if (found := pattern.fullmatch(path))]
+        for found, route in named:
+            if method == route.method or (method == "HEAD" and route.method == "GET"):
+                return self._handler(route, found.groupdict())
+        allowed = [each for each in (*methods, *(route.method for _, route in named)) if each != "HEAD"]
+        if method == "OPTIONS" and allowed and self._preflights():
+            # What is counted is the pattern: anybody may ask so, for any name.
+            counted = path if methods else named[0][1].path
+            answer = partial(self._preflight, allowed)
+            return self._handler(Route(method, counted, answer))
+        return self._handler(Route("", "", partial(self._refuse, allowed)))
+
+    def _handler(self, route: Route, names: dict[str, str] | None = None) -> Handler:
+        return partial(self._serve, route, names or {})
+
+
+def fold(path: str) -> str:
+    """Returns a path without repeated slashes and without one at its end: clients join base URLs carelessly."""
+    if "//" in path:
+        path = re.sub(r"/{2,}", "/", path)
+    return path.rstrip("/") or "/" if path.endswith("/") else path
+
+
+def _pattern(route: Route) -> re.Pattern[str]:
+    before, name, after = _NAME.split(route.path)
+    kind = ".+" if f"<path:{name}>" in route.path else "[^/]+"
+    prefix = "(?:/v1)?" if route.api else ""
+    return re.compile(f"{prefix}{re.escape(before)}(?P<{name}>{kind}){re.escape(after)}")

@@ -1,0 +1,177 @@
+"""The endpoints that make no answers: models, health, metrics, usage, the OpenAPI document, the status page."""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import trio
+
+from codexd import __version__, errors
+from codexd.api.access import is_forwarded
+from codexd.api.exchange import Document, Exchange, Reply, json
+from codexd.api.journal import Journal
+from codexd.api.pipeline import Pipeline
+from codexd.api.routing import Route
+from codexd.auth.session import Session
+from codexd.errors import ApiError
+from codexd.relay.relay import Client
+from codexd.state.keys import Keys
+from codexd.state.usage import Ledger
+from codexd.telemetry.metrics import CONTENT_TYPE, Gauges
+from codexd.upstream.catalog import Catalog
+from codexd.upstream.client import Upstream
+
+PULSES = 4
+PULSE_INTERVAL = 0.25
+"""Seconds. Together they tell a proxy that buffers from one that does not."""
+
+
+class _ModelObject(msgspec.Struct):
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "openai"
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_ModelObject]
+    object: str = "list"
+
+
+class _Health(msgspec.Struct):
+    status: str
+    version: str
+    signed_in: bool
+    uptime_seconds: int
+
+
+class _Pulse:
+    """A short stream that shows whether something on the way holds events back."""
+
+    error: ApiError | None = None
+    done = False
+
+    async def stream(self, client: Client) -> None:
+        await client.start([])
+        for number in range(PULSES):
+            await client.write(b"data: %d\n\n" % number)
+            await trio.sleep(PULSE_INTERVAL)
+        await client.end()
+
+
+class ServiceEndpoints:
+    """``routes_of_all`` gives every route of the API, for its OpenAPI document."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        journal: Journal,
+        session: Session,
+        keys: Keys,
+        catalog: Catalog,
+        upstream: Upstream,
+        ledger: Ledger,
+        routes_of_all: Callable[[], Sequence[Route]],
+    ) -> None:
+        self._pipeline = pipeline
+        self._journal = journal
+        self._session = session
+        self._keys = keys
+        self._catalog = catalog
+        self._upstream = upstream
+        self._ledger = ledger
+        self._routes_of_all = routes_of_all
+        self._started = trio.current_time()
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/models", self.models),
+            Route("GET", "/models/<path:name>", self.model),
+            Route("GET", "/health", self.health),
+            Route("GET", "/openapi.json", self.openapi, api=False),
+            Route("GET", "/metrics", self.metrics, api=False),
+            Route("GET", "/", self.status_page, api=False),
+            Route("GET", "/api/codex/usage", self.usage, api=False),
+        ]
+
+    async def models(self, exchange: Exchange) -> Reply:
+        """OpenAI's list; the Codex CLI, which names its version, gets the backend's own catalogue."""
+        if "client_version" in exchange.query:
+            catalogue, etag = await self._catalog.document()
+            return Document(catalogue, [("etag", etag)] if etag else [])
+        return json(_ModelList([_ModelObject(slug) for slug in self._listed(exchange)]))
+
+    def _listed(self, exchange: Exchange) -> list[str]:
+        """Returns the models that the client's key may use."""
+        key = exchange.record.key
+        return [slug for slug in self._catalog.models.listed if key is None or self._keys.may_use(key, slug)]
+
+    async def model(self, exchange: Exchange) -> Reply:
+        """One model."""
+        self._catalog.resolve(exchange.names["name"])
+        return json(_ModelObject(exchange.names["name"]))
+
+    async def usage(self, _: Exchange) -> Reply:
+        """The backend's usage page, where the Codex CLI looks for it."""
+        return Document(await self._upstream.usage_document())
+
+    async def openapi(self, _: Exchange) -> Reply:
+        """This document."""
+        # Imported when it is asked for: few do, and nobody twice.
+        from codexd.api import openapi
+
+        return Document(openapi.document(self._routes_of_all(), __version__))
+
+    async def status_page(self, exchange: Exchange) -> Reply:
+        """A page for people: the sign-in, the limits, what was used, how to use it."""
+        # Imported when somebody looks: few do.
+        from codexd.api import status_page
+
+        signed_in, known, headers = self._session.describe(), self._upstream.limits(), exchange.headers
+        scheme = "https" if headers.get("x-forwarded-proto", "") == "https" else "http"
+        return status_page.page(
+            status_page.View(
+                version=__version__,
+                uptime=status_page.uptime(trio.current_time() - self._started),
+                now=self._pipeline.clock(),
+                base=f"{scheme}://{headers.get('host', '') or 'localhost'}/v1",
+                key_required=self._keys.required,
+                who=(signed_in.email or signed_in.account_id or "an account") if signed_in.signed_in else None,
+                why=signed_in.why if signed_in.ended else None,
+                streams=self._pipeline.open,
+                windows=() if known is None else known.windows,
+                models=self._listed(exchange),
+                hours=self._ledger.hours(),
+            )
+        )
+
+    async def metrics(self, exchange: Exchange) -> Reply:
+        """Prometheus's metrics, for this machine."""
+        if exchange.record.client is not None or is_forwarded(exchange.headers):
+            raise errors.only_local(exchange.path)
+        return Document(self.metrics_text(), content_type=CONTENT_TYPE)
+
+    def metrics_text(self) -> bytes:
+        """Returns all metrics, in Prometheus's text format."""
+        session, known = self._session, self._upstream.limits()
+        return self._journal.metrics.render(
+            Gauges(
+                version=__version__,
+                signed_in=session.signed_in,
+                streams_open=self._pipeline.open,
+                refreshes=session.refreshes,
+                refresh_failures=session.refresh_failures,
+                windows=() if known is None else known.windows,
+            )
+        )
+
+    async def health(self, exchange: Exchange) -> Reply:
+        """Whether codexd serves, and with ``ready=1`` whether requests would be."""
+        query = exchange.query
+        if query.get("stream", "0") not in ("0", "false"):
+            exchange.record.streamed = True
+            return _Pulse()
+        signed_in = self._session.signed_in
+        ready = self._session.ready or query.get("ready", "0") in ("0", "false")
+        uptime = int(trio.current_time() - self._started)
+        found = json(_Health("ok" if signed_in else "signed out", __version__, signed_in, uptime))
+        return found if ready else found._replace(status=503)

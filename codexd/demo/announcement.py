@@ -1,0 +1,46 @@
+"""What a demonstration tells the person who started it."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from codexd import __version__
+from codexd.config.model import Config
+
+
+def announce(config: Config, control: Path, base: str) -> None:
+    target, where = base, ""
+    if base.startswith("unix:"):
+        target, where = "http://localhost", f"--unix-socket {base.removeprefix('unix:')} "
+    key, header = "any, none is asked for", ""
+    if config.server.client_keys:
+        key, header = "one of [server.client_keys]", "-H 'authorization: Bearer YOUR-KEY' "
+    body = '{"model": "gpt-5.1", "stream": true, "messages": [{"role": "user", "content": "Hello, codexd!"}]}'
+    print(  # noqa: T201 - this is what a person runs the demo for
+        f"""
+codexd {__version__} is running over a simulated ChatGPT (nothing leaves this machine).
+
+  Base URL   {target}/v1{f"   (on the socket {base})" if where else ""}
+  API key    {key}
+
+Try it in another terminal:
+
+  curl -N {where}{target}/v1/chat/completions {header}-H 'content-type: application/json' -d '{body}'
+
+And codexctl, where every verb works (after `login --device` the simulated person approves by itself):
+
+  export CODEXCTL_SOCKET={control}
+  {_codexctl()} status
+
+Ctrl-C ends it.
+""",
+        flush=True,
+    )
+
+
+def _codexctl() -> str:
+    """Returns the command that starts codexctl here: in a checkout it is beside the interpreter, not on the path."""
+    beside = Path(sys.executable).with_name("codexctl")
+    if shutil.which("codexctl"):
+        return "codexctl"
+    return str(beside) if beside.exists() else f"{sys.executable} -m codexd.ctl"

@@ -1,0 +1,268 @@
+"""A Messages request as a Chat Completions request. Pure functions.
+
+A client of this API sends a chat in other words, so it takes the chat's way: ``as_chat`` turns the request, and the
+answer's chunks become content blocks again (``codexd.protocol.anthropic.stream``). What the chat has no words for
+travels beside it: the thinking blocks that hold encrypted reasoning, and where each message stood in the request.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, assert_never
+
+import msgspec
+from msgspec import Raw
+
+from codexd import errors
+from codexd.errors import ApiError
+from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
+from codexd.protocol.anthropic.wire import (
+    Block,
+    CodeResult,
+    DocumentBlock,
+    Format,
+    ImageBlock,
+    MessagesRequest,
+    OutputConfig,
+    RedactedThinkingBlock,
+    SearchResultBlock,
+    ServerToolUse,
+    Shown,
+    Source,
+    TextBlock,
+    ThinkingBlock,
+    Tool,
+    ToolChoice,
+    ToolReference,
+    ToolResultBlock,
+    ToolSearchResult,
+    ToolUseBlock,
+    WebFetchResult,
+    WebSearchResult,
+)
+from codexd.protocol.chat import wire as chat
+from codexd.protocol.raw import given
+from codexd.protocol.reasoning import Items, of_call, of_text
+
+
+class AsChat(NamedTuple):
+    """A request as a chat, with what the chat has no words for.
+
+    ``places`` names the place of each message in the client's request. ``reasoning`` holds the items that led to a call
+    or a text, by its key, once for each time that the key occurs.
+    """
+
+    request: chat.ChatRequest
+    places: list[str]
+    reasoning: dict[str, list[Items]]
+    adjusted: Adjustments
+
+    def recall(self, key: str) -> Items:
+        """Returns the reasoning of the next turn of that key, as the client carried it."""
+        waiting = self.reasoning.get(key)
+        return waiting.pop(0) if waiting else ()
+
+
+class _Turn(NamedTuple):
+    """What one message becomes: chat messages with their places, and the reasoning before its calls and its text."""
+
+    messages: list[tuple[str, chat.Message]]
+    reasoning: Sequence[tuple[str, Items]] = ()
+    adjusted: Adjustments = NONE
+
+
+def as_chat(asked: MessagesRequest) -> AsChat:
+    """Raises ApiError 400 naming what the backend has nothing like."""
+    turns = [_system(asked.system)] if asked.system else []
+    for index, message in enumerate(asked.messages):
+        own, where = message.content, f"messages[{index}]"
+        blocks: Sequence[Block] = [TextBlock(text=own)] if isinstance(own, str) else own
+        turns.append(_assistant(blocks, where) if message.role == "assistant" else _user(message.role, blocks, where))
+    adjusted = tuple(each for turn in turns for each in turn.adjusted)
+    if asked.messages and asked.messages[-1].role == "assistant":
+        adjusted += (Adjustment("prefill", "ignored"),)
+    reasoning: dict[str, list[Items]] = {}
+    for turn in turns:
+        for key, items in turn.reasoning:
+            reasoning.setdefault(key, []).append(items)
+    placed = [each for turn in turns for each in turn.messages]
+    request = _request(asked, [message for _, message in placed])
+    return AsChat(request, [where for where, _ in placed], reasoning, tuple(dict.fromkeys(adjusted)))
+
+
+def _request(asked: MessagesRequest, messages: list[chat.Message]) -> chat.ChatRequest:
+    config, choice = asked.output_config or OutputConfig(), asked.tool_choice
+    form = config.format or asked.output_format
+    return chat.ChatRequest(
+        model=asked.model,
+        messages=messages,
+        stream=asked.stream,
+        tools=[_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ())] or None,
+        tool_choice=_choice(choice),
+        parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
+        response_format=None if form is None else _format(form),
+        reasoning_effort=config.effort,
+        service_tier="fast" if asked.speed == "fast" else None,
+    )
+
+
+def _format(form: Format) -> chat.FormatJsonSchema:
+    return chat.FormatJsonSchema(json_schema=chat.JsonSchema(name="answer", schema=form.schema, strict=True))
+
+
+def wants_thinking(asked: MessagesRequest) -> bool:
+    return asked.thinking is not None and asked.thinking.type != "disabled"
+
+
+def _system(system: str | list[TextBlock]) -> _Turn:
+    texts = [system] if isinstance(system, str) else [block.text for block in system]
+    # Claude Code begins with a line for Anthropic's billing that is another one each time: no cache would ever hit.
+    text = "\n\n".join(text for text in texts if not text.startswith("x-anthropic-billing-header:"))
+    return _Turn([("system", chat.SystemMessage(content=text))])
+
+
+def _user(role: str, blocks: Sequence[Block], where: str) -> _Turn:
+    """Results of tools are messages of their own in the chat, and come first."""
+    results: list[tuple[str, chat.Message]] = []
+    parts: list[chat.Part] = []
+    for index, block in enumerate(blocks):
+        here = f"{where}.content[{index}]"
+        match block:
+            case ToolResultBlock():
+                results.append((here, chat.ToolMessage(tool_call_id=block.tool_use_id, content=_result(block, here))))
+            case TextBlock() | ImageBlock() | DocumentBlock() | SearchResultBlock() | ToolReference():
+                parts += _shown(block, here)
+            case _:
+                raise errors.bad_request(f"{here} belongs into a message of the assistant.", param=here)
+    kind = chat.UserMessage if role == "user" else chat.SystemMessage
+    return _Turn([*results, (where, kind(content=parts))] if parts else results)
+
+
+def _assistant(blocks: Sequence[Block], where: str) -> _Turn:
+    texts: list[str] = []
+    calls: list[chat.ToolCall] = []
+    reasoning: list[tuple[str, Items]] = []
+    thought: Items = ()
+    before_text: Items = ()
+    adjusted = NONE
+    for index, block in enumerate(blocks):
+        here = f"{where}.content[{index}]"
+        match block:
+            case TextBlock(text=text):
+                if text:
+                    texts.append(text)
+                    before_text, thought = before_text + thought, ()
+            case ToolUseBlock():
+                calls.append(_call(block))
+                reasoning.append((of_call(block.id), thought))
+                thought = ()
+            case ThinkingBlock(signature=encrypted, thinking=summary):
+                thought += _reasoning(encrypted, summary)
+            case RedactedThinkingBlock(data=encrypted):
+                thought += _reasoning(encrypted, "")
+            case ServerToolUse() | WebSearchResult() | WebFetchResult() | CodeResult() | ToolSearchResult():
+                adjusted = (Adjustment("server_tools", "dropped"),)
+            case _:
+                raise errors.bad_request(f"{here} belongs into a message of the user.", param=here)
+    text = "".join(texts)
+    if text:
+        reasoning.append((of_text(text), before_text))
+    message = chat.AssistantMessage(content=text or None, tool_calls=calls or None)
+    return _Turn([(where, message)] if text or calls else [], reasoning, adjusted)
+
+
+def _call(block: ToolUseBlock) -> chat.ToolCall:
+    # Without the blanks of some clients' encoders: the model wrote none, and its words are cached.
+    arguments = msgspec.json.format(bytes(block.input), indent=-1).decode()
+    return chat.ToolCall(id=block.id, function=chat.FunctionOfCall(name=block.name, arguments=arguments))
+
+
+def _reasoning(encrypted: str | None, summary: str) -> Items:
+    """The item that a thinking block was made of; none without its encrypted content."""
+    if not encrypted:
+        return ()
+    parts = [{"type": "summary_text", "text": summary}] if summary else []
+    item = {"type": "reasoning", "summary": parts, "encrypted_content": encrypted}
+    return ({key: Raw(msgspec.json.encode(value)) for key, value in item.items()},)
+
+
+def _result(block: ToolResultBlock, where: str) -> chat.Content:
+    own = block.content
+    blocks: Sequence[Shown] = [TextBlock(text=own)] if isinstance(own, str) else own or ()
+    texts = [each.text for each in blocks if isinstance(each, TextBlock)]
+    if len(texts) == len(blocks) <= 1:
+        text = "".join(texts)
+        return f"The tool failed. {text}".strip() if block.is_error else text
+    head = [chat.TextPart(text="The tool failed.")] if block.is_error else []
+    shown = [part for index, each in enumerate(blocks) for part in _shown(each, f"{where}.content[{index}]")]
+    return [*head, *shown]
+
+
+def _shown(block: Shown, where: str) -> list[chat.Part]:
+    match block:
+        case TextBlock(text=text):
+            return [chat.TextPart(text=text)]
+        case ImageBlock(source=source):
+            return [chat.ImagePart(image_url=_url(source, where, "image"))]
+        case SearchResultBlock():
+            texts = "\n".join(each.text for each in block.content)
+            return [chat.TextPart(text=f"{block.title} ({block.source})\n{texts}")]
+        case ToolReference(tool_name=name):
+            return [chat.TextPart(text=f"Found the tool {name}.")]
+        case DocumentBlock():
+            return _document(block, where)
+        case _:  # pragma: no cover
+            assert_never(block)
+
+
+def _document(block: DocumentBlock, where: str) -> list[chat.Part]:
+    head = [chat.TextPart(text=text) for text in (block.title, block.context) if text]
+    source = block.source
+    match source.type:
+        case "text":
+            return [*head, chat.TextPart(text=source.data)]
+        case "content":
+            inner = [TextBlock(text=source.content)] if isinstance(source.content, str) else source.content or ()
+            return [*head, *(part for each in inner for part in _shown(each, where))]
+        case "base64":
+            file = chat.File(filename=block.title or "document.pdf", file_data=_url(source, where, "document"))
+            context = [chat.TextPart(text=block.context)] if block.context else []
+            return [*context, chat.FilePart(file=file)]
+        case _:
+            raise _unsupported_source(source, where, "document")
+
+
+def _url(source: Source, where: str, what: str) -> str:
+    if source.type == "base64":
+        return f"data:{source.media_type};base64,{source.data}"
+    if source.type == "url":
+        return source.url
+    raise _unsupported_source(source, where, what)
+
+
+def _unsupported_source(source: Source, where: str, what: str) -> ApiError:
+    return errors.unsupported(
+        where, f"The source {source.type!r} is not supported: send the {what} with the request, as base64."
+    )
+
+
+def _tool(tool: Tool, where: str) -> Raw:
+    if tool.type not in (None, "custom"):
+        raise errors.unsupported(
+            where,
+            f"Tools of type {tool.type!r} are Anthropic's own; codexd has those with an input_schema alone.",
+        )
+    function: dict[str, object] = {"name": tool.name, "description": tool.description, "strict": tool.strict}
+    if given(tool.input_schema):
+        function["parameters"] = tool.input_schema
+    return Raw(msgspec.json.encode({"type": "function", "function": function}))
+
+
+def _choice(choice: ToolChoice | None) -> str | chat.NamedChoice | None:
+    if choice is None:
+        return None
+    match choice.type:
+        case "any":
+            return "required"
+        case "tool":
+            return chat.NamedChoice(name=choice.name)
+        case kind:
+            return kind

@@ -1,0 +1,42 @@
+"""Failures in the shape of the Anthropic Messages API."""
+
+import msgspec
+from msgspec import Struct
+
+from codexd.errors import ApiError
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class _Error(Struct):
+    type: str
+    message: str
+
+
+class _Failure(Struct, kw_only=True):
+    type: str = "error"
+    error: _Error
+
+
+def failure_document(error: ApiError) -> bytes:
+    """The error document of that API, which is also the data of its error event.
+
+    It has no key for the place of what is wrong, so the message begins with that.
+    """
+    message, param = error.error.message, error.error.param
+    if error.error.code == "context_length_exceeded":
+        message = f"prompt is too long: {message}"  # the words by which clients know that it is time to compact
+    if param is not None and param not in message:
+        message = f"{param}: {message}"
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return msgspec.json.encode(_Failure(error=_Error(kind, message)))

@@ -1,0 +1,292 @@
+"""The answer of the Anthropic Messages API: the chat's chunks, as content blocks.
+
+Theory of operation. A block is of text, of thinking or of one tool's use. Blocks stand in a queue in the order in which
+they began; the first of it is the open one, whose pieces go out as they come, and the others gather theirs. The open
+block is closed when it is done, and the next one opens. A block of text or thinking is done when another begins; a
+tool's when the upstream says so, because calls may be interleaved there and never are in this API.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from codexd.errors import ApiError
+from codexd.protocol import sse
+from codexd.protocol.anthropic.failures import failure_document
+from codexd.protocol.chat.dialect import gather
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.chat.wire import Chunk, Delta, FinishReason, FunctionDelta
+from codexd.protocol.codex.events import Item, OutputItemDone, Usage, decode_event
+from codexd.protocol.reasoning import Turn
+from codexd.protocol.stops import Cutoff
+
+Kind = Literal["text", "thinking", "redacted_thinking", "tool_use"]
+
+_REASONS: dict[FinishReason, str] = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "refusal",
+}
+
+_encode = msgspec.json.encode
+_PING = sse.encode(b"ping", b'{"type":"ping"}')
+
+
+class _Usage(Struct, frozen=True):
+    """``input_tokens`` are those that came from no cache, other than everywhere else."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+
+
+class _Message(Struct, frozen=True, kw_only=True):
+    id: str
+    type: str = "message"
+    role: str = "assistant"
+    model: str
+    content: list[dict[str, object]]
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    usage: _Usage
+
+
+class _Block:
+    """``pieces`` are those that came, and ``sent`` so many of them have gone out; ``close`` is its signature."""
+
+    __slots__ = ("close", "done", "head", "index", "key", "kind", "pieces", "sent")
+
+    def __init__(self, kind: Kind, head: dict[str, object]) -> None:
+        self.kind = kind
+        self.head = head
+        self.key = ""
+        self.pieces: list[str] = []
+        self.sent = 0
+        self.done = False
+        self.index = -1
+        self.close = ""
+
+    def content(self) -> dict[str, object]:
+        """The whole block."""
+        whole = "".join(self.pieces)
+        match self.kind:
+            case "text":
+                return self.head | {"text": whole}
+            case "thinking":
+                return self.head | {"thinking": whole, "signature": self.close}
+            case "redacted_thinking":
+                return self.head
+            case _:
+                return self.head | {"input": _arguments(whole)}
+
+
+def _arguments(text: str) -> Raw:
+    """An object; what was cut in the middle is none."""
+    try:
+        msgspec.json.decode(text, type=dict[str, Raw])
+    except msgspec.DecodeError:
+        return Raw(b"{}")
+    return Raw(text.encode())
+
+
+_DELTAS: dict[Kind, tuple[str, str]] = {
+    "text": ("text_delta", "text"),
+    "thinking": ("thinking_delta", "thinking"),
+    "tool_use": ("input_json_delta", "partial_json"),
+}
+
+
+_EMPTY: dict[Kind, dict[str, object]] = {
+    "text": {"text": ""},
+    "thinking": {"thinking": "", "signature": ""},
+    "redacted_thinking": {},
+    "tool_use": {"input": {}},
+}
+
+
+class MessagesDialect:
+    """One answer over the chat's automaton. ``thinking``: the client wants to see it. ``cut`` is the automaton's own.
+
+    ``prompt_tokens`` estimates the request, for the beginning of the stream: the backend tells with its last event.
+    """
+
+    def __init__(
+        self,
+        stream: ChatStream,
+        *,
+        id: str,  # noqa: A002 - the API's own word
+        model: str,
+        streamed: bool,
+        thinking: bool,
+        cut: Cutoff,
+        prompt_tokens: Callable[[], int],
+        turn: Turn | None = None,
+    ) -> None:
+        self.state = stream
+        self._id = id
+        self._model = model
+        self._streamed = streamed
+        self._thinking = thinking
+        self._cut = cut
+        self._prompt_tokens = prompt_tokens
+        self._turn = turn
+        self._blocks: list[_Block] = []
+        self._queue: list[_Block] = []
+        self._tools: dict[int, _Block] = {}
+        self._reason = "end_turn"
+        self._refused = False
+        self._out: list[bytes] = []
+        self._started = self._ended = False
+
+    def push(self, data: bytes) -> bytes:
+        event = decode_event(data)
+        item = event.item if isinstance(event, OutputItemDone) else None
+        if item is not None:
+            gather(self._turn, item, data)
+        for chunk in self.state.push(event):
+            self._chunk(chunk)
+        if item is not None and not self.state.done:
+            self._item_done(item)
+        self._advance()
+        if self.state.done and not self._ended:
+            self._ended = True
+            self._end()
+        out, self._out = b"".join(self._out), []
+        return out
+
+    def failure(self, error: ApiError) -> bytes:
+        return sse.encode(b"error", failure_document(error))
+
+    def keepalive(self) -> bytes:
+        return _PING
+
+    def document(self) -> bytes:
+        return _encode(self._message([block.content() for block in self._blocks], self._reason, self._usage()))
+
+    # --- blocks
+
+    def _chunk(self, chunk: Chunk) -> None:
+        for choice in chunk.choices:
+            self._delta(choice.delta)
+            if choice.finish_reason is not None:
+                self._reason = _REASONS[choice.finish_reason]
+
+    def _delta(self, delta: Delta) -> None:
+        if delta.reasoning_content is not UNSET:
+            self._piece("thinking", delta.reasoning_content)
+        if delta.content is not UNSET and delta.content:
+            self._piece("text", delta.content)
+        if delta.refusal is not UNSET:
+            self._refused = True
+            self._piece("text", delta.refusal)
+        for call in delta.tool_calls or ():
+            function = call.function or FunctionDelta("")
+            if call.index not in self._tools:
+                head: dict[str, object] = {"type": "tool_use", "id": call.id or "", "name": function.name or ""}
+                self._tools[call.index] = block = self._begin("tool_use", head)
+                block.key = call.id or ""
+            if function.arguments:
+                self._tools[call.index].pieces.append(function.arguments)
+
+    def _piece(self, kind: Literal["text", "thinking"], text: str) -> None:
+        last = self._queue[-1] if self._queue else None
+        if last is None or last.kind != kind or last.done:
+            last, text = self._begin(kind, {"type": kind}), text.lstrip("\n") if kind == "thinking" else text
+        last.pieces.append(text)
+
+    def _begin(self, kind: Kind, head: dict[str, object]) -> _Block:
+        if self._queue and self._queue[-1].kind != "tool_use":
+            self._queue[-1].done = True
+        block = _Block(kind, head)
+        self._queue.append(block)
+        self._blocks.append(block)
+        return block
+
+    def _item_done(self, item: Item) -> None:
+        """What an item holds encrypted goes with its summary, or alone; a call is complete."""
+        last = self._queue[-1] if self._queue else None
+        match item.type:
+            case "reasoning" if self._thinking and item.encrypted_content:
+                encrypted = item.encrypted_content
+                if last is not None and last.kind == "thinking" and not last.done:
+                    last.close, last.done = encrypted, True
+                else:
+                    self._begin("redacted_thinking", {"type": "redacted_thinking", "data": encrypted}).done = True
+            case "message" if last is not None and last.kind == "thinking":
+                last.done = True  # commentary, which no reasoning item is to be taken for
+            case "function_call":
+                for block in self._queue:
+                    block.done = block.done or block.key == item.call_id
+            case _:
+                pass
+
+    # --- events
+
+    def _advance(self) -> None:
+        """Send what the open block has, and go on to the next when it is done."""
+        if not self._streamed:
+            return
+        while self._queue:
+            block = self._queue[0]
+            if block.index < 0:
+                self._start(block)
+            if block.sent < len(block.pieces):
+                text, block.sent = "".join(block.pieces[block.sent :]), len(block.pieces)
+                kind, key = _DELTAS[block.kind]
+                self._delta_event(block, kind, key, text)
+            if not block.done:
+                return
+            if block.close:
+                self._delta_event(block, "signature_delta", "signature", block.close)
+            self._event("content_block_stop", index=block.index)
+            del self._queue[0]
+
+    def _open(self) -> None:
+        if not self._started:
+            self._started = True
+            self._event("message_start", message=self._message([], None, _Usage(self._prompt_tokens(), 0)))
+
+    def _start(self, block: _Block) -> None:
+        self._open()
+        block.index = self._blocks.index(block)
+        self._event("content_block_start", index=block.index, content_block=block.head | _EMPTY[block.kind])
+
+    def _end(self) -> None:
+        if self._turn is not None and not self.state.cut_short:
+            self._turn.end()
+        for block in self._queue:
+            block.done = True
+        self._advance()
+        if self._refused and self._reason == "end_turn":
+            self._reason = "refusal"
+        if self._cut.reason == "stop":
+            self._reason = "stop_sequence"
+        if not self._streamed:
+            return
+        self._open()
+        ended = {"stop_reason": self._reason, "stop_sequence": self._cut.matched}
+        self._event("message_delta", delta=ended, usage=self._usage())
+        self._event("message_stop")
+
+    def _delta_event(self, block: _Block, kind: str, key: str, text: str) -> None:
+        self._event("content_block_delta", index=block.index, delta={"type": kind, key: text})
+
+    def _event(self, kind: str, **fields: object) -> None:
+        self._out.append(sse.encode(kind.encode(), _encode({"type": kind, **fields})))
+
+    def _message(self, content: list[dict[str, object]], reason: str | None, usage: _Usage) -> _Message:
+        matched = None if reason is None else self._cut.matched
+        return _Message(
+            id=self._id, model=self._model, content=content, stop_reason=reason, stop_sequence=matched, usage=usage
+        )
+
+    def _usage(self) -> _Usage:
+        usage = self.state.usage or Usage()
+        details = usage.input_tokens_details
+        cached = (details and details.cached_tokens) or 0
+        return _Usage((usage.input_tokens or 0) - cached, usage.output_tokens or 0, 0, cached)

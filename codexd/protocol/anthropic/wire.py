@@ -1,0 +1,149 @@
+"""Wire records of the Anthropic Messages API: what a client sends."""
+
+from typing import Literal
+
+import msgspec
+from msgspec import Raw, Struct, UnsetType
+
+from codexd.protocol.members import RequestDecoder
+
+MAX_STOPS = 64
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """Of an image or a document: ``base64``, ``url``, ``text``, ``content`` or ``file``."""
+
+    type: str
+    media_type: str = ""
+    data: str = ""
+    url: str = ""
+    content: "str | list[TextBlock | ImageBlock] | None" = None
+
+
+class TextBlock(Struct, frozen=True, kw_only=True, tag="text"):
+    text: str
+
+
+class ImageBlock(Struct, frozen=True, kw_only=True, tag="image"):
+    source: Source
+
+
+class DocumentBlock(Struct, frozen=True, kw_only=True, tag="document"):
+    source: Source
+    title: str | None = None
+    context: str | None = None
+
+
+class SearchResultBlock(Struct, frozen=True, kw_only=True, tag="search_result"):
+    source: str
+    title: str
+    content: list[TextBlock]
+
+
+class ToolUseBlock(Struct, frozen=True, kw_only=True, tag="tool_use"):
+    id: str
+    name: str
+    input: Raw = msgspec.field(default_factory=lambda: Raw(b"{}"))
+
+
+class ToolResultBlock(Struct, frozen=True, kw_only=True, tag="tool_result"):
+    tool_use_id: str
+    content: "str | list[Shown] | None" = None
+    is_error: bool | None = None
+
+
+class ThinkingBlock(Struct, frozen=True, kw_only=True, tag="thinking"):
+    """``signature`` is the encrypted reasoning that the text is the summary of."""
+
+    thinking: str = ""
+    signature: str | None = None
+
+
+class RedactedThinkingBlock(Struct, frozen=True, kw_only=True, tag="redacted_thinking"):
+    data: str
+
+
+class ServerToolUse(Struct, frozen=True, tag="server_tool_use"):
+    pass
+
+
+class WebSearchResult(Struct, frozen=True, tag="web_search_tool_result"):
+    pass
+
+
+class WebFetchResult(Struct, frozen=True, tag="web_fetch_tool_result"):
+    pass
+
+
+class CodeResult(Struct, frozen=True, tag="code_execution_tool_result"):
+    pass
+
+
+class ToolSearchResult(Struct, frozen=True, tag="tool_search_tool_result"):
+    pass
+
+
+class ToolReference(Struct, frozen=True, kw_only=True, tag="tool_reference"):
+    """In the result of a search for tools: one that was found."""
+
+    tool_name: str
+
+
+Shown = TextBlock | ImageBlock | DocumentBlock | SearchResultBlock | ToolReference
+
+Foreign = ServerToolUse | WebSearchResult | WebFetchResult | CodeResult | ToolSearchResult
+
+Block = Shown | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock | Foreign
+
+
+class Message(Struct, frozen=True, kw_only=True):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class Tool(Struct, frozen=True, kw_only=True):
+    """A tool of the client's own; other types are tools that Anthropic runs, or knows by heart."""
+
+    name: str
+    type: str | None = None
+    description: str | None = None
+    input_schema: Raw | UnsetType = msgspec.UNSET
+    strict: bool | None = None
+
+
+class ToolChoice(Struct, frozen=True, kw_only=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(Struct, frozen=True, kw_only=True):
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
+class Format(Struct, frozen=True, kw_only=True):
+    type: Literal["json_schema"]
+    schema: Raw
+
+
+class OutputConfig(Struct, frozen=True, kw_only=True):
+    effort: str | None = None
+    format: Format | None = None
+
+
+class MessagesRequest(Struct, frozen=True, kw_only=True):
+    model: str
+    messages: list[Message]
+    max_tokens: int | None = None
+    system: str | list[TextBlock] | None = None
+    stream: bool | None = False
+    stop_sequences: list[str] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: Format | None = None
+    speed: Literal["standard", "fast"] | None = None
+
+
+REQUEST = RequestDecoder(MessagesRequest)

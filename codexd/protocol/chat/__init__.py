@@ -1,0 +1,1 @@
+"""Chat Completions, and the legacy completions before it."""

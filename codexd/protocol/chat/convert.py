@@ -1,0 +1,242 @@
+"""A Chat Completions request into the one that the backend accepts. Pure functions."""
+
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from codexd import errors
+from codexd.protocol import tool_pairs
+from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
+from codexd.protocol.chat import tools
+from codexd.protocol.chat import wire as chat
+from codexd.protocol.codex.models import Resolved
+from codexd.protocol.codex.request import (
+    FunctionCall,
+    FunctionCallOutput,
+    InputFile,
+    InputImage,
+    InputItem,
+    InputPart,
+    InputText,
+    Message,
+    OutputText,
+    Reasoning,
+    Text,
+    Tool,
+    UpstreamRequest,
+)
+from codexd.protocol.codex.tools import Choice
+from codexd.protocol.convert import NEUTRAL, Converted, Settings, cache_key, effort_for, service_tier, shaped
+from codexd.protocol.reasoning import Recall, nothing, of_call, of_text
+from codexd.protocol.tool_pairs import Placed
+
+
+def from_chat(
+    asked: chat.ChatRequest,
+    resolved: Resolved,
+    settings: Settings,
+    recall: Recall = nothing,
+    places: Sequence[str] | None = None,
+) -> Converted:
+    """Converts a request; ``recall`` gives back the reasoning that its client could not carry.
+
+    ``places`` are the messages' names in error messages, where those are not ``messages[N]``. Raises ApiError 400
+    naming what cannot be converted.
+    """
+    if not asked.messages:
+        raise errors.bad_request("messages must hold at least one message.", param="messages")
+    instructions, rest = settings.prompt, asked.messages
+    if instructions is None:
+        instructions, rest = _leading_instructions(asked.messages)
+        instructions = instructions or NEUTRAL
+    adjusted = NONE
+    if any(isinstance(message, chat.SystemMessage) for message in asked.messages):
+        adjusted += (Adjustment("system", "developer" if rest is asked.messages else "instructions"),)
+    converter = _MessageConverter(recall)
+    placed = [
+        Placed(item, where)
+        for index, message in enumerate(rest, len(asked.messages) - len(rest))
+        for where in (f"messages[{index}]" if places is None else places[index],)
+        for item in converter.items(message, where)
+    ]
+    paired, repaired = tool_pairs.pair(placed, repair=settings.repair_history)
+    if not paired:
+        raise errors.bad_request("messages must hold some content.", param="messages")
+    legacy = bool(asked.functions) and not asked.tools
+    found: list[Tool] = [tools.from_chat(raw, f"tools[{index}]") for index, raw in enumerate(asked.tools or ())]
+    found += [tools.function(function) for function in asked.functions or ()] if legacy else []
+    choice, found = _choice(asked, found, legacy=legacy)
+    model, form = resolved.model, _text_format(asked)
+    tier, tiered = service_tier(asked.service_tier)
+    items, instructed = _ensure_json(paired, form)
+    effort, named = effort_for(asked.reasoning_effort, resolved, settings)
+    request = UpstreamRequest(
+        model=model.slug,
+        instructions=instructions,
+        service_tier=tier,
+        input=items,
+        tools=found or UNSET,
+        tool_choice=choice,
+        parallel_tool_calls=asked.parallel_tool_calls is not False and not legacy,
+        reasoning=Reasoning(effort=effort, summary="auto"),
+        prompt_cache_key=asked.prompt_cache_key or cache_key(instructions, found, paired),
+        text=Text(verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=form),
+    )
+    adjusted += (*repaired, *tiered, *instructed, *named)
+    return shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls, legacy=legacy)
+
+
+def _choice(asked: chat.ChatRequest, found: list[Tool], *, legacy: bool) -> tuple[Choice, list[Tool]]:
+    if not legacy:
+        return tools.choose(asked.tool_choice, found, "tool_choice")
+    call = asked.function_call
+    wanted = chat.NamedChoice(name=call.name) if isinstance(call, chat.Name) else call
+    return tools.choose(wanted, found, "function_call")
+
+
+def _ensure_json(items: list[InputItem], form: Any) -> tuple[list[InputItem], Adjustments]:
+    """The backend takes ``json_object`` only when the input speaks of JSON; clients say so elsewhere, or nowhere."""
+    if not isinstance(form, dict) or form.get("type") != "json_object" or b"json" in msgspec.json.encode(items).lower():
+        return items, NONE
+    instruction = Message(role="developer", content=[InputText(text="Answer with one JSON object.")])
+    return [*items, instruction], (Adjustment("response_format", "instruction"),)
+
+
+def _leading_instructions(messages: list[chat.Message]) -> tuple[str, list[chat.Message]]:
+    """The system texts at the start, to be the instructions, and the messages after them; or none, and all of them."""
+    texts: list[str] = []
+    for message in messages:
+        if not isinstance(message, chat.SystemMessage | chat.DeveloperMessage):
+            break
+        texts.append(_all_text(message.content))
+    rest = messages[len(texts) :]
+    text = "\n\n".join(filter(None, texts))
+    # The backend wants something in the input: with nothing after them the texts stay where they are.
+    return (text, rest) if text and rest else ("", messages)
+
+
+def _all_text(content: chat.Content) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.text for part in content or () if isinstance(part, chat.TextPart))
+
+
+class _MessageConverter:
+    """The messages of one request, in their order: which id a call has decides what its result becomes.
+
+    ``recall`` knows the encrypted reasoning that led to a turn.
+    """
+
+    def __init__(self, recall: Recall = nothing) -> None:
+        self._recall = recall
+        self._custom: set[str] = set()
+        self._unanswered: dict[str, list[str]] = {}
+        self._legacy = 0
+
+    def items(self, message: chat.Message, where: str) -> list[InputItem]:
+        """Raises ApiError 400 naming what cannot be converted."""
+        match message:
+            case chat.SystemMessage() | chat.DeveloperMessage():
+                parts = _parts(message.content, where)
+                return [Message(role="developer", content=parts)] if parts else []
+            case chat.UserMessage():
+                parts = _parts(message.content, where)
+                return [Message(role="user", content=parts)] if parts else []
+            case chat.AssistantMessage():
+                return self._assistant_items(message, where)
+            case chat.ToolMessage():
+                return [self._result(message.tool_call_id, message.content, where)]
+            case chat.FunctionMessage():
+                waiting = self._unanswered.get(message.name)
+                # Without a call it keeps an id that none has, and is refused for that.
+                call_id = waiting.pop(0) if waiting else f"function:{message.name}"
+                return [self._result(call_id, message.content, where)]
+            case _:  # pragma: no cover
+                assert_never(message)
+
+    def _assistant_items(self, message: chat.AssistantMessage, where: str) -> list[InputItem]:
+        text = _all_text(message.content)
+        if not isinstance(message.content, str):
+            text += "\n".join(part.refusal for part in message.content or () if isinstance(part, chat.RefusalPart))
+        text = text or message.refusal or ""
+        items: list[InputItem] = []
+        if text:
+            items += [*self._recall(of_text(text)), Message(role="assistant", content=[OutputText(text=text)])]
+        for index, call in enumerate(message.tool_calls or ()):
+            items += self._recall(of_call(call.id))
+            items.append(self._call(call, f"{where}.tool_calls[{index}]"))
+        if message.function_call is not None:
+            self._legacy += 1
+            call_id = f"call_function_{self._legacy}"
+            self._unanswered.setdefault(message.function_call.name, []).append(call_id)
+            items.append(
+                FunctionCall(
+                    call_id=call_id, name=message.function_call.name, arguments=message.function_call.arguments
+                )
+            )
+        return items
+
+    def _call(self, call: chat.ToolCall, where: str) -> InputItem:
+        if call.function is not None:
+            return FunctionCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments)
+        if call.custom is None:
+            raise errors.bad_request(f"{where} holds neither function nor custom.", param=where)
+        self._custom.add(call.id)
+        item = {"type": "custom_tool_call", "call_id": call.id, "name": call.custom.name, "input": call.custom.input}
+        return {key: Raw(msgspec.json.encode(value)) for key, value in item.items()}
+
+    def _result(self, call_id: str, content: chat.Content, where: str) -> InputItem:
+        output = (content if isinstance(content, str) else _parts(content, where)) or ""
+        if call_id not in self._custom:
+            return FunctionCallOutput(call_id=call_id, output=output)
+        item = {"type": "custom_tool_call_output", "call_id": call_id, "output": output}
+        return {key: Raw(msgspec.json.encode(value)) for key, value in item.items()}
+
+
+def _parts(content: chat.Content, where: str) -> list[InputPart]:
+    if isinstance(content, str):
+        return [InputText(text=content)]
+    return [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content or ())]
+
+
+def _part(part: chat.Part, where: str) -> InputPart:
+    match part:
+        case chat.TextPart(text=text) | chat.RefusalPart(refusal=text):
+            return InputText(text=text)
+        case chat.ImagePart(image_url=image):
+            if isinstance(image, str):
+                return InputImage(image_url=image)
+            return InputImage(image_url=image.url, detail=image.detail or UNSET)
+        case chat.FilePart(file=file):
+            if file.file_data is None:
+                raise errors.unsupported(
+                    where,
+                    "Files are sent with the request, as file.file_data (a data URL): there is no files API here.",
+                )
+            return InputFile(filename=file.filename or "file", file_data=_data_url(file.file_data, file.filename))
+        case chat.AudioPart():
+            raise errors.unsupported(where, "Audio input is not supported: the backend takes text, images and files.")
+        case _:  # pragma: no cover
+            assert_never(part)
+
+
+def _data_url(data: str, filename: str | None) -> str:
+    """Some clients send the base64 alone; the backend wants to know what it is."""
+    if data.startswith("data:"):
+        return data
+    kind = "application/pdf" if (filename or "").lower().endswith(".pdf") else "text/plain"
+    return f"data:{kind};base64,{data}"
+
+
+def _text_format(asked: chat.ChatRequest) -> Any:
+    match asked.response_format:
+        case chat.FormatJsonSchema(json_schema=schema):
+            wanted: dict[str, Any] = {"type": "json_schema", "name": schema.name}
+            given = {"description": schema.description, "schema": schema.schema, "strict": schema.strict}
+            return wanted | {key: value for key, value in given.items() if value is not None and value is not UNSET}
+        case chat.FormatJsonObject():
+            return {"type": "json_object"}
+        case _:
+            return UNSET

@@ -1,0 +1,73 @@
+"""Chat Completions over its automaton: events in, chunks as bytes out."""
+
+import msgspec
+
+from codexd.errors import ApiError
+from codexd.protocol.chat.fold import fold
+from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.chat.wire import Chunk
+from codexd.protocol.codex.events import Item, OutputItemDone, TextDelta, decode_event
+from codexd.protocol.raw import RawObject
+from codexd.protocol.reasoning import Turn, encrypted, of_call, of_text
+
+_encode = msgspec.json.Encoder().encode
+
+_MARK = "\0text\0"  # no model is called so
+
+
+class _RawItem(msgspec.Struct):
+    item: RawObject
+
+
+_ITEM = msgspec.json.Decoder(_RawItem)
+
+
+class ChatDialect:
+    """Chat Completions. A client that does not stream gets the same chunks, folded."""
+
+    def __init__(self, stream: ChatStream, *, streamed: bool, turn: Turn | None = None) -> None:
+        self.state = stream
+        self._turn = turn
+        self._streamed = streamed
+        self._chunks: list[Chunk] = []
+        # All that is the same in each chunk of text is written once.
+        before, _, after = _encode(stream.text_chunk(_MARK)).partition(_encode(_MARK))
+        self._before, self._after = b"data: " + before, after + b"\n\n"
+
+    def push(self, data: bytes) -> bytes:
+        event = decode_event(data)
+        if type(event) is TextDelta and self._streamed and self.state.passes(event):
+            return self._before + _encode(event.delta) + self._after
+        if isinstance(event, OutputItemDone):
+            gather(self._turn, event.item, data)
+        chunks = self.state.push(event)
+        if self._turn is not None and self.state.done and not self.state.cut_short:
+            self._turn.end()
+        if self._streamed:
+            return b"".join([b"data: %b\n\n" % _encode(chunk) for chunk in chunks])
+        self._chunks += chunks
+        return b""
+
+    def failure(self, error: ApiError) -> bytes:
+        return b"data: %b\n\n" % error.body()
+
+    def keepalive(self) -> bytes:
+        return b": keepalive\n\n"
+
+    def document(self) -> bytes:
+        return _encode(fold(self._chunks))
+
+
+def gather(turn: Turn | None, item: Item, data: bytes) -> None:
+    """Remember a complete item for the next turn, when there is anything to remember it in."""
+    if turn is None:
+        return
+    match item.type:
+        case "reasoning":
+            raw = _ITEM.decode(data).item
+            if encrypted(raw):
+                turn.add(raw)
+        case "function_call" | "custom_tool_call":
+            turn.attach(of_call(item.call_id))
+        case "message" if item.phase != "commentary":
+            turn.attach(of_text("".join(part.text for part in item.content or ())))

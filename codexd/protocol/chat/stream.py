@@ -1,0 +1,398 @@
+"""The automaton: Responses events in, Chat Completions chunks out.
+
+Theory of operation. The answer is in one of four states:
+
+    state     | left by                                              | to
+    ----------|------------------------------------------------------|---------
+    waiting   | the first event that carries something of the answer | begun
+    waiting   | completed without anything                           | failed
+    begun     | completed, incomplete                                | done
+    waiting   | incomplete                                           | done
+    begun     | a stop sequence, or the limit of tokens (cut short)  | done
+    any       | failed, error, cancelled, end without a terminal     | failed
+    done      | –                                                    | –
+    failed    | –                                                    | –
+
+Until it has begun nothing was said to the client, so a failure can still have its own HTTP status and the request can
+be tried again. The beginning of a reasoning item does not count: it says nothing, and overload often strikes after it.
+The first chunk after the beginning carries the role. Done yields exactly one ``finish_reason``, failed yields none.
+
+``output_item.done`` is the upstream's source of truth and deltas may be missing, so whatever an item holds beyond what
+was already sent for it is sent then; the final event's ``output`` (empty on this backend, by experience) is treated
+the same way. Items are kept apart by ``output_index`` and not by id, because ids were seen to change between events.
+
+Text of messages in the phase ``commentary`` is the model talking while it works. It goes out as reasoning, never into
+the answer.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+from msgspec import UNSET, UnsetType
+
+from codexd import errors
+from codexd.errors import ApiError
+from codexd.protocol.chat.usage import chat_usage
+from codexd.protocol.chat.wire import (
+    Chunk,
+    ChunkChoice,
+    CompletionUsage,
+    CustomDelta,
+    Delta,
+    FinishReason,
+    FunctionDelta,
+    ToolCallDelta,
+)
+from codexd.protocol.codex.events import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    Cancelled,
+    Completed,
+    CustomInputDelta,
+    CustomInputDone,
+    ErrorEvent,
+    Event,
+    Failed,
+    Incomplete,
+    Item,
+    OutputItemAdded,
+    OutputItemDone,
+    Part,
+    ReasoningDelta,
+    RefusalDelta,
+    Response,
+    SummaryDelta,
+    TextDelta,
+    Usage,
+)
+from codexd.protocol.codex.failures import from_event
+from codexd.protocol.stops import Cutoff
+from codexd.protocol.tokens import estimated_usage
+
+ReasoningFormat = Literal["reasoning_content", "reasoning", "think-tags", "none"]
+"""Where a chat client finds the summary of the reasoning: in one field or the other, in the text, or nowhere."""
+
+_INCOMPLETE: dict[str | None, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
+
+
+class _Open:
+    """What was sent so far for one output item: characters of text, refusal, reasoning and arguments."""
+
+    __slots__ = ("arguments", "commentary", "custom", "done", "index", "reasoning", "refusal", "text")
+
+    def __init__(self) -> None:
+        self.text = self.refusal = self.reasoning = self.arguments = 0
+        self.commentary = self.custom = False
+        self.done = False
+        self.index: int | None = None
+
+
+class ChatStream:
+    """One answer. ``id``, ``model`` and ``created`` (Unix seconds) are the chunks' own and come from the caller.
+
+    ``names`` gives tools the client's own names back. ``legacy``: calls go out as ``function_call``, the first of them.
+    ``cut`` may end the answer early; its usage is then estimated, of the request by ``prompt_tokens``. ``index`` is
+    that of the choice; of several, ``usage_chunk`` is off, because the usage is that of all.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002 - the API's own word
+        model: str,
+        created: int,
+        include_usage: bool,
+        names: Mapping[str, str] | None = None,
+        legacy: bool = False,
+        cut: Cutoff | None = None,
+        prompt_tokens: Callable[[], int] = lambda: 0,
+        index: int = 0,
+        usage_chunk: bool = True,
+        reasoning: ReasoningFormat = "reasoning_content",
+    ) -> None:
+        self._reasoning_format = reasoning
+        self._thinking = False
+        self._usage_chunk = usage_chunk
+        self._cut = cut
+        self._prompt_tokens = prompt_tokens
+        self._index = index
+        self._names = names or {}
+        self._legacy = legacy
+        self._id = id
+        self._model = model
+        self._created = created
+        self._include_usage = include_usage
+        self._items: dict[int, _Open] = {}
+        self._calls = 0
+        self._said = False
+        self._reasoned: tuple[int, int] | None = None
+        self.begun = False
+        self.done = False
+        self.cut_short = False
+        self.error: ApiError | None = None
+        self.usage: Usage | None = None
+
+    def passes(self, event: TextDelta) -> bool:
+        """Whether this piece of the answer is a chunk of its own with nothing else to it; then it counts as sent.
+
+        So are nearly all events of nearly all answers. A caller that knows how the chunk is written need not push it.
+        """
+        item = self._items.get(event.output_index)
+        if item is None or item.commentary or not self.begun or self.done or self.error is not None:
+            return False
+        if self._cut is not None or self._thinking or not event.delta:
+            return False
+        item.text += len(event.delta)
+        self._said = True
+        return True
+
+    def text_chunk(self, text: str) -> Chunk:
+        """What a piece of the answer becomes that ``passes``."""
+        return self._chunk([ChunkChoice(self._index, Delta(content=text))])
+
+    def push(self, event: Event) -> list[Chunk]:
+        """Take one event; the chunks that it makes. After the end, and after a failure, nothing makes any."""
+        if self.done or self.error is not None:
+            return []
+        match event:
+            case TextDelta():
+                return self._text(event.output_index, event.delta)
+            case ArgumentsDelta() | CustomInputDelta():
+                return self._arguments(event.output_index, event.delta)
+            case SummaryDelta():
+                return self._reasoning(event.output_index, event.summary_index, event.delta)
+            case ReasoningDelta():
+                return self._reasoning(event.output_index, 0, event.delta)
+            case RefusalDelta():
+                return self._refusal(event.output_index, event.delta)
+            case _:
+                return self._push_structure(event)
+
+    def _push_structure(self, event: Event) -> list[Chunk]:
+        match event:
+            case OutputItemAdded():
+                return self._added(event.output_index, event.item)
+            case ArgumentsDone():
+                return self._rest_of_arguments(event.output_index, event.arguments)
+            case CustomInputDone():
+                return self._rest_of_arguments(event.output_index, event.input)
+            case OutputItemDone():
+                return self._item_done(event.output_index, event.item)
+            case Completed():
+                return self._completed(event.response)
+            case Incomplete():
+                return self._incomplete(event.response)
+            case Failed() | Cancelled() | ErrorEvent():
+                self.error = from_event(event)
+                return []
+            case _:
+                return []
+
+    def eof(self) -> None:
+        """The upstream has ended its stream. Without a terminal event before, that is a failure."""
+        if not self.done and self.error is None:
+            self.error = errors.stream_ended()
+
+    # --- items
+
+    def _open(self, output_index: int) -> _Open:
+        item = self._items.get(output_index)
+        if item is None:
+            item = self._items[output_index] = _Open()
+        return item
+
+    def _added(self, output_index: int, item: Item) -> list[Chunk]:
+        state = self._open(output_index)
+        if item.phase is not None and not state.text:
+            state.commentary = item.phase == "commentary"
+        if item.type in ("function_call", "custom_tool_call") and state.index is None:
+            state.index, self._calls = self._calls, self._calls + 1
+            state.custom = item.type == "custom_tool_call"
+            held = self._thought() + self._flush()
+            if self.done:
+                return held
+            return held + self._call(state, "", name=self._names.get(item.name, item.name), id=item.call_id)
+        return [] if item.type == "reasoning" else self._chunks()
+
+    def _item_done(self, output_index: int, item: Item) -> list[Chunk]:
+        state = self._open(output_index)
+        if state.done:
+            return []
+        chunks = self._added(output_index, item) if item.type != "reasoning" else []
+        state.done = True
+        match item.type:
+            case "message":
+                text = "".join(part.text for part in item.content or ())
+                refusal = "".join(part.refusal for part in item.content or ())
+                chunks += self._text(output_index, text[self._sent_text(state) :])
+                chunks += self._flush()
+                chunks += self._refusal(output_index, refusal[state.refusal :])
+            case "function_call":
+                chunks += self._rest_of_arguments(output_index, item.arguments)
+            case "custom_tool_call":
+                chunks += self._rest_of_arguments(output_index, item.input)
+            case "reasoning" if not state.reasoning:
+                chunks += self._whole_reasoning(output_index, item.summary or item.content or ())
+        return chunks
+
+    @staticmethod
+    def _sent_text(state: _Open) -> int:
+        return state.reasoning if state.commentary else state.text
+
+    # --- what the items hold
+
+    def _text(self, output_index: int, text: str) -> list[Chunk]:
+        state = self._open(output_index)
+        if state.commentary:
+            return self._reasoning(output_index, 0, text)
+        state.text += len(text)
+        thought = self._thought() if text else []
+        if self._cut is None:
+            return thought + self._chunks(Delta(content=text)) if text else []
+        return thought + self._cut_text(self._cut, self._cut.text(text))
+
+    def _cut_text(self, cut: Cutoff, text: str) -> list[Chunk]:
+        chunks = self._chunks(Delta(content=text)) if text else []
+        return chunks + self._cut_off(cut)
+
+    def _cut_off(self, cut: Cutoff) -> list[Chunk]:
+        """The end of the answer, if it was cut by what went out just now."""
+        if cut.reason is None or self.done:
+            return []
+        self.cut_short = True
+        return self._finish(cut.reason, estimated_usage(self._prompt_tokens(), cut.spent))
+
+    def _flush(self) -> list[Chunk]:
+        """What was held back of the text, now that something else begins."""
+        return [] if self._cut is None or self.done else self._cut_text(self._cut, self._cut.flush())
+
+    def _refusal(self, output_index: int, text: str) -> list[Chunk]:
+        self._open(output_index).refusal += len(text)
+        return self._chunks(Delta(refusal=text)) if text and not self.done else []
+
+    def _reasoning(self, output_index: int, summary_index: int, text: str) -> list[Chunk]:
+        if not text:
+            return []
+        self._open(output_index).reasoning += len(text)
+        here = (output_index, summary_index)
+        if self._reasoned not in (None, here):
+            text = f"\n\n{text}"
+        self._reasoned = here
+        said = self._items[output_index].commentary
+        match self._reasoning_format:
+            case "reasoning_content":
+                return self._chunks(Delta(reasoning_content=text), said=said)
+            case "reasoning":
+                return self._chunks(Delta(reasoning=text), said=said)
+            case "think-tags":
+                opening, self._thinking = "" if self._thinking else "<think>", True
+                return self._chunks(Delta(content=f"{opening}{text}"), said=said)
+            case _:
+                self._said |= said
+                return []
+
+    def _thought(self) -> list[Chunk]:
+        """The end of the thinking in the text, before anything else of the answer."""
+        if not self._thinking:
+            return []
+        self._thinking, self._reasoned = False, None
+        return self._chunks(Delta(content="</think>\n\n"), said=False)
+
+    def _whole_reasoning(self, output_index: int, parts: Iterable[Part]) -> list[Chunk]:
+        return [chunk for index, part in enumerate(parts) for chunk in self._reasoning(output_index, index, part.text)]
+
+    def _arguments(self, output_index: int, text: str) -> list[Chunk]:
+        state = self._open(output_index)
+        if state.index is None or not text or self.done:
+            # A delta for a call that was never announced: its item comes whole with output_item.done.
+            return []
+        state.arguments += len(text)
+        if self._cut is None:
+            return self._call(state, text)
+        fits = self._cut.spend(text)
+        return (self._call(state, fits) if fits else []) + self._cut_off(self._cut)
+
+    def _call(
+        self,
+        state: _Open,
+        text: str,
+        *,
+        name: str | UnsetType = UNSET,
+        id: str | UnsetType = UNSET,  # noqa: A002
+    ) -> list[Chunk]:
+        """A piece of a call: the first has name and id, the others arguments, or the input of a custom tool."""
+        index = state.index or 0
+        if self._legacy:
+            # There is one in a message, and its clients know no other.
+            return self._chunks(Delta(function_call=FunctionDelta(text, name))) if index == 0 else []
+        if state.custom:
+            piece = ToolCallDelta(index, custom=CustomDelta(text, name), id=id)
+        else:
+            kind: Literal["function"] | UnsetType = UNSET if id is UNSET else "function"
+            piece = ToolCallDelta(index, FunctionDelta(text, name), id=id, type=kind)
+        return self._chunks(Delta(tool_calls=[piece]))
+
+    def _rest_of_arguments(self, output_index: int, arguments: str) -> list[Chunk]:
+        return self._arguments(output_index, arguments[self._open(output_index).arguments :])
+
+    # --- the end
+
+    def _completed(self, response: Response) -> list[Chunk]:
+        chunks = self._leftovers(response) + self._flush()
+        if self.done:
+            return chunks
+        if not self._said:
+            self.error = errors.empty_answer()
+            return []
+        called: FinishReason = "function_call" if self._legacy else "tool_calls"
+        return chunks + self._finish(called if self._calls else "stop", response.usage)
+
+    def _incomplete(self, response: Response) -> list[Chunk]:
+        details = response.incomplete_details
+        reason = details.reason if details else None
+        chunks = self._leftovers(response) + self._flush()
+        return chunks if self.done else chunks + self._finish(_INCOMPLETE.get(reason, "length"), response.usage)
+
+    def _leftovers(self, response: Response) -> list[Chunk]:
+        return [
+            chunk
+            for index, item in enumerate(response.output or ())
+            if not self.done
+            for chunk in self._item_done(index, item)
+        ]
+
+    def _finish(self, reason: FinishReason, usage: Usage | None) -> list[Chunk]:
+        self.done = True
+        self.usage = usage
+        chunks = self._thought() + self._chunks(Delta(), finish_reason=reason)
+        if self._include_usage and self._usage_chunk and self.usage is not None:
+            chunks.append(self._chunk([], chat_usage(self.usage)))
+        return chunks
+
+    # --- chunks
+
+    def _chunks(
+        self, delta: Delta | None = None, finish_reason: FinishReason | None = None, *, said: bool = True
+    ) -> list[Chunk]:
+        """The chunk of a delta, after the one with the role if that has not gone out yet.
+
+        ``said``: it is something of the answer, and not of the reasoning before it.
+        """
+        chunks = []
+        if not self.begun:
+            self.begun = True
+            chunks.append(self._chunk([ChunkChoice(self._index, Delta(role="assistant", content=""))]))
+        if delta is not None:
+            self._said |= said
+            chunks.append(self._chunk([ChunkChoice(self._index, delta, finish_reason=finish_reason)]))
+        return chunks
+
+    def _chunk(self, choices: list[ChunkChoice], usage: CompletionUsage | None = None) -> Chunk:
+        return Chunk(
+            self._id,
+            "chat.completion.chunk",
+            self._created,
+            self._model,
+            choices,
+            usage if self._include_usage else UNSET,
+        )

@@ -1,0 +1,113 @@
+"""Tools in the shapes that chat clients send them, in the one shape that the backend takes. Pure functions.
+
+Chat Completions nests a function in ``function`` and a custom tool in ``custom``; many clients send the flat shape of
+the Responses API there as well, and some the ``functions`` of earlier days. A type that codexd does not know passes as
+it is.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+from msgspec import Raw, Struct
+
+from codexd import errors
+from codexd.protocol.chat.wire import Function, NamedChoice
+from codexd.protocol.codex.request import FunctionTool, NamedTool, Tool
+from codexd.protocol.codex.tools import Choice, name_of
+from codexd.protocol.members import place_of
+from codexd.protocol.raw import RawObject, given
+
+_OBJECT = msgspec.json.Decoder(RawObject)
+
+_NO_PARAMETERS = Raw(b'{"type":"object","properties":{}}')
+
+
+class _Grammar(Struct):
+    definition: str
+    syntax: str
+
+
+class _Format(Struct):
+    type: str
+    grammar: _Grammar | None = None
+
+
+class _Custom(Struct):
+    name: str
+    description: str | None = None
+    format: Raw = Raw(b"null")
+
+
+class _Tool(Struct):
+    """Nested or flat: ``name`` at the top is the flat shape."""
+
+    type: str = "function"
+    function: Function | None = None
+    custom: _Custom | None = None
+    name: str | None = None
+
+
+_TOOL = msgspec.json.Decoder(_Tool)
+
+_FLAT_FUNCTION = msgspec.json.Decoder(Function)
+
+_FLAT_CUSTOM = msgspec.json.Decoder(_Custom)
+
+_FORMAT = msgspec.json.Decoder(_Format)
+
+
+def from_chat(raw: Raw, where: str) -> Tool:
+    """One entry of a chat request's ``tools``. Raises ApiError 400 that names it."""
+    try:
+        tool = _TOOL.decode(raw)
+        match tool.type:
+            case "function":
+                return function(tool.function or _FLAT_FUNCTION.decode(raw))
+            case "custom":
+                return _custom(tool.custom or _FLAT_CUSTOM.decode(raw))
+            case _:
+                return _OBJECT.decode(raw)
+    except msgspec.ValidationError as error:
+        said, place = place_of(error)
+        raise errors.bad_request(f"{said} at {where}{f'.{place}' if place else ''}.", param=where) from error
+
+
+def function(asked: Function) -> FunctionTool:
+    return FunctionTool(
+        name=asked.name,
+        description=asked.description if asked.description is not None else msgspec.UNSET,
+        strict=asked.strict or False,
+        parameters=asked.parameters if given(asked.parameters) else _NO_PARAMETERS,
+    )
+
+
+def _custom(asked: _Custom) -> RawObject:
+    tool: dict[str, object] = {"type": "custom", "name": asked.name}
+    if asked.description is not None:
+        tool["description"] = asked.description
+    if given(asked.format):
+        form = _FORMAT.decode(asked.format)
+        # Chat nests the grammar, Responses does not.
+        nested = form.grammar and {"type": form.type} | msgspec.structs.asdict(form.grammar)
+        tool["format"] = nested or asked.format
+    return {key: Raw(msgspec.json.encode(value)) for key, value in tool.items()}
+
+
+def choose(asked: str | NamedChoice | None, tools: Sequence[Tool], where: str) -> tuple[Choice, list[Tool]]:
+    """A chat request's ``tool_choice``, and the tools that are left to choose from. Raises ApiError 400."""
+    if not isinstance(asked, NamedChoice):
+        if asked not in (None, "none", "auto", "required"):
+            raise errors.bad_request(f"{where} must be none, auto, required or name a tool.", param=where)
+        return cast("Choice", asked or "auto"), list(tools)
+    if asked.allowed_tools is not None:
+        wanted = {name for each in asked.allowed_tools.tools if (name := each.named()) is not None}
+        return asked.allowed_tools.mode, [tool for tool in tools if name_of(tool) in wanted]
+    name = asked.named()
+    if name is None:
+        raise errors.bad_request(f"{where} names no tool.", param=where)
+    if name not in map(name_of, tools):
+        raise errors.bad_request(f"{where} names {name!r}, which is not among the tools.", param=where)
+    if asked.type == "custom":
+        return Raw(msgspec.json.encode({"type": "custom", "name": name})), list(tools)
+    return NamedTool(name=name), list(tools)

@@ -1,0 +1,307 @@
+"""Wire records of the Chat Completions API: what clients send, and what they get.
+
+Decoding is validation: a wrong shape raises msgspec.ValidationError with the place (``$.messages[0].content``).
+Keys that these structs do not know are codexd.protocol.parameters' business.
+"""
+
+from typing import Literal
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from codexd.protocol.members import RequestDecoder
+
+# --- the request
+
+
+class TextPart(Struct, frozen=True, kw_only=True, tag="text"):
+    text: str
+
+
+class RefusalPart(Struct, frozen=True, kw_only=True, tag="refusal"):
+    refusal: str
+
+
+class ImageUrl(Struct, frozen=True, kw_only=True):
+    url: str
+    detail: str | None = None
+
+
+class ImagePart(Struct, frozen=True, kw_only=True, tag="image_url"):
+    image_url: ImageUrl | str
+
+
+class File(Struct, frozen=True, kw_only=True):
+    """``file_data`` is a data URL; ``file_id`` would name a file of OpenAI's files API, which is not here."""
+
+    filename: str | None = None
+    file_data: str | None = None
+    file_id: str | None = None
+
+
+class FilePart(Struct, frozen=True, kw_only=True, tag="file"):
+    file: File
+
+
+class AudioPart(Struct, frozen=True, kw_only=True, tag="input_audio"):
+    input_audio: Raw
+
+
+Part = TextPart | RefusalPart | ImagePart | FilePart | AudioPart
+Content = str | list[Part] | None
+
+
+class FunctionOfCall(Struct, frozen=True, kw_only=True):
+    name: str
+    arguments: str = ""
+
+
+class CustomOfCall(Struct, frozen=True, kw_only=True):
+    name: str
+    input: str = ""
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    """Holds ``function`` or ``custom``; clients leave the type away or get it wrong."""
+
+    id: str
+    function: FunctionOfCall | None = None
+    custom: CustomOfCall | None = None
+    type: str | None = "function"
+
+
+class SystemMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="system"):
+    content: Content = None
+    name: str | None = None
+
+
+class DeveloperMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="developer"):
+    content: Content = None
+    name: str | None = None
+
+
+class UserMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="user"):
+    content: Content = None
+    name: str | None = None
+
+
+class AssistantMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="assistant"):
+    content: Content = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: FunctionOfCall | None = None
+    name: str | None = None
+
+
+class ToolMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="tool"):
+    tool_call_id: str
+    content: Content = None
+
+
+class FunctionMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="function"):
+    """The result of a call in the API's first shape, where calls had names and no ids."""
+
+    name: str
+    content: Content = None
+
+
+Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
+
+
+class Function(Struct, frozen=True, kw_only=True):
+    """``parameters`` is a JSON schema that is only carried: it stays as it is to the byte."""
+
+    name: str
+    description: str | None = None
+    parameters: Raw | UnsetType = UNSET
+    strict: bool | None = None
+
+
+class Name(Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class AllowedTools(Struct, frozen=True, kw_only=True):
+    tools: "list[NamedChoice]"
+    mode: Literal["auto", "required"] = "auto"
+
+
+class NamedChoice(Struct, frozen=True, kw_only=True):
+    """A choice that names one tool or several, nested or flat."""
+
+    type: str = "function"
+    function: Name | None = None
+    custom: Name | None = None
+    name: str | None = None
+    allowed_tools: AllowedTools | None = None
+
+    def named(self) -> str | None:
+        nested = self.function or self.custom
+        return nested.name if nested else self.name
+
+
+class FormatText(Struct, frozen=True, kw_only=True, tag="text"):
+    pass
+
+
+class FormatJsonObject(Struct, frozen=True, kw_only=True, tag="json_object"):
+    pass
+
+
+class JsonSchema(Struct, frozen=True, kw_only=True):
+    name: str
+    schema: Raw | UnsetType = UNSET
+    description: str | None = None
+    strict: bool | None = None
+
+
+class FormatJsonSchema(Struct, frozen=True, kw_only=True, tag="json_schema"):
+    json_schema: JsonSchema
+
+
+class StreamOptions(Struct, frozen=True, kw_only=True):
+    include_usage: bool | None = None
+
+
+class ChatRequest(Struct, frozen=True, kw_only=True):
+    model: str
+    messages: list[Message]
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    tools: list[Raw] | None = None
+    tool_choice: str | NamedChoice | None = None
+    stop: str | list[str] | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    functions: list[Function] | None = None
+    function_call: str | Name | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: FormatText | FormatJsonObject | FormatJsonSchema | None = None
+    reasoning_effort: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+REQUEST = RequestDecoder(ChatRequest)
+
+
+# --- the answer
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    cached_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class CompletionTokensDetails(Struct, frozen=True):
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
+class CompletionUsage(Struct, frozen=True, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+
+
+class FunctionDelta(Struct, frozen=True):
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class CustomDelta(Struct, frozen=True):
+    input: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallDelta(Struct, frozen=True):
+    """``id``, ``type`` and the name come once, in the first delta of a call; arguments or input in pieces.
+
+    A custom call has no ``type`` here: the published schema of a chunk knows none but function.
+    """
+
+    index: int
+    function: FunctionDelta | UnsetType = UNSET
+    custom: CustomDelta | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class Delta(Struct, frozen=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
+
+
+class ChunkChoice(Struct, frozen=True):
+    index: int
+    delta: Delta
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class Chunk(Struct, frozen=True):
+    """One streamed chunk. ``usage`` is absent unless the client asked for it; then it is null but in the last one."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | UnsetType | None = UNSET
+
+
+class FunctionCall(Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class CustomCall(Struct, frozen=True):
+    name: str
+    input: str
+
+
+class MessageToolCall(Struct, frozen=True, kw_only=True):
+    id: str
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | UnsetType = UNSET
+    custom: CustomCall | UnsetType = UNSET
+
+
+class ResponseMessage(Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None
+    annotations: list[Raw]
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
+
+
+class Choice(Struct, frozen=True):
+    index: int
+    message: ResponseMessage
+    finish_reason: FinishReason
+    logprobs: None = None
+
+
+class Completion(Struct, frozen=True):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: CompletionUsage | UnsetType = UNSET

@@ -1,0 +1,1 @@
+"""The Codex backend's wire: requests, events, models, failures, rate limits, tools."""

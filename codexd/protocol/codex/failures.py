@@ -1,0 +1,224 @@
+"""The upstream's failures, in their many shapes, as one error with the right status.
+
+The backend fails in two JSON families (``{"detail": ...}`` and ``{"error": {...}}``), in HTML from the edge before it,
+and inside a 200, as ``response.failed``. Status codes and texts: captures of the wire, and the official client's
+reaction to each.
+"""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from codexd.errors import SIGN_IN_HINT, ApiError
+from codexd.protocol.codex.events import ErrorEvent, Event, Failed, ResponseError
+
+_IN_STREAM: dict[str, tuple[int, str]] = {
+    # code inside response.failed -> HTTP status, OpenAI error type
+    "context_length_exceeded": (400, "invalid_request_error"),
+    "invalid_prompt": (400, "invalid_request_error"),
+    "invalid_encrypted_content": (400, "invalid_request_error"),
+    "cyber_policy": (400, "invalid_request_error"),
+    "bio_policy": (400, "invalid_request_error"),
+    "insufficient_quota": (429, "insufficient_quota"),
+    "usage_limit_reached": (429, "insufficient_quota"),
+    "usage_not_included": (429, "insufficient_quota"),
+    "rate_limit_exceeded": (429, "rate_limit_error"),
+    "server_is_overloaded": (503, "server_error"),
+    "slow_down": (503, "server_error"),
+}
+
+_WAIT = re.compile(r"try again in\s+(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s|seconds?|m|minutes?)\b", re.IGNORECASE)
+
+
+class _Error(msgspec.Struct):
+    message: str | None = None
+    type: str | None = None
+    code: str | int | None = None
+    param: str | None = None
+    resets_at: float | None = None
+    resets_in_seconds: float | None = None
+
+
+class _Coded(msgspec.Struct):
+    code: str | None = None
+    message: str | None = None
+
+
+class _Body(msgspec.Struct):
+    error: _Error | str | None = None
+    detail: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_BODY = msgspec.json.Decoder(_Body)
+
+
+def in_stream(code: str | None, message: str | None) -> ApiError:
+    """The error of a ``response.failed`` or ``error`` event. An unknown code is a fault of the upstream: 502."""
+    status, kind = _IN_STREAM.get(code or "", (502, "server_error"))
+    text = message or "The ChatGPT backend reported a failure without saying what it was. Send the request again."
+    return ApiError(
+        status,
+        text,
+        type=kind,
+        code=code or "upstream_failed",
+        retry_after=_wait_in(text),
+        retryable=status >= 500,
+    )
+
+
+def from_event(event: Event) -> ApiError:
+    """The error that a terminal event without success stands for: failed, error or cancelled."""
+    if isinstance(event, Failed):
+        said = event.response.error or ResponseError()
+    elif isinstance(event, ErrorEvent):
+        said = event.error or ResponseError(event.code, event.message)
+    else:
+        said = ResponseError("upstream_cancelled", "The ChatGPT backend cancelled the answer.")
+    # usage_limit_reached and its like were seen as a type, without a code.
+    code = said.code if said.code is not None else said.type
+    error = in_stream(None if code is None else str(code), said.message)
+    if error.retry_after is None and said.resets_in_seconds is not None:
+        error.retry_after = whole_seconds(said.resets_in_seconds)
+    return error
+
+
+def from_http(status: int, headers: Mapping[str, str], body: bytes, now: float) -> ApiError:
+    """The error of an answer that is no 200. ``now`` is in Unix seconds and turns a reset time into a wait."""
+    said = _read(body)
+    message = said.message or ""
+    wait = _retry_after(headers, said, now)
+    match status:
+        case 401:
+            return ApiError(
+                401,
+                f"The ChatGPT backend refuses the sign-in ({message or 'no reason given'}). "
+                f"If this stays, {SIGN_IN_HINT}.",
+                type="authentication_error",
+                code=_text(said.code) or "upstream_unauthorized",
+            )
+        case 429:
+            limit = said.type in ("usage_limit_reached", "usage_not_included")
+            return ApiError(
+                429,
+                message or "The ChatGPT backend is limiting requests. `codexctl usage` shows until when.",
+                type="insufficient_quota" if limit else "rate_limit_error",
+                code=said.type if limit else _text(said.code) or "rate_limit_exceeded",
+                retry_after=wait,
+            )
+        case _ if _is_html(headers, body):
+            return _from_edge(status)
+        case 402 | 403 | 404 | 413:
+            return ApiError(
+                status,
+                _hinted(message or f"The ChatGPT backend answered {status} without a reason."),
+                type="permission_error" if status in (402, 403) else "invalid_request_error",
+                code=_text(said.code) or _CODES.get(status),
+                param=said.param,
+            )
+        case _ if 400 <= status < 500:
+            return ApiError(
+                400,
+                _hinted(message or f"The ChatGPT backend refused the request with status {status}."),
+                type=said.type or "invalid_request_error",
+                code=_text(said.code),
+                param=said.param or _param_in(message),
+            )
+        case _:
+            overloaded = _text(said.code) in ("server_is_overloaded", "slow_down")
+            return ApiError(
+                503 if overloaded or status == 503 else 502,
+                message or f"The ChatGPT backend failed with status {status}. Try again in a moment.",
+                type="server_error",
+                code=_text(said.code) or "upstream_error",
+                retry_after=wait,
+                retryable=wait is None,
+            )
+
+
+_CODES = {402: "payment_required", 403: "forbidden", 404: "not_found", 413: "request_too_large"}
+
+
+def _text(code: str | int | None) -> str | None:
+    return None if code is None else str(code)
+
+
+def _read(body: bytes) -> _Error:
+    try:
+        answer = _BODY.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _Error()
+    if isinstance(answer.error, _Error):
+        return answer.error
+    if isinstance(answer.error, str):
+        return _Error(message=answer.error, code=answer.error)
+    # "detail" is a text, or an object with a code, or a list of complaints.
+    try:
+        detail = msgspec.json.decode(answer.detail, type=str | _Coded | None)
+    except msgspec.ValidationError:
+        return _Error(message=bytes(answer.detail).decode(errors="replace")[:1000])
+    if isinstance(detail, _Coded):
+        return _Error(message=detail.message or detail.code, code=detail.code)
+    return _Error(message=detail)
+
+
+def _is_html(headers: Mapping[str, str], body: bytes) -> bool:
+    # Decided by the first bytes as well: the backend is careless with content types.
+    return "text/html" in headers.get("content-type", "") or body.lstrip()[:1] == b"<"
+
+
+def _from_edge(status: int) -> ApiError:
+    if status == 403:
+        return ApiError(
+            502,
+            "Cloudflare, in front of the ChatGPT backend, refused the request (403, an HTML page). The sign-in is not "
+            "at fault: this happens to addresses of data centres, and to requests without the originator, "
+            "chatgpt-account-id or user-agent headers. Try again later or from another network, and check "
+            "backend.originator.",
+            type="server_error",
+            code="upstream_blocked",
+        )
+    return ApiError(
+        502,
+        f"The edge in front of the ChatGPT backend answered {status} with an HTML page. Try again in a moment.",
+        type="server_error",
+        code="upstream_error",
+        retryable=status >= 500,
+    )
+
+
+def _hinted(message: str) -> str:
+    if "not supported when using Codex" in message or "Model not found" in message:
+        return f"{message} Map the name to a current model in [models.aliases]; GET /v1/models lists them."
+    if "requires a newer version of Codex" in message:
+        return f"{message} Raise backend.client_version in codexd's configuration."
+    return message
+
+
+def _param_in(message: str) -> str | None:
+    name, found, param = message.partition("Unsupported parameter: ")
+    return param.strip() if found and not name else None
+
+
+def _wait_in(text: str) -> int | None:
+    if (found := _WAIT.search(text)) is None:
+        return None
+    unit = found[2].lower()
+    scale = 0.001 if unit.startswith(("ms", "mil")) else 60 if unit.startswith("m") else 1
+    return whole_seconds(float(found[1]) * scale)
+
+
+def _retry_after(headers: Mapping[str, str], said: _Error, now: float) -> int | None:
+    """Whole seconds until a next try makes sense, by the most exact source there is."""
+    if (given := headers.get("retry-after", "")).isdecimal():
+        return int(given)
+    if said.resets_at is not None:
+        return whole_seconds(said.resets_at - now)
+    if said.resets_in_seconds is not None:
+        return whole_seconds(said.resets_in_seconds)
+    return _wait_in(said.message or "")
+
+
+def whole_seconds(seconds: float) -> int:
+    # Rounded up: a client that comes back too early is refused again. Bounded: clocks differ, and texts lie.
+    return max(1, min(int(-(-seconds // 1)), 31 * 86400))

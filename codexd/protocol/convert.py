@@ -1,0 +1,111 @@
+"""What the conversions of all dialects share. Pure functions.
+
+Each dialect makes an ``UpstreamRequest`` in the classic shape; ``shaped`` gives its tools names that the backend takes,
+and turns it into the shape of responses-lite models where the model asks for that. Source of both shapes: requests
+captured from the official client.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
+from codexd.protocol.codex import tools
+from codexd.protocol.codex.models import Resolved, check_effort
+from codexd.protocol.codex.request import InputItem, Tool, UpstreamRequest
+from codexd.protocol.lite import to_lite
+from codexd.protocol.raw import plain, type_of
+
+NEUTRAL = "You are a helpful assistant."
+"""Instructions for a request that has none: the backend refuses a classic request without."""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What the configuration adds to a request. ``prompt`` is None when ``codex.mode`` is off."""
+
+    prompt: str | None = None
+    effort: str | None = None
+    verbosity: str | None = None
+    repair_history: bool = False
+
+
+class Converted(Struct, frozen=True):
+    """A request for the backend, and what its answer's conversion needs to know.
+
+    ``names`` finds the client's own name of a tool by the one that went up, where the two differ. ``legacy``: the
+    client speaks of functions, and is answered so.
+    """
+
+    request: UpstreamRequest
+    lite: bool
+    adjusted: Adjustments
+    names: dict[str, str] = {}
+    legacy: bool = False
+
+
+def shaped(
+    request: UpstreamRequest,
+    instructions: str,
+    lite: bool,
+    adjusted: Adjustments,
+    *,
+    forced: bool | None,
+    legacy: bool = False,
+) -> Converted:
+    """``forced`` is the client's ``parallel_tool_calls``, which responses-lite models do not have."""
+    own_tools = [] if request.tools is UNSET else request.tools
+    named = tools.name(own_tools, request.input, request.tool_choice)
+    if named.names:
+        adjusted += (Adjustment("tool_names", "shortened"),)
+        request = msgspec.structs.replace(
+            request, tools=named.tools or UNSET, input=named.items, tool_choice=named.choice
+        )
+    if lite:
+        request, made_lite = to_lite(request, instructions)
+        adjusted += (Adjustment("parallel_tool_calls", "false"), *made_lite) if forced else made_lite
+    return Converted(request, lite, tuple(dict.fromkeys(adjusted)), named.names, legacy)
+
+
+def without_reasoning(request: UpstreamRequest) -> UpstreamRequest | None:
+    """Returns the same request without encrypted reasoning; None when there is none in it."""
+    items = [item for item in request.input if type_of(item) != "reasoning"]
+    return None if len(items) == len(request.input) else msgspec.structs.replace(request, input=items)
+
+
+def effort_for(asked: str | None, resolved: Resolved, settings: Settings) -> tuple[str | UnsetType, Adjustments]:
+    """Returns the reasoning effort: the model name's, else the request's, else the configured one, else the model's.
+
+    Raises ApiError 400 for an effort that the model does not offer.
+    """
+    model = resolved.model
+    if asked is not None:
+        check_effort(model, asked)
+    adjusted = NONE
+    if resolved.effort is not None and asked not in (None, resolved.effort):
+        adjusted = (Adjustment("reasoning_effort", resolved.effort),)
+    configured = settings.effort if settings.effort in model.efforts else None
+    effort = resolved.effort or asked or configured or model.default_effort
+    # "ultra" is a mode of the official client; on the wire it is "max".
+    return (UNSET if effort is None else "max" if effort == "ultra" else effort), adjusted
+
+
+def service_tier(asked: str | None) -> tuple[Literal["priority"] | UnsetType, Adjustments]:
+    if asked in ("fast", "priority"):
+        return "priority", (Adjustment("service_tier", "priority"),) if asked == "fast" else NONE
+    dropped = asked not in (None, "auto", "default")
+    return UNSET, (Adjustment("service_tier", "dropped"),) if dropped else NONE
+
+
+def cache_key(instructions: str, found: Sequence[Tool], items: Sequence[InputItem]) -> str:
+    """Returns a key that stays the same for all turns of a conversation, in the shape of the official client's."""
+    first_turn = next((item for item in items if role_of(item) == "user"), None)
+    digest = hashlib.sha256(msgspec.json.encode((instructions, found, first_turn))).digest()
+    return str(uuid.UUID(bytes=digest[:16], version=4))
+
+
+def role_of(item: InputItem) -> str | None:
+    return plain(item.get("role")) if isinstance(item, dict) else getattr(item, "role", None)

@@ -1,0 +1,127 @@
+"""The shape of requests to responses-lite models. Pure functions."""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET, Raw
+
+from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
+from codexd.protocol.codex import tools
+from codexd.protocol.codex.request import (
+    AdditionalTools,
+    FunctionCall,
+    FunctionCallOutput,
+    InputImage,
+    InputItem,
+    InputPart,
+    InputText,
+    Message,
+    Namespace,
+    Tool,
+    UpstreamRequest,
+)
+from codexd.protocol.raw import RawObject, type_of
+
+NAMESPACE = "functions"
+"""The namespace that codexd wraps a client's flat tools into for responses-lite models, and takes off again."""
+
+
+def to_lite(request: UpstreamRequest, instructions: str) -> tuple[UpstreamRequest, Adjustments]:
+    """Returns a classic request in the shape of responses-lite models.
+
+    Four conditions are coupled there, and each one missed is a 400: the marker header (``codexd.upstream.client``), the
+    tools in an ``additional_tools`` item, ``parallel_tool_calls: false``, and ``reasoning.context: all_turns``.
+    """
+    own, said, adjusted = _chosen(request)
+    undetailed = [_without_detail(item) for item in request.input]
+    if any(after is not before for after, before in zip(undetailed, request.input, strict=True)):
+        adjusted += (Adjustment("image_detail", "dropped"),)
+    items = [_in_namespace(item) for item in undetailed]
+    head: list[InputItem] = []
+    if items and type_of(items[0]) == "additional_tools":
+        # The official client as our client: its tools come first, and stay there.
+        head.append(items.pop(0))
+    if own:
+        head.append(_wrapped(own))
+    head.append(Message(role="developer", content=[InputText(text=instructions)]))
+    lite = msgspec.structs.replace(
+        request,
+        instructions=UNSET,
+        input=[*head, *items, *said],
+        tools=UNSET,
+        tool_choice="auto",
+        parallel_tool_calls=False,
+        reasoning=msgspec.structs.replace(request.reasoning, context="all_turns"),
+    )
+    return lite, adjusted
+
+
+def _chosen(request: UpstreamRequest) -> tuple[list[Tool], list[InputItem], Adjustments]:
+    """Returns the tools, and a forced choice as an instruction: these models know no choice but ``auto``."""
+    choice = request.tool_choice
+    own = [] if request.tools is UNSET else list(request.tools)
+    if choice == "none" or choice == Raw(b'"none"'):
+        # Leaving the tools out is what none means.
+        return [], [], (Adjustment("tools", "dropped"),)
+    if choice in ("auto", Raw(b'"auto"')):
+        return own, [], NONE
+    words = tools.instruction(choice)
+    if words is None:
+        return own, [], (Adjustment("tool_choice", "auto"),)
+    # At the end, where it does not change what the backend has cached of the conversation.
+    said = Message(role="developer", content=[InputText(text=words)])
+    return own, [said], (Adjustment("tool_choice", "instruction"),)
+
+
+def _wrapped(found: Sequence[Tool]) -> AdditionalTools:
+    own = [tool for tool in found if type_of(tool) in ("function", "custom")]
+    rest = [tool for tool in found if isinstance(tool, dict) and type_of(tool) not in ("function", "custom")]
+    wrapped: list[Namespace | RawObject] = [Namespace(name=NAMESPACE, tools=own)] if own else []
+    return AdditionalTools(tools=[*wrapped, *rest])
+
+
+def _in_namespace(item: InputItem) -> InputItem:
+    if isinstance(item, FunctionCall):
+        return msgspec.structs.replace(item, namespace=NAMESPACE)
+    if isinstance(item, dict) and type_of(item) in ("function_call", "custom_tool_call"):
+        return {"namespace": Raw(msgspec.json.encode(NAMESPACE)), **item}
+    return item
+
+
+# --- the detail of images, which these models do not take
+
+
+def _without_detail(item: InputItem) -> InputItem:
+    """Returns the very same item when there is none in it."""
+    match item:
+        case Message(content=parts) if any(map(_has_detail, parts)):
+            return msgspec.structs.replace(item, content=list(map(_plain_part, parts)))
+        case FunctionCallOutput(output=list() as parts) if any(map(_has_detail, parts)):
+            return msgspec.structs.replace(item, output=list(map(_plain_part, parts)))
+        case dict() if type_of(item) not in ("function_call", "custom_tool_call"):
+            for key in ("content", "output"):
+                if key in item and b'"detail"' in bytes(item[key]):
+                    item = {**item, key: _raw_without_detail(item[key])}
+            return item
+        case _:
+            return item
+
+
+def _has_detail(part: InputPart) -> bool:
+    return isinstance(part, InputImage) and part.detail is not UNSET
+
+
+def _plain_part(part: InputPart) -> InputPart:
+    return msgspec.structs.replace(part, detail=UNSET) if isinstance(part, InputImage) else part
+
+
+def _raw_without_detail(content: Raw) -> Raw:
+    try:
+        parts = msgspec.json.decode(content, type=list[RawObject])
+    except msgspec.ValidationError:
+        return content
+    plain = [
+        {key: value for key, value in part.items() if key != "detail" or type_of(part) != "input_image"}
+        for part in parts
+    ]
+    return Raw(msgspec.json.encode(plain))

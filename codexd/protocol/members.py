@@ -1,0 +1,79 @@
+"""A request body, decoded once: its object is split into members, and each known member is decoded by its own type.
+
+msgspec's decoder of a whole struct skips members that the struct does not have, and says nothing of them. But a
+parameter that is dropped must be reported, and the Responses API repeats some members as they came. Split first, all
+three are had from one pass over the body and one over each member that codexd reads.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
+
+import msgspec
+from msgspec import Raw, Struct
+
+from codexd import errors
+from codexd.protocol.raw import RawObject
+
+_T = TypeVar("_T", bound=Struct)
+_OBJECT = msgspec.json.Decoder(RawObject)
+
+
+def place_of(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Returns what msgspec says, and where: ``messages[0].role``, without its leading ``$.``; empty for the root."""
+    said, _, place = str(error).partition(" - at `$")
+    return said, place.rstrip("`").removeprefix(".")
+
+
+def split(body: bytes) -> RawObject:
+    """Returns the members of a JSON object, as views of ``body``. Raises ApiError 400 for anything else."""
+    try:
+        if not body.isascii():
+            body.decode()  # msgspec does not look into what it skips
+        return _OBJECT.decode(body)
+    except msgspec.ValidationError as error:
+        raise errors.bad_request(f"{place_of(error)[0]}.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
+
+
+class RequestDecoder(Generic[_T]):
+    """Makes a struct of a body's members. Unknown members are left to ``codexd.protocol.parameters``."""
+
+    def __init__(self, struct: type[_T]) -> None:
+        self.struct = struct
+        hints = get_type_hints(struct)
+        fields = msgspec.structs.fields(struct)
+        self._readers: Mapping[str, tuple[str, Callable[[Raw], Any]]] = MappingProxyType(
+            {field.encode_name: (field.name, _reader(hints[field.name])) for field in fields}
+        )
+        self._required = [field.encode_name for field in fields if field.required]
+
+    def decode(self, members: RawObject) -> _T:
+        """Raises ApiError 400 naming the place of what does not fit."""
+        values: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, raw in members.items():
+                if (reader := self._readers.get(name)) is not None:
+                    values[reader[0]] = reader[1](raw)
+            return self.struct(**values)
+        except msgspec.ValidationError as error:
+            said, place = place_of(error)
+            where = f"{name}{place if place.startswith('[') or not place else f'.{place}'}"
+            raise errors.bad_request(f"{said} at {where}.", param=where) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
+        except TypeError as error:
+            missing = next(each for each in self._required if each not in members)
+            raise errors.bad_request(f"Object missing required field `{missing}`.", param=missing) from error
+
+
+def _reader(kind: Any) -> Callable[[Raw], Any]:
+    if kind is Raw or Raw in get_args(kind):
+        return _as_it_is
+    return msgspec.json.Decoder(kind).decode
+
+
+def _as_it_is(raw: Raw) -> Raw:
+    return raw

@@ -1,0 +1,105 @@
+"""Encrypted reasoning that a chat client cannot carry, kept for its next turn.
+
+The Chat Completions API has no place for reasoning items, so a client's tool loop sends its calls and results back
+without what the model thought between them: the answers are worse, and the backend's prompt cache misses. Here the
+items are kept under what the client does send back: the id of a tool call, or the hash of an answer's text.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from msgspec import Raw
+
+from codexd.protocol.raw import RawObject
+
+Items = tuple[RawObject, ...]
+Recall = Callable[[str], Items]
+"""The reasoning items that led to a call or a text; none when they are not known."""
+
+
+def of_call(call_id: str) -> str:
+    return f"call {call_id}"
+
+
+def of_text(text: str) -> str:
+    return f"text {hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
+
+
+def nothing(_: str) -> Items:
+    return ()
+
+
+class ReasoningMemory:
+    """``max_bytes`` bounds all items together, ``max_age`` is in seconds; the oldest go first.
+
+    Items mean something to their model alone, so each model has its own keys.
+    """
+
+    def __init__(self, max_bytes: int, max_age: float) -> None:
+        self._entries: OrderedDict[tuple[str, str], tuple[float, int, Items]] = OrderedDict()
+        self._bytes = 0
+        self.configure(max_bytes, max_age)
+
+    def configure(self, max_bytes: int, max_age: float) -> None:
+        self._max_bytes, self._max_age = max_bytes, max_age
+        self._shrink(-float("inf"))
+
+    def remember(self, model: str, key: str, items: Sequence[RawObject], now: float) -> None:
+        """``now`` is in seconds of any clock, the same one always."""
+        size = sum(len(bytes(value)) for item in items for value in item.values())
+        self._forget((model, key))
+        if size <= self._max_bytes:
+            self._entries[model, key] = now, size, tuple(items)
+            self._bytes += size
+        self._shrink(now - self._max_age)
+
+    def recall(self, model: str, key: str, now: float) -> Items:
+        found = self._entries.get((model, key))
+        if found is None or found[0] < now - self._max_age:
+            return ()
+        return found[2]
+
+    def _shrink(self, oldest: float) -> None:
+        while self._entries:
+            key, (moment, _, _) = next(iter(self._entries.items()))
+            if self._bytes <= self._max_bytes and moment >= oldest:
+                return
+            self._forget(key)
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        found = self._entries.pop(key, None)
+        if found is not None:
+            self._bytes -= found[1]
+
+
+class Turn:
+    """Gathers one answer's reasoning items, and says what each of them led to."""
+
+    def __init__(self, keep: Callable[[str, Sequence[RawObject]], None]) -> None:
+        self._keep = keep
+        self._pending: list[RawObject] = []
+        self._led_to: list[tuple[str, list[RawObject]]] = []
+
+    def add(self, item: RawObject) -> None:
+        """An item as it is sent back: without its id, which means nothing to a backend that stores nothing."""
+        self._pending.append({key: value for key, value in item.items() if key not in ("id", "status")})
+
+    def attach(self, key: str) -> None:
+        """Keeps what was reasoned so far under a call's or a text's key: it led to that."""
+        if self._pending:
+            self._led_to.append((key, self._pending))
+            self._pending = []
+
+    def end(self) -> None:
+        """The answer is complete, and worth keeping."""
+        for key, items in self._led_to:
+            self._keep(key, items)
+
+
+def encrypted(item: RawObject) -> bool:
+    """Whether an item can be sent back at all."""
+    return item.get("type") == Raw(b'"reasoning"') and bytes(item.get("encrypted_content", b"null")) not in (
+        b"null",
+        b'""',
+    )

@@ -1,0 +1,122 @@
+"""A Responses request into the one that the backend accepts: the same protocol, for a backend that stores nothing.
+
+Pure functions.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET, Raw, Struct
+
+from codexd import errors
+from codexd.protocol import tool_pairs
+from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
+from codexd.protocol.codex.models import Resolved
+from codexd.protocol.codex.request import (
+    INCLUDE,
+    InputItem,
+    InputText,
+    Message,
+    OutputText,
+    Reasoning,
+    Text,
+    Tool,
+    UpstreamRequest,
+)
+from codexd.protocol.convert import NEUTRAL, Converted, Settings, cache_key, effort_for, role_of, service_tier, shaped
+from codexd.protocol.raw import RawObject, given, plain, type_of
+from codexd.protocol.responses.wire import ResponsesRequest
+from codexd.protocol.tool_pairs import Placed
+
+
+def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settings, *, earlier: int = 0) -> Converted:
+    """Converts a request. Its first ``earlier`` items are turns that the client named and did not send.
+
+    Raises ApiError 400 naming what cannot be converted.
+    """
+    items, adjusted = _input(asked.input, earlier, settings)
+    if not items:
+        raise errors.bad_request("input must hold at least one item that can be sent.", param="input")
+    if set(asked.include or ()) - set(INCLUDE):
+        adjusted += (Adjustment("include", INCLUDE[0]),)
+    instructions = "\n\n".join(filter(None, (settings.prompt, asked.instructions)))
+    if not instructions:
+        instructions, items = _leading_texts(items)
+    found: list[Tool] = list(asked.tools or ())
+    reasoning, text, model = asked.reasoning, asked.text, resolved.model
+    summary = (reasoning and (reasoning.summary or reasoning.generate_summary)) or "auto"
+    tier, tiered = service_tier(asked.service_tier)
+    effort, named = effort_for(reasoning.effort if reasoning else None, resolved, settings)
+    request = UpstreamRequest(
+        model=model.slug,
+        instructions=instructions,
+        service_tier=tier,
+        input=items,
+        tools=found or UNSET,
+        tool_choice=asked.tool_choice if given(asked.tool_choice) else "auto",
+        parallel_tool_calls=asked.parallel_tool_calls is not False,
+        reasoning=Reasoning(effort=effort, summary=UNSET if summary == "none" else summary),
+        prompt_cache_key=asked.prompt_cache_key or cache_key(instructions, found, items),
+        text=Text(
+            verbosity=(text and text.verbosity) or settings.verbosity or model.verbosity,
+            format=text.format if text is not None and given(text.format) else UNSET,
+        ),
+        client_metadata=asked.client_metadata if given(asked.client_metadata) else UNSET,
+    )
+    adjusted += (*tiered, *named)
+    return shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls)
+
+
+def _input(own: str | list[RawObject], earlier: int, settings: Settings) -> tuple[list[InputItem], Adjustments]:
+    if isinstance(own, str):
+        return [Message(role="user", content=[InputText(text=own)])], NONE
+    fitted = [_fit_item(item) for item in own]
+    placed = [
+        Placed(fit, f"input[{index}]" if index >= 0 else "previous_response_id")
+        for index, (fit, _) in enumerate(fitted, -earlier)
+        if fit is not None
+    ]
+    items, repaired = tool_pairs.pair(placed, repair=settings.repair_history)
+    return items, (*(each for _, adjusted in fitted for each in adjusted), *repaired)
+
+
+def _fit_item(item: RawObject) -> tuple[InputItem | None, Adjustments]:
+    """Returns an input item without what refers to things stored at OpenAI; None for one that is nothing else."""
+    kind = type_of(item)
+    if kind == "item_reference":
+        return None, (Adjustment("item_reference", "dropped"),)
+    if kind == "reasoning" and not plain(item.get("encrypted_content")):
+        # Its id alone means nothing to a backend that stores nothing: "Item with id 'rs_...' not found".
+        return None, (Adjustment("reasoning", "dropped"),)
+    item = {key: value for key, value in item.items() if key != "id"}
+    if kind not in (None, "message"):
+        return item, NONE
+    role, adjusted = role_of(item), NONE
+    if role == "system":
+        adjusted = (Adjustment("system", "developer"),)
+        item["role"] = Raw(b'"developer"')
+    text = plain(item.get("content"))
+    if text is not None:
+        part = OutputText(text=text) if role == "assistant" else InputText(text=text)
+        item["content"] = Raw(msgspec.json.encode([part]))
+    return {"type": Raw(b'"message"'), **item}, adjusted
+
+
+def _leading_texts(items: list[InputItem]) -> tuple[str, list[InputItem]]:
+    """Returns the client's own developer texts at the start as instructions, as in the chat, and the other items."""
+    texts: list[str] = []
+    for item in items:
+        if not isinstance(item, dict) or role_of(item) != "developer":
+            break
+        try:
+            parts = msgspec.json.decode(item.get("content", b"[]"), type=list[_TextPart])
+        except msgspec.ValidationError:
+            break
+        texts.append("\n".join(part.text for part in parts))
+    rest: Sequence[InputItem] = items[len(texts) :]
+    text = "\n\n".join(filter(None, texts))
+    return (text, list(rest)) if text and rest else (NEUTRAL, items)
+
+
+class _TextPart(Struct):
+    text: str

@@ -1,0 +1,90 @@
+"""What a client may ask about a stored response: its input items, page by page, each with an id. Pure functions."""
+
+import hashlib
+
+import msgspec
+from msgspec import Raw, Struct
+
+from codexd import errors
+from codexd.protocol.raw import RawObject
+
+MAX_PAGE = 100
+
+_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
+
+
+class ItemList(Struct, frozen=True, kw_only=True):
+    data: list[RawObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: str = "list"
+
+
+def input_items(items: list[RawObject], *, limit: int = 20, order: str = "desc", after: str | None = None) -> ItemList:
+    """A page of the input. Raises ApiError 400 for a page that cannot be."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise errors.bad_request(f"limit must be between 1 and {MAX_PAGE}.", param="limit")
+    if order not in ("asc", "desc"):
+        raise errors.bad_request("order must be asc or desc.", param="order")
+    found = [_with_id(item, number) for number, item in enumerate(items)]
+    if order == "desc":
+        found.reverse()
+    ids = [msgspec.json.decode(item["id"], type=str) for item in found]
+    if after is not None and after not in ids:
+        raise errors.bad_request(f"There is no input item {after!r} in this response.", param="after")
+    start = 0 if after is None else ids.index(after) + 1
+    page, names = found[start : start + limit], ids[start : start + limit]
+    return ItemList(
+        data=page,
+        first_id=names[0] if names else None,
+        last_id=names[-1] if names else None,
+        has_more=start + limit < len(found),
+    )
+
+
+def _with_id(item: RawObject, number: int) -> RawObject:
+    kind = bytes(item.get("type", Raw(b'"message"'))).decode().strip('"')
+    if "id" not in item:
+        digest = hashlib.sha256(msgspec.json.encode((number, item))).hexdigest()[:32]
+        item = {"id": Raw(msgspec.json.encode(f"{_PREFIXES.get(kind, 'item')}_{digest}")), **item}
+    return {"type": Raw(msgspec.json.encode(kind)), **item}
+
+
+COMPACTION_TRIGGER: RawObject = {"type": Raw(b'"compaction_trigger"')}
+"""The last input item of a request that is to be compacted and not answered (section F of the protocol notes)."""
+
+
+class Compaction(Struct, frozen=True, kw_only=True):
+    """``output`` is what the next request begins with: the messages of the person, and the rest in one item."""
+
+    id: str
+    created_at: float
+    output: list[RawObject]
+    usage: Raw
+    object: str = "response.compaction"
+
+
+class _Document(Struct):
+    id: str
+    created_at: float
+    output: list[RawObject]
+    usage: Raw
+
+
+def compacted(document: bytes, input: list[RawObject]) -> Compaction:  # noqa: A002 - the API's own word
+    """Raises ApiError 502 when the answer holds no compaction."""
+    whole = msgspec.json.decode(document, type=_Document)
+    found = [item for item in whole.output if item.get("type") == Raw(b'"compaction"')]
+    if not found:
+        raise errors.not_compacted()
+    kept = [item for item in input if bytes(item.get("role", b"")) in (b'"user"', b'"developer"', b'"system"')]
+    return Compaction(id=whole.id, created_at=whole.created_at, output=[*kept, *found], usage=whole.usage)
+
+
+def as_items(input: str | list[RawObject]) -> list[RawObject]:  # noqa: A002 - the API's own word
+    """A request's input as items, whatever its shape."""
+    if not isinstance(input, str):
+        return input
+    message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": input}]}
+    return [{key: Raw(msgspec.json.encode(value)) for key, value in message.items()}]

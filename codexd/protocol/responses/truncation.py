@@ -1,0 +1,81 @@
+"""Ends a Responses stream at ``max_output_tokens``, which the backend does not take, with the events that close it.
+
+Only requests that ask for a limit come through here. What is open then is closed as the API itself does it: the text's
+and the part's ``done``, the item as ``incomplete``, and ``response.incomplete`` with the reason.
+"""
+
+import msgspec
+from msgspec import Raw, Struct
+
+from codexd.protocol.raw import RawObject
+from codexd.protocol.stops import Cutoff
+
+Event = dict[str, object]
+
+_COUNTED = {
+    "response.output_text.delta": "text",
+    "response.function_call_arguments.delta": "arguments",
+    "response.custom_tool_call_input.delta": "input",
+}
+
+
+class _Delta(Struct):
+    delta: str
+    output_index: int = 0
+    content_index: int = 0
+    item_id: str = ""
+
+
+_DELTA = msgspec.json.Decoder(_Delta)
+
+
+class Truncation:
+    """Follows one answer."""
+
+    def __init__(self, cut: Cutoff) -> None:
+        self._cut = cut
+        self._so_far: dict[int, str] = {}
+
+    @property
+    def spent(self) -> int:
+        return self._cut.spent
+
+    def push(self, kind: str, data: bytes) -> list[Event] | None:
+        """The events that stand for this one and end its item, when it goes over the limit; None while all fits."""
+        key = _COUNTED.get(kind)
+        if key is None:
+            return None
+        delta = _DELTA.decode(data)
+        fits = self._cut.spend(delta.delta)
+        whole = self._so_far[delta.output_index] = self._so_far.get(delta.output_index, "") + fits
+        if self._cut.reason is None:
+            return None
+        place: Event = {"item_id": delta.item_id, "output_index": delta.output_index}
+        if key == "text":
+            place["content_index"] = delta.content_index
+        events: list[Event] = []
+        if fits:
+            extra: Event = {"logprobs": []} if key == "text" else {}
+            events.append({"type": kind, **place, "delta": fits, **extra})
+        return events + _closing(kind, key, place, whole)
+
+    def closed(self, item: RawObject, index: int) -> RawObject:
+        """The item that is cut off, as it is then."""
+        whole = self._so_far.get(index, "")
+        changes: Event = {"status": "incomplete"}
+        if item.get("type") == Raw(b'"message"'):
+            changes["content"] = [_part(whole)]
+        else:
+            changes["input" if item.get("type") == Raw(b'"custom_tool_call"') else "arguments"] = whole
+        return item | {key: Raw(msgspec.json.encode(value)) for key, value in changes.items()}
+
+
+def _part(text: str) -> Event:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _closing(kind: str, key: str, place: Event, whole: str) -> list[Event]:
+    done: Event = {"type": kind.removesuffix("delta") + "done", **place, key: whole}
+    if key != "text":
+        return [done]
+    return [done | {"logprobs": []}, {"type": "response.content_part.done", **place, "part": _part(whole)}]

@@ -1,0 +1,96 @@
+"""What ends an answer before the model does: stop sequences and a limit of tokens. The backend takes neither.
+
+Tokens are estimated while the answer streams, at ``BYTES_PER_TOKEN`` of its text and its tool arguments: the backend
+tells the real number with its last event, which a cut answer does not wait for. Reasoning is not counted.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from codexd import errors
+from codexd.protocol.tokens import BYTES_PER_TOKEN
+
+MAX_STOPS = 4
+
+Reason = Literal["stop", "length"]
+
+
+class StopLimits(Struct, frozen=True):
+    """What a client asked for. ``stop`` holds no empty text."""
+
+    stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
+
+
+def limits_of(
+    stop: str | Sequence[str] | None,
+    *max_tokens: tuple[str, int | None],
+    stop_name: str = "stop",
+    max_stops: int = MAX_STOPS,
+) -> StopLimits:
+    """The first limit that is given counts. Raises ApiError 400 for what makes no sense, naming the parameter."""
+    stops = tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))
+    if len(stops) > max_stops:
+        raise errors.bad_request(f"{stop_name} may hold {max_stops} sequences at most.", param=stop_name)
+    for name, number in max_tokens:
+        if number is not None and number < 1:
+            raise errors.bad_request(f"{name} must be 1 or more.", param=name)
+    return StopLimits(stops, next((number for _, number in max_tokens if number is not None), None))
+
+
+class Cutoff:
+    """Follows one answer. ``reason`` is set when it is over, ``matched`` to the stop sequence that ended it."""
+
+    def __init__(self, limits: StopLimits) -> None:
+        self._stops = limits.stop
+        self._left = math.inf if limits.max_tokens is None else limits.max_tokens * BYTES_PER_TOKEN
+        self._held = ""
+        self.spent = 0
+        self.reason: Reason | None = None
+        self.matched: str | None = None
+
+    def text(self, text: str) -> str:
+        """Take a piece of the answer's text; what of it, and of what was held back, may go out now."""
+        if not self._stops:
+            return self.spend(text)
+        text = self._held + text
+        # The one that was complete first, as if the model had stopped there; of two, the one that began first.
+        ends = [(place + len(stop), place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
+            self._held = ""
+            _, place, stop = min(ends)
+            out = self.spend(text[:place])
+            if self.reason is None:
+                self.reason, self.matched = "stop", stop
+            return out
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return self.spend(text[: len(text) - keep])
+
+    def flush(self) -> str:
+        """What was held back and turned out to be no stop sequence: the text has ended."""
+        text, self._held = self._held, ""
+        return self.spend(text)
+
+    def spend(self, text: str) -> str:
+        """Count a piece, of text or of arguments; what of it still fits."""
+        size = len(text) if text.isascii() else len(text.encode())
+        if size > self._left:
+            # A character that does not fit whole does not go out.
+            text = text.encode()[: int(self._left)].decode(errors="ignore")
+            size = int(self._left)
+            self.reason = "length"
+        self._left -= size
+        self.spent += size
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of the text could be the beginning of the stop sequence."""
+    for size in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0

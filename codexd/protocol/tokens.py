@@ -1,0 +1,42 @@
+"""A rough count of tokens, where the backend's own is not known: 4 bytes of text a token.
+
+Images and files count nothing: their size in bytes says nothing of their tokens.
+"""
+
+import math
+import re
+
+import msgspec
+
+from codexd.protocol.codex.events import Usage
+from codexd.protocol.codex.request import InputItem, InputText, Message, OutputText, UpstreamRequest
+
+BYTES_PER_TOKEN = 4
+
+_DATA = re.compile(rb'"data:[a-z]+/[^"\\]*;base64,[^"\\]*"')
+"""An image or a file, inside JSON: inside a text the quotation marks would be escaped."""
+
+
+def tokens_of(size: int) -> int:
+    """Tokens of so many bytes of text."""
+    return math.ceil(size / BYTES_PER_TOKEN)
+
+
+def estimated_usage(tokens_in: int, spent: int) -> Usage:
+    """The usage of an answer that was cut after so many bytes, which the backend never told."""
+    tokens_out = tokens_of(spent)
+    return Usage(input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out)
+
+
+def prompt_tokens(request: UpstreamRequest) -> int:
+    size = 0 if request.instructions is msgspec.UNSET else len(request.instructions.encode())
+    if request.tools is not msgspec.UNSET:
+        size += len(msgspec.json.encode(request.tools))
+    return tokens_of(size + sum(map(_size, request.input)))
+
+
+def _size(item: InputItem) -> int:
+    if isinstance(item, Message):
+        return sum(len(part.text.encode()) for part in item.content if isinstance(part, InputText | OutputText))
+    encoded = b"".join(bytes(value) for value in item.values()) if isinstance(item, dict) else msgspec.json.encode(item)
+    return len(encoded) - sum(len(found[0]) for found in _DATA.finditer(encoded))

@@ -1,0 +1,245 @@
+"""One client connection: reading, writing with an end to every wait, idleness, and a bulkhead round it all.
+
+States: admitted or refused; waiting for a request (a timer runs); a request in progress; closed. Bytes that come and
+events of the protocol move it: ``Updated`` says whether it waits for a request, ``Closed`` that it is over.
+"""
+
+import contextlib
+import math
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import structlog
+import trio
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.trio.task_group import TaskGroup
+
+from codexd import errors
+from codexd.lowlevel import timers
+from codexd.server.hypercorn import Application, Http1
+from codexd.server.request import Address, Dispatch
+from codexd.server.sockets import WRITE_TIMEOUT
+from codexd.system.peer import peer_of
+
+KEEP_ALIVE_TIMEOUT = 75.0
+"""Seconds that an idle connection is kept; longer than nginx's own 60, so that nginx is the one that closes."""
+
+REFUSAL_SECONDS = 1.0
+READ_SIZE = 64 * 1024
+
+log = structlog.get_logger()
+
+
+class Admission(NamedTuple):
+    """Who may connect; asked for each connection. An empty set of users leaves that to the socket's mode."""
+
+    max_connections: Callable[[], int]
+    users: Callable[[], frozenset[int]]
+
+
+OPEN = Admission(lambda: sys.maxsize, frozenset)
+
+
+class Connections:
+    """All connections of a server, to admit a new one, and to close those that wait for a request."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._waiting: dict[ClientConnection, None] = {}
+        self._ending = False
+        self._open = 0
+
+    def enter(self, peer: socket.socket) -> bytes | None:
+        """Returns the answer that refuses this one; None when it is admitted, and then it must ``leave``."""
+        users = self._admission.users()
+        if users and peer.family == socket.AF_UNIX and (uid := peer_of(peer).uid) not in users:
+            log.warning("a user who is not in server.allowed_users was refused", uid=uid)
+            return _NOT_ALLOWED
+        if self._open >= self._admission.max_connections():
+            if not self._waiting:
+                log.warning("a connection was refused: there are server.max_connections already", open=self._open)
+                return _FULL
+            # The one that has waited for longest makes room.
+            next(iter(self._waiting)).close_idle()
+        self._open += 1
+        return None
+
+    def leave(self) -> None:
+        self._open -= 1
+
+    def wait(self, waiting: "ClientConnection") -> float:
+        """Returns the time until which a connection may wait for a request."""
+        self._waiting[waiting] = None
+        return -math.inf if self._ending else trio.current_time() + KEEP_ALIVE_TIMEOUT
+
+    def discard(self, waiting: "ClientConnection") -> None:
+        self._waiting.pop(waiting, None)
+
+    def end(self) -> None:
+        """Takes no more requests."""
+        self._ending = True
+        for waiting in list(self._waiting):
+            waiting.close_idle()
+
+
+def _refusal(error: errors.ApiError) -> bytes:
+    fields = {"content-type": "application/json", "connection": "close", **error.all_headers()}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    body = error.body()
+    return f"HTTP/1.1 {error.status} \r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+_FULL = _refusal(errors.too_many_connections())
+_NOT_ALLOWED = _refusal(errors.user_not_allowed())
+
+
+class ClientConnection:
+    """``all_`` are the connections of its server."""
+
+    def __init__(
+        self, stream: trio.SocketStream, application: Application, dispatch: Dispatch, all_: Connections
+    ) -> None:
+        self._stream = stream
+        self._application = application
+        self._dispatch = dispatch
+        self._all = all_
+        self._send_lock = trio.Lock()
+        self._idle_timer: timers.Timer | None = None
+        self._group: TaskGroup
+        self._protocol: Http1
+
+    async def run(self) -> None:
+        entered = False
+        try:
+            if (refusal := self._all.enter(cast("socket.socket", self._stream.socket))) is not None:
+                await self._refuse(refusal)
+                return
+            entered = True
+            await self._serve()
+        except* Exception as group:
+            # B0: anything that a client can cause to be raised here must not end the server.
+            log.error("a connection failed; the others go on", exc_info=group)
+        finally:
+            self._stop_waiting()
+            if entered:
+                self._all.leave()
+
+    async def _refuse(self, answer: bytes) -> None:
+        with trio.move_on_after(REFUSAL_SECONDS), contextlib.suppress(trio.BrokenResourceError):
+            await self._stream.send_all(answer)
+            await self._stream.send_eof()
+            # Closed with the request unread, the kernel would take the answer back.
+            await self._stream.receive_some(READ_SIZE)
+        await self._stream.aclose()
+
+    async def _serve(self) -> None:
+        try:
+            client, server = _address(self._stream.socket.getpeername()), _address(self._stream.socket.getsockname())
+            async with TaskGroup() as self._group:
+                self._protocol = Http1(self._application, self, self._group, self._dispatch, client, server)
+                self._wait_for_request()
+                await self._read()
+        except OSError:
+            pass  # it broke before it was served
+        finally:
+            await self._close()
+
+    async def _read(self) -> None:
+        with contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            while data := await self._stream.receive_some(READ_SIZE):
+                await self._protocol.handle(RawData(bytes(data)))
+            await self._protocol.handle(RawData(b""))
+        await self._protocol.handle(Closed())
+        # B4: the descriptor of a peer that has closed would stay open until the timer runs out.
+        self._stop_waiting()
+
+    async def protocol_send(self, event: Event) -> None:
+        """Does what the protocol asks for."""
+        if isinstance(event, RawData):
+            await self.send_data(event.data)
+        elif isinstance(event, Closed):
+            # B2: quart-trio cancels its own task when the response is complete, just before this is acted upon.
+            with trio.CancelScope(shield=True):
+                await self._close()
+                await self._protocol.handle(event)
+        elif isinstance(event, Updated):
+            # B1: for the same reason nothing may be waited for here.
+            if event.idle:
+                self._wait_for_request()
+            else:
+                self._stop_waiting()
+
+    # --- writing
+
+    async def send_data(self, data: memoryview | bytes) -> None:
+        """Writes, at once what the kernel takes at once: nearly always that is all of it."""
+        if rest := self.send_now(data):
+            await self._send_waiting(rest)
+
+    def send_now(self, data: memoryview | bytes) -> memoryview | bytes:
+        """Hands to the kernel what it takes at once; returns the rest, which is for ``send_data``.
+
+        Nothing waits here: no lock, no deadline, no pass of the scheduler. A task that holds the lock is waiting to
+        write the rest of something, so nothing may be put in between. That a client has gone is found by ``send_data``.
+        """
+        if self._send_lock.locked():
+            return data
+        try:
+            sent = os.write(self._stream.socket.fileno(), data)
+        except OSError:
+            return data
+        return memoryview(data)[sent:] if sent < len(data) else b""
+
+    async def _send_waiting(self, data: memoryview | bytes) -> None:
+        # B3: Hypercorn shields this write without a deadline, so a client that does not read outlives every shutdown.
+        # Unshielded it can be cut in the middle, or before the rest of what went out already; then nothing else may be
+        # written, hence the close.
+        try:
+            async with self._send_lock:
+                with trio.fail_after(WRITE_TIMEOUT):
+                    await self._stream.send_all(data)
+        except trio.TooSlowError:
+            log.info("a client stopped reading", seconds=WRITE_TIMEOUT)
+            self._stream.socket.close()
+            await self._protocol.handle(Closed())
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._protocol.handle(Closed())
+        except trio.Cancelled:
+            self._stream.socket.close()
+            raise
+
+    async def _close(self) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
+            await self._stream.send_eof()
+        await self._stream.aclose()
+
+    # --- idleness
+
+    def _wait_for_request(self) -> None:
+        self._stop_waiting()
+        self._idle_timer = timers.call_at(self._all.wait(self), self.close_idle)
+
+    def _stop_waiting(self) -> None:
+        self._all.discard(self)
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    def close_idle(self) -> None:
+        """Closes this connection, unless it is ending by itself and its group with it."""
+        self._all.discard(self)
+        with contextlib.suppress(AttributeError, RuntimeError):
+            self._group.spawn(self._end_idle)
+
+    async def _end_idle(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._protocol.handle(Closed())
+            await self._stream.aclose()
+
+
+def _address(name: object) -> Address | None:
+    """Returns host and port; None for a unix socket."""
+    return (name[0], name[1]) if isinstance(name, tuple) and len(name) >= 2 else None

@@ -1,0 +1,223 @@
+"""What a daemon is made of, built once, and how a new configuration reaches each part of it."""
+
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import msgspec
+import structlog
+import trio
+
+from codexd.api.api import Api
+from codexd.api.journal import Journal
+from codexd.api.pipeline import Pipeline
+from codexd.auth.issuer import Issuer
+from codexd.auth.login import Logins
+from codexd.auth.session import Session
+from codexd.config.model import Config
+from codexd.config.paths import KEYS_FILE
+from codexd.errors import ConfigError
+from codexd.state.instructions import Instructions
+from codexd.state.keys import Keys
+from codexd.state.responses import ResponseStore
+from codexd.state.usage import Ledger
+from codexd.telemetry.level import LevelOverride
+from codexd.telemetry.log import configure_logging
+from codexd.upstream.catalog import Catalog
+from codexd.upstream.client import USER_AGENT, Upstream, make_client, make_transport
+from codexd.upstream.transport import Transport
+
+Load = Callable[[], tuple[Config, Path | None]]
+"""Reads the configuration again, from where it came at the start: it, and its file. Raises ConfigError."""
+
+FIXED = ("server.bind", "server.host", "server.port", "control.socket", "storage.dir", "storage.responses")
+"""What a running daemon does not change: where it listens and where its state lies."""
+
+log = structlog.get_logger()
+
+
+class Change(NamedTuple):
+    """Keys whose values differ: ``changed`` are in force, ``restart`` are not until codexd is restarted."""
+
+    changed: list[str]
+    restart: list[str]
+
+
+class Lifecycle:
+    """What the daemon is doing, for those who ask. ``started`` is in trio's time."""
+
+    def __init__(self) -> None:
+        self.started = trio.current_time()
+        self.listeners: list[str] = []
+        self.draining = False
+
+
+class ConfigInForce:
+    """The configuration that the services run under, and the file that it came from, if any."""
+
+    def __init__(self, config: Config, origin: Path | None, load: Load) -> None:
+        self.current = config
+        self.origin = origin
+        self.load = load
+
+    @property
+    def source(self) -> str:
+        return "built-in defaults" if self.origin is None else str(self.origin)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Services:
+    """The parts of one daemon. ``state`` is its directory; ``clock`` gives Unix seconds."""
+
+    config: ConfigInForce
+    state: Path
+    clock: Callable[[], float]
+    lifecycle: Lifecycle
+    level: LevelOverride
+    issuer: Issuer
+    session: Session
+    logins: Logins
+    keys: Keys
+    catalog: Catalog
+    upstream: Upstream
+    responses: ResponseStore
+    usage: Ledger
+    instructions: Instructions
+    pipeline: Pipeline
+    journal: Journal
+    api: Api
+
+    def reload(self) -> Change:
+        """Takes over a changed configuration without touching an open stream.
+
+        Raises ConfigError; then the one in force stays.
+        """
+        try:
+            wanted, origin = self.config.load()
+            change, config = compare(self.config.current, wanted)
+            configure_logging(config.logging, self.state)
+        except ConfigError as error:
+            log.error("the configuration cannot be used; the one in force stays", reason=str(error))
+            raise
+        except OSError as error:
+            log.error("the configuration cannot be used; the one in force stays", reason=str(error))
+            raise ConfigError(f"logging.dir: {error.filename}: {error.strerror}") from error
+        self.config.current, self.config.origin = config, origin
+        self.upstream.configure(config.backend)
+        self.issuer.configure(config.oauth, identity(config))
+        self.logins.configure(config.oauth, config.backend.originator)
+        self.keys.configure(config)
+        self.catalog.configure(config.models.aliases, config.backend.client_version)
+        self.responses.configure(config.storage)
+        self.api.configure(config)
+        self.level.configure(config.logging.level)
+        log.info(
+            "configuration reloaded",
+            changed=", ".join(change.changed) or "nothing",
+            restart_needed=", ".join(change.restart) or None,
+        )
+        return change
+
+
+def compare(old: Config, wanted: Config) -> tuple[Change, Config]:
+    """Returns what differs, and the new configuration with what is fixed as it was."""
+    change = Change([], [])
+    sections = {}
+    for section in msgspec.structs.fields(Config):
+        before, after = getattr(old, section.name), getattr(wanted, section.name)
+        kept = {}
+        for field in msgspec.structs.fields(section.type):
+            key, value = f"{section.name}.{field.name}", getattr(before, field.name)
+            if value == getattr(after, field.name):
+                continue
+            if key in FIXED:
+                kept[field.name] = value
+            (change.restart if key in FIXED else change.changed).append(key)
+        sections[section.name] = msgspec.structs.replace(after, **kept)
+    return change, Config(**sections)
+
+
+def identity(config: Config) -> dict[str, str]:
+    """Returns the headers that tell the issuer who refreshes and revokes."""
+    return {"originator": config.backend.originator, "user-agent": USER_AGENT}
+
+
+@asynccontextmanager
+async def build(
+    config: ConfigInForce,
+    state: Path,
+    *,
+    clock: Callable[[], float],
+    trust_env: bool = True,
+    on_change: Callable[[], None] = lambda: None,
+) -> AsyncIterator[Services]:
+    """Makes the services, not running yet. ``on_change`` is called when somebody signed in or out.
+
+    ``trust_env`` honours the environment's proxies and certificates.
+    """
+    transport = make_transport(config.current.backend.ca_file, trust_env=trust_env)
+    async with make_client(transport) as client:
+        yield compose(config, state, client, transport, clock=clock, on_change=on_change)
+
+
+def compose(
+    in_force: ConfigInForce,
+    state: Path,
+    client: httpx.AsyncClient,
+    transport: Transport | None,
+    *,
+    clock: Callable[[], float],
+    on_change: Callable[[], None] = lambda: None,
+) -> Services:
+    """Makes the services over an HTTP client, and over a transport for streams, where there is one."""
+    config = in_force.current
+    issuer = Issuer(client, config.oauth, identity(config))
+    session = Session(state / "tokens.json", issuer=issuer, clock=clock, on_change=on_change)
+    logins = Logins(issuer, session, config.oauth, config.backend.originator, clock=clock)
+    keys = Keys(state / KEYS_FILE, config, clock=clock)
+    catalog = Catalog(
+        state / "models.json",
+        aliases=config.models.aliases,
+        client_version=config.backend.client_version,
+        clock=clock,
+    )
+    upstream = Upstream(
+        client, session, config.backend, on_models_etag=catalog.on_models_etag, clock=clock, transport=transport
+    )
+    responses = ResponseStore(state / "responses", config.storage, clock=clock)
+    usage = Ledger(state / "usage.json", clock=clock)
+    instructions = Instructions(state / "prompts.json", clock=clock)
+    pipeline = Pipeline(config, keys=keys, catalog=catalog, upstream=upstream, instructions=instructions, clock=clock)
+    journal = Journal(usage, clock=clock)
+    return Services(
+        config=in_force,
+        state=state,
+        clock=clock,
+        lifecycle=Lifecycle(),
+        level=LevelOverride(config.logging.level, clock=clock),
+        issuer=issuer,
+        session=session,
+        logins=logins,
+        keys=keys,
+        catalog=catalog,
+        upstream=upstream,
+        responses=responses,
+        usage=usage,
+        instructions=instructions,
+        pipeline=pipeline,
+        journal=journal,
+        api=Api(
+            pipeline,
+            journal,
+            session=session,
+            logins=logins,
+            keys=keys,
+            catalog=catalog,
+            upstream=upstream,
+            responses=responses,
+            usage=usage,
+        ),
+    )
