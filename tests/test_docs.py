@@ -15,7 +15,7 @@ from trio.testing import MockClock
 
 from app.test_app import Backend
 from codexd.auth import store
-from codexd.ctl.__main__ import parser
+from codexd.ctl.parser import parser
 from support.asgi import client
 from support.daemon import ROOT, environment, running
 from support.simulated import simulated

@@ -14,8 +14,8 @@ from codexd import __main__ as daemon
 from codexd.config import load
 from codexd.config.model import Config
 from codexd.control import wire
-from codexd.ctl.__main__ import parser
-from codexd.ctl.verbs import EXIT
+from codexd.ctl.parser import parser
+from codexd.ctl.session import EXIT
 from codexd.protocol.codex import rate_limits as limits
 
 MAN = Path(__file__).parent.parent / "docs" / "man"

@@ -1,1 +1,1 @@
-"""``codexctl``: the daemon's verbs for a person at a terminal, and for scripts with ``--json``."""
+"""``codexctl``: the command line client of the daemon, for a terminal and, with ``--json``, for scripts."""

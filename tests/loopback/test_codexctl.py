@@ -180,8 +180,8 @@ async def test_who_may_not_is_told_the_group(setup: Make) -> None:
 async def _as_nobody(it: Setup, path: Path) -> Said:
     # The interpreter and the checkout may be root's alone: only the identity of the caller changes, after imports.
     script = (
-        "import grp, locale, os, pwd, sys; from codexd.ctl import show, verbs;"
-        "from codexd.ctl.__main__ import main, parser; parser();"
+        "import contextlib, grp, io, locale, os, pwd, sys; from codexd.ctl.__main__ import main\n"
+        "with contextlib.redirect_stderr(io.StringIO()): main(['--socket', '/nowhere', 'status'])\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.exit(main(['status']))"
     )
     environ = environment(it.daemon.state) | {"CODEXCTL_SOCKET": str(path)}

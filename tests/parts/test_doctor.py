@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from codexd.control import doctor, wire
-from codexd.ctl import show
-from codexd.ctl.doctor import proxy
+from codexd.ctl.verbs import status
+from codexd.ctl.verbs.doctor import proxy
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_daemon_of_another_version_is_told(capsys: pytest.CaptureFixture[str])
         streams_open=0, models_listed=1, models_fetched_at=None, client_keys=0, keys_required=False, config="c",
         state_directory="s", draining=False, login=None, usage=None,
     )  # fmt: skip
-    show.show(report)
+    status.draw(report)
     assert "restart codexd after an upgrade" in capsys.readouterr().out
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from codexd.ctl import selftest
-from codexd.ctl.selftest import CHECKS, Target, Wrong
+from codexd.ctl.conformance import CHECKS, Target, Wrong
+from codexd.ctl.verbs import selftest
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from codexd.ctl import service
-from codexd.ctl.verbs import Failed, Output
+from codexd.ctl.session import Failed, Output
+from codexd.ctl.verbs import service
 from support.daemon import ROOT
 
 

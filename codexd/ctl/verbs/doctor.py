@@ -1,4 +1,4 @@
-"""``codexctl doctor``: what only this side can see, then what the daemon finds."""
+"""``codexctl doctor``: the checks that need no daemon, and those of the daemon."""
 
 import argparse
 import http.client
@@ -11,13 +11,21 @@ from codexd import __version__
 from codexd.config.load import load
 from codexd.control import wire
 from codexd.control.client import Unreachable
-from codexd.control.wire import Check, Done
-from codexd.ctl.verbs import EXIT, Output, failed, replies, socket_of
+from codexd.control.wire import Check
+from codexd.ctl import drawing
+from codexd.ctl.session import EXIT, Output, failed, replies, socket_of
 from codexd.errors import ConfigError
 
 URL_TIMEOUT = 15.0
+"""Seconds for each read of the stream that is checked."""
+
 PULSES_SPREAD = 0.4
 """Seconds between the first and the last of the daemon's test events, when nothing holds them back: 0.75."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--deep", action="store_true", help="also make a tiny real request (it counts as usage)")
+    parser.add_argument("--url", help="also check that a proxy at this base URL passes streams on")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -25,12 +33,10 @@ def run(options: argparse.Namespace, out: Output) -> int:
         raise failed("usage", "url", f"{options.url!r} is no http or https address: name the base URL of the API.")
     found: list[Check] = []
     for check in _checks(options, out):
-        out.reply(check)
+        out.reply(check, drawing.check)
         found.append(check)
-    if out.json:
-        out.reply(Done())
-    else:
-        out.note(_summary(found))
+    out.done()
+    out.note(_summary(found))
     return next((EXIT[check.kind or "refused"] for check in found if check.outcome == "failed"), 0)
 
 
@@ -49,6 +55,7 @@ def _is_address(url: str) -> bool:
 
 
 def _checks(options: argparse.Namespace, out: Output) -> Iterator[Check]:
+    """Yields the checks as they are done. Raises Failed."""
     try:
         yield from _daemon(options, out)
     except Unreachable as error:
@@ -64,6 +71,7 @@ def _checks(options: argparse.Namespace, out: Output) -> Iterator[Check]:
 
 
 def _daemon(options: argparse.Namespace, out: Output) -> Iterator[Check]:
+    """Yields the checks of the daemon. Raises Failed and Unreachable."""
     with out.waiting("Asking codexd"):
         status = next(r for r in replies(options, wire.Status()) if isinstance(r, wire.StatusReport))
     if status.daemon_version == __version__:
@@ -86,7 +94,7 @@ def _daemon(options: argparse.Namespace, out: Output) -> Iterator[Check]:
 
 
 def _configuration() -> Check:
-    """As this user's own codexd would read it: the daemon that could say better cannot be asked."""
+    """Checks the configuration of this user, for when there is no daemon to check its own."""
     try:
         _, origin = load(None, os.environ)
     except ConfigError as error:
@@ -95,7 +103,7 @@ def _configuration() -> Check:
 
 
 def proxy(url: str) -> Check:
-    """Whether what lies before the daemon at this base URL passes a stream on as it comes."""
+    """Checks whether a proxy at this base URL of the API passes the events of a stream on as they come."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection

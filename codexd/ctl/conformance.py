@@ -1,32 +1,16 @@
-"""``codexctl selftest``: what clients rely on, checked from a client's side, over the real listener.
+"""What clients of the API rely on, checked from the side of a client, for ``codexctl selftest``."""
 
-Without ``--real`` a codexd of the same installation runs over its simulated ChatGPT for as long as it takes.
-"""
-
-import argparse
 import contextlib
 import http.client
-import os
-import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-import codexd
-from codexd.control import wire
-from codexd.control.wire import Check, Done
-from codexd.ctl.verbs import EXIT, Output, failed, replies
-
-START_SECONDS = 20.0
 ANSWER_SECONDS = 180.0
+"""For a whole answer of a model."""
 
 Json = dict[str, Any]
 
@@ -39,11 +23,11 @@ _TOOL = {
 
 
 class Wrong(Exception):
-    """What a client would stumble over."""
+    """An answer is not what clients of the API rely on."""
 
 
 def demand(condition: object, otherwise: str) -> None:
-    """Raises Wrong."""
+    """Raises Wrong unless the condition holds."""
     if not condition:
         raise Wrong(otherwise)
 
@@ -60,7 +44,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class Target:
-    """A listener of codexd's, and a model to ask."""
+    """A listener of codexd, a client key for it, and the model that is asked."""
 
     def __init__(self, address: str, key: str | None) -> None:
         self.address = address
@@ -68,7 +52,7 @@ class Target:
         self.model = ""
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str], bytes]:
-        """Raises Wrong when there is no answer."""
+        """Returns the status, the headers by lower-case names, and the body. Raises Wrong when there is no answer."""
         headers = {"content-type": "application/json"}
         if self.key:
             headers["authorization"] = f"Bearer {self.key}"
@@ -84,6 +68,7 @@ class Target:
             connection.close()
 
     def document(self, method: str, path: str, body: object = None, *, status: int = 200) -> Json:
+        """Returns the JSON object of an answer. Raises Wrong when the status is another one."""
         found, headers, data = self.ask(method, path, body)
         demand(found == status, f"{method} {path} has status {found}, not {status}: {_said(data)}")
         demand("x-request-id" in headers, f"{method} {path} has no x-request-id")
@@ -95,7 +80,7 @@ class Target:
         return dict(document)
 
     def events(self, path: str, body: Json) -> list[tuple[str, Any]]:
-        """Names and data; the data of ``[DONE]`` is that text."""
+        """Returns the names and the data of a stream; the data of ``[DONE]`` is that text. Raises Wrong."""
         status, headers, data = self.ask("POST", path, body)
         demand(status == 200, f"POST {path} has status {status}: {_said(data)}")
         demand(headers.get("content-type", "").startswith("text/event-stream"), f"{path} is no event stream")
@@ -115,6 +100,7 @@ class Target:
 
 
 def _said(data: bytes) -> str:
+    """Returns the message of an error, or the beginning of what came instead."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return str(msgspec.json.decode(data)["error"]["message"])
     return repr(data[:200])
@@ -244,6 +230,8 @@ def refusals(at: Target) -> str:
 
 
 Checked = Callable[[Target], str]
+"""Returns what it found, in a few words. Raises Wrong, and KeyError and the like for an answer of another shape."""
+
 CHECKS: dict[str, Checked] = {
     "models": models,
     "chat": chat_whole,
@@ -256,123 +244,4 @@ CHECKS: dict[str, Checked] = {
     "refusals": refusals,
 }
 REAL = ("models", "chat, streamed", "tool call", "responses, streamed", "refusals")
-"""Those that cost little where they cost something."""
-
-
-def run(options: argparse.Namespace, out: Output) -> int:
-    names = REAL if options.real else tuple(CHECKS)
-    found: list[Check] = []
-    with _running(options) if options.real else _simulated() as target:
-        target.model = options.model or "" if options.real else ""
-        for name in names:
-            with out.waiting(name):
-                check = _checked(name, target)
-            out.reply(check)
-            found.append(check)
-            if name == "models" and check.outcome == "failed":
-                break
-    if out.json:
-        out.reply(Done())
-    bad = [check for check in found if check.outcome == "failed"]
-    where = "the running codexd" if options.real else "a simulated backend"
-    out.note(
-        f"{len(bad)} of {len(found)} failed, on {where}." if bad else f"All {len(found)} checks passed, on {where}."
-    )
-    return EXIT["refused"] if bad else 0
-
-
-def _checked(name: str, target: Target) -> Check:
-    begun = time.monotonic()
-    try:
-        said = CHECKS[name](target)
-    except Wrong as error:
-        return _failed(name, str(error))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        return _failed(name, f"the answer has another shape than the API's: {type(error).__name__}: {error}")
-    return Check(name=name, outcome="ok", message=f"{said} ({time.monotonic() - begun:.1f} s)")
-
-
-def _failed(name: str, message: str) -> Check:
-    advice = "`codexctl log` and `codexctl explain` show more, where it is the running codexd."
-    return Check(name=name, outcome="failed", message=message, advice=advice, kind="refused")
-
-
-@contextlib.contextmanager
-def _running(options: argparse.Namespace) -> Iterator[Target]:
-    """Raises Failed and Unreachable."""
-    status = next(reply for reply in replies(options, wire.Status()) if isinstance(reply, wire.StatusReport))
-    key = options.key or os.environ.get("CODEXD_API_KEY")
-    if status.keys_required and not key:
-        message = "codexd asks for a client key: give one with --key or $CODEXD_API_KEY; `codexctl keys add` makes one."
-        raise failed("usage", "key", message)
-    yield Target(status.listeners[0], key)
-
-
-@contextlib.contextmanager
-def _simulated() -> Iterator[Target]:
-    """Raises Failed."""
-    root = str(Path(codexd.__file__).parent.parent)
-    start = _CHILD.format(root=root)
-    with tempfile.TemporaryDirectory(prefix="codexd-selftest-") as directory:
-        path, config, said = Path(directory, "api.sock"), Path(directory, "config.json"), Path(directory, "log")
-        config.write_bytes(msgspec.json.encode({"server": {"bind": [f"unix:{path}"]}}))
-        command = [sys.executable, "-c", start, "--demo", "--config", str(config)]
-        with (
-            said.open("wb") as log,
-            subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=_environment()) as process,  # noqa: S603 - our own
-            _ended_politely(),
-        ):
-            try:
-                until = time.monotonic() + START_SECONDS
-                while not _listens(path):
-                    if process.poll() is not None or time.monotonic() > until:
-                        last = said.read_text(errors="replace").strip().splitlines()[-1:]
-                        raise failed("internal", "selftest", f"A codexd could not be started for it: {' '.join(last)}")
-                    time.sleep(0.05)
-                yield Target(f"unix:{path}", None)
-            finally:
-                process.terminate()
-
-
-_CHILD = """
-import os, signal, sys, threading
-
-def watch():
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-threading.Thread(target=watch, daemon=True).start()
-sys.path.insert(0, {root!r})
-from codexd.__main__ import cli
-cli()
-"""
-"""The daemon of a test, for as long as its standard input is open: that is so while this process lives."""
-
-
-@contextlib.contextmanager
-def _ended_politely() -> Iterator[None]:
-    """A terminal that closes (SIGHUP) ends this process as Ctrl-C does, so that what it made is removed."""
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _environment() -> dict[str, str]:
-    """Without what this machine has configured for the codexd that runs here."""
-    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if name in os.environ}
-
-
-def _listens(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
+"""Those for the running codexd, where each request counts as usage: they cost little."""

@@ -1,6 +1,7 @@
-"""``codexctl service``: codexd as a service of the user who installed it with pipx or pip.
+"""``codexctl service``: runs codexd as a service of the user, under the user's systemd.
 
-A package of the system brings units of its own; there this enables the one for a user's session.
+It writes a unit for a codexd that pipx or pip installed. Where a package of the system has installed codexd, it enables
+the unit of that package.
 """
 
 import argparse
@@ -12,15 +13,23 @@ import sys
 from importlib import resources
 from pathlib import Path
 
-from codexd.control.wire import Check
-from codexd.ctl.verbs import Output, failed
+import codexd
+from codexd.ctl.arguments import actions
+from codexd.ctl.session import Output, failed
 
 UNIT = "codexd.service"
 PACKAGED = Path("/usr/bin/codexd")
-"""The command that the system's own user unit starts."""
+"""The command in the unit of the system's package."""
 
 _SECONDS = 60.0
 """For one call of systemctl; a start waits until codexd is ready."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    action = actions(parser)
+    action("install", "install the unit, and start it now and at each login")
+    action("remove", "stop it and remove the unit")
+    action("status", "show whether it is installed and running")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -31,17 +40,18 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def unit_path() -> Path:
+    """Returns where the unit of this user is written."""
     base = os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "systemd" / "user" / UNIT
 
 
 def unit_text(command: Path) -> str:
-    """The user unit that the packages have, for this command."""
+    """Returns the user unit of the packages with another command in it."""
     packaged = resources.files("codexd") / "unit_data" / UNIT
     if packaged.is_file():
         text = packaged.read_text()
     else:
-        text = (Path(__file__).parents[2] / "systemd" / "user" / UNIT).read_text()
+        text = (Path(codexd.__file__).parent.parent / "systemd" / "user" / UNIT).read_text()
     escaped = str(command).replace("%", "%%").replace('"', '\\"')
     return text.replace(f"ExecStart={PACKAGED}\n", f'ExecStart="{escaped}"\n')
 
@@ -67,7 +77,7 @@ def _install(out: Output) -> int:
         raise failed(
             "refused", "not_started", f"{told} codexd did not start. See: journalctl --user -u codexd -n 20"
         ) from error
-    _say(out, f"{told} codexd is running. Sign in with: codexctl login")
+    out.report("service", f"{told} codexd is running. Sign in with: codexctl login")
     if not _lingers():
         out.note(f"It stops when you log out. To keep it running: sudo loginctl enable-linger {getpass.getuser()}")
     return 0
@@ -84,7 +94,7 @@ def _remove(out: Output) -> int:
     except OSError as error:
         raise failed("refused", "not_writable", f"Cannot delete {path}: {error.strerror}.") from error
     _systemctl("daemon-reload")
-    _say(out, "Removed the service. The sign-in and the configuration are kept.")
+    out.report("service", "Removed the service. The sign-in and the configuration are kept.")
     return 0
 
 
@@ -94,19 +104,12 @@ def _status(out: Output) -> int:
     if not place:
         raise failed("refused", "not_installed", "The service is not installed. codexctl service install installs it.")
     linger = "keeps running after logout" if _lingers() else "stops at logout"
-    _say(out, f"{place}: {state}, {enabled}, {linger}")
+    out.report("service", f"{place}: {state}, {enabled}, {linger}")
     return 0 if state == "active" else 5
 
 
-def _say(out: Output, text: str) -> None:
-    if out.json:
-        out.reply(Check(name="service", outcome="ok", message=text))
-    else:
-        print(text)  # noqa: T201
-
-
 def _command() -> Path:
-    """The codexd that belongs to this codexctl."""
+    """Returns the codexd that is installed with this codexctl. Raises Failed."""
     beside = Path(sys.executable).with_name("codexd")
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("codexd")
     if found is None:
@@ -115,10 +118,11 @@ def _command() -> Path:
 
 
 class _SystemctlFailed(Exception):
-    """The message is systemctl's own."""
+    """systemctl failed; the message is its own."""
 
 
 def _check_session() -> None:
+    """Raises Failed unless this user has a systemd of their own."""
     if os.geteuid() == 0 and "XDG_RUNTIME_DIR" not in os.environ:
         raise failed("refused", "root", "This is for ordinary users. As root use: systemctl enable --now codexd")
     if shutil.which("systemctl") is None:
@@ -134,6 +138,7 @@ def _check_session() -> None:
 
 
 def _systemctl(*words: str) -> str:
+    """Runs ``systemctl --user`` and returns what it prints. Raises _SystemctlFailed."""
     command = ["systemctl", "--user", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603
@@ -145,6 +150,7 @@ def _systemctl(*words: str) -> str:
 
 
 def _property(name: str) -> str:
+    """Returns a property of the unit, or an empty string when there is none."""
     try:
         return _systemctl("show", "-P", name, UNIT).strip()
     except _SystemctlFailed:
@@ -152,4 +158,5 @@ def _property(name: str) -> str:
 
 
 def _lingers() -> bool:
+    """Returns whether the services of this user run on after the logout."""
     return Path("/var/lib/systemd/linger", getpass.getuser()).exists()

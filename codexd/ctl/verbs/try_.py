@@ -1,4 +1,4 @@
-"""``codexctl try``: a question, and its answer as it comes."""
+"""``codexctl try``: a question to a model, and its answer as it comes."""
 
 import argparse
 import base64
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from codexd.control import wire
-from codexd.ctl.verbs import Output, failed, replies
+from codexd.ctl.session import Output, failed, show
 
 MAX_IMAGES = 20 * 1024 * 1024
 """Bytes of all images, as they are in their files."""
@@ -18,50 +18,63 @@ PATIENCE = 1200.0
 """Seconds for the next piece of an answer: codexd itself gives up before."""
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("question", metavar="QUESTION", nargs="*", help="- at its end stands for what is piped in")
+    parser.add_argument("-m", "--model", metavar="NAME", help="default: the first of `codexctl models`")
+    parser.add_argument("--effort", metavar="EFFORT", help="how hard it shall think: low, medium, high ...")
+    parser.add_argument("--image", metavar="FILE", action="append", help="an image to look at; may be given again")
+
+
 def run(options: argparse.Namespace, out: Output) -> int:
     request = wire.Try(
         question=_question(options), model=options.model, effort=options.effort, images=_images(options.image or [])
     )
-    begun, first, thinking = time.monotonic(), None, False
-    for reply in replies(options, request, timeout=PATIENCE):
-        if out.json:
-            out.reply(reply)
-            continue
-        match reply:
-            case wire.TryText(thinking=True):
-                thinking = True
-                _beside(reply.text)
-            case wire.TryText():
-                if thinking:
-                    thinking = False
-                    _beside("\n\n")
-                first = first or time.monotonic() - begun
-                sys.stdout.write(reply.text)
-                sys.stdout.flush()
-            case wire.TryEnded():
-                print(flush=True)  # noqa: T201 - the answer ends its last line
-                out.note(_summary(reply, first, time.monotonic() - begun))
-            case _:
-                out.reply(reply)
-    if out.json:
-        out.reply(wire.Done())
+    answer = _Answer(out)
+    show(options, out, request, answer.draw, timeout=PATIENCE)
     return 0
 
 
+class _Answer:
+    """Draws the pieces of the answer on the standard output, and the summary of the reasoning beside it."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._begun = time.monotonic()
+        self._first: float | None = None
+        self._thinking = False
+
+    def draw(self, reply: wire.TryText | wire.TryEnded) -> None:
+        match reply:
+            case wire.TryText(thinking=True):
+                self._thinking = True
+                _beside(reply.text)
+            case wire.TryText():
+                if self._thinking:
+                    self._thinking = False
+                    _beside("\n\n")
+                self._first = self._first or time.monotonic() - self._begun
+                sys.stdout.write(reply.text)
+                sys.stdout.flush()
+            case wire.TryEnded():
+                print(flush=True)  # noqa: T201 - the answer does not end its last line
+                self._out.note(_summary(reply, self._first, time.monotonic() - self._begun))
+
+
 def _beside(text: str) -> None:
-    """The summary of the reasoning, apart from the answer, which may be for a pipe."""
+    """Writes on the standard error: the answer may go to a pipe."""
     sys.stderr.write(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text)
     sys.stderr.flush()
 
 
 def _summary(reply: wire.TryEnded, first: float | None, whole: float) -> str:
+    """Returns the model, the tokens and the times; ``first`` and ``whole`` are in seconds."""
     began = "" if first is None else f"first word after {first:.1f} s, "
     cut = "" if reply.finish_reason in ("stop", None) else f" It ended by {reply.finish_reason}."
     return f"{reply.model}: {reply.tokens_in} tokens in, {reply.tokens_out} out, {began}{whole:.1f} s in all.{cut}"
 
 
 def _question(options: argparse.Namespace) -> str:
-    """The words, and what is piped in where they end in a dash, or where there are none. Raises Failed."""
+    """Returns the words, with what is piped in where they end in a dash or where there are none. Raises Failed."""
     words = list(options.question)
     piped = not words and not sys.stdin.isatty()
     if words[-1:] == ["-"]:
@@ -78,7 +91,7 @@ def _question(options: argparse.Namespace) -> str:
 
 
 def _images(paths: list[str]) -> list[str]:
-    """As data URLs. Raises Failed."""
+    """Returns the files as data URLs. Raises Failed."""
     found, size = [], 0
     for path in paths:
         kind, _ = mimetypes.guess_type(path)

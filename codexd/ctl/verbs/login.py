@@ -1,4 +1,4 @@
-"""``codexctl login``: what the person at the terminal sees and does while the daemon signs in."""
+"""``codexctl login``: what the user sees and does at the terminal while the daemon signs in."""
 
 import argparse
 import os
@@ -14,11 +14,26 @@ from msgspec import Raw
 
 from codexd.control import wire
 from codexd.control.client import Connection
-from codexd.control.wire import Account, AuthorizationUrl, DeviceCode, Done, Method, Reply
-from codexd.ctl.verbs import EXIT, Failed, Output, failed, replies, socket_of, until_done
+from codexd.control.wire import Account, AuthorizationUrl, DeviceCode, Method, Reply
+from codexd.ctl import drawing
+from codexd.ctl.session import EXIT, Failed, Output, failed, replies, socket_of, until_done
 from codexd.system import device_code
 
 MAX_AUTH_JSON = 60 * 1024
+"""Bytes of an ``auth.json``."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--device", action="store_true", help="by a code that is entered on any device (default over SSH)")
+    how.add_argument("--browser", action="store_true", help="by a browser on this machine (default on a desktop)")
+    how.add_argument("--paste", action="store_true", help="by any browser, and the address it ends at pasted here")
+    how.add_argument(
+        "--import", dest="auth_json", nargs="?", const="", metavar="FILE",
+        help="take over the login of the Codex CLI (default: ~/.codex/auth.json)",
+    )  # fmt: skip
+    parser.add_argument("--no-open", action="store_true", help="print the address, open no browser")
+    parser.add_argument("--yes", action="store_true", help="with --import: do not ask")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -45,14 +60,18 @@ def run(options: argparse.Namespace, out: Output) -> int:
                 out.note("\nThe sign-in was given up.")
             raise
     if shown is not None:
-        out.reply(shown)
-    if out.json:
-        out.reply(Done())
+        out.reply(shown, _draw)
+    out.done()
     return 0
 
 
+def _draw(reply: Reply) -> None:
+    if isinstance(reply, Account):
+        drawing.account(reply)
+
+
 def choose(options: argparse.Namespace, environ: Mapping[str, str]) -> Method:
-    """A browser on this screen when there is one, else a code for another device."""
+    """Returns the method: what the options say, else a browser where there is a screen, else a code for any device."""
     if options.device:
         return "device"
     if options.browser:
@@ -65,7 +84,7 @@ def choose(options: argparse.Namespace, environ: Mapping[str, str]) -> Method:
 
 
 class _Countdown:
-    """Drawn anew several times a second."""
+    """The time that is left for the sign-in. rich draws it several times a second."""
 
     def __init__(self, expires_at: int) -> None:
         self._expires_at = expires_at
@@ -76,8 +95,9 @@ class _Countdown:
 
 
 def _show(reply: Reply, out: Output, *, open_browser: bool) -> None:
+    """Shows where to sign in, and opens a browser there if that is wanted."""
     if out.json:
-        out.reply(reply)
+        out.reply(reply, _draw)
     elif isinstance(reply, DeviceCode):
         left = reply.expires_at - time.time()  # noqa: TID251
         if reply.joined:
@@ -96,7 +116,7 @@ def _show(reply: Reply, out: Output, *, open_browser: bool) -> None:
 
 
 def _open(url: str) -> None:
-    # It may fail, also silently: the address is on the screen. What the browser prints is not for this terminal.
+    """Opens a browser, whose messages must not reach this terminal. A failure is ignored: the address is shown."""
     saved = os.dup(2)
     try:
         with Path(os.devnull).open("wb") as nowhere:
@@ -110,7 +130,7 @@ def _open(url: str) -> None:
 
 
 def _paste(options: argparse.Namespace, connection: Connection, out: Output) -> None:
-    """Read addresses until one is taken, or the sign-in ends without it."""
+    """Reads addresses until one is accepted, or until the sign-in ends without one. Raises Failed."""
     out.note(
         "Sign in there. The browser then goes to an address that begins with http://127.0.0.1 and shows an error, as "
         "it should. Copy the whole address from its address bar and paste it here.\n"
@@ -132,12 +152,13 @@ def _paste(options: argparse.Namespace, connection: Connection, out: Output) -> 
         except Failed as error:
             if error.refusal.code != "wrong_callback":
                 raise
-            out.fail(error.refusal)
+            out.fail(error)
             continue
         return
 
 
 def _import(options: argparse.Namespace, out: Output) -> int:
+    """Copies the login of the Codex CLI and returns the exit code. Raises Failed."""
     home = Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
     path = Path(options.auth_json) if options.auth_json else home / "auth.json"
     auth = _read(path)
@@ -145,9 +166,8 @@ def _import(options: argparse.Namespace, out: Output) -> int:
         _ask_first(options, path, out)
     account: Reply | None = None
     for account in replies(options, wire.LoginImport(auth=Raw(auth))):
-        out.reply(account)
-    if out.json:
-        out.reply(Done())
+        out.reply(account, _draw)
+    out.done()
     if isinstance(account, Account) and not account.signed_in:
         return EXIT["signed_out"]
     if isinstance(account, Account):
@@ -156,6 +176,7 @@ def _import(options: argparse.Namespace, out: Output) -> int:
 
 
 def _read(path: Path) -> bytes:
+    """Returns the JSON of a file as one line. The daemon says whether it is an ``auth.json``. Raises Failed."""
     try:
         with path.open("rb") as file:
             auth = file.read(MAX_AUTH_JSON + 1)
@@ -172,7 +193,6 @@ def _read(path: Path) -> bytes:
     if len(auth) > MAX_AUTH_JSON:
         raise failed("usage", "import", f"{path} is too large to be an auth.json. Name another file.")
     try:
-        # As one line; what it is, the daemon says.
         return msgspec.json.encode(msgspec.json.decode(auth))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise failed(
@@ -181,6 +201,7 @@ def _read(path: Path) -> bytes:
 
 
 def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
+    """Asks whether to import. Raises Failed when the user does not agree, or cannot be asked."""
     account = _signed_in(options)
     instead = f", in place of the sign-in as {account}" if account is not None else ""
     out.note(
@@ -200,7 +221,7 @@ def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
 
 
 def _signed_in(options: argparse.Namespace) -> str | None:
-    """Who is signed in now. Raises Unreachable."""
+    """Returns who is signed in now; None when nobody is. Raises Failed and Unreachable."""
     for reply in replies(options, wire.Status()):
         if isinstance(reply, wire.StatusReport) and reply.account.signed_in:
             return reply.account.email or reply.account.account_id or "an account without a name"

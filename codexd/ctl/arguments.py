@@ -1,0 +1,49 @@
+"""What the command lines of several verbs share: common options, actions of a verb, types of arguments."""
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import NoReturn
+
+LEVELS = ("debug", "info", "warn", "error")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that suggests the nearest word for a wrong one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints argparse's message, or the suggestion, and exits with 2."""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            import difflib
+
+            if near := difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), n=1):
+                message = f"there is no {found[1]!r}; did you mean {near[0]!r}?"
+        super().error(message)
+
+
+def common() -> Parser:
+    """Returns the options of every verb, as a parent for its parser.
+
+    They may stand before the verb and after it. They have no default, which would overwrite what stood before the verb.
+    """
+    parser = Parser(add_help=False)
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one line of JSON per reply")
+    parser.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="the control socket of codexd")
+    return parser
+
+
+def actions(parser: argparse.ArgumentParser) -> Callable[[str, str], argparse.ArgumentParser]:
+    """Returns a function that adds an action, such as ``add`` of ``keys``, by its name and its help text."""
+    group = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return group.add_parser(name, help=text, parents=[common()])
+
+    return add
+
+
+def number(text: str) -> int:
+    """Returns a number of 1 or more. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)

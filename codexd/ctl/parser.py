@@ -1,0 +1,39 @@
+"""The command line of ``codexctl``, built from the table of verbs."""
+
+import argparse
+from collections.abc import Collection
+
+from codexd import __version__
+from codexd.ctl.arguments import Parser, common
+from codexd.ctl.table import VERBS, load
+
+_EPILOG = """exit codes:
+  0 done   2 wrong usage   3 signed out   4 codexd cannot be reached   5 refused   6 ChatGPT failed   130 interrupted
+
+codexctl finds the control socket by --socket, $CODEXCTL_SOCKET, and control.sock in $RUNTIME_DIRECTORY,
+$XDG_RUNTIME_DIR/codexd, $STATE_DIRECTORY, $XDG_STATE_HOME/codexd (~/.local/state) and /run/codexd. See codexctl(1).
+"""
+
+
+def parser(words: Collection[str] | None = None) -> argparse.ArgumentParser:
+    """Returns the parser of the command line.
+
+    ``words`` are those of a command line. Only the verbs among them get their arguments, so that only their modules are
+    imported; without ``words`` all verbs do.
+    """
+    top = Parser(
+        prog="codexctl",
+        description="Control codexd: sign in, see what it does, manage client keys.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common()],
+    )
+    top.add_argument("--version", action="version", version=f"codexctl {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    for name, _, text in VERBS:
+        verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[common()])
+        if words is None or name in words:
+            add = getattr(load(name), "arguments", None)
+            if add is not None:
+                add(verb)
+    return top

@@ -1,0 +1,180 @@
+"""What the verbs share: the question to the daemon over the control socket, the output, failures and exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from codexd.control.client import Connection, Unreachable, candidates, find
+from codexd.control.wire import Check, Done, Kind, Refused, Reply, Request, encode, how_to_join
+
+EXIT: dict[Kind, int] = {
+    "usage": 2,
+    "signed_out": 3,
+    "unreachable": 4,
+    "refused": 5,
+    "internal": 5,
+    "upstream": 6,
+}
+
+REPLY_TIMEOUT = 120.0
+"""Seconds for a reply: longer than anything that the daemon waits for by itself."""
+
+Draw = Callable[[Any], None]
+"""Draws the replies of one request on the standard output, and remarks on them on the standard error."""
+
+
+# --- failures
+
+
+class Failed(Exception):
+    """A verb that failed. ``refusal`` says why and decides the exit code."""
+
+    def __init__(self, refusal: Refused) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def failed(kind: Kind, code: str, message: str) -> Failed:
+    """Returns a failure that codexctl found itself."""
+    return Failed(Refused(kind=kind, code=code, message=message))
+
+
+def unreachable(options: argparse.Namespace, error: Unreachable) -> Failed:
+    """Returns the failure with the places that were tried and what to do."""
+    named = bool(getattr(options, "socket", None) or os.environ.get("CODEXCTL_SOCKET"))
+    others = [str(place) for place in candidates(os.environ)[:-1]]
+    where = "" if named else f" (nor at {', '.join(others)})"
+    return failed("unreachable", "unreachable", f"{error}{where}. {_hint(error)}")
+
+
+def _hint(error: Unreachable) -> str:
+    if error.denied:
+        return how_to_join(_group_of(error.path))
+    return (
+        "Is it running? `systemctl status codexd` shows it, `codexd` starts one; --socket or $CODEXCTL_SOCKET names "
+        "another socket."
+    )
+
+
+def _group_of(path: Path) -> str:
+    """Returns the group that may use the socket, or an empty string when this user may not see it."""
+    for place in (path, path.parent):
+        try:
+            return place.group()
+        except (OSError, KeyError):
+            continue
+    return ""
+
+
+# --- output
+
+
+class Output:
+    """Where replies go: with ``json`` as they are, one a line, else drawn for a person."""
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+
+    def reply(self, reply: Reply, draw: Draw) -> None:
+        """Writes a reply as JSON, or draws it."""
+        if self.json:
+            self._write(reply)
+        else:
+            draw(reply)
+
+    def done(self) -> None:
+        """Writes the last line of JSON."""
+        if self.json:
+            self._write(Done())
+
+    def report(self, name: str, text: str) -> None:
+        """Writes the result of a verb that needs no daemon; as JSON it is a check of that name."""
+        if self.json:
+            self._write(Check(name=name, outcome="ok", message=text))
+        else:
+            print(text)  # noqa: T201
+
+    def fail(self, error: Failed) -> int:
+        """Shows a failure and returns its exit code."""
+        if self.json:
+            self._write(error.refusal)
+        else:
+            from codexd.ctl import drawing
+
+            drawing.failure(error.refusal.message)
+        return EXIT[error.refusal.kind]
+
+    def note(self, text: str) -> None:
+        """Writes a remark on the standard error; with ``json`` there are none."""
+        if not self.json:
+            from codexd.ctl import drawing
+
+            drawing.note(text)
+
+    @contextmanager
+    def waiting(self, text: object) -> Iterator[None]:
+        """Shows a spinner where a terminal is."""
+        if self.json or not sys.stderr.isatty():
+            yield
+            return
+        from codexd.ctl import drawing
+
+        with drawing.spinner(text):
+            yield
+
+    def _write(self, reply: Reply) -> None:
+        sys.stdout.buffer.write(encode(reply))
+        sys.stdout.buffer.flush()
+
+
+# --- questions to the daemon
+
+
+def socket_of(options: argparse.Namespace) -> Path:
+    """Returns the path of the control socket: that of ``--socket``, else the first of the usual places."""
+    given: str | None = getattr(options, "socket", None)
+    return Path(given) if given else find(os.environ)
+
+
+def replies(options: argparse.Namespace, request: Request, *, timeout: float | None = REPLY_TIMEOUT) -> Iterator[Reply]:
+    """Yields the replies as they come, without the last, ``Done``. ``timeout`` is in seconds, for each.
+
+    Raises Failed and Unreachable.
+    """
+    raw = getattr(options, "json", False)
+    with Connection(socket_of(options), request, timeout=timeout, raw=raw) as connection:
+        yield from until_done(connection)
+
+
+def until_done(connection: Connection) -> Iterator[Reply]:
+    """Yields the replies of an open connection, without the last. Raises Failed and Unreachable."""
+    for reply in connection:
+        if isinstance(reply, Refused):
+            raise Failed(reply)
+        if isinstance(reply, Done):
+            return
+        yield reply
+    raise Unreachable(connection.path, "it went away before it had answered")
+
+
+def show(
+    options: argparse.Namespace, out: Output, request: Request, draw: Draw, *, timeout: float | None = REPLY_TIMEOUT
+) -> None:
+    """Asks, and shows each reply as it comes. Raises Failed and Unreachable."""
+    for reply in replies(options, request, timeout=timeout):
+        out.reply(reply, draw)
+    out.done()
+
+
+def ask(options: argparse.Namespace, out: Output, request: Request, draw: Draw, waiting: str) -> list[Reply]:
+    """Asks behind a spinner, shows the replies when all have come, and returns them. Raises Failed and Unreachable."""
+    with out.waiting(waiting):
+        found = list(replies(options, request))
+    for reply in found:
+        out.reply(reply, draw)
+    out.done()
+    return found

@@ -1,0 +1,113 @@
+"""``codexctl explain``: what became of a request."""
+
+import argparse
+from collections.abc import Iterator
+
+from codexd.control import wire
+from codexd.ctl import drawing
+from codexd.ctl.session import Output, show
+from codexd.telemetry.tokens import Tokens
+from codexd.telemetry.trace import Trace
+
+ENDINGS = {None: ("under way", "cyan"), 499: ("the client left", "yellow")}
+"""The words and the colour for a status that is not HTTP's."""
+
+ADJUSTED = {
+    "dropped": "was left out: the backend does not take it",
+    "emulated": "is done here: the backend does not take it",
+    "ignored": "has no meaning here",
+    "recalled": "came from what codexd remembers of the conversation",
+    "shortened": "were shortened, and get their own names back in the answer",
+    "added": "was added where the conversation lacked it",
+}
+"""What ``Trace.adjusted`` says of a parameter or a part of the conversation; anything else is its new value."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("request", metavar="REQUEST-ID", help="its x-request-id, or the beginning of it")
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    show(options, out, wire.Explain(request=options.request), draw)
+    return 0
+
+
+def draw(reply: wire.Explained) -> None:
+    """Draws a table of labels and values, the time of each step, and the bodies where they are kept."""
+    trace = reply.request
+    ending, style = ENDINGS.get(trace.status, (str(trace.status), "green" if trace.error is None else "red"))
+    rows: list[tuple[str, drawing.Drawn]] = [
+        ("request", drawing.text(trace.id, "bold")),
+        ("came", f"{drawing.moment(int(trace.at))}, {trace.method} {trace.endpoint or '(no such path)'}{_by(trace)}"),
+        ("model", trace.model or "none was named that there is"),
+        ("answer", f"{'streamed' if trace.streamed else 'whole'}, {trace.events} events of the backend's"),
+        ("ended", drawing.text(ending, style)),
+    ]
+    if trace.error is not None:
+        error = f"{trace.error}: {trace.message or ''}".rstrip(": ")
+        rows.append(("error", drawing.text(error, "red")))
+    if trace.adjusted:
+        rows.append(("adjusted", "\n".join(map(_adjustment, trace.adjusted))))
+    if trace.tokens is not None:
+        rows.append(("tokens", _tokens(trace.tokens)))
+    if trace.tries:
+        rows.append(("backend", _backend(trace)))
+    parts: list[drawing.Drawn] = [drawing.grid(rows), drawing.below(_times(trace))]
+    bodies = [(name, body) for name, body in (("came", trace.body), ("sent", trace.sent)) if body]
+    for name, body in bodies:
+        parts.append(drawing.below(drawing.stack(drawing.text(name, "bold"), drawing.text(body))))
+    if not bodies and not reply.bodies:
+        parts.append(drawing.text("\nBodies are kept only with logging.enable_request_logging.", style="dim"))
+    drawing.put(drawing.stack(*parts))
+
+
+def _by(trace: Trace) -> str:
+    who = f", with the key {trace.key}" if trace.key else ""
+    return f"{who}, from {trace.client}" if trace.client else who
+
+
+def _adjustment(entry: str) -> str:
+    """Returns an entry such as ``seed=dropped`` as a sentence."""
+    name, _, how = entry.partition("=")
+    return f"{name} {ADJUSTED.get(how, f'became {how}')}"
+
+
+def _tokens(tokens: Tokens) -> str:
+    return f"{tokens.input} in ({tokens.cached} cached), {tokens.output} out ({tokens.reasoning} of them reasoning)"
+
+
+def _backend(trace: Trace) -> str:
+    status = f"HTTP {trace.backend_status}" if trace.backend_status else "no answer"
+    tries = "" if trace.tries == 1 else f", at the {trace.tries}. try"
+    name = f"; its own id is {trace.backend_request_id}" if trace.backend_request_id else ""
+    return f"{status}{tries}{name}"
+
+
+def _steps(trace: Trace) -> Iterator[tuple[str, int | None]]:
+    """Yields the steps and when each was done, in milliseconds since the request came; None for one that was not."""
+    spans = trace.spans
+    which = {None: "a connection", True: "a connection (one was ready)", False: "a connection (a new one)"}
+    yield "read, checked, converted", spans.asked
+    yield "an access token", spans.token
+    yield which[trace.connection_ready], spans.connected
+    yield "the backend's first byte", spans.head
+    yield "the first of the answer", spans.first
+    yield "the last byte", spans.end
+
+
+def _times(trace: Trace) -> drawing.Drawn:
+    """Returns a row for each step: how long it took, and when it was done."""
+    table = drawing.bare(2)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right", style="dim")
+    table.add_column()
+    done = [(name, at) for name, at in _steps(trace) if at is not None]
+    whole = max([at for _, at in done], default=0)
+    before = 0
+    for name, at in done:
+        took = max(0, at - before)
+        bar = "█" * round(drawing.BAR * took / whole) if whole else ""
+        table.add_row(name, f"{took} ms", f"at {at} ms", drawing.text(bar or "▏", "cyan"))
+        before = max(before, at)
+    return table

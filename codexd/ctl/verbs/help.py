@@ -1,0 +1,17 @@
+"""``codexctl help``: the summary of all verbs, or of one."""
+
+import argparse
+
+from codexd.ctl.parser import parser
+from codexd.ctl.session import Output
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("about", metavar="VERB", nargs="?")
+
+
+def run(options: argparse.Namespace, _: Output) -> int:
+    """Raises SystemExit, as ``--help`` does."""
+    about = [options.about] if options.about else []
+    parser(about).parse_args([*about, "--help"])
+    return 0

@@ -1,0 +1,127 @@
+"""``codexctl keys``: the keys that clients must present."""
+
+import argparse
+import datetime
+from collections.abc import Iterator
+
+from codexd.config.model import KeyLimits
+from codexd.control import wire
+from codexd.control.client import Unreachable
+from codexd.ctl import drawing
+from codexd.ctl.arguments import actions, number
+from codexd.ctl.session import Failed, Output, ask, replies
+
+COMPLETION_SECONDS = 2.0
+"""For the names of the keys, when a shell completes one."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    action = actions(parser)
+    add = action("add", "make a key and show it once")
+    add.add_argument("name", metavar="NAME", help="what the key is for; it stands in the logs")
+    add.add_argument("--strict", action="store_true", help="refuse parameters that would be dropped")
+    add.add_argument("--models", metavar="NAMES", help="only for these models: names or patterns, commas between them")
+    add.add_argument("--rpm", metavar="N", type=number, help="requests a minute that it may make")
+    add.add_argument("--concurrent", metavar="N", type=number, help="requests that it may have under way at once")
+    add.add_argument("--expires", metavar="WHEN", type=_expiry, help="when it ends: 12h, 30d, or a date as 2030-12-31")
+    action("list", "list the keys and when they were used last")
+    name = action("revoke", "take a key away").add_argument("name", metavar="NAME")
+    name.completer = _complete  # type: ignore[attr-defined]  # argcomplete's
+
+
+def _expiry(text: str) -> float:
+    """Returns Unix seconds; a date ends with its day, in local time. Raises ArgumentTypeError."""
+    now = datetime.datetime.now(datetime.UTC).timestamp()
+    count, unit = text[:-1], text[-1:]
+    if count.isdecimal() and unit in ("h", "d"):
+        return now + int(count) * (3600 if unit == "h" else 86400)
+    try:
+        ends = datetime.datetime.fromisoformat(text) + datetime.timedelta(days=len(text) == 10)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither as 12h, 30d nor a date as 2030-12-31") from error
+    if ends.timestamp() <= now:
+        raise argparse.ArgumentTypeError(f"{text} is over")
+    return ends.timestamp()
+
+
+def _complete(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Returns the names of the keys that can be revoked; none when codexd does not answer at once."""
+    try:
+        found = list(replies(parsed_args, wire.KeysList(), timeout=COMPLETION_SECONDS))
+    except (Failed, Unreachable):
+        return []
+    return [key.name for reply in found if isinstance(reply, wire.KeysReport) for key in reply.keys if key.created_at]
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    match options.action:
+        case "add":
+            _add(options, out)
+        case "revoke":
+            ask(options, out, wire.KeysRevoke(name=options.name), draw_revoked, "Revoking the key")
+        case _:
+            ask(options, out, wire.KeysList(), draw, "Asking codexd")
+    return 0
+
+
+def _add(options: argparse.Namespace, out: Output) -> None:
+    """Makes a key. Raises OSError when it could not be shown; it is revoked then, because it is shown only once."""
+    try:
+        limits = KeyLimits(
+            models=tuple(name.strip() for name in (options.models or "").split(",") if name.strip()),
+            requests_per_minute=options.rpm,
+            concurrent_requests=options.concurrent,
+            expires_at=None if options.expires is None else int(options.expires),
+        )
+        request = wire.KeysAdd(name=options.name, strict=options.strict, limits=limits)
+        ask(options, out, request, draw_added, "Making a key")
+    except OSError:
+        for _ in replies(options, wire.KeysRevoke(name=options.name)):
+            pass
+        out.note(f"The key {options.name!r} could not be shown, so it was revoked.")
+        raise
+
+
+def draw_added(reply: wire.KeyAdded) -> None:
+    """Prints the key alone on the standard output, so that a script can read it."""
+    drawing.note(f"The key {reply.name!r}. It is shown this once and cannot be had again:")
+    drawing.plain(reply.key)
+
+
+def draw_revoked(reply: wire.KeyRevoked) -> None:
+    drawing.line(f"Revoked {reply.name}.")
+    if not reply.required:
+        drawing.note("That was the last key: every program on this machine can use the API without one now.")
+
+
+def draw(report: wire.KeysReport) -> None:
+    """Draws a row for each key; the column of limits only where a key has any."""
+    if report.why:
+        drawing.note(f"{report.why}: no key is accepted. `codexctl keys add NAME` sets the file aside and begins anew.")
+    if not report.keys:
+        state = "and one is asked for: `codexctl keys add NAME`" if report.required else "local programs need none"
+        drawing.line(f"No client keys; {state}.")
+        return
+    terms = [", ".join(_terms(key)) for key in report.keys]
+    table = drawing.table("name", "made", "last used", "from", *(["limits"] if any(terms) else []))
+    for key, term in zip(report.keys, terms, strict=True):
+        made = drawing.moment(key.created_at) if key.created_at else ""
+        used = drawing.ago(key.last_used_at) if key.last_used_at else "never"
+        table.add_row(key.name, made, used, key.source, *([term] if any(terms) else []))
+    drawing.put(table)
+
+
+def _terms(key: wire.KeyEntry) -> Iterator[str]:
+    """Yields the limits of a key."""
+    limits = key.limits
+    if key.strict:
+        yield "strict"
+    if limits.models:
+        yield " ".join(limits.models)
+    if limits.requests_per_minute is not None:
+        yield f"{limits.requests_per_minute} a minute"
+    if limits.concurrent_requests is not None:
+        yield f"{limits.concurrent_requests} at once"
+    if limits.expires_at is not None:
+        over = "expired" if limits.expires_at <= drawing.now() else "until"
+        yield f"{over} {drawing.moment(limits.expires_at)}"

@@ -1,0 +1,28 @@
+"""``codexctl log``: the last lines of codexd's log, and those to come."""
+
+import argparse
+
+from codexd.control import wire
+from codexd.ctl import drawing
+from codexd.ctl.arguments import LEVELS, number
+from codexd.ctl.session import REPLY_TIMEOUT, Output, show
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--follow", action="store_true", help="and those to come, until Ctrl-C")
+    parser.add_argument("-n", "--lines", metavar="N", type=number, default=50, help="so many lines (default: 50)")
+    parser.add_argument("--request", metavar="ID", help="of one request; the beginning of its id is enough")
+    parser.add_argument("--level", choices=LEVELS, default="debug", help="this level and worse")
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    request = wire.Log(lines=options.lines, follow=options.follow, request=options.request, level=options.level)
+    show(options, out, request, draw, timeout=None if options.follow else REPLY_TIMEOUT)
+    return 0
+
+
+def draw(reply: wire.LogLine) -> None:
+    """Prints a line, and before it how many were lost."""
+    if reply.lost:
+        drawing.note(f"... {reply.lost} lines went by too fast ...")
+    drawing.plain(reply.line)

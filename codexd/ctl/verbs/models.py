@@ -1,0 +1,37 @@
+"""``codexctl models``: the models of the account."""
+
+import argparse
+
+from codexd.control import wire
+from codexd.ctl import drawing
+from codexd.ctl.session import Output, ask
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--refresh", action="store_true", help="fetch the list from ChatGPT first")
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    ask(options, out, wire.Models(refresh=options.refresh), draw, "Asking for the models")
+    return 0
+
+
+def draw(report: wire.ModelsReport) -> None:
+    """Draws a row for each model; a remark says why a refresh failed."""
+    aliases = ["aliases"] if any(model.aliases for model in report.models) else []
+    table = drawing.table("model", "efforts", "default", "context", "shape", *aliases)
+    table.columns[0].no_wrap = True
+    for model in report.models:
+        context = f"{model.context_window // 1000}k" if model.context_window else ""
+        name = drawing.text(model.name) if model.listed else drawing.text(f"{model.name} *", "dim")
+        cells = [" ".join(model.efforts), model.default_effort or "", context, model.shape]
+        table.add_row(name, *cells, *([", ".join(model.aliases)] if aliases else []))
+    age = (
+        f"Fetched {drawing.ago(report.fetched_at)}."
+        if report.fetched_at
+        else "Built in: the account's own list is not known."
+    )
+    hidden = " Those with * work and are not listed to clients." if any(not m.listed for m in report.models) else ""
+    drawing.put(drawing.stack(table, drawing.text(f"{age} NAME-EFFORT works for each.{hidden}", "dim")))
+    if report.why:
+        drawing.note(f"The list could not be refreshed: {report.why}")

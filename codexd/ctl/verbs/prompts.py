@@ -1,0 +1,120 @@
+"""``codexctl prompts``: the instruction texts, by family and by model."""
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+
+from codexd.control import wire
+from codexd.ctl import drawing
+from codexd.ctl.arguments import actions
+from codexd.ctl.session import Output, failed, replies, show
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    action = actions(parser)
+    action("list", "list them, and where each came from")
+    action("show", "print the text in force for a family or a model").add_argument("name", metavar="NAME")
+    put = action("set", "use the text of a file, for a family or a model")
+    put.add_argument("name", metavar="NAME")
+    put.add_argument("file", metavar="FILE", help="- for the standard input")
+    reset = action("reset", "go back to what is built in, for one or for all")
+    reset.add_argument("name", metavar="NAME", nargs="?")
+    update = action("update", "take the official texts of the account's models")
+    update.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    match options.action:
+        case "list":
+            show(options, out, wire.PromptsList(), draw)
+        case "show":
+            show(options, out, wire.PromptsShow(name=options.name), draw_text)
+        case "set":
+            text, source = _read(options.file)
+            show(options, out, wire.PromptsSet(name=options.name, text=text, source=source), draw_set)
+        case "reset":
+            show(options, out, wire.PromptsReset(name=options.name), draw_reset)
+        case _:
+            _update(options, out)
+    return 0
+
+
+def _read(name: str) -> tuple[str, str]:
+    """Returns the text of a file, or of the standard input for ``-``, and where it came from. Raises Failed."""
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read().decode(), "the standard input"
+        path = Path(name)
+        return path.read_bytes().decode(), str(path.absolute())
+    except OSError as error:
+        raise failed("usage", "file", f"{name} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise failed("usage", "file", f"{name} is no text in UTF-8.") from error
+
+
+def _update(options: argparse.Namespace, out: Output) -> None:
+    """Shows how the official texts differ from those in force, and sets them when the user agrees. Raises Failed."""
+    with out.waiting("Asking ChatGPT"):
+        offered = [reply for reply in replies(options, wire.PromptsOffer()) if isinstance(reply, wire.PromptOffered)]
+    if not offered:
+        out.note("The official texts are those in force.")
+    for offer in offered:
+        out.reply(offer, draw_offer)
+    if offered and (options.yes or _agreed(offered, out)):
+        for offer in offered:
+            request = wire.PromptsSet(name=offer.name, text=offer.text, source=offer.source)
+            for _ in replies(options, request):
+                out.note(f"Set for {offer.name}; `codexctl prompts reset {offer.name}` undoes it.")
+    out.done()
+
+
+def _agreed(offered: list[wire.PromptOffered], out: Output) -> bool:
+    """Returns whether the user agrees. Where there is nobody to ask, a note says how to set the texts."""
+    names = ", ".join(offer.name for offer in offered)
+    if out.json or not sys.stdin.isatty():
+        out.note(f"Nothing is changed: `codexctl prompts update --yes` sets {names}.")
+        return False
+    return input(f"Use these texts for {names}? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def draw(reply: wire.PromptsReport) -> None:
+    """Draws a row for each text that is in force."""
+    table = drawing.table("for", "characters", "from", "set", "SHA-256")
+    table.columns[1].justify = "right"
+    for entry in reply.prompts:
+        when = drawing.moment(entry.set_at) if entry.set_at is not None else ""
+        table.add_row(entry.name, str(entry.size), entry.source or "built in", when, entry.sha256[:12])
+    drawing.put(table)
+    if not reply.in_use:
+        drawing.note("codex.mode is off: none of them is added to requests.")
+
+
+def draw_text(reply: wire.PromptText) -> None:
+    """Prints the text on the standard output; a remark says where it came from."""
+    if reply.source:
+        drawing.note(f"{reply.name}, from {reply.source}, {drawing.ago(reply.set_at)}, SHA-256 {reply.sha256}")
+    drawing.plain(reply.text)
+
+
+def draw_set(reply: wire.PromptText) -> None:
+    drawing.line(f"Set for {reply.name}, from the next request on; SHA-256 {reply.sha256[:12]}.")
+
+
+def draw_reset(reply: wire.PromptsWereReset) -> None:
+    drawing.line(f"Built in again: {', '.join(reply.names)}." if reply.names else "None was set.")
+
+
+def draw_offer(offer: wire.PromptOffered) -> None:
+    """Draws the difference in the format of diff, with colours in a terminal."""
+    console = drawing.console()
+    styles = {"+": "green", "-": "red", "@": "cyan"}
+    lines = difflib.unified_diff(
+        offer.before.splitlines(),
+        offer.text.splitlines(),
+        f"{offer.name} in force",
+        f"{offer.name} official",
+        lineterm="",
+    )
+    for line in lines:
+        console.print(line, style=styles.get(line[:1], ""))

@@ -1,0 +1,154 @@
+"""``codexctl selftest``: checks the API from the side of a client, over a real listener.
+
+Without ``--real`` it starts a codexd of the same installation over a simulated ChatGPT, for as long as the checks take.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+import codexd
+from codexd.control import wire
+from codexd.control.wire import Check
+from codexd.ctl import drawing
+from codexd.ctl.conformance import CHECKS, REAL, Target, Wrong
+from codexd.ctl.session import EXIT, Output, failed, replies
+
+START_SECONDS = 20.0
+"""For the start of a codexd."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--real", action="store_true", help="the running codexd, by a few tiny requests that count")
+    parser.add_argument("--key", metavar="KEY", help="with --real: a client key (default: $CODEXD_API_KEY)")
+    parser.add_argument("-m", "--model", metavar="NAME", help="with --real: default is the first of its list")
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    names = REAL if options.real else tuple(CHECKS)
+    found: list[Check] = []
+    with _running(options) if options.real else _simulated() as target:
+        target.model = options.model or "" if options.real else ""
+        for name in names:
+            with out.waiting(name):
+                check = _checked(name, target)
+            out.reply(check, drawing.check)
+            found.append(check)
+            if name == "models" and check.outcome == "failed":
+                break
+    out.done()
+    bad = [check for check in found if check.outcome == "failed"]
+    where = "the running codexd" if options.real else "a simulated backend"
+    out.note(
+        f"{len(bad)} of {len(found)} failed, on {where}." if bad else f"All {len(found)} checks passed, on {where}."
+    )
+    return EXIT["refused"] if bad else 0
+
+
+def _checked(name: str, target: Target) -> Check:
+    """Runs a check. An answer of another shape than the API's is a failure, not a fault of codexctl."""
+    begun = time.monotonic()
+    try:
+        said = CHECKS[name](target)
+    except Wrong as error:
+        return _failed(name, str(error))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return _failed(name, f"the answer has another shape than the API's: {type(error).__name__}: {error}")
+    return Check(name=name, outcome="ok", message=f"{said} ({time.monotonic() - begun:.1f} s)")
+
+
+def _failed(name: str, message: str) -> Check:
+    advice = "`codexctl log` and `codexctl explain` show more, where it is the running codexd."
+    return Check(name=name, outcome="failed", message=message, advice=advice, kind="refused")
+
+
+@contextlib.contextmanager
+def _running(options: argparse.Namespace) -> Iterator[Target]:
+    """Yields a listener of the running codexd. Raises Failed and Unreachable."""
+    status = next(reply for reply in replies(options, wire.Status()) if isinstance(reply, wire.StatusReport))
+    key = options.key or os.environ.get("CODEXD_API_KEY")
+    if status.keys_required and not key:
+        message = "codexd asks for a client key: give one with --key or $CODEXD_API_KEY; `codexctl keys add` makes one."
+        raise failed("usage", "key", message)
+    yield Target(status.listeners[0], key)
+
+
+@contextlib.contextmanager
+def _simulated() -> Iterator[Target]:
+    """Yields a codexd over a simulated ChatGPT, which runs while the block does. Raises Failed."""
+    root = str(Path(codexd.__file__).parent.parent)
+    start = _CHILD.format(root=root)
+    with tempfile.TemporaryDirectory(prefix="codexd-selftest-") as directory:
+        path, config, said = Path(directory, "api.sock"), Path(directory, "config.json"), Path(directory, "log")
+        config.write_bytes(msgspec.json.encode({"server": {"bind": [f"unix:{path}"]}}))
+        command = [sys.executable, "-c", start, "--demo", "--config", str(config)]
+        with (
+            said.open("wb") as log,
+            subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, env=_environment()) as process,  # noqa: S603 - our own
+            _ended_politely(),
+        ):
+            try:
+                until = time.monotonic() + START_SECONDS
+                while not _listens(path):
+                    if process.poll() is not None or time.monotonic() > until:
+                        last = said.read_text(errors="replace").strip().splitlines()[-1:]
+                        raise failed("internal", "selftest", f"A codexd could not be started for it: {' '.join(last)}")
+                    time.sleep(0.05)
+                yield Target(f"unix:{path}", None)
+            finally:
+                process.terminate()
+
+
+_CHILD = """
+import os, signal, sys, threading
+
+def watch():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=watch, daemon=True).start()
+sys.path.insert(0, {root!r})
+from codexd.__main__ import cli
+cli()
+"""
+"""The daemon of a test. It runs while its standard input is open, so no longer than this process, however that ends."""
+
+
+@contextlib.contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Ends this process in order on SIGHUP, as when the terminal closes, and on SIGTERM: its files are removed."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _environment() -> dict[str, str]:
+    """Returns the environment without what configures a codexd of this machine."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if name in os.environ}
+
+
+def _listens(path: Path) -> bool:
+    """Returns whether a connection to the socket succeeds."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True

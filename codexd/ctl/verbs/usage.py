@@ -1,0 +1,88 @@
+"""``codexctl usage``: the account's limits, or what was used through this codexd."""
+
+import argparse
+import datetime
+import sys
+
+from codexd.control import wire
+from codexd.ctl import drawing
+from codexd.ctl.session import Output, ask, replies
+
+COUNTS = ("requests", "failed", "input", "cached", "output", "reasoning")
+"""What is counted for each row of the history; fields of ``codexd.telemetry.tokens.Row``."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--by", metavar="COLUMNS", type=_columns, help="what was used by day, model, key: commas between"
+    )
+    parser.add_argument("--since", metavar="WHEN", type=_since, help="from when on: 7d, or a date as 2030-12-31")
+    parser.add_argument("--csv", action="store_true", help="as comma-separated values")
+
+
+def _columns(text: str) -> list[str]:
+    """Returns the names between commas. Raises ArgumentTypeError."""
+    found = [each.strip() for each in text.split(",") if each.strip()]
+    if not found or not set(found) <= {"day", "model", "key"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of day, model and key")
+    return found
+
+
+def _since(text: str) -> str:
+    """Returns a day such as 2030-12-31; ``7d`` is today and the six days before. Raises ArgumentTypeError."""
+    if text[:-1].isdecimal() and text[-1:] == "d" and 0 < int(text[:-1]) < 10_000:
+        return (datetime.datetime.now().astimezone().date() - datetime.timedelta(days=int(text[:-1]) - 1)).isoformat()
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither as 7d nor a date as 2030-12-31") from error
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    if options.by is None and options.since is None and not options.csv:
+        ask(options, out, wire.Usage(), draw, "Asking ChatGPT")
+        return 0
+    request = wire.History(since=options.since or "", by=options.by or ["day"])
+    if options.csv:
+        _csv(options, request)
+    else:
+        ask(options, out, request, draw_history, "Asking codexd")
+    return 0
+
+
+def _csv(options: argparse.Namespace, request: wire.History) -> None:
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    columns = [*request.by, *COUNTS]
+    writer.writerow(columns)
+    for reply in replies(options, request):
+        if isinstance(reply, wire.HistoryReport):
+            writer.writerows([getattr(row, name) for name in columns] for row in reply.rows)
+
+
+def draw(report: wire.UsageReport) -> None:
+    """Draws the limits; a remark says when they are not from the usage page."""
+    rows: list[tuple[str, drawing.Drawn]] = [("plan", report.plan or "unknown")]
+    if report.credits is not None:
+        held = "unlimited" if report.credits.unlimited else report.credits.balance or "0"
+        rows.append(("credits", held if report.credits.has_credits or report.credits.unlimited else "none"))
+    if report.reached:
+        rows.append(("limit", drawing.text(report.reached.replace("_", " "), "bold red")))
+    windows = drawing.windows(report) if report.windows else drawing.text("No limits are known.")
+    drawing.put(drawing.stack(drawing.grid(rows), drawing.below(windows)))
+    if report.why:
+        drawing.note(f"From the headers of the last answer, {drawing.ago(report.as_of)}: {report.why}")
+
+
+def draw_history(reply: wire.HistoryReport) -> None:
+    """Draws a row for each combination of the columns that were asked for."""
+    if not reply.rows:
+        drawing.put(f"Nothing was asked for since {reply.since}." if reply.since else "Nothing was asked for yet.")
+        return
+    table = drawing.table(*reply.by, *COUNTS, right=len(reply.by))
+    for row in reply.rows:
+        places = [getattr(row, name) or "(no key)" for name in reply.by]
+        table.add_row(*places, *(f"{getattr(row, name):,}".replace(",", " ") for name in COUNTS))
+    said = "Tokens as ChatGPT counts them: cached ones are part of the input, reasoning of the output."
+    drawing.put(drawing.stack(table, drawing.text(said, "dim")))
