@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from codexd.config.model import Logging
 from codexd.telemetry.log import configure_logging
+from support.codexctl import QUIET, Make, Setup, in_thread, over_simulated
 from support.secrets import leaks
 from support.upstream import Upstream
 
@@ -83,3 +84,20 @@ async def upstream() -> AsyncIterator[Upstream]:
         await nursery.start(fake.serve)
         yield fake
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def setup(tmp_path: Path, logs: Path) -> Make:
+    """Makes a daemon over a simulated ChatGPT, for this test alone."""
+    return functools.partial(over_simulated, tmp_path, logs)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Setup]:
+    """A daemon that is signed in, for tests that leave it as it was: no client keys, and the level of its log.
+
+    It starts once. Other tests have made requests through it, and will.
+    """
+    aliases = {"aliases": {"mine": "gpt-6-sol-high"}}
+    with in_thread(tmp_path_factory.mktemp("shared"), logs, logging=QUIET, models=aliases) as it:
+        yield it

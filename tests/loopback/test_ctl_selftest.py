@@ -1,0 +1,55 @@
+"""``codexctl selftest``: on a daemon of its own, and on the running one."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from support.codexctl import Setup
+from support.control import command, terminal
+from support.daemon import PATIENCE, environment
+
+pytestmark = pytest.mark.loopback
+
+
+async def test_it_passes_on_a_simulated_backend(shared: Setup) -> None:
+    before = shared.daemon.log.read_text().count("request finished")
+    said = await shared.ctl("selftest")
+    assert (said.code, said.err) == (0, "All 9 checks passed, on a simulated backend.\n"), said
+    assert shared.daemon.log.read_text().count("request finished") == before, "the running one was asked"
+
+
+async def test_it_passes_on_the_running_daemon(shared: Setup) -> None:
+    real = await shared.ctl("selftest", "--real", "-m", "gpt-5.5", "--json")
+    assert real.code == 0
+    assert [line["outcome"] for line in real.json[:-1]] == ["ok"] * 5
+
+
+async def test_it_needs_a_client_key_where_there_is_one(shared: Setup) -> None:
+    async with shared.key("selftest") as key:
+        assert "asks for a client key" in (await shared.ctl("selftest", "--real")).err
+        assert (await shared.ctl("selftest", "--real", "--key", key)).code == 0
+        assert (await shared.ctl("selftest", "--real", env={"CODEXD_API_KEY": key})).code == 0
+        wrong = await shared.ctl("selftest", "--real", "--key", "wrong")
+        assert (wrong.code, "1 of 1 failed" in wrong.err) == (5, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL])
+async def test_a_self_test_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """However it ends, its daemon ends too; where there is time for it, its folder is removed."""
+    environ = environment(tmp_path) | {"TMPDIR": str(tmp_path)}
+    async with terminal(command("selftest"), environ) as screen:
+        await screen.until("models")
+        (folder,) = tmp_path.glob("codexd-selftest-*")
+        children = Path(f"/proc/{screen.process.pid}/task/{screen.process.pid}/children").read_text().split()
+        assert children
+        ends = [os.pidfd_open(int(child)) for child in children]
+        screen.process.send_signal(number)
+        with trio.fail_after(PATIENCE):
+            await screen.process.wait()
+            for end in ends:
+                await trio.lowlevel.wait_readable(end)
+                os.close(end)
+        assert number == signal.SIGKILL or not folder.exists()

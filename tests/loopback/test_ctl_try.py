@@ -1,0 +1,62 @@
+"""``codexctl try``: a question, and its answer as it comes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from support.codexctl import Setup
+
+pytestmark = pytest.mark.loopback
+
+
+async def test_a_question_is_answered(shared: Setup) -> None:
+    said = await shared.ctl("try", "why", "is the sky blue?")
+    assert said.code == 0
+    assert "You wrote: why is the sky blue?" in said.out
+    assert re.search(r"\d+ tokens in, \d+ out, first word after \d\.\d s, \d\.\d s in all", said.err)
+
+
+async def test_a_question_may_come_through_a_pipe(shared: Setup) -> None:
+    piped = await shared.ctl("try", "-m", "gpt-5.5", "--effort", "high", "sum up:", "-", stdin=b"a long text")
+    assert "sum up:\n\na long text" in piped.out and "gpt-5.5:" in piped.err
+    assert "only this" in (await shared.ctl("try", stdin=b"only this")).out
+
+
+async def test_a_question_with_an_image_as_json(shared: Setup, tmp_path: Path) -> None:
+    image = tmp_path / "dot.png"
+    image.write_bytes(b"\x89PNG" + bytes(300_000))
+    said = await shared.ctl("try", "what is this?", "--image", str(image), "--json")
+    assert said.code == 0
+    replies = said.json
+    assert "".join(reply["text"] for reply in replies if reply["reply"] == "text" and not reply.get("thinking"))
+    assert [reply["reply"] for reply in replies[-2:]] == ["try_ended", "done"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["x", "-m", "gpt-nix"], 5, "The model 'gpt-nix' does not exist"),
+        (["x", "--image", "/nowhere.png"], 2, "cannot be read"),
+        (["x", "--image", "/etc/passwd"], 2, "no name of an image"),
+        ([], 2, "Ask something"),
+        ([" "], 2, "Ask something"),
+    ],
+)
+async def test_what_cannot_be_asked_is_refused(shared: Setup, words: list[str], code: int, why: str) -> None:
+    refused = await shared.ctl("try", *words)
+    assert (refused.code, why in refused.err) == (code, True), refused
+
+
+async def test_a_question_is_counted_as_other_requests_are(shared: Setup) -> None:
+    counted = re.compile(
+        r'codexd_requests_total\{endpoint="/chat/completions",key="",model="gpt-5.5",status="200"\} (\d+)'
+    )
+
+    async def count() -> int:
+        found = counted.search((await shared.ctl("metrics")).out)
+        return int(found[1]) if found else 0
+
+    before = await count()
+    await shared.ctl("try", "-m", "gpt-5.5", "x")
+    assert await count() == before + 1
