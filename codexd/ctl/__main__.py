@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
     except Failed as error:
         return out.fail(error)
     except UnicodeEncodeError:
-        return out.fail(failed("usage", "usage", "An argument is no text in UTF-8: write it anew."))
+        return out.fail(failed("usage", "usage", "An argument is not valid UTF-8. Type it again."))
     except Unreachable as error:
         return out.fail(unreachable(options, error))
     return code
@@ -69,7 +69,7 @@ def cli() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
         if not isinstance(error, BrokenPipeError):  # the reader of a pipe may stop reading
-            print(f"codexctl: the output cannot be written: {error.strerror}", file=sys.stderr)  # noqa: T201
+            print(f"codexctl: cannot write the output: {error.strerror}", file=sys.stderr)  # noqa: T201
             code = 5
     sys.exit(code)
 

@@ -45,5 +45,5 @@ def actions(parser: argparse.ArgumentParser) -> Callable[[str, str], argparse.Ar
 def number(text: str) -> int:
     """Returns a number of 1 or more. Raises ArgumentTypeError."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+        raise argparse.ArgumentTypeError(f"must be 1 or greater, not {text!r}")
     return int(text)

@@ -76,14 +76,14 @@ class Target:
             document = msgspec.json.decode(data)
         except ValueError as error:
             raise Wrong(f"{method} {path} is not JSON: {data[:200]!r}") from error
-        demand(isinstance(document, dict), f"{method} {path} is no object")
+        demand(isinstance(document, dict), f"{method} {path} is not a JSON object")
         return dict(document)
 
     def events(self, path: str, body: Json) -> list[tuple[str, Any]]:
         """Returns the names and the data of a stream; the data of ``[DONE]`` is that text. Raises Wrong."""
         status, headers, data = self.ask("POST", path, body)
         demand(status == 200, f"POST {path} has status {status}: {_said(data)}")
-        demand(headers.get("content-type", "").startswith("text/event-stream"), f"{path} is no event stream")
+        demand(headers.get("content-type", "").startswith("text/event-stream"), f"{path} is not an event stream")
         found: list[tuple[str, Any]] = []
         for block in data.decode().split("\n\n"):
             fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and line[0] != ":")
@@ -114,8 +114,8 @@ def models(at: Target) -> str:
     names = [model["id"] for model in document["data"]]
     demand(names, "the list of models is empty")
     at.model = at.model or names[0]
-    demand(at.model in names or at.document("GET", f"/v1/models/{at.model}"), f"there is no model {at.model}")
-    return f"{len(names)} models; {at.model} is asked"
+    demand(at.model in names or at.document("GET", f"/v1/models/{at.model}"), f"the model {at.model} is unknown")
+    return f"{len(names)} models; using {at.model}"
 
 
 def _chat(at: Target, **more: object) -> Json:
@@ -163,8 +163,8 @@ def tool_call(at: Target) -> str:
     result = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
     turn = [*asked, {"role": "assistant", "tool_calls": choice["message"]["tool_calls"]}, result]
     after = at.document("POST", "/v1/chat/completions", body | {"messages": turn, "tool_choice": "auto"})
-    demand(after["choices"][0]["message"]["content"], "nothing was said after the tool's result")
-    return f"{call['function']['name']}({call['function']['arguments']}), and its result was heard"
+    demand(after["choices"][0]["message"]["content"], "the answer after the tool's result is empty")
+    return f"{call['function']['name']}({call['function']['arguments']}), and its result was used"
 
 
 def structured(at: Target) -> str:
@@ -181,12 +181,12 @@ def responses_whole(at: Target) -> str:
     demand(any(item["type"] == "message" for item in document["output"]), "the output has no message")
     body = {"model": at.model, "input": "And again.", "previous_response_id": document["id"]}
     again = at.document("POST", "/v1/responses", body)
-    demand(again["previous_response_id"] == document["id"], "the conversation does not go on")
+    demand(again["previous_response_id"] == document["id"], "the conversation does not continue")
     read = at.document("GET", f"/v1/responses/{document['id']}")
     demand(read["id"] == document["id"], "what was stored cannot be read")
     at.document("DELETE", f"/v1/responses/{document['id']}")
     at.document("GET", f"/v1/responses/{document['id']}", status=404)
-    return "answered, gone on from, read, deleted"
+    return "answered, continued, read, deleted"
 
 
 def responses_streamed(at: Target) -> str:
@@ -195,8 +195,8 @@ def responses_streamed(at: Target) -> str:
     for name, data in found:
         demand(data == "[DONE]" or name == data["type"], f"the event {name!r} has type {data}")
     kinds = [event["type"] for event in events]
-    demand(kinds[0] == "response.created", f"it begins with {kinds[0]}")
-    demand(kinds[-1] == "response.completed", f"it ends with {kinds[-1]}")
+    demand(kinds[0] == "response.created", f"the stream starts with {kinds[0]}")
+    demand(kinds[-1] == "response.completed", f"the stream ends with {kinds[-1]}")
     numbers = [event["sequence_number"] for event in events]
     demand(numbers == sorted(set(numbers)), "the sequence numbers do not rise")
     deltas = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
@@ -208,9 +208,11 @@ def responses_streamed(at: Target) -> str:
 def messages(at: Target) -> str:
     body = {"model": at.model, "max_tokens": 1000, "messages": [{"role": "user", "content": "Say hello."}]}
     document = at.document("POST", "/v1/messages", body)
-    demand(document["type"] == "message" and document["stop_reason"] == "end_turn", f"it is {document}")
+    demand(document["type"] == "message" and document["stop_reason"] == "end_turn", f"the message is {document}")
     names = [name for name, _ in at.events("/v1/messages", body | {"stream": True})]
-    demand(names[0] == "message_start" and names[-1] == "message_stop", f"it goes from {names[0]} to {names[-1]}")
+    demand(
+        names[0] == "message_start" and names[-1] == "message_stop", f"the stream goes from {names[0]} to {names[-1]}"
+    )
     return f"whole, and as {len(names)} events"
 
 
@@ -226,7 +228,7 @@ def refusals(at: Target) -> str:
     for method, path, body, status in cases:
         error = at.document(method, path, body, status=status)["error"]
         demand({"message", "type", "param", "code"} <= set(error), f"{method} {path}: the error is {error}")
-    return f"{len(cases)} wrong requests, each with its status and a reason"
+    return f"{len(cases)} wrong requests, each refused with a status and a reason"
 
 
 Checked = Callable[[Target], str]

@@ -157,6 +157,11 @@ def who(account: wire.Account) -> str:
     return f"{name} ({account.plan})" if account.plan else name
 
 
+UNSAVED = (
+    "Tokens could not be written to disk. Do not stop codexd until this is fixed, or you will have to sign in again."
+)
+
+
 def account(reply: wire.Account) -> None:
     """Draws the sign-in as one sentence."""
     if not reply.signed_in:
@@ -164,10 +169,10 @@ def account(reply: wire.Account) -> None:
         return
     said = text("Signed in as ").append(who(reply), style="bold")
     if reply.expires_at is not None:
-        said.append(f"; the access token is good until {moment(reply.expires_at)} and renewed before")
+        said.append(f"; the access token is valid until {moment(reply.expires_at)} and renewed before then")
     if reply.unsaved:
-        said.append("\nThe tokens could not be saved: codexd must not stop before they are.", style="red")
-    line(said.append("." if not reply.unsaved else ""))
+        said.append(f".\n{UNSAVED}", style="red")
+    line(said if reply.unsaved else said.append("."))
 
 
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red")}

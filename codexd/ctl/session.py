@@ -55,8 +55,8 @@ def _hint(error: Unreachable) -> str:
     if error.denied:
         return how_to_join(_group_of(error.path))
     return (
-        "Is it running? `systemctl status codexd` shows it, `codexd` starts one; --socket or $CODEXCTL_SOCKET names "
-        "another socket."
+        "Is it running? Check with `systemctl status codexd`, or start it with `codexd`. To use another socket, set "
+        "--socket or $CODEXCTL_SOCKET."
     )
 
 
@@ -158,7 +158,7 @@ def until_done(connection: Connection) -> Iterator[Reply]:
         if isinstance(reply, Done):
             return
         yield reply
-    raise Unreachable(connection.path, "it went away before it had answered")
+    raise Unreachable(connection.path, "it closed the connection before it answered")
 
 
 def show(

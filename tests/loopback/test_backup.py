@@ -194,7 +194,7 @@ def test_what_is_no_backup_changes_nothing(tmp_path: Path) -> None:
         archive.add(tmp_path / "evil", "usage.json")
     (tmp_path / "text").write_text("no archive")
     for name, said in (
-        ("hostile.tar.gz", "holds no state of codexd"),
+        ("hostile.tar.gz", "contains no codexd state"),
         ("damaged.tar.gz", "Nothing was changed"),
         ("text", "is not a backup"),
         ("gone", "There is no file"),

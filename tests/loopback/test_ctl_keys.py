@@ -75,4 +75,4 @@ async def test_a_key_has_limits(shared: Setup) -> None:
         refused = await client.post("/v1/chat/completions", json=body, headers={"x-api-key": made})
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
         listed = (await shared.ctl("keys", "list")).out
-        assert re.search(r"phone .*gpt-5.5 gpt-6-\*, 30 a minute, 2 at once, until ", listed)
+        assert re.search(r"phone .*gpt-5.5 gpt-6-\*, 30 per minute, 2 at once, until ", listed)

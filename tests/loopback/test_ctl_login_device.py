@@ -56,14 +56,14 @@ async def test_closing_the_terminal_does_not_lose_a_device_login(setup: Make) ->
             terminal.process.kill()
             await terminal.process.wait()
         status = await it.ctl("status")
-        assert "under way (device)" in status.out
+        assert "in progress (device)" in status.out
         async with in_terminal(it.daemon, "login") as terminal:
             assert await device_code(terminal) == code
-            assert "under way already" in terminal.screen
+            assert "already in progress" in terminal.screen
             await terminal.until("Waiting for the sign-in")
             terminal.process.send_signal(signal.SIGINT)
             assert await terminal.end() == 130
-            assert "The code stays good" in terminal.screen
+            assert "Still waiting for approval in the background." in terminal.screen
         assert it.issuer.decide(code, "granted")
         await it.daemon.logged("signed in account_id")
         assert (await it.ctl("status")).code == 0

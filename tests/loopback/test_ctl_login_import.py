@@ -32,12 +32,12 @@ async def test_the_login_of_the_official_client_is_taken_over(setup: Make) -> No
             await terminal.until("[y/N]")
             await terminal.type("y\n")
             assert await terminal.end() == 0
-            assert "must sign in anew" in terminal.screen
+            assert "Sign in to the Codex CLI again" in terminal.screen
         assert (await it.ctl("refresh")).code == 0
         # Again, over the sign-in that there is now; the end of the input is a no.
         async with in_terminal(it.daemon, "login", "--import", str(path)) as terminal:
             await terminal.until("[y/N]")
-            assert f"in place of the sign-in as {EMAIL}" in " ".join(terminal.screen.split())
+            assert f"replacing the sign-in as {EMAIL}" in " ".join(terminal.screen.split())
             await terminal.type("\x04")
             assert await terminal.end() == 5
             assert "Traceback" not in terminal.screen
@@ -65,7 +65,7 @@ async def test_a_login_that_there_is_not_cannot_be_imported(shared: Setup) -> No
 @pytest.mark.parametrize(
     ("text", "code", "why"),
     [
-        ("garbage", 2, "it holds no JSON"),
+        ("garbage", 2, "it is not JSON"),
         ('{"tokens": {"access_token": "x"}}', 5, "no token that ChatGPT gave out"),
         (f'{{"tokens": {{"access_token": "{access_token(1)}"}}}}', 5, "has expired"),
         ('{"OPENAI_API_KEY": "sk-x"}', 5, "no ChatGPT login"),

@@ -40,7 +40,7 @@ async def test_a_text_is_set_for_a_family_and_for_a_model(setup: Make, tmp_path:
         assert (shown.out, "the standard input" in shown.err) == ("Answer in prose.\n", True)
         listed = await it.ctl("prompts", "list")
         assert str(file) in listed.out and re.search(r"gpt-5\.5 +16 +the standard input", listed.out)
-        assert (await it.ctl("prompts", "reset", "gpt-5.5")).out == "Built in again: gpt-5.5.\n"
+        assert (await it.ctl("prompts", "reset", "gpt-5.5")).out == "Restored the built-in prompt for gpt-5.5.\n"
         assert await instructions(it) == "Answer in rhymes."
 
 
@@ -52,19 +52,19 @@ async def test_a_text_outlives_the_daemon_until_it_is_reset(setup: Make, tmp_pat
         await it.daemon.process.wait()
         async with running(tmp_path, logs, it.chatgpt, signed_in=False) as again:
             assert (await codexctl(again, "prompts", "show", "gpt-5-2")).out == "Answer in rhymes.\n"
-            assert (await codexctl(again, "prompts", "reset")).out == "Built in again: gpt-5-2.\n"
-            assert (await codexctl(again, "prompts", "reset")).out == "None was set.\n"
+            assert (await codexctl(again, "prompts", "reset")).out == "Restored the built-in prompt for gpt-5-2.\n"
+            assert (await codexctl(again, "prompts", "reset")).out == "Nothing to reset.\n"
             assert (await codexctl(again, "prompts", "show", "gpt-5-2")).out == built_in
 
 
 @pytest.mark.parametrize(
     ("words", "text", "code", "why"),
     [
-        ("set gpt-5-2 /nowhere", b"", 2, "cannot be read: No such file"),
+        ("set gpt-5-2 /nowhere", b"", 2, "Cannot read /nowhere: No such file"),
         ("set gpt-9 -", b"x", 5, "neither a family of instruction texts"),
         ("show gpt-9", b"", 5, "neither a family of instruction texts"),
         ("set gpt-5-2 -", b" \n", 5, "The text is empty"),
-        ("set gpt-5-2 -", b"\xff", 2, "no text in UTF-8"),
+        ("set gpt-5-2 -", b"\xff", 2, "not UTF-8 text"),
     ],
 )
 async def test_a_text_that_cannot_be_set_is_refused(
@@ -80,7 +80,7 @@ async def test_official_texts_are_shown_before_they_are_used(setup: Make) -> Non
         shown = await it.ctl("prompts", "update")
         assert shown.code == 0
         assert "--- gpt-5.5 in force" in shown.out and "+You are a simulated model." in shown.out
-        assert "Nothing is changed" in shown.err
+        assert "Nothing was changed" in shown.err
         assert await instructions(it) == before
         async with in_terminal(it.daemon, "prompts", "update") as terminal:
             await terminal.until("[y/N]")
@@ -97,7 +97,7 @@ async def test_official_texts_are_used_after_a_yes(setup: Make) -> None:
         (listed, _) = (await it.ctl("prompts", "list", "--json")).json
         (entry,) = [entry for entry in listed["prompts"] if entry["name"] == "gpt-5.5"]
         assert entry["source"].endswith("/codex/models") and entry["set_at"] and len(entry["sha256"]) == 64
-        assert "The official texts are those in force." in (await it.ctl("prompts", "update")).err
+        assert "The texts in use are the official ones." in (await it.ctl("prompts", "update")).err
 
 
 @pytest.mark.parametrize(

@@ -98,12 +98,12 @@ async def test_failures_speak_json(setup: Make) -> None:
 async def test_health_is_an_exit_code(setup: Make) -> None:
     async with setup(signed_in=False) as it:
         said = await it.ctl("health")
-        text = f"codexd {__version__} answers; signed out: run codexctl login.\n"
+        text = f"codexd {__version__} is responding; signed out: run codexctl login.\n"
         assert (said.code, said.err, said.out) == (0, "", text)
         ready = await it.ctl("health", "--ready")
         assert (ready.code, "codexctl login" in ready.err) == (3, True)
         store.save(it.tokens, it.issuer.sign_in())
-        assert (await it.ctl("health", "--ready")).out == f"codexd {__version__} answers; signed in.\n"
+        assert (await it.ctl("health", "--ready")).out == f"codexd {__version__} is responding; signed in.\n"
     assert (await it.ctl("health")).code == 4
 
 
@@ -129,7 +129,7 @@ async def test_usage_comes_from_the_last_answer_when_its_page_does_not(
 
 async def test_what_was_used_is_counted_by_column(setup: Make) -> None:
     async with setup() as it:
-        assert (await it.ctl("usage", "--by", "model")).out == "Nothing was asked for yet.\n"
+        assert (await it.ctl("usage", "--by", "model")).out == "No requests yet.\n"
         for number in range(3):
             await it.ask(f"r{number}")
         said = await it.ctl("usage", "--by", "model,key", "--since", "7d")

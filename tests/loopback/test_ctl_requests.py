@@ -23,9 +23,9 @@ async def test_a_request_is_explained(shared: Setup) -> None:
     said = await shared.ctl("explain", "explain-1")
     assert (said.code, said.err) == (0, "")
     for line in (
-        r"request +explain-1\n", r"came .*POST /chat/completions", r"ended +200", r"tokens +\d+ in \(0 cached\), \d+ out",
-        r"adjusted +seed was left out: the backend does not take it", r"backend +HTTP 200",
-        r"read, checked, converted +\d+ ms", r"a connection \(one was ready\) +\d+ ms", r"the last byte +\d+ ms +at",
+        r"request +explain-1\n", r"received .*POST /chat/completions", r"ended +200", r"tokens +\d+ in \(0 cached\), \d+ out",
+        r"adjusted +seed dropped: the backend does not support it", r"backend +HTTP 200",
+        r"read, checked, converted +\d+ ms", r"connection \(reused\) +\d+ ms", r"last byte +\d+ ms +at",
         r"Bodies are kept only with logging.enable_request_logging",
     ):  # fmt: skip
         assert re.search(line, said.out), (line, said.out)
@@ -88,18 +88,18 @@ async def test_the_log_is_followed(setup: Make) -> None:
 
 
 async def test_the_level_changes_for_a_while(shared: Setup) -> None:
-    assert "logs from info on." in (await shared.ctl("level")).out
+    assert (await shared.ctl("level")).out == "Log level: info\n"
     await shared.ask("level-quiet")
     said = await shared.ctl("level", "debug", "--for", "5")
-    assert re.search(r"logs from debug on, until \d\d:\d\d; then info again", said.out)
+    assert re.search(r"Log level: debug until \d\d:\d\d, then info", said.out)
     await shared.ask("level-loud")
     log = shared.daemon.log.read_text()
     assert "[level-loud] request started" in log
     assert "[level-quiet] request started" not in log
     # A reload does not end it.
     await shared.ctl("reload")
-    assert "logs from debug on, until" in (await shared.ctl("level")).out
-    assert "logs from info on." in (await shared.ctl("level", "reset")).out
+    assert "Log level: debug until" in (await shared.ctl("level")).out
+    assert (await shared.ctl("level", "reset")).out == "Log level: info\n"
     await shared.ask("level-calm")
     assert "[level-calm] request started" not in shared.daemon.log.read_text()
 
@@ -116,13 +116,13 @@ async def test_the_level_as_json_has_the_configured_one_too(shared: Setup) -> No
 async def test_top_without_a_terminal_shows_one_screen(shared: Setup) -> None:
     await shared.ask("top-failed", model="gpt-nix")
     once = await shared.ctl("top")
-    assert "Nothing is under way." in once.out
+    assert "No requests in progress." in once.out
     assert re.search(r"just now +top-failed +404 +model_not_found: The model", once.out)
 
 
 async def test_top_shows_what_is_under_way(setup: Make) -> None:
     async with setup() as it, it.client() as client, in_terminal(it.daemon, "top") as terminal:
-        await terminal.until("Nothing is under way")
+        await terminal.until("No requests in progress")
         it.chatgpt.chatgpt.pace = 0.1
         body, name = hello(stream=True), {"x-request-id": "running"}
         async with client.stream("POST", "/v1/chat/completions", json=body, headers=name) as answer:

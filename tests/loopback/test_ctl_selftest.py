@@ -29,7 +29,7 @@ async def test_it_passes_on_the_running_daemon(shared: Setup) -> None:
 
 async def test_it_needs_a_client_key_where_there_is_one(shared: Setup) -> None:
     async with shared.key("selftest") as key:
-        assert "asks for a client key" in (await shared.ctl("selftest", "--real")).err
+        assert "needs a client key" in (await shared.ctl("selftest", "--real")).err
         assert (await shared.ctl("selftest", "--real", "--key", key)).code == 0
         assert (await shared.ctl("selftest", "--real", env={"CODEXD_API_KEY": key})).code == 0
         wrong = await shared.ctl("selftest", "--real", "--key", "wrong")

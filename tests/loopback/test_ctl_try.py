@@ -37,8 +37,8 @@ async def test_a_question_with_an_image_as_json(shared: Setup, tmp_path: Path) -
     ("words", "code", "why"),
     [
         (["x", "-m", "gpt-nix"], 5, "The model 'gpt-nix' does not exist"),
-        (["x", "--image", "/nowhere.png"], 2, "cannot be read"),
-        (["x", "--image", "/etc/passwd"], 2, "no name of an image"),
+        (["x", "--image", "/nowhere.png"], 2, "Cannot read /nowhere.png"),
+        (["x", "--image", "/etc/passwd"], 2, 'Unsupported image type "/etc/passwd"'),
         ([], 2, "Ask something"),
         ([" "], 2, "Ask something"),
     ],

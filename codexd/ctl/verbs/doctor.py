@@ -25,12 +25,12 @@ PULSES_SPREAD = 0.4
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deep", action="store_true", help="also make a tiny real request (it counts as usage)")
-    parser.add_argument("--url", help="also check that a proxy at this base URL passes streams on")
+    parser.add_argument("--url", help="also check that a proxy at this base URL does not hold streams back")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
     if options.url is not None and not _is_address(options.url):
-        raise failed("usage", "url", f"{options.url!r} is no http or https address: name the base URL of the API.")
+        raise failed("usage", "url", f'Invalid URL "{options.url}": use the http or https base URL of the API.')
     found: list[Check] = []
     for check in _checks(options, out):
         out.reply(check, drawing.check)
@@ -59,7 +59,7 @@ def _checks(options: argparse.Namespace, out: Output) -> Iterator[Check]:
     try:
         yield from _daemon(options, out)
     except Unreachable as error:
-        advice = "`systemctl status codexd`, `journalctl -u codexd`; --socket names another socket."
+        advice = "See `systemctl status codexd` and `journalctl -u codexd`, or name another socket with --socket."
         if error.denied:
             advice = "Run `sudo codexctl doctor`, or join the group of the socket."
         yield Check(name="daemon", outcome="failed", message=str(error), advice=advice, kind="unreachable")
@@ -81,7 +81,7 @@ def _daemon(options: argparse.Namespace, out: Output) -> Iterator[Check]:
             name="daemon",
             outcome="warning",
             message=f"codexd {status.daemon_version} is running, codexctl is {__version__}",
-            advice="Restart codexd after an upgrade, as with `sudo systemctl restart codexd`.",
+            advice="Restart codexd after an upgrade, such as with `sudo systemctl restart codexd`.",
         )
     found = replies(options, wire.Doctor(deep=options.deep))
     while True:
@@ -113,13 +113,17 @@ def proxy(url: str) -> Check:
         connection.request("GET", path)
         response = connection.getresponse()
         if response.status != 200 or not response.getheader("content-type", "").startswith("text/event-stream"):
-            advice = "Is this the base URL of codexd, with or without /v1? Look at the proxy's own log."
-            return _failed(url, f"{path} is answered with status {response.status} and no stream", advice)
+            advice = "Check that this is the base URL of codexd, with or without /v1. See the log of the proxy."
+            return _failed(url, f"{path} answered with status {response.status} and no stream", advice)
         times: list[float] = []
         while response.read1(65536):
             times.append(time.monotonic())
     except (OSError, http.client.HTTPException) as error:
-        return _failed(url, str(error) or type(error).__name__, "Is the proxy up, and its certificate valid?")
+        return _failed(
+            url,
+            str(error) or type(error).__name__,
+            "Check the proxy and its certificate.",
+        )
     finally:
         connection.close()
     if not times or times[-1] - times[0] < PULSES_SPREAD:

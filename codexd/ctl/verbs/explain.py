@@ -1,4 +1,4 @@
-"""``codexctl explain``: what became of a request."""
+"""``codexctl explain``: what happened to a request."""
 
 import argparse
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from codexd.ctl.session import Output, show
 from codexd.telemetry.tokens import Tokens
 from codexd.telemetry.trace import Trace
 
-ENDINGS = {None: ("under way", "cyan"), 499: ("the client left", "yellow")}
+ENDINGS = {None: ("in progress", "cyan"), 499: ("client disconnected", "yellow")}
 """The words and the colour for a status that is not HTTP's."""
 
 ADJUSTED = {
-    "dropped": "was left out: the backend does not take it",
-    "emulated": "is done here: the backend does not take it",
-    "ignored": "has no meaning here",
-    "recalled": "came from what codexd remembers of the conversation",
-    "shortened": "were shortened, and get their own names back in the answer",
-    "added": "was added where the conversation lacked it",
+    "dropped": "dropped: the backend does not support it",
+    "emulated": "emulated by codexd: the backend does not support it",
+    "ignored": "ignored: it has no effect here",
+    "recalled": "taken from the conversation that codexd has stored",
+    "shortened": "shortened; the answer has the original names",
+    "added": "added where the conversation lacked it",
 }
 """What ``Trace.adjusted`` says of a parameter or a part of the conversation; anything else is its new value."""
 
@@ -38,9 +38,12 @@ def draw(reply: wire.Explained) -> None:
     ending, style = ENDINGS.get(trace.status, (str(trace.status), "green" if trace.error is None else "red"))
     rows: list[tuple[str, drawing.Drawn]] = [
         ("request", drawing.text(trace.id, "bold")),
-        ("came", f"{drawing.moment(int(trace.at))}, {trace.method} {trace.endpoint or '(no such path)'}{_by(trace)}"),
-        ("model", trace.model or "none was named that there is"),
-        ("answer", f"{'streamed' if trace.streamed else 'whole'}, {trace.events} events of the backend's"),
+        (
+            "received",
+            f"{drawing.moment(int(trace.at))}, {trace.method} {trace.endpoint or '(no such path)'}{_by(trace)}",
+        ),
+        ("model", trace.model or "unknown"),
+        ("answer", f"{'streamed' if trace.streamed else 'not streamed'}, {trace.events} events from the backend"),
         ("ended", drawing.text(ending, style)),
     ]
     if trace.error is not None:
@@ -53,7 +56,7 @@ def draw(reply: wire.Explained) -> None:
     if trace.tries:
         rows.append(("backend", _backend(trace)))
     parts: list[drawing.Drawn] = [drawing.grid(rows), drawing.below(_times(trace))]
-    bodies = [(name, body) for name, body in (("came", trace.body), ("sent", trace.sent)) if body]
+    bodies = [(name, body) for name, body in (("received", trace.body), ("sent", trace.sent)) if body]
     for name, body in bodies:
         parts.append(drawing.below(drawing.stack(drawing.text(name, "bold"), drawing.text(body))))
     if not bodies and not reply.bodies:
@@ -67,32 +70,32 @@ def _by(trace: Trace) -> str:
 
 
 def _adjustment(entry: str) -> str:
-    """Returns an entry such as ``seed=dropped`` as a sentence."""
+    """Returns an entry such as ``seed=dropped`` in words."""
     name, _, how = entry.partition("=")
-    return f"{name} {ADJUSTED.get(how, f'became {how}')}"
+    return f"{name} {ADJUSTED.get(how, f'changed to {how}')}"
 
 
 def _tokens(tokens: Tokens) -> str:
-    return f"{tokens.input} in ({tokens.cached} cached), {tokens.output} out ({tokens.reasoning} of them reasoning)"
+    return f"{tokens.input} in ({tokens.cached} cached), {tokens.output} out ({tokens.reasoning} reasoning)"
 
 
 def _backend(trace: Trace) -> str:
     status = f"HTTP {trace.backend_status}" if trace.backend_status else "no answer"
-    tries = "" if trace.tries == 1 else f", at the {trace.tries}. try"
-    name = f"; its own id is {trace.backend_request_id}" if trace.backend_request_id else ""
+    tries = "" if trace.tries == 1 else f", attempt {trace.tries}"
+    name = f", request id {trace.backend_request_id}" if trace.backend_request_id else ""
     return f"{status}{tries}{name}"
 
 
 def _steps(trace: Trace) -> Iterator[tuple[str, int | None]]:
     """Yields the steps and when each was done, in milliseconds since the request came; None for one that was not."""
     spans = trace.spans
-    which = {None: "a connection", True: "a connection (one was ready)", False: "a connection (a new one)"}
+    which = {None: "connection", True: "connection (reused)", False: "connection (new)"}
     yield "read, checked, converted", spans.asked
-    yield "an access token", spans.token
+    yield "access token", spans.token
     yield which[trace.connection_ready], spans.connected
-    yield "the backend's first byte", spans.head
-    yield "the first of the answer", spans.first
-    yield "the last byte", spans.end
+    yield "first byte from the backend", spans.head
+    yield "first token", spans.first
+    yield "last byte", spans.end
 
 
 def _times(trace: Trace) -> drawing.Drawn:

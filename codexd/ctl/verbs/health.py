@@ -9,7 +9,7 @@ from codexd.ctl.session import Output, ask
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ready", action="store_true", help="and whether they would be served: signed in, not stopping"
+        "--ready", action="store_true", help="also check that requests would succeed: signed in, not stopping"
     )
 
 
@@ -20,4 +20,4 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 def draw(report: wire.HealthReport) -> None:
     who = "signed in" if report.signed_in else "signed out: run codexctl login"
-    drawing.line(f"codexd {report.daemon_version} answers; {who}.")
+    drawing.line(f"codexd {report.daemon_version} is responding; {who}.")

@@ -17,15 +17,19 @@ COMPLETION_SECONDS = 2.0
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     action = actions(parser)
-    add = action("add", "make a key and show it once")
-    add.add_argument("name", metavar="NAME", help="what the key is for; it stands in the logs")
-    add.add_argument("--strict", action="store_true", help="refuse parameters that would be dropped")
-    add.add_argument("--models", metavar="NAMES", help="only for these models: names or patterns, commas between them")
-    add.add_argument("--rpm", metavar="N", type=number, help="requests a minute that it may make")
-    add.add_argument("--concurrent", metavar="N", type=number, help="requests that it may have under way at once")
-    add.add_argument("--expires", metavar="WHEN", type=_expiry, help="when it ends: 12h, 30d, or a date as 2030-12-31")
+    add = action("add", "make a key; it is shown only once")
+    add.add_argument("name", metavar="NAME", help="what the key is for; it appears in the logs")
+    add.add_argument("--strict", action="store_true", help="refuse parameters that codexd would drop")
+    add.add_argument(
+        "--models", metavar="NAMES", help="allow only these models: names or patterns, separated by commas"
+    )
+    add.add_argument("--rpm", metavar="N", type=number, help="requests per minute")
+    add.add_argument("--concurrent", metavar="N", type=number, help="requests in progress at the same time")
+    add.add_argument(
+        "--expires", metavar="WHEN", type=_expiry, help="when it expires: 12h, 30d, or a date such as 2030-12-31"
+    )
     action("list", "list the keys and when they were used last")
-    name = action("revoke", "take a key away").add_argument("name", metavar="NAME")
+    name = action("revoke", "revoke a key").add_argument("name", metavar="NAME")
     name.completer = _complete  # type: ignore[attr-defined]  # argcomplete's
 
 
@@ -38,9 +42,10 @@ def _expiry(text: str) -> float:
     try:
         ends = datetime.datetime.fromisoformat(text) + datetime.timedelta(days=len(text) == 10)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither as 12h, 30d nor a date as 2030-12-31") from error
+        message = f'invalid value "{text}": use a duration such as 12h or 30d, or a date such as 2030-12-31'
+        raise argparse.ArgumentTypeError(message) from error
     if ends.timestamp() <= now:
-        raise argparse.ArgumentTypeError(f"{text} is over")
+        raise argparse.ArgumentTypeError(f'invalid value "{text}": it is in the past')
     return ends.timestamp()
 
 
@@ -84,7 +89,7 @@ def _add(options: argparse.Namespace, out: Output) -> None:
 
 def draw_added(reply: wire.KeyAdded) -> None:
     """Prints the key alone on the standard output, so that a script can read it."""
-    drawing.note(f"The key {reply.name!r}. It is shown this once and cannot be had again:")
+    drawing.note(f'API key "{reply.name}" (shown only once, save it now):')
     drawing.plain(reply.key)
 
 
@@ -97,13 +102,14 @@ def draw_revoked(reply: wire.KeyRevoked) -> None:
 def draw(report: wire.KeysReport) -> None:
     """Draws a row for each key; the column of limits only where a key has any."""
     if report.why:
-        drawing.note(f"{report.why}: no key is accepted. `codexctl keys add NAME` sets the file aside and begins anew.")
+        advice = "`codexctl keys add NAME` moves the file aside and starts a new one."
+        drawing.note(f"{report.why}: no key is accepted. {advice}")
     if not report.keys:
-        state = "and one is asked for: `codexctl keys add NAME`" if report.required else "local programs need none"
+        state = "clients must present one: `codexctl keys add NAME`" if report.required else "local programs need none"
         drawing.line(f"No client keys; {state}.")
         return
     terms = [", ".join(_terms(key)) for key in report.keys]
-    table = drawing.table("name", "made", "last used", "from", *(["limits"] if any(terms) else []))
+    table = drawing.table("name", "created", "last used", "from", *(["limits"] if any(terms) else []))
     for key, term in zip(report.keys, terms, strict=True):
         made = drawing.moment(key.created_at) if key.created_at else ""
         used = drawing.ago(key.last_used_at) if key.last_used_at else "never"
@@ -119,7 +125,7 @@ def _terms(key: wire.KeyEntry) -> Iterator[str]:
     if limits.models:
         yield " ".join(limits.models)
     if limits.requests_per_minute is not None:
-        yield f"{limits.requests_per_minute} a minute"
+        yield f"{limits.requests_per_minute} per minute"
     if limits.concurrent_requests is not None:
         yield f"{limits.concurrent_requests} at once"
     if limits.expires_at is not None:

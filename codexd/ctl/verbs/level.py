@@ -1,4 +1,4 @@
-"""``codexctl level``: from which level on codexd logs, without a restart."""
+"""``codexctl level``: shows or changes the log level, without a restart."""
 
 import argparse
 
@@ -11,9 +11,14 @@ MAX_MINUTES = wire.MAX_LEVEL_SECONDS // 60
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("level", choices=(*LEVELS, "reset"), nargs="?", help="reset: as the configuration says")
+    parser.add_argument("level", choices=(*LEVELS, "reset"), nargs="?", help="reset: the configured level again")
     parser.add_argument(
-        "--for", dest="minutes", metavar="MINUTES", type=_minutes, default=10, help="so long (default: 10)"
+        "--for",
+        dest="minutes",
+        metavar="MINUTES",
+        type=_minutes,
+        default=10,
+        help="minutes until the configured level is used again (default: 10)",
     )
 
 
@@ -21,7 +26,7 @@ def _minutes(text: str) -> int:
     """Returns a number of minutes. Raises ArgumentTypeError."""
     minutes = number(text)
     if minutes > MAX_MINUTES:
-        raise argparse.ArgumentTypeError(f"{text} minutes are more than {MAX_MINUTES // 1440} days")
+        raise argparse.ArgumentTypeError(f"must be {MAX_MINUTES} ({MAX_MINUTES // 1440} days) or less, not {text!r}")
     return minutes
 
 
@@ -36,5 +41,5 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def draw(reply: wire.LevelReport) -> None:
-    back = "" if reply.until is None else f", until {drawing.moment(reply.until)}; then {reply.configured} again"
-    drawing.line(f"codexd logs from {reply.level} on{back}.")
+    back = "" if reply.until is None else f" until {drawing.moment(reply.until)}, then {reply.configured}"
+    drawing.line(f"Log level: {reply.level}{back}")

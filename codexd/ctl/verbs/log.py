@@ -1,4 +1,4 @@
-"""``codexctl log``: the last lines of codexd's log, and those to come."""
+"""``codexctl log``: the last lines of codexd's log, and new ones as they come."""
 
 import argparse
 
@@ -9,10 +9,10 @@ from codexd.ctl.session import REPLY_TIMEOUT, Output, show
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--follow", action="store_true", help="and those to come, until Ctrl-C")
-    parser.add_argument("-n", "--lines", metavar="N", type=number, default=50, help="so many lines (default: 50)")
-    parser.add_argument("--request", metavar="ID", help="of one request; the beginning of its id is enough")
-    parser.add_argument("--level", choices=LEVELS, default="debug", help="this level and worse")
+    parser.add_argument("-f", "--follow", action="store_true", help="keep printing new lines, until Ctrl-C")
+    parser.add_argument("-n", "--lines", metavar="N", type=number, default=50, help="number of lines (default: 50)")
+    parser.add_argument("--request", metavar="ID", help="only lines of one request: its id, or the beginning of it")
+    parser.add_argument("--level", choices=LEVELS, default="debug", help="only lines of this level and above")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -24,5 +24,5 @@ def run(options: argparse.Namespace, out: Output) -> int:
 def draw(reply: wire.LogLine) -> None:
     """Prints a line, and before it how many were lost."""
     if reply.lost:
-        drawing.note(f"... {reply.lost} lines went by too fast ...")
+        drawing.note(f"... {reply.lost} lines were lost ...")
     drawing.plain(reply.line)

@@ -27,12 +27,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--device", action="store_true", help="by a code that is entered on any device (default over SSH)")
     how.add_argument("--browser", action="store_true", help="by a browser on this machine (default on a desktop)")
-    how.add_argument("--paste", action="store_true", help="by any browser, and the address it ends at pasted here")
+    how.add_argument("--paste", action="store_true", help="by any browser: paste the address that it ends at")
     how.add_argument(
         "--import", dest="auth_json", nargs="?", const="", metavar="FILE",
-        help="take over the login of the Codex CLI (default: ~/.codex/auth.json)",
+        help="import the sign-in of the Codex CLI (default: ~/.codex/auth.json)",
     )  # fmt: skip
-    parser.add_argument("--no-open", action="store_true", help="print the address, open no browser")
+    parser.add_argument("--no-open", action="store_true", help="print the address, do not open a browser")
     parser.add_argument("--yes", action="store_true", help="with --import: do not ask")
 
 
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
         return _import(options, out)
     method = choose(options, os.environ)
     if not out.json and (account := _signed_in(options)) is not None:
-        out.note(f"codexd is signed in as {account} already; a new sign-in takes its place.")
+        out.note(f"codexd is already signed in as {account}; a new sign-in replaces it.")
     with Connection(socket_of(options), wire.Login(method=method)) as connection:
         answers = until_done(connection)
         try:
@@ -55,9 +55,9 @@ def run(options: argparse.Namespace, out: Output) -> int:
                     shown = reply
         except KeyboardInterrupt:
             if method == "device":
-                out.note("\nThe code stays good: codexd goes on waiting for it. `codexctl login` shows it again.")
+                out.note("\nStill waiting for approval in the background. `codexctl login` shows the code again.")
             else:
-                out.note("\nThe sign-in was given up.")
+                out.note("\nSign-in canceled.")
             raise
     if shown is not None:
         out.reply(shown, _draw)
@@ -101,7 +101,7 @@ def _show(reply: Reply, out: Output, *, open_browser: bool) -> None:
     elif isinstance(reply, DeviceCode):
         left = reply.expires_at - time.time()  # noqa: TID251
         if reply.joined:
-            out.note("A sign-in is under way already; this is its code.")
+            out.note("A sign-in is already in progress; this is its code.")
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
         colour = not os.environ.get("NO_COLOR")
         minutes = max(1, round(left / 60))
@@ -132,8 +132,8 @@ def _open(url: str) -> None:
 def _paste(options: argparse.Namespace, connection: Connection, out: Output) -> None:
     """Reads addresses until one is accepted, or until the sign-in ends without one. Raises Failed."""
     out.note(
-        "Sign in there. The browser then goes to an address that begins with http://127.0.0.1 and shows an error, as "
-        "it should. Copy the whole address from its address bar and paste it here.\n"
+        "Sign in there. The browser then shows an error, at an address that starts with http://127.0.0.1. This is "
+        "expected. Copy the whole address from the address bar and paste it here.\n"
     )
     while True:
         if not out.json:
@@ -171,7 +171,7 @@ def _import(options: argparse.Namespace, out: Output) -> int:
     if isinstance(account, Account) and not account.signed_in:
         return EXIT["signed_out"]
     if isinstance(account, Account):
-        out.note(f"{path} is as it was. The Codex CLI must sign in anew (`codex login`) before it is used again.")
+        out.note(f"{path} was not changed. Sign in to the Codex CLI again (`codex login`) before you use it.")
     return 0
 
 
@@ -189,25 +189,25 @@ def _read(path: Path) -> bytes:
             "`codexctl login` signs in without it.",
         ) from None
     except OSError as error:
-        raise failed("usage", "import", f"{path} cannot be read: {error.strerror}. Name another file.") from None
+        raise failed("usage", "import", f"Cannot read {path}: {error.strerror}. Name another file.") from None
     if len(auth) > MAX_AUTH_JSON:
         raise failed("usage", "import", f"{path} is too large to be an auth.json. Name another file.")
     try:
         return msgspec.json.encode(msgspec.json.decode(auth))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise failed(
-            "usage", "import", f"{path} is not an auth.json of the Codex CLI: it holds no JSON. Name another file."
+            "usage", "import", f"{path} is not an auth.json of the Codex CLI: it is not JSON. Name another file."
         ) from None
 
 
 def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
     """Asks whether to import. Raises Failed when the user does not agree, or cannot be asked."""
     account = _signed_in(options)
-    instead = f", in place of the sign-in as {account}" if account is not None else ""
+    instead = f", replacing the sign-in as {account}" if account is not None else ""
     out.note(
-        f"This copies the login of the Codex CLI from {path} into codexd{instead}. Refresh tokens are single-use: as "
-        "soon as codexd renews this login, the Codex CLI's copy is worthless, and the other way round. After the "
-        "import the Codex CLI must sign in anew (`codex login`), or the two sign each other out."
+        f"This copies the login of the Codex CLI from {path} into codexd{instead}. Refresh tokens are single-use: "
+        "once codexd renews this login, the copy of the Codex CLI stops working, and the other way round. After the "
+        "import, sign in to the Codex CLI again (`codex login`), or the two will sign each other out."
     )
     if out.json or not sys.stdin.isatty():
         raise failed("usage", "import", "Add --yes to import without being asked.")
@@ -217,7 +217,7 @@ def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
         out.note("")
         wanted = False
     if not wanted:
-        raise failed("refused", "import", "Nothing was imported. `codexctl login` makes a login of codexd's own.")
+        raise failed("refused", "import", "Nothing was imported. `codexctl login` signs in without the Codex CLI.")
 
 
 def _signed_in(options: argparse.Namespace) -> str | None:

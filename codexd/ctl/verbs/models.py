@@ -29,9 +29,9 @@ def draw(report: wire.ModelsReport) -> None:
     age = (
         f"Fetched {drawing.ago(report.fetched_at)}."
         if report.fetched_at
-        else "Built in: the account's own list is not known."
+        else "Built-in list; the account's own is unknown."
     )
-    hidden = " Those with * work and are not listed to clients." if any(not m.listed for m in report.models) else ""
-    drawing.put(drawing.stack(table, drawing.text(f"{age} NAME-EFFORT works for each.{hidden}", "dim")))
+    hidden = " * hidden from /v1/models but usable." if any(not m.listed for m in report.models) else ""
+    drawing.put(drawing.stack(table, drawing.text(f"{age} Use NAME-EFFORT to choose an effort.{hidden}", "dim")))
     if report.why:
         drawing.note(f"The list could not be refreshed: {report.why}")

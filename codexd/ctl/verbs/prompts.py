@@ -13,14 +13,14 @@ from codexd.ctl.session import Output, failed, replies, show
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     action = actions(parser)
-    action("list", "list them, and where each came from")
+    action("list", "list the texts, and where each came from")
     action("show", "print the text in force for a family or a model").add_argument("name", metavar="NAME")
     put = action("set", "use the text of a file, for a family or a model")
     put.add_argument("name", metavar="NAME")
-    put.add_argument("file", metavar="FILE", help="- for the standard input")
-    reset = action("reset", "go back to what is built in, for one or for all")
+    put.add_argument("file", metavar="FILE", help="- is the standard input")
+    reset = action("reset", "restore the built-in text, for one or for all")
     reset.add_argument("name", metavar="NAME", nargs="?")
-    update = action("update", "take the official texts of the account's models")
+    update = action("update", "use the official texts of the account's models")
     update.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -48,9 +48,9 @@ def _read(name: str) -> tuple[str, str]:
         path = Path(name)
         return path.read_bytes().decode(), str(path.absolute())
     except OSError as error:
-        raise failed("usage", "file", f"{name} cannot be read: {error.strerror}.") from error
+        raise failed("usage", "file", f"Cannot read {name}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise failed("usage", "file", f"{name} is no text in UTF-8.") from error
+        raise failed("usage", "file", f"{name} is not UTF-8 text.") from error
 
 
 def _update(options: argparse.Namespace, out: Output) -> None:
@@ -58,7 +58,7 @@ def _update(options: argparse.Namespace, out: Output) -> None:
     with out.waiting("Asking ChatGPT"):
         offered = [reply for reply in replies(options, wire.PromptsOffer()) if isinstance(reply, wire.PromptOffered)]
     if not offered:
-        out.note("The official texts are those in force.")
+        out.note("The texts in use are the official ones.")
     for offer in offered:
         out.reply(offer, draw_offer)
     if offered and (options.yes or _agreed(offered, out)):
@@ -73,7 +73,7 @@ def _agreed(offered: list[wire.PromptOffered], out: Output) -> bool:
     """Returns whether the user agrees. Where there is nobody to ask, a note says how to set the texts."""
     names = ", ".join(offer.name for offer in offered)
     if out.json or not sys.stdin.isatty():
-        out.note(f"Nothing is changed: `codexctl prompts update --yes` sets {names}.")
+        out.note(f"Nothing was changed. `codexctl prompts update --yes` sets {names}.")
         return False
     return input(f"Use these texts for {names}? [y/N] ").strip().lower() in ("y", "yes")
 
@@ -87,7 +87,7 @@ def draw(reply: wire.PromptsReport) -> None:
         table.add_row(entry.name, str(entry.size), entry.source or "built in", when, entry.sha256[:12])
     drawing.put(table)
     if not reply.in_use:
-        drawing.note("codex.mode is off: none of them is added to requests.")
+        drawing.note("codex.mode is off: no text is added to requests.")
 
 
 def draw_text(reply: wire.PromptText) -> None:
@@ -102,7 +102,7 @@ def draw_set(reply: wire.PromptText) -> None:
 
 
 def draw_reset(reply: wire.PromptsWereReset) -> None:
-    drawing.line(f"Built in again: {', '.join(reply.names)}." if reply.names else "None was set.")
+    drawing.line(f"Restored the built-in prompt for {', '.join(reply.names)}." if reply.names else "Nothing to reset.")
 
 
 def draw_offer(offer: wire.PromptOffered) -> None:

@@ -17,4 +17,4 @@ def draw(reply: wire.Reloaded) -> None:
     changed = ", ".join(reply.changed) or "nothing has changed"
     drawing.line(f"Reloaded {reply.config}: {changed}.")
     if reply.restart:
-        drawing.note(f"Not in force before codexd is restarted: {', '.join(reply.restart)}.")
+        drawing.note(f"Restart codexd to apply: {', '.join(reply.restart)}.")

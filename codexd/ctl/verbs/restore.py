@@ -34,7 +34,7 @@ def _restore(source: Path, state: Path) -> int:
     """Writes the files of a backup and returns how many. Raises Failed."""
     found = dict(_contents(source))
     if not found:
-        raise failed("usage", "not_a_backup", f"{source} holds no state of codexd.")
+        raise failed("usage", "not_a_backup", f"{source} contains no codexd state.")
     if not os.access(state, os.W_OK):
         raise failed("refused", "not_writable", f"Cannot write to {state}. Use sudo codexctl.")
     try:
@@ -62,7 +62,7 @@ def _contents(source: Path) -> Iterator[tuple[str, bytes]]:
                 left -= member.size
                 file = archive.extractfile(member)
                 if left < 0 or file is None:
-                    raise failed("usage", "not_a_backup", f"{source} is larger than a state of codexd can be.")
+                    raise failed("usage", "not_a_backup", f"{source} is too large to be codexd state.")
                 data = file.read()
                 msgspec.json.decode(data)
                 yield member.name, data

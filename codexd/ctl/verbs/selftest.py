@@ -29,9 +29,13 @@ START_SECONDS = 20.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--real", action="store_true", help="the running codexd, by a few tiny requests that count")
+    parser.add_argument(
+        "--real", action="store_true", help="check the running codexd with a few tiny requests, which count as usage"
+    )
     parser.add_argument("--key", metavar="KEY", help="with --real: a client key (default: $CODEXD_API_KEY)")
-    parser.add_argument("-m", "--model", metavar="NAME", help="with --real: default is the first of its list")
+    parser.add_argument(
+        "-m", "--model", metavar="NAME", help="with --real: the model to ask (default: the first of its list)"
+    )
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -63,12 +67,12 @@ def _checked(name: str, target: Target) -> Check:
     except Wrong as error:
         return _failed(name, str(error))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        return _failed(name, f"the answer has another shape than the API's: {type(error).__name__}: {error}")
+        return _failed(name, f"the answer is not in the format of the API: {error}")
     return Check(name=name, outcome="ok", message=f"{said} ({time.monotonic() - begun:.1f} s)")
 
 
 def _failed(name: str, message: str) -> Check:
-    advice = "`codexctl log` and `codexctl explain` show more, where it is the running codexd."
+    advice = "With --real, `codexctl log` and `codexctl explain` show more."
     return Check(name=name, outcome="failed", message=message, advice=advice, kind="refused")
 
 
@@ -78,7 +82,7 @@ def _running(options: argparse.Namespace) -> Iterator[Target]:
     status = next(reply for reply in replies(options, wire.Status()) if isinstance(reply, wire.StatusReport))
     key = options.key or os.environ.get("CODEXD_API_KEY")
     if status.keys_required and not key:
-        message = "codexd asks for a client key: give one with --key or $CODEXD_API_KEY; `codexctl keys add` makes one."
+        message = "codexd needs a client key. Use --key or $CODEXD_API_KEY; `codexctl keys add` makes one."
         raise failed("usage", "key", message)
     yield Target(status.listeners[0], key)
 
@@ -102,7 +106,7 @@ def _simulated() -> Iterator[Target]:
                 while not _listens(path):
                     if process.poll() is not None or time.monotonic() > until:
                         last = said.read_text(errors="replace").strip().splitlines()[-1:]
-                        raise failed("internal", "selftest", f"A codexd could not be started for it: {' '.join(last)}")
+                        raise failed("internal", "selftest", f"Cannot start a codexd for the test: {' '.join(last)}")
                     time.sleep(0.05)
                 yield Target(f"unix:{path}", None)
             finally:

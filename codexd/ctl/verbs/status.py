@@ -18,9 +18,13 @@ def draw(report: wire.StatusReport) -> None:
     """Draws a table of labels and values, and the limits below it."""
     rows = _account(report.account)
     if report.login:
-        rows.append(("sign-in", f"under way ({report.login}); codexctl login joins it"))
+        rows.append(("sign-in", f"in progress ({report.login}); run codexctl login to join it"))
     fetched = f", fetched {drawing.ago(report.models_fetched_at)}" if report.models_fetched_at else ", built in"
-    keys = f"{report.client_keys}, one is asked for" if report.keys_required else "none: local programs need no key"
+    keys = (
+        f"{report.client_keys}; clients must present one"
+        if report.keys_required
+        else "none: local programs need no key"
+    )
     up = drawing.span(report.uptime_seconds)
     rows += [
         ("models", f"{report.models_listed} listed{fetched}"),
@@ -53,13 +57,12 @@ def _account(account: wire.Account) -> list[tuple[str, drawing.Drawn]]:
         why = f" {account.why}." if account.ended else ""
         rows.append(("signed in", drawing.text(f"no.{why} Run codexctl login", "bold red")))
     if account.unsaved:
-        said = "the tokens could not be saved: codexd must not stop before they are"
-        rows.append(("", drawing.text(said, "red")))
+        rows.append(("", drawing.text(drawing.UNSAVED, "red")))
     if account.refresh_failed:
         rows.append(("", drawing.text(f"the last refresh failed: {account.refresh_failed}", "yellow")))
     return rows
 
 
 def _token(account: wire.Account) -> str:
-    good = f"good until {drawing.moment(account.expires_at)}" if account.expires_at else "says no end"
-    return f"{good}, renewed {drawing.ago(account.refreshed_at)}" if account.refreshed_at else good
+    valid = f"valid until {drawing.moment(account.expires_at)}" if account.expires_at else "no expiry known"
+    return f"{valid}, renewed {drawing.ago(account.refreshed_at)}" if account.refreshed_at else valid

@@ -20,7 +20,7 @@ Seen = dict[str, tuple[float, int]]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--once", action="store_true", help="show it once and end")
+    parser.add_argument("--once", action="store_true", help="show one screen and exit")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -50,7 +50,7 @@ def screen(report: wire.TopReport, before: Seen) -> drawing.Drawn:
     signed_in = "signed in" if report.signed_in else "signed out: run codexctl login"
     head = drawing.text(f"codexd {report.daemon_version}", "bold")
     head.append(
-        f"  up {drawing.span(report.uptime_seconds)}, {signed_in}, {len(report.requests)} under way, "
+        f"  up {drawing.span(report.uptime_seconds)}, {signed_in}, {len(report.requests)} in progress, "
         f"{report.finished} in the last day",
         style="default",
     )
@@ -78,8 +78,8 @@ def _errors(errors: list[Trace]) -> drawing.Drawn:
 def _in_progress(report: wire.TopReport, before: Seen) -> drawing.Drawn:
     """Returns a row for each request."""
     if not report.requests:
-        return drawing.text("Nothing is under way.", "dim")
-    table = drawing.table("request", "model", "key", "age", "first token", "tokens", "a second", right=3)
+        return drawing.text("No requests in progress.", "dim")
+    table = drawing.table("request", "model", "key", "age", "first token", "tokens", "per second", right=3)
     for trace in report.requests:
         first = "waiting" if trace.spans.first is None else f"{trace.spans.first / 1000:.1f} s"
         name = trace.model or f"{trace.method} {trace.endpoint}"

@@ -15,14 +15,14 @@ MAX_IMAGES = 20 * 1024 * 1024
 """Bytes of all images, as they are in their files."""
 
 PATIENCE = 1200.0
-"""Seconds for the next piece of an answer: codexd itself gives up before."""
+"""Seconds for the next piece of an answer: longer than the deadline of codexd itself."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("question", metavar="QUESTION", nargs="*", help="- at its end stands for what is piped in")
+    parser.add_argument("question", metavar="QUESTION", nargs="*", help="- at the end adds what is piped in")
     parser.add_argument("-m", "--model", metavar="NAME", help="default: the first of `codexctl models`")
-    parser.add_argument("--effort", metavar="EFFORT", help="how hard it shall think: low, medium, high ...")
-    parser.add_argument("--image", metavar="FILE", action="append", help="an image to look at; may be given again")
+    parser.add_argument("--effort", metavar="EFFORT", help="reasoning effort, such as low, medium or high")
+    parser.add_argument("--image", metavar="FILE", action="append", help="an image file; may be given more than once")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -69,7 +69,7 @@ def _beside(text: str) -> None:
 def _summary(reply: wire.TryEnded, first: float | None, whole: float) -> str:
     """Returns the model, the tokens and the times; ``first`` and ``whole`` are in seconds."""
     began = "" if first is None else f"first word after {first:.1f} s, "
-    cut = "" if reply.finish_reason in ("stop", None) else f" It ended by {reply.finish_reason}."
+    cut = "" if reply.finish_reason in ("stop", None) else f" It ended early: {reply.finish_reason}."
     return f"{reply.model}: {reply.tokens_in} tokens in, {reply.tokens_out} out, {began}{whole:.1f} s in all.{cut}"
 
 
@@ -84,7 +84,7 @@ def _question(options: argparse.Namespace) -> str:
         try:
             text = f"{text}\n\n{sys.stdin.buffer.read().decode()}".strip()
         except UnicodeDecodeError as error:
-            raise failed("usage", "question", "The standard input is no text in UTF-8.") from error
+            raise failed("usage", "question", "The standard input is not UTF-8 text.") from error
     if not text.strip():
         raise failed("usage", "question", 'Ask something: codexctl try "why is the sky blue?"')
     return text
@@ -96,13 +96,13 @@ def _images(paths: list[str]) -> list[str]:
     for path in paths:
         kind, _ = mimetypes.guess_type(path)
         if kind is None or not kind.startswith("image/"):
-            raise failed("usage", "image", f"{path} has no name of an image: .png, .jpg, .gif or .webp are.")
+            raise failed("usage", "image", f'Unsupported image type "{path}". Use .png, .jpg, .gif or .webp.')
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise failed("usage", "image", f"{path} cannot be read: {error.strerror}.") from error
+            raise failed("usage", "image", f"Cannot read {path}: {error.strerror}.") from error
         size += len(data)
         if size > MAX_IMAGES:
-            raise failed("usage", "image", f"The images have more than {MAX_IMAGES // 1024 // 1024} MiB together.")
+            raise failed("usage", "image", f"The images are larger than {MAX_IMAGES // 1024 // 1024} MiB together.")
         found.append(f"data:{kind};base64,{base64.b64encode(data).decode()}")
     return found

@@ -14,17 +14,17 @@ COUNTS = ("requests", "failed", "input", "cached", "output", "reasoning")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--by", metavar="COLUMNS", type=_columns, help="what was used by day, model, key: commas between"
+        "--by", metavar="COLUMNS", type=_columns, help="what was used by day, model, key (separated by commas)"
     )
-    parser.add_argument("--since", metavar="WHEN", type=_since, help="from when on: 7d, or a date as 2030-12-31")
-    parser.add_argument("--csv", action="store_true", help="as comma-separated values")
+    parser.add_argument("--since", metavar="WHEN", type=_since, help="the first day: 7d, or a date such as 2030-12-31")
+    parser.add_argument("--csv", action="store_true", help="print comma-separated values")
 
 
 def _columns(text: str) -> list[str]:
     """Returns the names between commas. Raises ArgumentTypeError."""
     found = [each.strip() for each in text.split(",") if each.strip()]
     if not found or not set(found) <= {"day", "model", "key"}:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of day, model and key")
+        raise argparse.ArgumentTypeError(f'invalid value "{text}": use day, model or key, separated by commas')
     return found
 
 
@@ -35,7 +35,8 @@ def _since(text: str) -> str:
     try:
         return datetime.date.fromisoformat(text).isoformat()
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither as 7d nor a date as 2030-12-31") from error
+        message = f'invalid value "{text}": use a duration such as 7d or a date such as 2030-12-31'
+        raise argparse.ArgumentTypeError(message) from error
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -78,11 +79,11 @@ def draw(report: wire.UsageReport) -> None:
 def draw_history(reply: wire.HistoryReport) -> None:
     """Draws a row for each combination of the columns that were asked for."""
     if not reply.rows:
-        drawing.put(f"Nothing was asked for since {reply.since}." if reply.since else "Nothing was asked for yet.")
+        drawing.put(f"No requests since {reply.since}." if reply.since else "No requests yet.")
         return
     table = drawing.table(*reply.by, *COUNTS, right=len(reply.by))
     for row in reply.rows:
         places = [getattr(row, name) or "(no key)" for name in reply.by]
         table.add_row(*places, *(f"{getattr(row, name):,}".replace(",", " ") for name in COUNTS))
-    said = "Tokens as ChatGPT counts them: cached ones are part of the input, reasoning of the output."
+    said = "Tokens as ChatGPT counts them. The input includes cached tokens, the output includes reasoning."
     drawing.put(drawing.stack(table, drawing.text(said, "dim")))
