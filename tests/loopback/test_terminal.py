@@ -194,7 +194,7 @@ async def test_completion_in_zsh(tmp_path: Path) -> None:
 async def test_a_person_who_stops_it_sees_no_traceback(tmp_path: Path) -> None:
     """Ctrl-C while a verb waits for a daemon that says nothing."""
     path = tmp_path / "silent.sock"
-    from codexd.server.hypercorn import sockets
+    from codexd.server import sockets
 
     with sockets.listen(f"unix:{path}") as silent:
         async with terminal(command("--socket", str(path), "status"), environment(tmp_path)) as screen:

@@ -23,7 +23,7 @@ from codexd.control.client import Connection, Unreachable, candidates, find, for
 from codexd.control.server import LINE_TIMEOUT, Peer, may, peer_of
 from codexd.control.wire import Done, Refused, Status
 from codexd.errors import ApiError
-from codexd.server.hypercorn import sockets
+from codexd.server import sockets
 from support.control import control
 from support.daemon import ROOT
 

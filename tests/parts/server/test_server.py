@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import trio
 
+from codexd.server import connection, sockets
 from codexd.server.connection import Admission
-from codexd.server.hypercorn import connection, sockets
 from codexd.server.request import Dispatch, ServerRequest
 from codexd.server.serve import serve as serve_app
 from codexd.system import systemd

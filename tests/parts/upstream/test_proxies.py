@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codexd.upstream.client import proxies
+from codexd.upstream import proxies
 from codexd.upstream.proxies import BadProxy, Proxy, Route, parse, route
 
 HTTPS = ("https", "chatgpt.com", 443)

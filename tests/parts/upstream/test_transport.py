@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from codexd.relay.relay import KEEPALIVE_INTERVAL, RETRY_PAUSE
 from codexd.telemetry.trace import Timings
-from codexd.upstream.client import connection as connections
-from codexd.upstream.client import proxies, transport
+from codexd.upstream import connection as connections
+from codexd.upstream import proxies, transport
 from codexd.upstream.connection import CONNECT_SECONDS
 from codexd.upstream.http1 import Chunked
 from codexd.upstream.proxies import Origin, Route, parse

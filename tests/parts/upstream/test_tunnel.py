@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codexd.upstream.client import tunnel
+from codexd.upstream import tunnel
 from codexd.upstream.proxies import parse
 from codexd.upstream.tunnel import CannotConnect
 
