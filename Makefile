@@ -53,7 +53,7 @@ ASYNC_OFF = ASYNC110,ASYNC124,ASYNC127,ASYNC128,ASYNC900,ASYNC910,ASYNC911,ASYNC
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/flake8-async --disable=$(ASYNC_OFF) $$(git ls-files -co --exclude-standard '*.py')
+	$(BIN)/flake8-async --disable=$(ASYNC_OFF) --startable-in-context-manager=_serve_api $$(git ls-files -co --exclude-standard '*.py')
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 

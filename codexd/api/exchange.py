@@ -142,13 +142,13 @@ async def _stream(request: ServerRequest, body: StreamedBody, record: Record) ->
 class _StreamClient:
     """The client's side of a relay."""
 
-    __slots__ = ("_record", "_start", "direct", "end", "write")
+    __slots__ = ("_record", "_start", "end", "write_now", "write_rest")
 
     def __init__(self, request: ServerRequest, record: Record) -> None:
         self._record = record
         self._start = request.start
-        self.direct = request.direct
-        self.write = request.write
+        self.write_now = request.write_now
+        self.write_rest = request.write_rest
         self.end = request.end
 
     async def start(self, headers: Sequence[Header]) -> None:

@@ -13,7 +13,7 @@ from codexd.api.pipeline import Pipeline
 from codexd.api.routing import Route
 from codexd.auth.session import Session
 from codexd.errors import ApiError
-from codexd.relay.relay import Client
+from codexd.relay.relay import Client, write
 from codexd.state.keys import Keys
 from codexd.state.usage import Ledger
 from codexd.telemetry.metrics import CONTENT_TYPE, Gauges
@@ -53,7 +53,7 @@ class _Pulse:
     async def stream(self, client: Client) -> None:
         await client.start([])
         for number in range(PULSES):
-            await client.write(b"data: %d\n\n" % number)
+            await write(client, b"data: %d\n\n" % number)
             await trio.sleep(PULSE_INTERVAL)
         await client.end()
 

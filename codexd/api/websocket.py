@@ -57,8 +57,6 @@ _NOT_OF_THE_REQUEST = ("type", "generate", "stream")
 class _Events:
     """The client's side of one response: an event a frame. Comments are for byte streams, and go nowhere."""
 
-    direct = None
-
     def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
         self._send = send
         self._decoder = sse.Decoder()
@@ -66,8 +64,11 @@ class _Events:
     async def start(self, headers: Sequence[Header]) -> None:
         pass
 
-    async def write(self, data: bytes) -> None:
-        for event in self._decoder.feed(data):
+    def write_now(self, data: bytes) -> bytes:
+        return data
+
+    async def write_rest(self, rest: memoryview | bytes) -> None:
+        for event in self._decoder.feed(bytes(rest)):
             await self._send(event.decode())
 
     async def end(self) -> None:
@@ -180,7 +181,7 @@ class ResponsesWebsocket:
         record.streamed = True
         events = _Events(websocket.send)
         if not generate:
-            await events.write(self._endpoints.warm(record, found, context, last))
+            await events.write_rest(self._endpoints.warm(record, found, context, last))
             record.complete = True
             return
         relay = self._endpoints.open(record, found, context, last)

@@ -53,17 +53,17 @@ class _ControlDialect:
 class _ControlClient:
     """The control connection as a relay sees it."""
 
-    direct = None
-
     def __init__(self, say: Say) -> None:
         self._say = say
 
     async def start(self, headers: Sequence[Header]) -> None:
         pass
 
-    async def write(self, data: bytes) -> None:
-        if data:
-            await self._say(data)
+    def write_now(self, data: bytes) -> bytes:
+        return data
+
+    async def write_rest(self, rest: memoryview | bytes) -> None:
+        await self._say(bytes(rest))
 
     async def end(self) -> None:
         pass

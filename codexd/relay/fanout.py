@@ -9,7 +9,7 @@ import trio
 
 from codexd.errors import ApiError
 from codexd.protocol.dialect import DONE
-from codexd.relay.relay import Client, Header, Relay
+from codexd.relay.relay import Client, Header, Relay, write
 
 MAX_N = 8
 
@@ -51,15 +51,15 @@ class Fanout:
             for relay in self._relays:
                 nursery.start_soon(stream_one, relay)
         if self.error is None:
-            await client.write(self._usage() + DONE)
+            await write(client, self._usage() + DONE)
         elif not self._started:
             raise self.error
         elif not reported:
-            await client.write(b"data: %b\n\n" % self.error.body())
+            await write(client, b"data: %b\n\n" % self.error.body())
         await client.end()
 
     async def start(self, client: Client, headers: Sequence[Header]) -> None:
-        """The first of them to have something to say opens the answer."""
+        """Starts the answer; the first of the relays to begin does it for all."""
         async with self._lock:
             if not self._started:
                 await client.start(headers)
@@ -67,7 +67,7 @@ class Fanout:
 
     async def write(self, client: Client, data: bytes) -> None:
         async with self._lock:
-            await client.write(data)
+            await write(client, data)
 
     async def collect(self) -> tuple[list[bytes], Sequence[Header]]:
         """All documents, in the order of their indices, and the headers of the last. Raises ApiError."""
@@ -91,9 +91,7 @@ class Fanout:
 
 
 class _Branch:
-    """The client, as one of the relays sees it."""
-
-    direct = None
+    """The client, as one of the relays sees it: it always waits, because another may be writing."""
 
     def __init__(self, fanout: Fanout, client: Client) -> None:
         self._fanout = fanout
@@ -102,9 +100,11 @@ class _Branch:
     async def start(self, headers: Sequence[Header]) -> None:
         await self._fanout.start(self._client, headers)
 
-    async def write(self, data: bytes) -> None:
-        if data:
-            await self._fanout.write(self._client, data)
+    def write_now(self, data: bytes) -> bytes:
+        return data
+
+    async def write_rest(self, rest: memoryview | bytes) -> None:
+        await self._fanout.write(self._client, bytes(rest))
 
     async def end(self) -> None:
         pass

@@ -27,6 +27,7 @@ from codexd.system.peer import peer_of
 KEEP_ALIVE_TIMEOUT = 75.0
 """Seconds that an idle connection is kept; longer than nginx's own 60, so that nginx is the one that closes."""
 
+CLOSE_SECONDS = 1.0
 REFUSAL_SECONDS = 1.0
 READ_SIZE = 64 * 1024
 
@@ -145,7 +146,8 @@ class ClientConnection:
         except OSError:
             pass  # it broke before it was served
         finally:
-            await self._close()
+            with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS, shield=True):
+                await self._close()
 
     async def _read(self) -> None:
         with contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError):

@@ -171,10 +171,10 @@ class ServerRequest:
         self._head = self._head_of(200, fields, *_CHUNKED)
 
     async def write(self, data: bytes) -> None:
-        if data and (rest := self.chunk_now(data)):
+        if data and (rest := self.write_now(data)):
             await self.write_rest(rest)
 
-    def chunk_now(self, data: bytes) -> memoryview | bytes:
+    def write_now(self, data: bytes) -> memoryview | bytes:
         """Write a piece of the body, not empty, at once: past h11, whose writer of chunks keeps no state of them.
 
         What is left of it is for ``write_rest``, before anything else is written.
@@ -196,10 +196,6 @@ class ServerRequest:
         await trio.lowlevel.checkpoint_if_cancelled()
         head, self._head = self._head, b""
         await self._finish(head)
-
-    @property
-    def direct(self) -> "ServerRequest":
-        return self
 
     async def _finish(self, data: bytes) -> None:
         end = self._host.connection.send(_END) or b""

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
@@ -118,27 +118,35 @@ class _PlainResponse(NamedTuple):
         await self.stream.aclose()
 
 
-class EventStream(NamedTuple):
-    """A response whose status was checked, being read."""
+class EventStream:
+    """A response whose status was checked, being read. ``push`` is ``ResponseBody.push``, or does the same."""
 
-    response: httpx.Response | _PlainResponse
+    __slots__ = ("headers", "push")
 
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self.response.headers
+    def __init__(self, response: httpx.Response | _PlainResponse) -> None:
+        self.headers: Mapping[str, str] = response.headers
+        if isinstance(response, _PlainResponse):
+            self.push = response.stream.push
+        else:
+            self.push = partial(_push, _chunks(response))
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes in, decompressed when somebody on the way has compressed it."""
-        if isinstance(self.response, httpx.Response) and "content-encoding" in self.response.headers:
-            if self.response.headers["content-encoding"].strip().lower() == "zstd":
-                return _Unzstd(self.response.aiter_raw())
-            return self.response.aiter_bytes()
-        return aiter(cast("httpx.AsyncByteStream", self.response.stream))
 
-    @property
-    def push(self) -> Callable[[Callable[[bytes], bool]], Awaitable[None]] | None:
-        """A way to be called with each piece, where there is one; ``transport.ResponseBody`` says how."""
-        return self.response.stream.push if isinstance(self.response, _PlainResponse) else None
+def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Returns the body as it comes, decompressed when somebody on the way has compressed it."""
+    match response.headers.get("content-encoding", "").strip().lower():
+        case "":
+            return aiter(cast("httpx.AsyncByteStream", response.stream))
+        case "zstd":
+            return _Unzstd(response.aiter_raw())
+        case _:
+            return response.aiter_bytes()
+
+
+async def _push(chunks: AsyncIterator[bytes], step: Callable[[bytes], bool]) -> bool:
+    async for data in chunks:
+        if not step(data):
+            return False
+    return True
 
 
 class Upstream:

@@ -289,16 +289,15 @@ class ResponseBody(httpx.AsyncByteStream):
         self._finish()
         raise StopAsyncIteration
 
-    async def push(self, step: Callable[[bytes], bool]) -> None:
-        """Call ``step`` with each piece as it comes, until it returns False or the body ends.
+    async def push(self, step: Callable[[bytes], bool]) -> bool:
+        """Calls ``step`` with each piece as it comes, until it returns False or the body ends; whether it has ended.
 
-        It is called by ``reactor``, so it must neither wait nor block. Iterating goes on where this has stopped.
+        The reactor calls it, so it must neither wait nor block. Called again, or iterated, it goes on where it stopped.
         """
-        connection, framing = self._connection, self._framing
-        if connection is None or framing.done or self._rest or connection.over:
-            return  # what is here already is for whoever iterates
+        framing, going_on = self._framing, True
 
         def ready() -> bool:
+            nonlocal going_on
             data = connection.read_now()
             if data is None:
                 return True
@@ -306,9 +305,30 @@ class ResponseBody(httpx.AsyncByteStream):
                 framing.eof()
                 return False
             out = framing.feed(data)
-            return (not out or step(out)) and not framing.done and not connection.over
+            going_on = not out or step(out)
+            return going_on and not framing.done and not connection.over
 
-        await reactor.watch(connection.fd, ready)
+        while not framing.done:
+            connection = self._open_connection()
+            if self._rest or connection.over:
+                # No epoll tells of what was read with the head, nor of an end that was read behind the last piece.
+                data, self._rest = self._rest or await connection.read(), b""
+                if data:
+                    out = framing.feed(data)
+                    going_on = not out or step(out)
+                else:
+                    framing.eof()
+            else:
+                await reactor.watch(connection.fd, ready)
+            if not going_on:
+                return False
+        self._finish()
+        return True
+
+    def _open_connection(self) -> Connection:
+        if self._connection is None:
+            raise httpx.StreamClosed
+        return self._connection
 
     def _finish(self) -> None:
         connection, self._connection = self._connection, None

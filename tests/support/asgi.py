@@ -45,7 +45,7 @@ class Answer:
 class Incoming:
     """What ``codexd.server.request.ServerRequest`` is to an exchange, without a connection."""
 
-    client, server, begun, direct = ("127.0.0.1", 1), ("127.0.0.1", 2), False, None
+    client, server, begun = ("127.0.0.1", 1), ("127.0.0.1", 2), False
 
     def __init__(
         self, method: str, path: str, query: str, headers: dict[str, str], body: bytes, answer: Answer
@@ -58,7 +58,7 @@ class Incoming:
 
     async def answer(self, status: int, fields: Sequence[tuple[str, str]], body: bytes) -> None:
         self._answer.begin(status, dict(fields))
-        await self.write(body)
+        await self.write_rest(body)
         await self.end()
 
     async def start(self, fields: Sequence[tuple[str, str]]) -> None:
@@ -66,7 +66,10 @@ class Incoming:
         self.begun = True
         self._answer.begin(200, dict(fields))
 
-    async def write(self, data: bytes) -> None:
+    def write_now(self, data: bytes) -> bytes:
+        return data
+
+    async def write_rest(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
         if data:
             self._answer.pieces.append((trio.current_time(), data))

@@ -49,7 +49,8 @@ class Setup:
         try:
             yield made.out.strip()
         finally:
-            revoked = await self.ctl("keys", "revoke", name)
+            with trio.CancelScope(deadline=trio.current_time() + PATIENCE, shield=True):
+                revoked = await self.ctl("keys", "revoke", name)
         assert revoked.code == 0
 
 
@@ -86,7 +87,7 @@ def in_thread(folder: Path, logs: Path, **options: Any) -> Iterator[Setup]:
     def work() -> None:
         try:
             trio.run(serve)
-        except BaseException as error:
+        except Exception as error:
             if started.done():
                 raise
             started.set_exception(error)

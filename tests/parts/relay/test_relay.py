@@ -15,7 +15,8 @@ from codexd.protocol.chat.dialect import ChatDialect
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.dialect import Conversion
 from codexd.protocol.responses.stream import ResponsesStream
-from codexd.relay.relay import KEEPALIVE_INTERVAL, Header, Relay
+from codexd.relay.pacing import KEEPALIVE_INTERVAL
+from codexd.relay.relay import Header, Relay
 from support.upstream import ADDED, COMPLETED, CREATED, Json, done, failed, text
 
 KEEPALIVE = b": keepalive\n\n"
@@ -26,8 +27,6 @@ class Fake:
     """An upstream response: events and pauses in seconds. Counts how many are open."""
 
     headers: dict[str, str] = {"x-codex-plan-type": "plus"}  # noqa: RUF012
-
-    push = None
 
     def __init__(self, *plays: "list[Json | float]") -> None:
         self.plays = list(plays)
@@ -42,14 +41,18 @@ class Fake:
             await trio.lowlevel.checkpoint()
             if self.fault is not None:
                 raise self.fault
+            self.play = Play(self.plays[min(self.opened, len(self.plays)) - 1], self.broken_end)
             yield self
         except ConnectionError as error:
             raise ApiError(502, "broken", retryable=True) from error
         finally:
             self.closed += 1
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        return Play(self.plays[min(self.opened, len(self.plays)) - 1], self.broken_end)
+    async def push(self, step: Callable[[bytes], bool]) -> bool:
+        async for data in self.play:
+            if not step(data):
+                return False
+        return True
 
 
 class Play:
@@ -77,8 +80,6 @@ class Play:
 class Client:
     """What a client gets, and when. ``patience`` is what each write takes."""
 
-    direct = None
-
     def __init__(self, write_seconds: float = 0) -> None:
         self.started_at: float | None = None
         self.writes: list[tuple[float, bytes]] = []
@@ -92,7 +93,10 @@ class Client:
         self.started_at = trio.current_time()
         await trio.lowlevel.checkpoint()
 
-    async def write(self, data: bytes) -> None:
+    def write_now(self, data: bytes) -> bytes:
+        return data
+
+    async def write_rest(self, data: bytes) -> None:
         assert not self.busy, "two writes at once"
         assert not self.ended
         self.busy = True
@@ -189,9 +193,9 @@ async def test_the_request_is_forgotten_when_nothing_can_be_tried_again(autojump
     forgotten: list[float] = []
 
     class Noting(Client):
-        async def write(self, data: bytes) -> None:
+        async def write_rest(self, data: bytes) -> None:
             forgotten[0:0] = [] if forgotten else pytest.fail("the answer has begun, and the request is kept")
-            await super().write(data)
+            await super().write_rest(data)
 
     fake = Fake([CREATED, 1.0, failed("server_is_overloaded")], WHOLE)
     made = relay(fake)
@@ -204,60 +208,31 @@ async def test_the_quick_way_gives_back_what_it_cannot_do(autojump_clock: MockCl
     """A source that pushes and a client that takes pieces at once: what is left is written before anything else."""
     written: list[bytes] = []
 
-    class Narrow:
+    class Taking(Client):
         """Takes four bytes at once, and the rest when somebody waits for it."""
 
-        def chunk_now(self, data: bytes) -> bytes:
+        def write_now(self, data: bytes) -> bytes:
             written.append(data[:4])
             return data[4:]
 
         async def write_rest(self, rest: memoryview | bytes) -> None:
-            await trio.sleep(1)
             written.append(bytes(rest))
-
-    class Pushing(Fake):
-        async def push(self, step: Callable[[bytes], bool]) -> None:  # type: ignore[override]
-            while step(await anext(self.pieces)):
-                pass
-
-        def chunks(self) -> AsyncIterator[bytes]:
-            self.pieces = Play(self.plays[0], broken_end=False)
-            return self.pieces
-
-    class Taking(Client):
-        direct = Narrow()
-
-        async def write(self, data: bytes) -> None:
-            written.append(data)
-            await super().write(data)
+            await super().write_rest(bytes(rest))
 
     plain, quick = Client(), Taking()
     await relay(Fake(WHOLE)).stream(plain)
-    await relay(Pushing(WHOLE)).stream(quick)
+    await relay(Fake(WHOLE)).stream(quick)
     assert b"".join(written) == plain.body
-    assert len(quick.writes) < len(plain.writes)
 
 
 async def test_the_first_of_the_answer_is_noted_behind_a_keep_alive_too(autojump_clock: MockClock) -> None:
-    class All:
-        def chunk_now(self, data: bytes) -> bytes:
+    class All(Client):
+        def write_now(self, data: bytes) -> bytes:
+            self.writes.append((trio.current_time(), data))
             return b""
 
-        async def write_rest(self, rest: memoryview | bytes) -> None:
-            raise AssertionError
-
-    class Pushing(Fake):
-        async def push(self, step: Callable[[bytes], bool]) -> None:  # type: ignore[override]
-            while step(await anext(self.pieces)):
-                pass
-
-        def chunks(self) -> AsyncIterator[bytes]:
-            self.pieces = Play(self.plays[0], broken_end=False)
-            return self.pieces
-
-    client = Client()
-    client.direct = All()  # type: ignore[assignment]
-    made = relay(Pushing([CREATED, 16.0, CREATED, 4.0, *WHOLE]))
+    client = All()
+    made = relay(Fake([CREATED, 16.0, CREATED, 4.0, *WHOLE]))
     await made.stream(client)
     assert client.writes[0] == (15, KEEPALIVE)
     assert made.first_at == 20
@@ -345,7 +320,7 @@ async def test_a_client_that_leaves_at_any_await_closes_the_upstream(autojump_cl
 
 async def test_a_bug_is_loud(autojump_clock: MockClock) -> None:
     class Broken(Client):
-        async def write(self, data: bytes) -> None:
+        async def write_rest(self, data: bytes) -> None:
             raise ZeroDivisionError
 
     fake = Fake(WHOLE)
@@ -356,7 +331,7 @@ async def test_a_bug_is_loud(autojump_clock: MockClock) -> None:
 
 async def test_a_bug_in_a_keep_alive_is_loud_too(autojump_clock: MockClock) -> None:
     class Broken(Client):
-        async def write(self, data: bytes) -> None:
+        async def write_rest(self, data: bytes) -> None:
             if data == KEEPALIVE:
                 raise ZeroDivisionError
 

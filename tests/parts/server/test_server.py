@@ -39,12 +39,12 @@ async def short(incoming: ServerRequest) -> None:
     await incoming.start([("content-type", "text/plain")])
     if incoming.path == "/cut":
         # Cancelled between what the kernel took at once and the rest of it.
-        rest = incoming.chunk_now(bytes(20_000_000))
+        rest = incoming.write_now(bytes(20_000_000))
         with trio.CancelScope() as scope:
             scope.cancel()
             await incoming.write_rest(rest)
         with trio.move_on_after(0.2):
-            while incoming.chunk_now(b"never to be seen"):
+            while incoming.write_now(b"never to be seen"):
                 await trio.sleep(0.01)
         return
     for piece in PIECES:

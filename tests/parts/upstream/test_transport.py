@@ -18,7 +18,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codexd.relay.relay import KEEPALIVE_INTERVAL, RETRY_PAUSE
+from codexd.relay.pacing import KEEPALIVE_INTERVAL, RETRY_PAUSE
 from codexd.telemetry.trace import Timings
 from codexd.upstream import connection as connections
 from codexd.upstream import proxies, transport
