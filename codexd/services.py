@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import httpx
 import msgspec
 import structlog
 import trio
@@ -27,7 +26,7 @@ from codexd.state.usage import Ledger
 from codexd.telemetry.level import LevelOverride
 from codexd.telemetry.log import configure_logging
 from codexd.upstream.catalog import Catalog
-from codexd.upstream.client import USER_AGENT, Upstream, make_client, make_transport
+from codexd.upstream.client import USER_AGENT, HttpClient, Upstream, make_client, make_transport
 from codexd.upstream.transport import Transport
 
 Load = Callable[[], tuple[Config, Path | None]]
@@ -166,7 +165,7 @@ async def build(
 def compose(
     in_force: ConfigInForce,
     state: Path,
-    client: httpx.AsyncClient,
+    client: HttpClient,
     transport: Transport | None,
     *,
     clock: Callable[[], float],

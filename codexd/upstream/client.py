@@ -89,7 +89,10 @@ def trusting(ca_file: str | None, *, trust_env: bool = True) -> Callable[[], ssl
     return lambda: certificates.context(certificates.store(os.environ if trust_env else {}, ca_file))
 
 
-def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+HttpClient = httpx.AsyncClient
+
+
+def make_client(transport: httpx.AsyncBaseTransport) -> HttpClient:
     """The one HTTP client of the process, for what is not a stream: the issuer, the catalogue, the usage page."""
     client = httpx.AsyncClient(
         transport=transport,
