@@ -18,6 +18,7 @@ from codexd.config.addresses import is_beyond_loopback, is_loopback
 from codexd.config.model import Config, Server
 from codexd.config.paths import KEYS_FILE, state_dir
 from codexd.errors import ConfigError
+from codexd.protocol.members import place_of
 from codexd.system.peer import UnknownUser, user_ids
 
 
@@ -207,8 +208,7 @@ def _convert(tree: dict[str, Any], origins: Mapping[str, str]) -> Config:
     try:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
-        said, _, place = str(error).partition(" - at `$.")
-        key = place.rstrip("`")
+        said, key = place_of(error)
         section, name = [*re.split(r"[.\[]", key), ""][:2]
         origin = origins.get(f"{section}.{name}", "configuration")
         raise ConfigError(f"{origin}: {key}: {_expected(said, section, name)}") from error

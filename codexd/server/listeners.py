@@ -1,6 +1,5 @@
 """Where the daemon listens: sockets that systemd hands over, and its own."""
 
-import errno
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from codexd.config.model import Config
 from codexd.config.paths import control_socket, resolve_bind
 from codexd.errors import CannotStart, ConfigError
 from codexd.server import sockets
+from codexd.server.sockets import AddressInUse, CannotListen
 from codexd.system import systemd
 
 log = structlog.get_logger()
@@ -51,20 +51,17 @@ def open_all(config: Config, environ: Mapping[str, str]) -> Listeners:
 
 
 def open_api(config: Config, environ: Mapping[str, str], *, any_port: bool = False) -> list[socket.socket]:
-    """Listen on what is configured. ``any_port`` takes a free one where the default one is in use.
-
-    Raises CannotStart.
-    """
+    """Listens on what is configured; ``any_port`` takes a free port where that one is in use. Raises CannotStart."""
     opened: list[socket.socket] = []
     try:
         for bind in config.listen():
             try:
                 opened.append(sockets.listen(resolve_bind(bind, environ)))
-            except OSError as error:
-                if not any_port or error.__cause__ is None or getattr(error.__cause__, "errno", 0) != errno.EADDRINUSE:
+            except AddressInUse:
+                if not any_port or bind.startswith("unix:"):
                     raise
                 opened.append(sockets.listen(f"{bind.rpartition(':')[0]}:0"))
-    except (OSError, ConfigError) as error:
+    except (CannotListen, OSError, ConfigError) as error:
         _close(opened)
         raise CannotStart(str(error)) from error
     return opened
@@ -75,10 +72,10 @@ def open_control(path: Path, others: list[socket.socket]) -> socket.socket:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return sockets.listen(f"unix:{path}")
-    except OSError as error:
+    except (CannotListen, OSError) as error:
         _close(others)
         hint = "; another codexd of this user runs already? Give this one a control.socket of its own"
-        raise CannotStart(f"control socket: {error}{hint if 'another process' in str(error) else ''}") from error
+        raise CannotStart(f"control socket: {error}{hint if isinstance(error, AddressInUse) else ''}") from error
 
 
 def _close(opened: list[socket.socket]) -> None:

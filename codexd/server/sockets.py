@@ -16,16 +16,31 @@ WRITE_TIMEOUT = 60.0
 BACKLOG = 1024
 
 
+class CannotListen(Exception):
+    """The message names the address, says why, and what to do."""
+
+
+class AddressInUse(CannotListen):
+    """Another process listens there."""
+
+
 def listen(bind: str) -> socket.socket:
-    """A bound socket for ``host:port`` or ``unix:/path``. Raises OSError, its message fit for a person."""
+    """Returns a listening socket for ``host:port`` or ``unix:/path``. Raises CannotListen."""
     address = split_bind(bind)
-    if isinstance(address, str):
-        return _listen_unix(Path(address))
-    host, port = address
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return _listen_unix(Path(address)) if isinstance(address, str) else _listen_tcp(*address)
     except socket.gaierror as error:
-        raise OSError(f"cannot listen on {bind}: {host} is no address of this machine ({error.strerror})") from error
+        why = f"{address[0]} is not an address of this machine ({error.strerror})"
+        raise CannotListen(f"cannot listen on {bind}: {why}") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            advice = "another program uses it: stop that one, or choose another server.port"
+            raise AddressInUse(f"cannot listen on {bind}: {error.strerror}; {advice}") from error
+        raise CannotListen(f"cannot listen on {bind}: {error.strerror or error}") from error
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     # A name such as localhost has addresses of both families; clients that try only one try IPv4.
     family, kind, proto, _, target = min(found, key=lambda each: each[0] != socket.AF_INET)
     listener = socket.socket(family, kind, proto)
@@ -36,13 +51,13 @@ def listen(bind: str) -> socket.socket:
         listener.bind(target)
         listener.listen(BACKLOG)
         return adopt(listener)
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise OSError(f"cannot listen on {bind}: {error.strerror}{_who(error)}") from error
+        raise
 
 
 def adopt(listener: socket.socket) -> socket.socket:
-    """Make a listening socket fit for ``serve``, whoever opened it."""
+    """Sets the options that ``serve`` needs on a listening socket, whichever process opened it."""
     if listener.family != socket.AF_UNIX:
         # Accepted sockets inherit both: small events must not wait for acknowledgements, and a peer whose network is
         # gone must not hold a stream open for the kernel's quarter of an hour.
@@ -53,30 +68,14 @@ def adopt(listener: socket.socket) -> socket.socket:
     return listener
 
 
-def _who(error: OSError) -> str:
-    return (
-        "; another program uses it: stop that one, or choose another server.port"
-        if error.errno == errno.EADDRINUSE
-        else ""
-    )
-
-
 def _listen_unix(path: Path) -> socket.socket:
-    try:
-        return _bind_unix(path)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise OSError(why if why.startswith("cannot listen") else f"cannot listen on unix:{path}: {why}") from error
-
-
-def _bind_unix(path: Path) -> socket.socket:
-    # B5: hypercorn removes a socket file unseen and so steals it from a daemon that is alive. Asking first tells.
+    # B5: Hypercorn removes a socket file unseen and so steals it from a daemon that is alive. Asking first tells.
     if path.exists() or path.is_symlink():
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(f"cannot listen on unix:{path}: there is a file of that name that is no socket")
+            raise CannotListen(f"cannot listen on unix:{path}: there is a file of that name that is no socket")
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
-                raise OSError(f"cannot listen on unix:{path}: another process is serving on it")
+                raise AddressInUse(f"cannot listen on unix:{path}: another process is serving on it")
         path.unlink()
     listener = socket.socket(socket.AF_UNIX)
     # nginx and the daemon share a group: read and write for both, nothing for others.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from codexd.auth import store
+from codexd.state.lock import try_lock
 from support.codexctl import Make, Setup
 from support.control import codexctl, control
 from support.daemon import Daemon, hello, running
@@ -105,7 +105,7 @@ async def test_two_processes_refresh_once(setup: Make, tmp_path: Path, logs: Pat
         # Both have read the same file before either asks.
         for path in (it.daemon.control, second.state / "two.sock"):
             assert (await codexctl(second, "--socket", str(path), "status")).code == 0
-        lock = store.try_lock(it.tokens)
+        lock = try_lock(it.tokens)
         assert lock is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(refresh, it.daemon, it.daemon.control)

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from codexd.protocol import sse
-from codexd.server.sockets import listen
+from codexd.server.sockets import AddressInUse, listen
 from support.daemon import PATIENCE, Daemon, Raw, connected, hello, post, running
 from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 
@@ -310,7 +310,7 @@ async def test_the_live_unix_socket_of_another_is_not_taken(tmp_path: Path, logs
     path = tmp_path / "api.sock"
     async with running(tmp_path, logs, upstream, server={"bind": [f"unix:{path}"]}) as daemon:
         assert path.stat().st_mode & 0o777 == 0o660
-        with pytest.raises(OSError, match="another process is serving"):
+        with pytest.raises(AddressInUse, match="another process is serving"):
             listen(f"unix:{path}")
         async with await trio.open_unix_socket(str(path)) as stream:
             client = Raw(stream)  # type: ignore[arg-type]

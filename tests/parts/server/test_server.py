@@ -236,7 +236,7 @@ def test_ipv6_is_written_in_brackets() -> None:
 
 
 def test_an_address_that_is_not_ours_is_named() -> None:
-    with pytest.raises(OSError, match=r"cannot listen on 192\.0\.2\.1:1"):
+    with pytest.raises(sockets.CannotListen, match=r"cannot listen on 192\.0\.2\.1:1"):
         sockets.listen("192.0.2.1:1")
 
 
@@ -250,10 +250,10 @@ def test_a_stale_unix_socket_is_replaced_and_anything_else_is_left(tmp_path: Pat
         sockets.remove(sockets.files_of([listener]))
         assert not path.exists()
     path.write_text("precious")
-    with pytest.raises(OSError, match="no socket"):
+    with pytest.raises(sockets.CannotListen, match="no socket"):
         sockets.listen(f"unix:{path}")
     assert path.read_text() == "precious"
-    with pytest.raises(OSError, match=r"cannot listen on unix:.*too long"):
+    with pytest.raises(sockets.CannotListen, match=r"cannot listen on unix:.*too long"):
         sockets.listen(f"unix:/{'x' * 200}")
 
 
