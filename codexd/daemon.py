@@ -100,7 +100,7 @@ async def demo(config: Config) -> None:
     # Imported here: the daemon proper never needs it.
     from codexd.demo.announcement import announce
     from codexd.demo.chatgpt import ChatGPT
-    from codexd.demo.issuer import Issuer
+    from codexd.demo.issuer import SimulatedIssuer
 
     with tempfile.TemporaryDirectory(prefix="codexd-demo-") as directory:
         state = Path(directory)
@@ -109,7 +109,7 @@ async def demo(config: Config) -> None:
         control = state / "control.sock"
         own = open_control(control, opened)
         listening = Listeners(opened, own, sockets.files_of([*opened, own]), activated=False)
-        chatgpt = ChatGPT(_clock, Issuer(_clock, approves_after=DEMO_PATIENCE))
+        chatgpt = ChatGPT(_clock, SimulatedIssuer(_clock, approves_after=DEMO_PATIENCE))
         async with trio.open_nursery() as nursery:
             simulated = await nursery.start(chatgpt.serve)
             config = msgspec.structs.replace(

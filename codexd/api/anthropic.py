@@ -12,12 +12,12 @@ from codexd.errors import ApiError
 from codexd.protocol import parameters
 from codexd.protocol.anthropic.convert import as_chat, wants_thinking
 from codexd.protocol.anthropic.failures import failure_document
-from codexd.protocol.anthropic.stream import MessagesDialect
+from codexd.protocol.anthropic.stream import MessagesConverter
 from codexd.protocol.anthropic.wire import MAX_STOPS, REQUEST, MessagesRequest
 from codexd.protocol.chat.convert import from_chat
 from codexd.protocol.chat.stream import ChatStream
+from codexd.protocol.conversion import Conversion
 from codexd.protocol.convert import Converted
-from codexd.protocol.dialect import Conversion
 from codexd.protocol.reasoning import Items
 from codexd.protocol.stops import Cutoff, limits_of
 from codexd.protocol.tokens import prompt_tokens
@@ -50,7 +50,7 @@ def prepare(asked: MessagesRequest, context: Context) -> Prepared:
             prompt_tokens=counted,
             reasoning="reasoning_content" if thinking else "none",
         )
-        dialect = MessagesDialect(
+        dialect = MessagesConverter(
             stream,
             id=id,
             model=model,

@@ -14,16 +14,16 @@ from codexd.errors import ApiError
 from codexd.protocol import parameters
 from codexd.protocol.chat import completions
 from codexd.protocol.chat import wire as chat
-from codexd.protocol.chat.completions import CompletionsDialect
+from codexd.protocol.chat.completions import CompletionsConverter
 from codexd.protocol.chat.convert import from_chat
-from codexd.protocol.chat.dialect import ChatDialect
+from codexd.protocol.chat.converter import ChatConverter
 from codexd.protocol.chat.fold import join, total
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.chat.usage import chat_usage
 from codexd.protocol.codex.events import Usage
 from codexd.protocol.codex.models import Resolved
+from codexd.protocol.conversion import DONE, Conversion
 from codexd.protocol.convert import Converted, Settings
-from codexd.protocol.dialect import DONE, Conversion
 from codexd.protocol.stops import Cutoff, StopLimits, limits_of
 from codexd.protocol.tokens import prompt_tokens
 
@@ -123,12 +123,12 @@ class _Wanted:
 
     def chat_conversion(self, converted: Converted, index: int, number: int) -> Conversion:
         stream = self._stream(converted, index, number)
-        dialect = ChatDialect(stream, streamed=self._context.streamed, turn=self._context.turn())
+        dialect = ChatConverter(stream, streamed=self._context.streamed, turn=self._context.turn())
         return Conversion(dialect, DONE if number == 1 else b"")
 
     def completion_conversion(self, converted: Converted, index: int, number: int, echo: str) -> Conversion:
         stream = self._stream(converted, index, number)
-        dialect = CompletionsDialect(stream, streamed=self._context.streamed, echo=echo, index=index)
+        dialect = CompletionsConverter(stream, streamed=self._context.streamed, echo=echo, index=index)
         return Conversion(dialect, DONE if number == 1 else b"")
 
     def _stream(self, converted: Converted, index: int, number: int) -> ChatStream:

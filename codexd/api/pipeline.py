@@ -21,13 +21,13 @@ from codexd.protocol.chat.stream import ReasoningFormat
 from codexd.protocol.codex import rate_limits
 from codexd.protocol.codex.events import Usage
 from codexd.protocol.codex.models import Resolved
+from codexd.protocol.conversion import Conversion
 from codexd.protocol.convert import Converted, Settings, without_reasoning
-from codexd.protocol.dialect import Conversion
 from codexd.protocol.members import RequestDecoder
 from codexd.protocol.raw import RawObject
 from codexd.protocol.reasoning import Items, ReasoningMemory, Recall, Turn
 from codexd.relay.fanout import Fanout
-from codexd.relay.relay import Header, Relay, Source
+from codexd.relay.relay import Header, Relay, UpstreamSource
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
 from codexd.upstream.attempt import Attempts
@@ -248,7 +248,7 @@ class Pipeline:
         record.relays.append(relay)
         return relay
 
-    def _limits(self, source: Source) -> Sequence[Header]:
+    def _limits(self, source: UpstreamSource) -> Sequence[Header]:
         return rate_limits.client_headers(source.headers, self.clock())
 
 

@@ -14,8 +14,8 @@ from codexd.api.record import Record
 from codexd.api.routing import Route
 from codexd.errors import ApiError
 from codexd.protocol import parameters
+from codexd.protocol.conversion import DONE, Conversion
 from codexd.protocol.convert import Converted
-from codexd.protocol.dialect import DONE, Conversion
 from codexd.protocol.members import split
 from codexd.protocol.raw import RawObject
 from codexd.protocol.responses import stored

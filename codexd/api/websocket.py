@@ -59,7 +59,7 @@ class _Events:
 
     def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
         self._send = send
-        self._decoder = sse.Decoder()
+        self._decoder = sse.EventDecoder()
 
     async def start(self, headers: Sequence[Header]) -> None:
         pass

@@ -14,16 +14,16 @@ MAX_ANSWER = 1024 * 1024
 _DEVICE = "/api/accounts/deviceauth"
 
 
-class Unreachable(Exception):
+class IssuerUnreachable(Exception):
     """No answer that could be read. The message says why."""
 
 
-class Answer(NamedTuple):
+class IssuerResponse(NamedTuple):
     status: int
     body: bytes
 
     def __repr__(self) -> str:
-        return f"Answer(status={self.status})"
+        return f"IssuerResponse(status={self.status})"
 
 
 class _DeviceStart(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class _DevicePoll(msgspec.Struct, frozen=True):
 
 
 class Issuer:
-    """All calls raise Unreachable. None has a deadline: whoever calls knows how long it may take.
+    """All calls raise IssuerUnreachable. None has a deadline: whoever calls knows how long it may take.
 
     ``headers`` (originator and user agent) go with refresh and revocation and with nothing else, as the official client
     does it.
@@ -60,33 +60,35 @@ class Issuer:
     def device_redirect_uri(self) -> str:
         return f"{self.url}/deviceauth/callback"
 
-    async def refresh(self, reason: RefreshReason, token: str) -> Answer:
+    async def refresh(self, reason: RefreshReason, token: str) -> IssuerResponse:
         body = RefreshRequest(self.client_id, "refresh_token", reason, token)
         return await self._post_json("/oauth/token", body, self._headers)
 
-    async def revoke(self, token: str) -> Answer:
+    async def revoke(self, token: str) -> IssuerResponse:
         return await self._post_json(
             "/oauth/revoke", RevokeRequest(token, "refresh_token", self.client_id), self._headers
         )
 
-    async def exchange(self, code: str, *, redirect_uri: str, verifier: str) -> Answer:
+    async def exchange(self, code: str, *, redirect_uri: str, verifier: str) -> IssuerResponse:
         form = exchange_form(code, client_id=self.client_id, redirect_uri=redirect_uri, verifier=verifier)
         return await self._post(self._client.build_request("POST", f"{self.url}/oauth/token", data=form))
 
-    async def start_device(self) -> Answer:
+    async def start_device(self) -> IssuerResponse:
         return await self._post_json(f"{_DEVICE}/usercode", _DeviceStart(self.client_id))
 
-    async def poll_device(self, device: Device) -> Answer:
+    async def poll_device(self, device: Device) -> IssuerResponse:
         return await self._post_json(f"{_DEVICE}/token", _DevicePoll(device.device_auth_id, device.user_code))
 
-    async def _post_json(self, path: str, body: msgspec.Struct, headers: dict[str, str] | None = None) -> Answer:
+    async def _post_json(
+        self, path: str, body: msgspec.Struct, headers: dict[str, str] | None = None
+    ) -> IssuerResponse:
         content = {"content-type": "application/json"}
         request = self._client.build_request(
             "POST", f"{self.url}{path}", content=msgspec.json.encode(body), headers=content
         )
         return await self._post(request, headers)
 
-    async def _post(self, request: httpx.Request, headers: dict[str, str] | None = None) -> Answer:
+    async def _post(self, request: httpx.Request, headers: dict[str, str] | None = None) -> IssuerResponse:
         del request.headers["user-agent"]
         request.headers.update(headers or {})
         try:
@@ -96,9 +98,9 @@ class Issuer:
                 async for data in response.aiter_bytes():
                     body += data
                     if len(body) > MAX_ANSWER:
-                        raise Unreachable("the sign-in server's answer has no end")
+                        raise IssuerUnreachable("the sign-in server's answer has no end")
             finally:
                 await response.aclose()
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise Unreachable(str(error).rstrip(".") or type(error).__name__) from error
-        return Answer(response.status_code, body)
+            raise IssuerUnreachable(str(error).rstrip(".") or type(error).__name__) from error
+        return IssuerResponse(response.status_code, body)

@@ -17,7 +17,7 @@ import trio
 
 from codexd import errors
 from codexd.auth import oauth, pages, store
-from codexd.auth.issuer import Answer, Issuer, Unreachable
+from codexd.auth.issuer import Issuer, IssuerResponse, IssuerUnreachable
 from codexd.auth.oauth import Authorization, Code, Denied, Pending, Stray, TokenResponse
 from codexd.auth.session import Session, SignIn
 from codexd.config.model import OAuth
@@ -200,7 +200,7 @@ class Logins:
         try:
             with trio.fail_after(CALL_DEADLINE):
                 answer = await self._issuer.poll_device(device)
-        except (Unreachable, trio.TooSlowError) as error:
+        except (IssuerUnreachable, trio.TooSlowError) as error:
             # The network may come back while the code is still good.
             log.info("the sign-in server could not be asked; trying again", reason=str(error) or "no answer in time")
             return Pending(slower=False)
@@ -278,13 +278,13 @@ class Logins:
             await self._session.sign_in(tokens)
             attempt.settle(self._session.describe())
 
-    async def _call(self, call: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _call(self, call: Callable[[], Awaitable[IssuerResponse]]) -> IssuerResponse:
         try:
             with trio.fail_after(CALL_DEADLINE):
                 return await call()
         except trio.TooSlowError as error:
             raise errors.login_unreachable(f"no answer within {CALL_DEADLINE:g} seconds") from error
-        except Unreachable as error:
+        except IssuerUnreachable as error:
             raise errors.login_unreachable(str(error)) from error
 
 

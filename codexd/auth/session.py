@@ -18,7 +18,7 @@ import trio
 
 from codexd import errors
 from codexd.auth import store
-from codexd.auth.issuer import Issuer, Unreachable
+from codexd.auth.issuer import Issuer, IssuerUnreachable
 from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, TokenResponse, claims, refusal
 from codexd.auth.store import Credentials, StoreError
 from codexd.errors import ApiError
@@ -219,7 +219,7 @@ class Session:
         try:
             with trio.fail_after(REFRESH_DEADLINE):
                 answer = await self._issuer.revoke(token)
-        except (Unreachable, trio.TooSlowError) as error:
+        except (IssuerUnreachable, trio.TooSlowError) as error:
             return str(error) or "the sign-in server did not answer in time"
         return None if answer.status < 300 else refusal(answer.status, answer.body).why
 
@@ -387,7 +387,7 @@ class Session:
     async def _post(self, reason: RefreshReason, credentials: Credentials) -> Credentials:
         try:
             response = await self._issuer.refresh(reason, credentials.refresh_token or "")
-        except Unreachable as error:
+        except IssuerUnreachable as error:
             raise _Transient(str(error)) from error
         if response.status != 200:
             refused = refusal(response.status, response.body)

@@ -14,14 +14,14 @@ from codexd.errors import ApiError
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.codex.events import Usage, decode_event
-from codexd.protocol.dialect import Conversion
+from codexd.protocol.conversion import Conversion
 from codexd.relay.relay import Header
 from codexd.services import Services
 
 log = structlog.get_logger()
 
 
-class _ControlDialect:
+class _ControlConverter:
     """An answer as lines of the control protocol."""
 
     def __init__(self, stream: ChatStream) -> None:
@@ -100,11 +100,11 @@ async def _ask(services: Services, request: wire.Try, record: Record, say: Say) 
     message = chat.UserMessage(content=content if request.images else request.question)
     asked = chat.ChatRequest(model=model, messages=[message], reasoning_effort=request.effort)
     context = services.pipeline.context(record, resolved)
-    dialects: list[_ControlDialect] = []
+    dialects: list[_ControlConverter] = []
 
     def conversion() -> Conversion:
         stream = ChatStream(id="", model=record.model or "", created=0, include_usage=False)
-        dialects.append(_ControlDialect(stream))
+        dialects.append(_ControlConverter(stream))
         return Conversion(dialects[-1], b"")
 
     ((converted, _),) = prepare_chat(asked, context).parts

@@ -14,7 +14,7 @@ import msgspec
 from codexd.control.wire import REPLY, Reply, Request, encode
 
 
-class Unreachable(Exception):
+class DaemonUnreachable(Exception):
     """No daemon answers there. The message says why; ``denied`` that it is there and this user may not."""
 
     def __init__(self, path: Path, why: str, *, denied: bool = False) -> None:
@@ -64,11 +64,11 @@ def for_terminal(line: bytes) -> bytes:
     return _CONTROL.sub(lambda found: found[1] or (b"" if found[2] else rb"\ufffd"), line)
 
 
-class Connection:
+class ControlConnection:
     """One request and its replies. Closing it ends what the request started, but for a device sign-in."""
 
     def __init__(self, path: Path, request: Request, *, timeout: float | None = None, raw: bool = False) -> None:
-        """``timeout`` is in seconds, for each reply. Not ``raw``: for a terminal. Raises Unreachable."""
+        """``timeout`` is in seconds, for each reply. Not ``raw``: for a terminal. Raises DaemonUnreachable."""
         self.path = path
         self._raw = raw
         self._data = b""
@@ -81,10 +81,10 @@ class Connection:
                 self._socket.sendall(encode(request))
         except PermissionError as error:
             self._socket.close()
-            raise Unreachable(path, "permission denied", denied=True) from error
+            raise DaemonUnreachable(path, "permission denied", denied=True) from error
         except OSError as error:
             self._socket.close()
-            raise Unreachable(path, error.strerror or str(error)) from error
+            raise DaemonUnreachable(path, error.strerror or str(error)) from error
 
     def __enter__(self) -> Self:
         return self
@@ -95,12 +95,12 @@ class Connection:
         self._socket.close()
 
     def __iter__(self) -> Iterator[Reply]:
-        """The replies. Raises Unreachable when the daemon goes away, or sends what this version does not know."""
+        """The replies. Raises DaemonUnreachable when the daemon goes away, or sends what this version does not know."""
         while (line := self._line()) is not None:
             try:
                 yield REPLY.decode(line if self._raw else for_terminal(line))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise Unreachable(self.path, f"its answer is not understood ({error})") from error
+                raise DaemonUnreachable(self.path, f"its answer is not understood ({error})") from error
 
     def readable(self, other: int) -> bool:
         """Wait until a reply or input on another descriptor is there; whether a reply is."""
@@ -114,10 +114,10 @@ class Connection:
             try:
                 data = self._socket.recv(65536)
             except OSError as error:
-                raise Unreachable(self.path, error.strerror or "no answer in time") from error
+                raise DaemonUnreachable(self.path, error.strerror or "no answer in time") from error
             if not data:
                 if self._data:
-                    raise Unreachable(self.path, "it closed the connection in the middle of an answer")
+                    raise DaemonUnreachable(self.path, "it closed the connection in the middle of an answer")
                 return None
             self._data += data
         line, _, self._data = self._data.partition(b"\n")

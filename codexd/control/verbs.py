@@ -17,7 +17,7 @@ from codexd.control.server import Say
 from codexd.errors import ApiError, ConfigError
 from codexd.protocol.codex.rate_limits import Limits
 from codexd.services import Services
-from codexd.state.instructions import FAMILIES, Text
+from codexd.state.instructions import FAMILIES, InstructionText
 from codexd.system.systemd import answers
 from codexd.telemetry.log import TAIL, Line
 from codexd.telemetry.tokens import Row
@@ -322,7 +322,7 @@ class Verbs:
         return wire.Reloaded(config=self._services.config.source, changed=change.changed, restart=change.restart)
 
 
-def _text(text: Text) -> wire.PromptText:
+def _text(text: InstructionText) -> wire.PromptText:
     return wire.PromptText(**msgspec.structs.asdict(text))
 
 

@@ -39,17 +39,17 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     """Runs the verb and returns its exit code, or that of its failure after showing the failure."""
     # Here, because --version and --help need neither msgspec nor the control protocol.
-    from codexd.control.client import Unreachable
-    from codexd.ctl.session import Failed, Output, failed, unreachable
+    from codexd.control.client import DaemonUnreachable
+    from codexd.ctl.session import Output, VerbFailed, failed, unreachable
 
     out = Output(json=getattr(options, "json", False))
     try:
         code: int = load(options.verb).run(options, out)
-    except Failed as error:
+    except VerbFailed as error:
         return out.fail(error)
     except UnicodeEncodeError:
         return out.fail(failed("usage", "usage", "An argument is not valid UTF-8. Type it again."))
-    except Unreachable as error:
+    except DaemonUnreachable as error:
         return out.fail(unreachable(options, error))
     return code
 

@@ -43,7 +43,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-class Target:
+class Listener:
     """A listener of codexd, a client key for it, and the model that is asked."""
 
     def __init__(self, address: str, key: str | None) -> None:
@@ -109,7 +109,7 @@ def _said(data: bytes) -> str:
 # --- the checks
 
 
-def models(at: Target) -> str:
+def models(at: Listener) -> str:
     document = at.document("GET", "/v1/models")
     names = [model["id"] for model in document["data"]]
     demand(names, "the list of models is empty")
@@ -118,12 +118,12 @@ def models(at: Target) -> str:
     return f"{len(names)} models; using {at.model}"
 
 
-def _chat(at: Target, **more: object) -> Json:
+def _chat(at: Listener, **more: object) -> Json:
     question = [{"role": "user", "content": "Say hello, and nothing else."}]
     return {"model": at.model, "messages": question} | more
 
 
-def chat_whole(at: Target) -> str:
+def chat_whole(at: Listener) -> str:
     document = at.document("POST", "/v1/chat/completions", _chat(at))
     demand(document["object"] == "chat.completion", f"object is {document['object']!r}")
     (choice,) = document["choices"]
@@ -135,7 +135,7 @@ def chat_whole(at: Target) -> str:
     return f"{usage['completion_tokens']} tokens"
 
 
-def chat_streamed(at: Target) -> str:
+def chat_streamed(at: Listener) -> str:
     options = {"stream": True, "stream_options": {"include_usage": True}}
     found = [data for _, data in at.events("/v1/chat/completions", _chat(at, **options))]
     demand(found and found[-1] == "[DONE]", "the stream does not end with [DONE]")
@@ -150,7 +150,7 @@ def chat_streamed(at: Target) -> str:
     return f"{len(chunks)} chunks"
 
 
-def tool_call(at: Target) -> str:
+def tool_call(at: Listener) -> str:
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": _TOOL}}
     asked = [{"role": "user", "content": "Use get_weather to find the weather in Paris."}]
     body = {"model": at.model, "messages": asked, "tools": [tool], "tool_choice": "required"}
@@ -167,7 +167,7 @@ def tool_call(at: Target) -> str:
     return f"{call['function']['name']}({call['function']['arguments']}), and its result was used"
 
 
-def structured(at: Target) -> str:
+def structured(at: Listener) -> str:
     wanted = {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": _TOOL}}
     document = at.document("POST", "/v1/chat/completions", _chat(at, response_format=wanted))
     found = msgspec.json.decode(document["choices"][0]["message"]["content"])
@@ -175,7 +175,7 @@ def structured(at: Target) -> str:
     return "the answer fits the schema"
 
 
-def responses_whole(at: Target) -> str:
+def responses_whole(at: Listener) -> str:
     document = at.document("POST", "/v1/responses", {"model": at.model, "input": "Say hello."})
     demand(document["object"] == "response" and document["status"] == "completed", f"status is {document['status']!r}")
     demand(any(item["type"] == "message" for item in document["output"]), "the output has no message")
@@ -189,7 +189,7 @@ def responses_whole(at: Target) -> str:
     return "answered, continued, read, deleted"
 
 
-def responses_streamed(at: Target) -> str:
+def responses_streamed(at: Listener) -> str:
     found = at.events("/v1/responses", {"model": at.model, "input": "Say hello.", "stream": True})
     events = [data for _, data in found if data != "[DONE]"]
     for name, data in found:
@@ -205,7 +205,7 @@ def responses_streamed(at: Target) -> str:
     return f"{len(events)} events"
 
 
-def messages(at: Target) -> str:
+def messages(at: Listener) -> str:
     body = {"model": at.model, "max_tokens": 1000, "messages": [{"role": "user", "content": "Say hello."}]}
     document = at.document("POST", "/v1/messages", body)
     demand(document["type"] == "message" and document["stop_reason"] == "end_turn", f"the message is {document}")
@@ -216,7 +216,7 @@ def messages(at: Target) -> str:
     return f"whole, and as {len(names)} events"
 
 
-def refusals(at: Target) -> str:
+def refusals(at: Listener) -> str:
     cases: list[tuple[str, str, object, int]] = [
         ("POST", "/v1/chat/completions", b"{", 400),
         ("POST", "/v1/chat/completions", {"model": at.model}, 400),
@@ -231,7 +231,7 @@ def refusals(at: Target) -> str:
     return f"{len(cases)} wrong requests, each refused with a status and a reason"
 
 
-Checked = Callable[[Target], str]
+Checked = Callable[[Listener], str]
 """Returns what it found, in a few words. Raises Wrong, and KeyError and the like for an answer of another shape."""
 
 CHECKS: dict[str, Checked] = {

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from codexd.control.client import Connection, Unreachable, candidates, find
+from codexd.control.client import ControlConnection, DaemonUnreachable, candidates, find
 from codexd.control.wire import Check, Done, Kind, Refused, Reply, Request, encode, how_to_join
 
 EXIT: dict[Kind, int] = {
@@ -30,7 +30,7 @@ Draw = Callable[[Any], None]
 # --- failures
 
 
-class Failed(Exception):
+class VerbFailed(Exception):
     """A verb that failed. ``refusal`` says why and decides the exit code."""
 
     def __init__(self, refusal: Refused) -> None:
@@ -38,12 +38,12 @@ class Failed(Exception):
         self.refusal = refusal
 
 
-def failed(kind: Kind, code: str, message: str) -> Failed:
+def failed(kind: Kind, code: str, message: str) -> VerbFailed:
     """Returns a failure that codexctl found itself."""
-    return Failed(Refused(kind=kind, code=code, message=message))
+    return VerbFailed(Refused(kind=kind, code=code, message=message))
 
 
-def unreachable(options: argparse.Namespace, error: Unreachable) -> Failed:
+def unreachable(options: argparse.Namespace, error: DaemonUnreachable) -> VerbFailed:
     """Returns the failure with the places that were tried and what to do."""
     named = bool(getattr(options, "socket", None) or os.environ.get("CODEXCTL_SOCKET"))
     others = [str(place) for place in candidates(os.environ)[:-1]]
@@ -51,7 +51,7 @@ def unreachable(options: argparse.Namespace, error: Unreachable) -> Failed:
     return failed("unreachable", "unreachable", f"{error}{where}. {_hint(error)}")
 
 
-def _hint(error: Unreachable) -> str:
+def _hint(error: DaemonUnreachable) -> str:
     if error.denied:
         return how_to_join(_group_of(error.path))
     return (
@@ -98,7 +98,7 @@ class Output:
         else:
             print(text)  # noqa: T201
 
-    def fail(self, error: Failed) -> int:
+    def fail(self, error: VerbFailed) -> int:
         """Shows a failure and returns its exit code."""
         if self.json:
             self._write(error.refusal)
@@ -143,35 +143,35 @@ def socket_of(options: argparse.Namespace) -> Path:
 def replies(options: argparse.Namespace, request: Request, *, timeout: float | None = REPLY_TIMEOUT) -> Iterator[Reply]:
     """Yields the replies as they come, without the last, ``Done``. ``timeout`` is in seconds, for each.
 
-    Raises Failed and Unreachable.
+    Raises VerbFailed and DaemonUnreachable.
     """
     raw = getattr(options, "json", False)
-    with Connection(socket_of(options), request, timeout=timeout, raw=raw) as connection:
+    with ControlConnection(socket_of(options), request, timeout=timeout, raw=raw) as connection:
         yield from until_done(connection)
 
 
-def until_done(connection: Connection) -> Iterator[Reply]:
-    """Yields the replies of an open connection, without the last. Raises Failed and Unreachable."""
+def until_done(connection: ControlConnection) -> Iterator[Reply]:
+    """Yields the replies of an open connection, without the last. Raises VerbFailed and DaemonUnreachable."""
     for reply in connection:
         if isinstance(reply, Refused):
-            raise Failed(reply)
+            raise VerbFailed(reply)
         if isinstance(reply, Done):
             return
         yield reply
-    raise Unreachable(connection.path, "it closed the connection before it answered")
+    raise DaemonUnreachable(connection.path, "it closed the connection before it answered")
 
 
 def show(
     options: argparse.Namespace, out: Output, request: Request, draw: Draw, *, timeout: float | None = REPLY_TIMEOUT
 ) -> None:
-    """Asks, and shows each reply as it comes. Raises Failed and Unreachable."""
+    """Asks, and shows each reply as it comes. Raises VerbFailed and DaemonUnreachable."""
     for reply in replies(options, request, timeout=timeout):
         out.reply(reply, draw)
     out.done()
 
 
 def ask(options: argparse.Namespace, out: Output, request: Request, draw: Draw, waiting: str) -> list[Reply]:
-    """Asks behind a spinner, shows the replies when all have come, and returns them. Raises Failed and Unreachable."""
+    """Asks behind a spinner, shows all replies, and returns them. Raises VerbFailed and DaemonUnreachable."""
     with out.waiting(waiting):
         found = list(replies(options, request))
     for reply in found:

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def directory(given: str | None) -> Path:
-    """Returns the named directory, else that of this user, else that of the system service. Raises Failed."""
+    """Returns the named directory, else that of this user, else that of the system service. Raises VerbFailed."""
     if given is not None:
         places = [Path(given)]
     else:

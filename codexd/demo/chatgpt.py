@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from codexd.demo import judge, script
-from codexd.demo.issuer import ACCOUNT, EMAIL, Issuer, send
+from codexd.demo.issuer import ACCOUNT, EMAIL, SimulatedIssuer, send
 from codexd.protocol import sse
 from codexd.protocol.codex.models import BUILT_IN, Model
 from codexd.server import loopback
@@ -63,7 +63,7 @@ def _entry(model: Model, priority: int) -> dict[str, object]:
 class ChatGPT:
     """``clock`` gives Unix seconds; ``pace`` is the pause before each event, in seconds."""
 
-    def __init__(self, clock: Callable[[], float], issuer: Issuer, *, pace: float = 0.02) -> None:
+    def __init__(self, clock: Callable[[], float], issuer: SimulatedIssuer, *, pace: float = 0.02) -> None:
         self._clock = clock
         self.pace = pace
         self.issuer = issuer

@@ -29,7 +29,7 @@ _CALLBACKS = tuple(
 )
 
 
-class Code(Struct):
+class _IssuedCode(Struct):
     """An authorization code, and all that its exchange has to match. ``expires`` is in trio's time."""
 
     redirect_uri: str
@@ -37,14 +37,14 @@ class Code(Struct):
     expires: float
 
 
-class Device(Struct):
+class _IssuedDevice(Struct):
     user_code: str
     created: float
     polled: float = -float("inf")
     decision: str = "pending"
 
 
-class Issuer:
+class SimulatedIssuer:
     """``clock`` gives Unix seconds. ``approves_after``: seconds after which the simulated person approves a device code
     by itself; None leaves it to whoever calls ``decide``. ``callbacks`` are the redirect URIs of the client.
     """
@@ -62,12 +62,12 @@ class Issuer:
         self.posts: list[tuple[str, Mapping[str, str]]] = []
         self.revoked: list[str] = []
         self.access: set[str] = set()
-        self.devices: dict[str, Device] = {}
+        self.devices: dict[str, _IssuedDevice] = {}
         self._clock = clock
         self._any_port = any_port
         self._refresh: set[str] = set()
         self._spent: set[str] = set()
-        self._codes: dict[str, Code] = {}
+        self._codes: dict[str, _IssuedCode] = {}
         self._requests: dict[str, dict[str, str]] = {}
 
     def sign_in(self, lifetime: float = TOKEN_LIFETIME) -> Credentials:
@@ -165,7 +165,7 @@ class Issuer:
         back = {"error": "access_denied", "error_description": "The person declined", "state": asked["state"]}
         if fields.get("allow") == "yes":
             code = f"ac_{secrets.token_urlsafe(24)}"
-            self._codes[code] = Code(
+            self._codes[code] = _IssuedCode(
                 asked["redirect_uri"], asked["code_challenge"], trio.current_time() + CODE_LIFETIME
             )
             back = {"code": code, "scope": asked["scope"], "state": asked["state"]}
@@ -242,7 +242,7 @@ class Issuer:
         letters = "BCDFGHJKLMNPQRSTVWXZ"
         user_code = "-".join("".join(secrets.choice(letters) for _ in range(size)) for size in (4, 5))
         id = f"deviceauth_{secrets.token_hex(8)}"  # noqa: A001
-        self.devices[id] = Device(user_code, trio.current_time())
+        self.devices[id] = _IssuedDevice(user_code, trio.current_time())
         await send(reply, 200, {"device_auth_id": id, "user_code": user_code, "interval": self.interval})
 
     async def _poll_device(self, request: Request, reply: Reply) -> None:
@@ -269,7 +269,7 @@ class Issuer:
     async def _grant(self, device_auth_id: str, reply: Reply) -> None:
         del self.devices[device_auth_id]
         code, verifier = f"ac_{secrets.token_urlsafe(24)}", secrets.token_urlsafe(48)
-        self._codes[code] = Code(
+        self._codes[code] = _IssuedCode(
             f"{self.url}/deviceauth/callback", challenge(verifier), trio.current_time() + CODE_LIFETIME
         )
         answer = {"authorization_code": code, "code_challenge": challenge(verifier), "code_verifier": verifier}
@@ -279,7 +279,7 @@ class Issuer:
         code = fields.get("user_code", "")
         if not code:
             form = (
-                '<form><p><label>Code <input name="user_code" autofocus></label></p>'
+                '<form><p><label>_IssuedCode <input name="user_code" autofocus></label></p>'
                 '<button name="decision" value="granted">Approve</button> '
                 '<button name="decision" value="denied">Deny</button></form>'
             )

@@ -19,7 +19,7 @@ _PLAIN = re.compile(rb"(?:event: [^\n]*\n)?data: ([^\n]*)\n\n")
 """An event as all servers write it. Others are as good, and take the long way."""
 
 
-class Decoder:
+class EventDecoder:
     """Splits a byte stream into events; ``feed`` returns the ``data`` of those that became complete.
 
     The ``event:`` line says nothing that the data does not say, and may be missing.

@@ -34,7 +34,7 @@ def decompress(data: bytes, limit: int) -> bytes:
     return body
 
 
-class Decoder:
+class ZstdDecoder:
     """A body that comes in pieces. As much comes out as can be said so far."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from codexd.errors import ApiError
-from codexd.protocol.dialect import DONE
+from codexd.protocol.conversion import DONE
 from codexd.relay.relay import Client, Header, Relay, write
 
 MAX_N = 8

@@ -38,7 +38,7 @@ from codexd import errors
 from codexd.errors import ApiError
 from codexd.lowlevel import timers
 from codexd.protocol.codex.events import Usage
-from codexd.protocol.dialect import Conversion
+from codexd.protocol.conversion import Conversion
 from codexd.relay.pacing import Deadlines, Pacing
 
 DRAIN_PATIENCE = 0.5
@@ -49,7 +49,7 @@ Header = tuple[str, str]
 log = structlog.get_logger()
 
 
-class Source(Protocol):
+class UpstreamSource(Protocol):
     """An upstream response whose status was 200."""
 
     @property
@@ -94,9 +94,9 @@ class Relay:
 
     def __init__(
         self,
-        open: Callable[[], AbstractAsyncContextManager[Source]],  # noqa: A002 - it opens
+        open: Callable[[], AbstractAsyncContextManager[UpstreamSource]],  # noqa: A002 - it opens
         convert: Callable[[], Conversion],
-        headers_of: Callable[[Source], Sequence[Header]],
+        headers_of: Callable[[UpstreamSource], Sequence[Header]],
         deadlines: Deadlines,
         forget: Callable[[], None] = lambda: None,
     ) -> None:

@@ -21,7 +21,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 
 from codexd.errors import CannotStart
-from codexd.server.request import Address, Connection, Dispatch, ServerRequest
+from codexd.server.request import Address, ConnectionWriter, Dispatch, ServerRequest
 
 VERSION = "0.18.0"
 """The version that this file is written for, as pinned in ``pyproject.toml``."""
@@ -72,7 +72,7 @@ class Http1(H11Protocol):
     def __init__(
         self,
         application: Application,
-        connection: Connection,
+        connection: ConnectionWriter,
         task_group: TaskGroup,
         dispatch: Dispatch,
         client: Address | None,

@@ -43,7 +43,7 @@ class BodyTimeout(Exception):
     """It did not arrive within BODY_TIMEOUT."""
 
 
-class Connection(Protocol):
+class ConnectionWriter(Protocol):
     """What the protocol needs of its connection: ``codexd.server.connection.ClientConnection``."""
 
     async def protocol_send(self, event: Any) -> None: ...

@@ -51,7 +51,7 @@ def built_in(slug: str) -> str:
     return _family_text(family_of(slug))
 
 
-class Text(Struct, frozen=True, kw_only=True):
+class InstructionText(Struct, frozen=True, kw_only=True):
     """``source`` says where it came from; ``set_at`` is in Unix seconds. Both are None for what is built in."""
 
     name: str
@@ -61,8 +61,8 @@ class Text(Struct, frozen=True, kw_only=True):
     set_at: int | None = None
 
 
-class _File(Struct):
-    texts: list[Text] = []
+class _InstructionsFile(Struct):
+    texts: list[InstructionText] = []
     version: int = 1
 
 
@@ -72,7 +72,7 @@ class Instructions:
     def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
         self._path = path
         self._clock = clock
-        self._set: dict[str, Text] = {}
+        self._set: dict[str, InstructionText] = {}
         self._load()
 
     def for_model(self, slug: str) -> str:
@@ -80,20 +80,20 @@ class Instructions:
         found = self._set.get(slug) or self._set.get(family_of(slug))
         return found.text if found is not None else built_in(slug)
 
-    def get(self, name: str) -> Text:
+    def get(self, name: str) -> InstructionText:
         """What is in force for a family or a model."""
         found = self._set.get(name) or self._set.get(family_of(name))
         if found is None:
             text = built_in(name)
-            found = Text(name=family_of(name), text=text, sha256=_digest(text))
+            found = InstructionText(name=family_of(name), text=text, sha256=_digest(text))
         return found
 
-    def all(self) -> list[Text]:
+    def all(self) -> list[InstructionText]:
         """The families, each with its text, and the models that have one of their own."""
         own = [text for name, text in sorted(self._set.items()) if name not in FAMILIES]
         return [self.get(family) for family in FAMILIES] + own
 
-    def set(self, name: str, text: str, source: str) -> Text:
+    def set(self, name: str, text: str, source: str) -> InstructionText:
         """For a family or a model, from the next request on. Raises ApiError 400 or 500."""
         if not text.strip():
             raise errors.bad_request("The text is empty; `codexctl prompts reset` goes back to the built-in one.")
@@ -102,7 +102,7 @@ class Instructions:
         if len(self._set) >= MAX_NAMES and name not in self._set:
             raise errors.bad_request(f"{MAX_NAMES} texts are set already; reset some.")
         text = text.strip()
-        made = Text(name=name, text=text, sha256=_digest(text), source=source, set_at=int(self._clock()))
+        made = InstructionText(name=name, text=text, sha256=_digest(text), source=source, set_at=int(self._clock()))
         self._save(self._set | {name: made})
         log.info("an instruction text was set", prompt=name, source=source, sha256=made.sha256)
         return made
@@ -115,16 +115,16 @@ class Instructions:
             log.info("instruction texts were reset", prompts=", ".join(gone))
         return gone
 
-    def _save(self, wanted: dict[str, Text]) -> None:
+    def _save(self, wanted: dict[str, InstructionText]) -> None:
         try:
-            write_durably(self._path, msgspec.json.encode(_File(list(wanted.values()))) + b"\n")
+            write_durably(self._path, msgspec.json.encode(_InstructionsFile(list(wanted.values()))) + b"\n")
         except OSError as error:
             raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
         self._set = wanted
 
     def _load(self) -> None:
         try:
-            file = msgspec.json.decode(self._path.read_bytes(), type=_File)
+            file = msgspec.json.decode(self._path.read_bytes(), type=_InstructionsFile)
             spoiled = [text.name for text in file.texts if _digest(text.text) != text.sha256]
             if file.version != 1 or spoiled:
                 raise ValueError(

@@ -56,7 +56,7 @@ class _Use:
         self.at = now
 
 
-class _File(Struct):
+class _KeysFile(Struct):
     keys: list[Key]
     version: int = 1
 
@@ -263,11 +263,11 @@ class Keys:
         self._index()
 
     def _save(self, made: Mapping[str, Key]) -> None:
-        write_durably(self._path, msgspec.json.format(msgspec.json.encode(_File(list(made.values())))) + b"\n")
+        write_durably(self._path, msgspec.json.format(msgspec.json.encode(_KeysFile(list(made.values())))) + b"\n")
 
     def _load(self) -> None:
         try:
-            file = msgspec.json.decode(self._path.read_bytes(), type=_File)
+            file = msgspec.json.decode(self._path.read_bytes(), type=_KeysFile)
             if file.version != 1:
                 raise ValueError(f"its version is {file.version}, and this codexd knows 1")
             for key in file.keys:

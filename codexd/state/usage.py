@@ -25,7 +25,7 @@ HOURS = 24
 log = structlog.get_logger()
 
 
-class _File(Struct):
+class _UsageFile(Struct):
     rows: list[Row] = []
     hours: list[Hour] = []
     version: int = 1
@@ -99,7 +99,7 @@ class Ledger:
         if not self._unsaved:
             return
         try:
-            file = _File(list(self._rows.values()), list(self._hours.values()))
+            file = _UsageFile(list(self._rows.values()), list(self._hours.values()))
             write_durably(self._path, msgspec.json.encode(file) + b"\n")
             self._unsaved = False
         except OSError as error:
@@ -109,7 +109,7 @@ class Ledger:
         """What predecessors counted while they drained."""
         for path in self._path.parent.glob(f"{self._path.stem}-late-*.json"):
             try:
-                file = msgspec.json.decode(path.read_bytes(), type=_File)
+                file = msgspec.json.decode(path.read_bytes(), type=_UsageFile)
                 path.unlink()
             except (OSError, ValueError) as error:
                 log.warning("usage from a drain cannot be read", path=str(path), reason=str(error))
@@ -124,7 +124,7 @@ class Ledger:
 
     def _load(self) -> None:
         try:
-            file = msgspec.json.decode(self._path.read_bytes(), type=_File)
+            file = msgspec.json.decode(self._path.read_bytes(), type=_UsageFile)
             if file.version != 1:
                 raise ValueError(f"its version is {file.version}, and this codexd knows 1")
         except FileNotFoundError:

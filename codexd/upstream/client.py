@@ -284,10 +284,10 @@ class Upstream:
             raise errors.upstream_unreachable(f"its accounts answer cannot be read ({error})") from error
         return access.account_id is None or any(account.id == access.account_id for account in known)
 
-    def route(self, url: str) -> proxies.Route:
+    def route(self, url: str) -> proxies.ProxyRoute:
         """Through which proxy an address is reached. Raises BadProxy."""
         if self._transport is None:
-            return proxies.Route(None, "no network is in use")
+            return proxies.ProxyRoute(None, "no network is in use")
         return self._transport.route(origin_of(httpx.URL(url)))
 
     async def reach(self, url: str) -> float | None:
@@ -407,7 +407,7 @@ class _Unzstd:
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
-        self._decoder = zstd.Decoder()
+        self._decoder = zstd.ZstdDecoder()
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self

@@ -49,25 +49,25 @@ class Proxy(NamedTuple):
         return f"Proxy({self.address}, {self.source})"
 
 
-class Route(NamedTuple):
+class ProxyRoute(NamedTuple):
     """How an origin is reached: through ``proxy``, or directly. ``why`` says which variable decided it."""
 
     proxy: Proxy | None
     why: str
 
 
-def route(environ: Mapping[str, str], origin: Origin) -> Route:
+def route(environ: Mapping[str, str], origin: Origin) -> ProxyRoute:
     """Raises BadProxy."""
     scheme, host, port = origin
     found = _setting(environ, f"{scheme}_proxy") or _setting(environ, "all_proxy") or _of_the_system(scheme)
     if found is None:
-        return Route(None, "no proxy variable is set")
+        return ProxyRoute(None, "no proxy variable is set")
     source, value = found
     if (excluded := _setting(environ, "no_proxy")) is not None:
         name, text = excluded
         if (entry := _matching(text, host, port)) is not None:
-            return Route(None, f"{entry!r} in {name}")
-    return Route(parse(value, source), source)
+            return ProxyRoute(None, f"{entry!r} in {name}")
+    return ProxyRoute(parse(value, source), source)
 
 
 def problems(environ: Mapping[str, str]) -> list[BadProxy]:

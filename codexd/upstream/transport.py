@@ -26,7 +26,7 @@ from codexd.system import certificates
 from codexd.system.certificates import CannotTrust
 from codexd.upstream.connection import Connection, connect
 from codexd.upstream.http1 import MAX_HEAD, Fields, Framing, framing_of, parse_head
-from codexd.upstream.proxies import BadProxy, Origin, Route
+from codexd.upstream.proxies import BadProxy, Origin, ProxyRoute
 from codexd.upstream.tunnel import CannotConnect
 
 KEEP_ALIVE = 90.0
@@ -48,7 +48,7 @@ class Unanswered(httpx.RemoteProtocolError):
     """The connection ended before the first byte of an answer."""
 
 
-class Target(NamedTuple):
+class RequestTarget(NamedTuple):
     """Where a request goes: connection, request target, Host header."""
 
     origin: Origin
@@ -61,12 +61,12 @@ def origin_of(url: httpx.URL) -> Origin:
     return url.scheme, url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
 
 
-def target_of(url: httpx.URL) -> Target:
-    return Target(origin_of(url), url.raw_path, url.netloc)
+def target_of(url: httpx.URL) -> RequestTarget:
+    return RequestTarget(origin_of(url), url.raw_path, url.netloc)
 
 
-def _directly(_: Origin) -> Route:
-    return Route(None, "")
+def _directly(_: Origin) -> ProxyRoute:
+    return ProxyRoute(None, "")
 
 
 class Transport(httpx.AsyncBaseTransport):
@@ -78,7 +78,7 @@ class Transport(httpx.AsyncBaseTransport):
     def __init__(
         self,
         context: Callable[[], ssl.SSLContext] = lambda: certificates.context(certificates.store({}, None)),
-        route: Callable[[Origin], Route] = _directly,
+        route: Callable[[Origin], ProxyRoute] = _directly,
     ) -> None:
         self._make_context = context
         self.route = route
@@ -99,7 +99,9 @@ class Transport(httpx.AsyncBaseTransport):
         received = await self._exchange(connection, request.method, origin, head, body, ready=False)
         return httpx.Response(received.status, headers=received.fields, stream=received.body)
 
-    async def post(self, target: Target, fields: Fields, body: bytes, may_resend: Callable[[], bool]) -> "RawResponse":
+    async def post(
+        self, target: RequestTarget, fields: Fields, body: bytes, may_resend: Callable[[], bool]
+    ) -> "RawResponse":
         """The same for a POST, without httpx's objects. Raises httpx's exceptions.
 
         A connection that has been idle for as long as it pleases may end just when it is used. What was sent on one and

@@ -16,7 +16,7 @@ from codexd.api.access import client_of
 from codexd.config import model
 from codexd.config.model import Codex, Config, KeyLimits, Models, Server
 from codexd.protocol import sse
-from codexd.protocol.dialect import Conversion
+from codexd.protocol.conversion import Conversion
 from codexd.upstream.transport import Transport
 from support.asgi import client
 from support.daemon import hello
@@ -155,7 +155,7 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
     backend = Backend()
     async with client(tmp_path, backend) as app:
         with monkeypatch.context() as patched:
-            patched.setattr("codexd.protocol.dialect.Conversion.feed", broken)
+            patched.setattr("codexd.protocol.conversion.Conversion.feed", broken)
             moment = b"response.created"
             answer = await app.request("POST", "/v1/chat/completions", hello(stream=True))
             assert (answer.status, answer.json["error"]["code"]) == (500, "internal_error")
@@ -389,7 +389,7 @@ async def test_several_choices_share_one_stream(autojump_clock: MockClock, tmp_p
     async with client(tmp_path, backend) as app:
         wanted = hello(n=2, stream=True, stream_options={"include_usage": True})
         answer = await app.request("POST", "/v1/chat/completions", wanted)
-    events = sse.Decoder().feed(answer.body)
+    events = sse.EventDecoder().feed(answer.body)
     assert events[-1] == b"[DONE]"
     assert events.count(b"[DONE]") == 1
     chunks = [msgspec.json.decode(data) for data in events[:-1]]

@@ -39,7 +39,7 @@ async def test_a_completion_is_streamed(autojump_clock: MockClock, tmp_path: Pat
     async with client(tmp_path, Backend()) as app:
         wanted = ask(stream=True, echo=True, stream_options={"include_usage": True})
         answer = await app.request("POST", "/v1/completions", wanted)
-    events = sse.Decoder().feed(answer.body)
+    events = sse.EventDecoder().feed(answer.body)
     assert events.pop() == b"[DONE]"
     chunks = [msgspec.json.decode(data) for data in events]
     assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == "Once uponHello"
@@ -59,7 +59,7 @@ async def test_several_prompts_are_as_many_choices(autojump_clock: MockClock, tm
     assert said == [(0, "aHello"), (1, "aHello"), (2, "bHello"), (3, "bHello")]
     assert (answer.json["usage"]["prompt_tokens"], answer.json["usage"]["completion_tokens"]) == (14, 12)
     assert streamed.body.endswith(b"data: [DONE]\n\n")
-    last = msgspec.json.decode(sse.Decoder().feed(streamed.body)[-2])
+    last = msgspec.json.decode(sse.EventDecoder().feed(streamed.body)[-2])
     assert (last["object"], last["choices"], last["usage"]["prompt_tokens"]) == ("text_completion", [], 14)
 
 

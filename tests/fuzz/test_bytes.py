@@ -3,7 +3,6 @@
 import contextlib
 
 import httpx
-from codexd.exchange import decode
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from codexd.protocol import sse
 from codexd.protocol.anthropic import wire as anthropic
 from codexd.protocol.chat import completions
 from codexd.protocol.chat import wire as chat
+from codexd.protocol.members import split
 from codexd.protocol.responses import wire as responses
 from codexd.upstream.http1 import Chunked, framing_of, parse_head
 
@@ -55,15 +55,15 @@ def test_chunks_are_the_same_however_they_arrive(pieces: list[bytes]) -> None:
 
 @given(PIECES)
 def test_events_are_the_same_however_they_arrive(pieces: list[bytes]) -> None:
-    by_parts = sse.Decoder()
-    assert [event for piece in pieces for event in by_parts.feed(piece)] == sse.Decoder().feed(b"".join(pieces))
+    by_parts = sse.EventDecoder()
+    assert [event for piece in pieces for event in by_parts.feed(piece)] == sse.EventDecoder().feed(b"".join(pieces))
 
 
 @given(PIECES.map(b"".join) | st.binary(max_size=30))
 def test_a_body_is_decoded_or_a_400(data: bytes) -> None:
     for decoder in (chat.REQUEST, completions.REQUEST, responses.REQUEST, anthropic.REQUEST):
         try:
-            decode(decoder, data)  # type: ignore[arg-type]
+            decoder.decode(split(data))
         except ApiError as error:
             assert error.status == 400
 

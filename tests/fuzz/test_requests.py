@@ -109,7 +109,7 @@ def test_a_request_that_was_tampered_with_is_answered_or_refused(
         elif answer.headers["content-type"] == "application/json":
             assert msgspec.json.decode(answer.body)
         else:
-            assert sse.Decoder().feed(answer.body)
+            assert sse.EventDecoder().feed(answer.body)
 
     trio.run(ask, clock=MockClock(autojump_threshold=0))
 
@@ -141,5 +141,5 @@ def test_events_that_were_tampered_with_end_in_an_answer_or_an_error(case: tuple
         out += converter.failure(converter.state.error)
     elif not streamed:
         assert msgspec.json.decode(converter.document())
-    for event in sse.Decoder().feed(out):
+    for event in sse.EventDecoder().feed(out):
         assert event == b"[DONE]" or msgspec.json.decode(event)

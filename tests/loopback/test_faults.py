@@ -74,7 +74,7 @@ class Client:
         return "".join(part["text"] for item in document["output"] for part in item.get("content", []))
 
     def _events(self, response: httpx.Response) -> Outcome:
-        events = sse.Decoder().feed(response.content)
+        events = sse.EventDecoder().feed(response.content)
         finished = events[-1] == b"[DONE]"
         decoded = [msgspec.json.decode(event) for event in events if event != b"[DONE]"]
         errors = [event["error"] for event in decoded if event.get("error")]

@@ -280,7 +280,7 @@ async def test_a_reader_that_dawdles_loses_nothing(daemon: Daemon, upstream: Ups
     while isinstance(event := reader.next_event(), h11.Data):
         pieces.append(bytes(event.data))
     assert isinstance(event, h11.EndOfMessage)
-    events = sse.Decoder().feed(b"".join(pieces))
+    events = sse.EventDecoder().feed(b"".join(pieces))
     assert events.pop() == b"[DONE]"
     found = [msgspec.json.decode(each)["choices"][0]["delta"].get("content", "") for each in events]
     assert [word for word in found if word] == words

@@ -19,7 +19,7 @@ from trio.testing import MockClock, memory_stream_pair
 from codexd.config.model import Config
 from codexd.config.paths import control_socket
 from codexd.control import server, wire
-from codexd.control.client import Connection, Unreachable, candidates, find, for_terminal
+from codexd.control.client import ControlConnection, DaemonUnreachable, candidates, find, for_terminal
 from codexd.control.server import LINE_TIMEOUT, Peer, may, peer_of
 from codexd.control.wire import Done, Refused, Status
 from codexd.errors import ApiError
@@ -183,7 +183,7 @@ async def blocking(call: Callable[[], Any]) -> Any:
 
 
 def ask(path: Path) -> list[Any]:
-    with Connection(path, Status(), timeout=10) as connection:
+    with ControlConnection(path, Status(), timeout=10) as connection:
         return list(connection)
 
 
@@ -219,7 +219,7 @@ def test_a_daemon_that_talks_nonsense_is_an_error(tmp_path: Path, sent: bytes, s
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(Unreachable, match=said):
+        with pytest.raises(DaemonUnreachable, match=said):
             ask(path)
         thread.join()
 
@@ -241,7 +241,7 @@ def test_a_refusal_arrives_even_when_the_request_could_not_be_written(tmp_path: 
         thread = threading.Thread(target=answer)
         thread.start()
         big = wire.LoginImport(auth=msgspec.Raw(b'"' + b"x" * 10_000_000 + b'"'))
-        with Connection(path, big) as connection:
+        with ControlConnection(path, big) as connection:
             assert next(iter(connection)) == Refused(kind="refused", code="c", message="m")
         thread.join()
 

@@ -37,7 +37,7 @@ class Setup:
 
     def __init__(self, folder: Path, **oauth: Any) -> None:
         self.path = folder / "tokens.json"
-        self.person = demo.Issuer(now)
+        self.person = demo.SimulatedIssuer(now)
         self.person.url = "https://issuer.test"
         self.wire = Wire(self.person)
         config = OAuth(issuer="https://issuer.test/", **oauth)

@@ -11,9 +11,9 @@ from codexd.protocol import sse
 from codexd.protocol.anthropic import wire as anthropic
 from codexd.protocol.anthropic.convert import AsChat, as_chat
 from codexd.protocol.anthropic.failures import failure_document
-from codexd.protocol.anthropic.stream import MessagesDialect
+from codexd.protocol.anthropic.stream import MessagesConverter
 from codexd.protocol.chat.stream import ChatStream
-from codexd.protocol.dialect import Conversion
+from codexd.protocol.conversion import Conversion
 from codexd.protocol.members import split
 from codexd.protocol.reasoning import of_call, of_text
 from codexd.protocol.stops import Cutoff as Cut
@@ -25,7 +25,7 @@ from support.upstream import COMPLETED, CREATED, Json
 def make(*, streamed: bool) -> Any:
     cut = Cut(limits(None, ("max_tokens", 1000)))
     stream = ChatStream(id="msg_1", model="m", created=0, include_usage=False, cut=cut)
-    dialect = MessagesDialect(
+    dialect = MessagesConverter(
         stream, id="msg_1", model="m", streamed=streamed, thinking=True, cut=cut, prompt_tokens=lambda: 1
     )
     return Conversion(dialect, b"")
@@ -39,7 +39,7 @@ def feed(events: list[Json], *, streamed: bool) -> Any:
     if not streamed:
         assert out == b""
         return msgspec.json.decode(converter.document())
-    return gathered([msgspec.json.decode(event) for event in sse.Decoder().feed(out)])
+    return gathered([msgspec.json.decode(event) for event in sse.EventDecoder().feed(out)])
 
 
 def gathered(events: list[Json]) -> Json:
@@ -149,7 +149,7 @@ def test_a_call_streams_before_the_next_one_begins() -> None:
     seen = []
     for event in [CREATED, *call(0, "f", '{"a":1}'), *call(1, "g", '{"b":2}')]:
         out = converter.feed(sse.encode(event["type"].encode(), msgspec.json.encode(event)))
-        seen.append([msgspec.json.decode(each)["type"] for each in sse.Decoder().feed(out)])
+        seen.append([msgspec.json.decode(each)["type"] for each in sse.EventDecoder().feed(out)])
     assert seen[1:5] == [
         ["message_start", "content_block_start"], ["content_block_delta"], ["content_block_delta"],
         ["content_block_stop"],

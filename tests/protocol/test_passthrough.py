@@ -6,16 +6,16 @@ import pytest
 from msgspec import Raw
 
 from codexd.protocol import sse
-from codexd.protocol.chat.dialect import ChatDialect
+from codexd.protocol.chat.converter import ChatConverter
 from codexd.protocol.chat.stream import ChatStream
-from codexd.protocol.dialect import Conversion
+from codexd.protocol.conversion import Conversion
 from codexd.protocol.responses.stream import ResponsesStream
 
 
 def push(stream: ResponsesStream, *events: Any) -> list[Any]:
     """Push events; what came out, decoded."""
     out = b"".join(stream.push(e if isinstance(e, bytes) else msgspec.json.encode(e)) for e in events)
-    return [msgspec.json.decode(event) for event in sse.Decoder().feed(out)]
+    return [msgspec.json.decode(event) for event in sse.EventDecoder().feed(out)]
 
 
 TEXT = {"type": "response.output_text.delta", "output_index": 0, "delta": "x", "sequence_number": 1}
@@ -153,7 +153,7 @@ def test_failures_are_kept_for_the_one_frame_that_ends_the_stream(event: dict[st
     assert stream.error is not None
     assert stream.error.status == status
     frame = stream.failure(stream.error)
-    (data,) = sse.Decoder().feed(frame)
+    (data,) = sse.EventDecoder().feed(frame)
     decoded = msgspec.json.decode(data)
     assert decoded["sequence_number"] == 2
     if status == 400:
@@ -165,7 +165,7 @@ def test_failures_are_kept_for_the_one_frame_that_ends_the_stream(event: dict[st
 
 def test_an_endless_event_fails_either_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 10)
-    chat = Conversion(ChatDialect(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=True))
+    chat = Conversion(ChatConverter(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=True))
     responses = Conversion(ResponsesStream({}))
     for conversion in (chat, responses):
         assert conversion.feed(b"x" * 11) == b""

@@ -80,7 +80,7 @@ def documents(folder: Path) -> Iterator[tuple[str, Any]]:
         if text.startswith("HTTP"):
             yield "ErrorResponse", msgspec.json.decode(text.partition("\n")[2])
     if not streamed.startswith("HTTP"):
-        for event in sse.Decoder().feed(streamed.encode()):
+        for event in sse.EventDecoder().feed(streamed.encode()):
             if event != b"[DONE]":
                 value = msgspec.json.decode(event)
                 schema = "CreateChatCompletionStreamResponse" if chat else "ResponseStreamEvent"
@@ -107,7 +107,7 @@ def test_what_a_client_of_the_messages_api_gets_is_what_its_types_say(name: str)
     if streamed.startswith("HTTP"):
         ErrorResponse.model_validate_json(streamed.partition("\n")[2])
         return
-    events = sse.Decoder().feed(streamed.encode())
+    events = sse.EventDecoder().feed(streamed.encode())
     kinds = [msgspec.json.decode(event)["type"] for event in events]
     assert kinds[0] == "message_start"
     for event, kind in zip(events, kinds, strict=True):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codexd.protocol import sse
-from codexd.protocol.sse import Decoder
+from codexd.protocol.sse import EventDecoder
 
 STREAM = (
     b"\xef\xbb\xbf: a comment\r\n\r\n"
@@ -22,7 +22,7 @@ EVENTS = [
 
 
 def fed(pieces: list[bytes]) -> list[bytes]:
-    decoder = Decoder()
+    decoder = EventDecoder()
     return [event for piece in pieces for event in decoder.feed(piece)]
 
 
@@ -50,7 +50,7 @@ def test_an_unfinished_event_is_dropped() -> None:
 
 def test_an_endless_event_is_refused_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 1000)
-    decoder = Decoder()
+    decoder = EventDecoder()
     with pytest.raises(sse.EventTooLarge):
         for _ in range(1002):
             decoder.feed(b"x")

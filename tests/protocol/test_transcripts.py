@@ -20,8 +20,8 @@ from codexd.protocol import members, parameters, sse
 from codexd.protocol.adjustments import Adjustments
 from codexd.protocol.codex.events import Other
 from codexd.protocol.codex.models import Catalogue
+from codexd.protocol.conversion import Conversion
 from codexd.protocol.convert import Converted, Settings
-from codexd.protocol.dialect import Conversion
 from codexd.protocol.reasoning import nothing
 
 FOLDER = Path(__file__).parent.parent / "transcripts"

@@ -136,7 +136,7 @@ class Soak:
         if not streamed:
             self.outcomes["whole"] += "id" in response.json()
             return
-        events = sse.Decoder().feed(response.content)
+        events = sse.EventDecoder().feed(response.content)
         failures = [event for event in events if b'"error":{' in event]
         ended = events[-1] == b"[DONE]"
         self.outcomes["streamed to its end" if ended else "streamed to an error"] += 1

@@ -8,7 +8,7 @@ import httpx
 import trio
 
 from codexd.demo.chatgpt import ChatGPT
-from codexd.demo.issuer import Issuer
+from codexd.demo.issuer import SimulatedIssuer
 from codexd.server.loopback import Reply, Request
 
 
@@ -25,7 +25,7 @@ class _Recorder:
 class Wire:
     """An httpx transport to a simulated issuer. ``faults`` come first, one a request; ``requests`` are all that came."""
 
-    def __init__(self, issuer: Issuer) -> None:
+    def __init__(self, issuer: SimulatedIssuer) -> None:
         self.issuer = issuer
         self.requests: list[httpx.Request] = []
         self.faults: list[httpx.Response | Exception] = []
@@ -64,7 +64,7 @@ class Simulated:
 async def simulated(**options: Any) -> AsyncIterator[Simulated]:
     import time
 
-    chatgpt = ChatGPT(time.time, Issuer(time.time, any_port=True, **options), pace=0)
+    chatgpt = ChatGPT(time.time, SimulatedIssuer(time.time, any_port=True, **options), pace=0)
     async with trio.open_nursery() as nursery:
         yield Simulated(chatgpt, await nursery.start(chatgpt.serve))
         nursery.cancel_scope.cancel()

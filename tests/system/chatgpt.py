@@ -10,13 +10,13 @@ import trio
 
 from codexd.auth import store
 from codexd.demo.chatgpt import ChatGPT
-from codexd.demo.issuer import Issuer
+from codexd.demo.issuer import SimulatedIssuer
 from codexd.server import loopback
 
 
 async def main(address: str, pace: float, file: Path) -> None:
     host, _, port = address.rpartition(":")
-    chatgpt = ChatGPT(time.time, Issuer(time.time, approves_after=1), pace=pace)
+    chatgpt = ChatGPT(time.time, SimulatedIssuer(time.time, approves_after=1), pace=pace)
     chatgpt.issuer.url = f"http://{address}"
     store.save(file, chatgpt.issuer.sign_in())
     listeners = await trio.open_tcp_listeners(int(port), host=host)

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def _save(state: Path, target: Path) -> int:
-    """Saves the files and returns how many. codexd may run: it replaces each file as a whole. Raises Failed."""
+    """Saves the files and returns how many. codexd may run: it replaces each file as a whole. Raises VerbFailed."""
     found: dict[str, bytes] = {}
     try:
         with as_owner(state):

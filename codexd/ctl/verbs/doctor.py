@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from codexd import __version__
 from codexd.config.load import load
 from codexd.control import wire
-from codexd.control.client import Unreachable
+from codexd.control.client import DaemonUnreachable
 from codexd.control.wire import Check
 from codexd.ctl import drawing
 from codexd.ctl.session import EXIT, Output, failed, replies, socket_of
@@ -55,10 +55,10 @@ def _is_address(url: str) -> bool:
 
 
 def _checks(options: argparse.Namespace, out: Output) -> Iterator[Check]:
-    """Yields the checks as they are done. Raises Failed."""
+    """Yields the checks as they are done. Raises VerbFailed."""
     try:
         yield from _daemon(options, out)
-    except Unreachable as error:
+    except DaemonUnreachable as error:
         advice = "See `systemctl status codexd` and `journalctl -u codexd`, or name another socket with --socket."
         if error.denied:
             advice = "Run `sudo codexctl doctor`, or join the group of the socket."
@@ -71,7 +71,7 @@ def _checks(options: argparse.Namespace, out: Output) -> Iterator[Check]:
 
 
 def _daemon(options: argparse.Namespace, out: Output) -> Iterator[Check]:
-    """Yields the checks of the daemon. Raises Failed and Unreachable."""
+    """Yields the checks of the daemon. Raises VerbFailed and DaemonUnreachable."""
     with out.waiting("Asking codexd"):
         status = next(r for r in replies(options, wire.Status()) if isinstance(r, wire.StatusReport))
     if status.daemon_version == __version__:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from codexd.config.model import KeyLimits
 from codexd.control import wire
-from codexd.control.client import Unreachable
+from codexd.control.client import DaemonUnreachable
 from codexd.ctl import drawing
 from codexd.ctl.arguments import actions, number
-from codexd.ctl.session import Failed, Output, ask, replies
+from codexd.ctl.session import Output, VerbFailed, ask, replies
 
 COMPLETION_SECONDS = 2.0
 """For the names of the keys, when a shell completes one."""
@@ -53,7 +53,7 @@ def _complete(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """Returns the names of the keys that can be revoked; none when codexd does not answer at once."""
     try:
         found = list(replies(parsed_args, wire.KeysList(), timeout=COMPLETION_SECONDS))
-    except (Failed, Unreachable):
+    except (VerbFailed, DaemonUnreachable):
         return []
     return [key.name for reply in found if isinstance(reply, wire.KeysReport) for key in reply.keys if key.created_at]
 

@@ -13,10 +13,10 @@ import msgspec
 from msgspec import Raw
 
 from codexd.control import wire
-from codexd.control.client import Connection
+from codexd.control.client import ControlConnection
 from codexd.control.wire import Account, AuthorizationUrl, DeviceCode, Method, Reply
 from codexd.ctl import drawing
-from codexd.ctl.session import EXIT, Failed, Output, failed, replies, socket_of, until_done
+from codexd.ctl.session import EXIT, Output, VerbFailed, failed, replies, socket_of, until_done
 from codexd.system import device_code
 
 MAX_AUTH_JSON = 60 * 1024
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     method = choose(options, os.environ)
     if not out.json and (account := _signed_in(options)) is not None:
         out.note(f"codexd is already signed in as {account}; a new sign-in replaces it.")
-    with Connection(socket_of(options), wire.Login(method=method)) as connection:
+    with ControlConnection(socket_of(options), wire.Login(method=method)) as connection:
         answers = until_done(connection)
         try:
             shown = next(answers, None)
@@ -129,8 +129,8 @@ def _open(url: str) -> None:
         os.close(saved)
 
 
-def _paste(options: argparse.Namespace, connection: Connection, out: Output) -> None:
-    """Reads addresses until one is accepted, or until the sign-in ends without one. Raises Failed."""
+def _paste(options: argparse.Namespace, connection: ControlConnection, out: Output) -> None:
+    """Reads addresses until one is accepted, or until the sign-in ends without one. Raises VerbFailed."""
     out.note(
         "Sign in there. The browser then shows an error, at an address that starts with http://127.0.0.1. This is "
         "expected. Copy the whole address from the address bar and paste it here.\n"
@@ -149,7 +149,7 @@ def _paste(options: argparse.Namespace, connection: Connection, out: Output) -> 
         try:
             for _ in replies(options, wire.LoginCallback(address=address.strip())):
                 pass
-        except Failed as error:
+        except VerbFailed as error:
             if error.refusal.code != "wrong_callback":
                 raise
             out.fail(error)
@@ -158,7 +158,7 @@ def _paste(options: argparse.Namespace, connection: Connection, out: Output) -> 
 
 
 def _import(options: argparse.Namespace, out: Output) -> int:
-    """Copies the login of the Codex CLI and returns the exit code. Raises Failed."""
+    """Copies the login of the Codex CLI and returns the exit code. Raises VerbFailed."""
     home = Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
     path = Path(options.auth_json) if options.auth_json else home / "auth.json"
     auth = _read(path)
@@ -176,7 +176,7 @@ def _import(options: argparse.Namespace, out: Output) -> int:
 
 
 def _read(path: Path) -> bytes:
-    """Returns the JSON of a file as one line. The daemon says whether it is an ``auth.json``. Raises Failed."""
+    """Returns the JSON of a file as one line. The daemon says whether it is an ``auth.json``. Raises VerbFailed."""
     try:
         with path.open("rb") as file:
             auth = file.read(MAX_AUTH_JSON + 1)
@@ -201,7 +201,7 @@ def _read(path: Path) -> bytes:
 
 
 def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
-    """Asks whether to import. Raises Failed when the user does not agree, or cannot be asked."""
+    """Asks whether to import. Raises VerbFailed when the user does not agree, or cannot be asked."""
     account = _signed_in(options)
     instead = f", replacing the sign-in as {account}" if account is not None else ""
     out.note(
@@ -221,7 +221,7 @@ def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
 
 
 def _signed_in(options: argparse.Namespace) -> str | None:
-    """Returns who is signed in now; None when nobody is. Raises Failed and Unreachable."""
+    """Returns who is signed in now; None when nobody is. Raises VerbFailed and DaemonUnreachable."""
     for reply in replies(options, wire.Status()):
         if isinstance(reply, wire.StatusReport) and reply.account.signed_in:
             return reply.account.email or reply.account.account_id or "an account without a name"

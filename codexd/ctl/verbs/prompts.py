@@ -41,7 +41,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def _read(name: str) -> tuple[str, str]:
-    """Returns the text of a file, or of the standard input for ``-``, and where it came from. Raises Failed."""
+    """Returns the text of a file, or of the standard input for ``-``, and where it came from. Raises VerbFailed."""
     try:
         if name == "-":
             return sys.stdin.buffer.read().decode(), "the standard input"
@@ -54,7 +54,7 @@ def _read(name: str) -> tuple[str, str]:
 
 
 def _update(options: argparse.Namespace, out: Output) -> None:
-    """Shows how the official texts differ from those in force, and sets them when the user agrees. Raises Failed."""
+    """Shows how the official texts differ, and sets them when the user agrees. Raises VerbFailed."""
     with out.waiting("Asking ChatGPT"):
         offered = [reply for reply in replies(options, wire.PromptsOffer()) if isinstance(reply, wire.PromptOffered)]
     if not offered:

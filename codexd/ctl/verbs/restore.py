@@ -31,7 +31,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def _restore(source: Path, state: Path) -> int:
-    """Writes the files of a backup and returns how many. Raises Failed."""
+    """Writes the files of a backup and returns how many. Raises VerbFailed."""
     found = dict(_contents(source))
     if not found:
         raise failed("usage", "not_a_backup", f"{source} contains no codexd state.")
@@ -51,7 +51,7 @@ def _restore(source: Path, state: Path) -> int:
 
 
 def _contents(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields the names below the state directory and the contents. Ignores all else in the archive. Raises Failed."""
+    """Yields names below the state directory and contents, and ignores all else. Raises VerbFailed."""
     left = MAX_BYTES
     try:
         with tarfile.open(source, "r:gz") as archive:

@@ -21,7 +21,7 @@ import codexd
 from codexd.control import wire
 from codexd.control.wire import Check
 from codexd.ctl import drawing
-from codexd.ctl.conformance import CHECKS, REAL, Target, Wrong
+from codexd.ctl.conformance import CHECKS, REAL, Listener, Wrong
 from codexd.ctl.session import EXIT, Output, failed, replies
 
 START_SECONDS = 20.0
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     return EXIT["refused"] if bad else 0
 
 
-def _checked(name: str, target: Target) -> Check:
+def _checked(name: str, target: Listener) -> Check:
     """Runs a check. An answer of another shape than the API's is a failure, not a fault of codexctl."""
     begun = time.monotonic()
     try:
@@ -77,19 +77,19 @@ def _failed(name: str, message: str) -> Check:
 
 
 @contextlib.contextmanager
-def _running(options: argparse.Namespace) -> Iterator[Target]:
-    """Yields a listener of the running codexd. Raises Failed and Unreachable."""
+def _running(options: argparse.Namespace) -> Iterator[Listener]:
+    """Yields a listener of the running codexd. Raises VerbFailed and DaemonUnreachable."""
     status = next(reply for reply in replies(options, wire.Status()) if isinstance(reply, wire.StatusReport))
     key = options.key or os.environ.get("CODEXD_API_KEY")
     if status.keys_required and not key:
         message = "codexd needs a client key. Use --key or $CODEXD_API_KEY; `codexctl keys add` makes one."
         raise failed("usage", "key", message)
-    yield Target(status.listeners[0], key)
+    yield Listener(status.listeners[0], key)
 
 
 @contextlib.contextmanager
-def _simulated() -> Iterator[Target]:
-    """Yields a codexd over a simulated ChatGPT, which runs while the block does. Raises Failed."""
+def _simulated() -> Iterator[Listener]:
+    """Yields a codexd over a simulated ChatGPT, which runs while the block does. Raises VerbFailed."""
     root = str(Path(codexd.__file__).parent.parent)
     start = _CHILD.format(root=root)
     with tempfile.TemporaryDirectory(prefix="codexd-selftest-") as directory:
@@ -108,7 +108,7 @@ def _simulated() -> Iterator[Target]:
                         last = said.read_text(errors="replace").strip().splitlines()[-1:]
                         raise failed("internal", "selftest", f"Cannot start a codexd for the test: {' '.join(last)}")
                     time.sleep(0.05)
-                yield Target(f"unix:{path}", None)
+                yield Listener(f"unix:{path}", None)
             finally:
                 process.terminate()
 

@@ -109,7 +109,7 @@ def _status(out: Output) -> int:
 
 
 def _command() -> Path:
-    """Returns the codexd that is installed with this codexctl. Raises Failed."""
+    """Returns the codexd that is installed with this codexctl. Raises VerbFailed."""
     beside = Path(sys.executable).with_name("codexd")
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("codexd")
     if found is None:
@@ -122,7 +122,7 @@ class _SystemctlFailed(Exception):
 
 
 def _check_session() -> None:
-    """Raises Failed unless this user has a systemd of their own."""
+    """Raises VerbFailed unless this user has a systemd of their own."""
     if os.geteuid() == 0 and "XDG_RUNTIME_DIR" not in os.environ:
         raise failed("refused", "root", "This is for ordinary users. As root use: systemctl enable --now codexd")
     if shutil.which("systemctl") is None:

@@ -74,7 +74,7 @@ def _summary(reply: wire.TryEnded, first: float | None, whole: float) -> str:
 
 
 def _question(options: argparse.Namespace) -> str:
-    """Returns the words, with what is piped in where they end in a dash or where there are none. Raises Failed."""
+    """Returns the words, with what is piped in where they end in a dash or where there are none. Raises VerbFailed."""
     words = list(options.question)
     piped = not words and not sys.stdin.isatty()
     if words[-1:] == ["-"]:
@@ -91,7 +91,7 @@ def _question(options: argparse.Namespace) -> str:
 
 
 def _images(paths: list[str]) -> list[str]:
-    """Returns the files as data URLs. Raises Failed."""
+    """Returns the files as data URLs. Raises VerbFailed."""
     found, size = [], 0
     for path in paths:
         kind, _ = mimetypes.guess_type(path)

@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw, Struct
 from codexd.errors import ApiError
 from codexd.protocol import sse
 from codexd.protocol.anthropic.failures import failure_document
-from codexd.protocol.chat.dialect import gather
+from codexd.protocol.chat.converter import gather
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.chat.wire import Chunk, Delta, FinishReason, FunctionDelta
 from codexd.protocol.codex.events import Item, OutputItemDone, Usage, decode_event
@@ -109,7 +109,7 @@ _EMPTY: dict[Kind, dict[str, object]] = {
 }
 
 
-class MessagesDialect:
+class MessagesConverter:
     """One answer over the chat's automaton. ``thinking``: the client wants to see it. ``cut`` is the automaton's own.
 
     ``prompt_tokens`` estimates the request, for the beginning of the stream: the backend tells with its last event.

@@ -13,7 +13,7 @@ from codexd.protocol.chat.fold import fold
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.chat.wire import Chunk, CompletionUsage, FinishReason
 from codexd.protocol.codex.events import decode_event
-from codexd.protocol.dialect import DONE, Conversion
+from codexd.protocol.conversion import DONE, Conversion
 from codexd.protocol.members import RequestDecoder
 
 
@@ -65,7 +65,7 @@ def as_chat(asked: CompletionRequest, prompt: str) -> chat.ChatRequest:
     return chat.ChatRequest(model=asked.model, messages=[chat.UserMessage(content=prompt)])
 
 
-class CompletionsDialect:
+class CompletionsConverter:
     """Legacy completions over the chat's automaton. ``echo`` goes out before the answer."""
 
     def __init__(self, stream: ChatStream, *, streamed: bool, echo: str, index: int) -> None:
@@ -113,4 +113,4 @@ def frame(chunk: TextCompletion) -> bytes:
 
 
 def conversion(stream: ChatStream, *, streamed: bool, echo: str, index: int, last: bytes = DONE) -> Conversion:
-    return Conversion(CompletionsDialect(stream, streamed=streamed, echo=echo, index=index), last)
+    return Conversion(CompletionsConverter(stream, streamed=streamed, echo=echo, index=index), last)

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from codexd.ctl.conformance import CHECKS, Target, Wrong
+from codexd.ctl.conformance import CHECKS, Listener, Wrong
 from codexd.ctl.verbs import selftest
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 
 
-class Said(Target):
+class Said(Listener):
     """Answers each question with the next of what it was given."""
 
     def __init__(self, *answers: Any) -> None:
@@ -72,4 +72,4 @@ def test_what_is_right_is_right() -> None:
 
 def test_nobody_there() -> None:
     with pytest.raises(Wrong, match="No such file"):
-        Target("unix:/nowhere/api.sock", None).document("GET", "/v1/models")
+        Listener("unix:/nowhere/api.sock", None).document("GET", "/v1/models")

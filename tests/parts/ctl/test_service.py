@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from codexd.ctl.session import Failed, Output
+from codexd.ctl.session import Output, VerbFailed
 from codexd.ctl.verbs import service
 from support.daemon import ROOT
 
@@ -32,6 +32,6 @@ def test_without_a_session_it_says_so(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(service, "_command", lambda: tmp_path / "codexd")
-    with pytest.raises(Failed, match=said):
+    with pytest.raises(VerbFailed, match=said):
         service.run(argparse.Namespace(action=action), Output(json=False))
     assert not (tmp_path / "config").exists()

@@ -11,9 +11,9 @@ from trio.testing import MockClock
 from codexd.config.model import Backend
 from codexd.errors import ApiError
 from codexd.protocol import sse
-from codexd.protocol.chat.dialect import ChatDialect
+from codexd.protocol.chat.converter import ChatConverter
 from codexd.protocol.chat.stream import ChatStream
-from codexd.protocol.dialect import Conversion
+from codexd.protocol.conversion import Conversion
 from codexd.protocol.responses.stream import ResponsesStream
 from codexd.relay.pacing import KEEPALIVE_INTERVAL
 from codexd.relay.relay import Header, Relay
@@ -117,7 +117,7 @@ class Client:
 
 
 def chat(*, streamed: bool = True) -> Conversion:
-    return Conversion(ChatDialect(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=streamed))
+    return Conversion(ChatConverter(ChatStream(id="i", model="m", created=1, include_usage=False), streamed=streamed))
 
 
 def responses() -> Conversion:

@@ -18,7 +18,7 @@ from codexd.telemetry.trace import Timings
 from codexd.upstream.client import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, Upstream, _foreign
 from codexd.upstream.http1 import Fields
 from codexd.upstream.proxies import Origin
-from codexd.upstream.transport import RawResponse, Target, Transport
+from codexd.upstream.transport import RawResponse, RequestTarget, Transport
 from support.secrets import access_token
 
 NOW = 1_795_000_000.0
@@ -84,7 +84,9 @@ class Warming(Transport):
         if not self.reachable:
             raise httpx.ConnectError("no route")
 
-    async def post(self, target: Target, fields: Fields, body: bytes, may_resend: Callable[[], bool]) -> RawResponse:
+    async def post(
+        self, target: RequestTarget, fields: Fields, body: bytes, may_resend: Callable[[], bool]
+    ) -> RawResponse:
         raise httpx.ConnectError("no route")
 
 

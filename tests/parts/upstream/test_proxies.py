@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codexd.upstream import proxies
-from codexd.upstream.proxies import BadProxy, Proxy, Route, parse, route
+from codexd.upstream.proxies import BadProxy, Proxy, ProxyRoute, parse, route
 
 HTTPS = ("https", "chatgpt.com", 443)
 
@@ -35,7 +35,7 @@ def test_a_proxy_is_found(environ: dict[str, str], address: str, source: str) ->
 
 @pytest.mark.parametrize("environ", [{}, {"HTTP_PROXY": "http://p"}, {"https_proxy": ""}, {"NO_PROXY": "x"}])
 def test_there_is_none(environ: dict[str, str]) -> None:
-    assert route(environ, HTTPS) == Route(None, "no proxy variable is set")
+    assert route(environ, HTTPS) == ProxyRoute(None, "no proxy variable is set")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from codexd.upstream import connection as connections
 from codexd.upstream import proxies, transport
 from codexd.upstream.connection import CONNECT_SECONDS
 from codexd.upstream.http1 import Chunked
-from codexd.upstream.proxies import Origin, Route, parse
+from codexd.upstream.proxies import Origin, ProxyRoute, parse
 from codexd.upstream.transport import STALE_SECONDS, Transport
 from codexd.upstream.tunnel import CannotConnect
 from support.proxy import Proxy, proxying
@@ -156,11 +156,11 @@ async def test_old_and_surplus_connections_go(monkeypatch: pytest.MonkeyPatch) -
 HERE: transport.Fields = [(b"accept", b"*/*")]
 
 
-def here(port: int, scheme: str = "http") -> transport.Target:
+def here(port: int, scheme: str = "http") -> transport.RequestTarget:
     return transport.target_of(httpx.URL(f"{scheme}://localhost:{port}/path"))
 
 
-async def post(made: Transport, target: transport.Target) -> tuple[int, bytes]:
+async def post(made: Transport, target: transport.RequestTarget) -> tuple[int, bytes]:
     with trio.fail_after(20):
         status, _, body, *_ = await made.post(target, HERE, b"{}", Timings().resend)
         try:
@@ -426,8 +426,8 @@ async def test_leaving_closes_the_connection() -> None:
         await silent.closed.wait()
 
 
-def routed(proxy: Proxy, userinfo: str = "") -> Callable[[Origin], Route]:
-    return lambda _: Route(parse(proxy.url(userinfo), "$HTTPS_PROXY"), "$HTTPS_PROXY")
+def routed(proxy: Proxy, userinfo: str = "") -> Callable[[Origin], ProxyRoute]:
+    return lambda _: ProxyRoute(parse(proxy.url(userinfo), "$HTTPS_PROXY"), "$HTTPS_PROXY")
 
 
 @asynccontextmanager
@@ -555,13 +555,13 @@ async def test_what_goes_wrong_with_a_proxy_names_it(authority: trustme.CA) -> N
     async with proxying(Proxy(("127.0.0.1", 1), answer=b"HTTP/1.1 502 No\r\n\r\n")) as proxy:
         await fails(proxy, r"could not connect to chatgpt.test:443 \(502 Bad Gateway\)")
     async with proxying(Proxy(("127.0.0.1", 1), kind="socks")) as proxy:
-        http = Transport(trusting, lambda _: Route(parse(f"http://127.0.0.1:{proxy.port}", "$HTTPS_PROXY"), ""))
+        http = Transport(trusting, lambda _: ProxyRoute(parse(f"http://127.0.0.1:{proxy.port}", "$HTTPS_PROXY"), ""))
         with trio.fail_after(20), pytest.raises(CannotConnect, match=r"for SOCKS write socks5://"):
             await http.warm(("https", "chatgpt.test", 443))
     async with proxying(Proxy(("127.0.0.1", 1), opens=trustme.CA())) as proxy:
         await fails(proxy, r"certificate of chatgpt.test is not trusted, through the proxy http://127.*backend.ca_file")
     async with proxying(Proxy(("127.0.0.1", 1))) as proxy:
-        made = Transport(trusting, lambda _: Route(parse(f"https://127.0.0.1:{proxy.port}", "$https_proxy"), ""))
+        made = Transport(trusting, lambda _: ProxyRoute(parse(f"https://127.0.0.1:{proxy.port}", "$https_proxy"), ""))
         with trio.fail_after(20), pytest.raises(CannotConnect, match=r"write http:// in \$https_proxy"):
             await made.warm(("https", "chatgpt.test", 443))
     proxy.port = 1

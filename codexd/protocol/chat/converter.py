@@ -22,7 +22,7 @@ class _RawItem(msgspec.Struct):
 _ITEM = msgspec.json.Decoder(_RawItem)
 
 
-class ChatDialect:
+class ChatConverter:
     """Chat Completions. A client that does not stream gets the same chunks, folded."""
 
     def __init__(self, stream: ChatStream, *, streamed: bool, turn: Turn | None = None) -> None:

@@ -34,7 +34,7 @@ class State(Protocol):
         """The upstream has ended its stream; sets ``error`` when that came too early."""
 
 
-class Dialect(Protocol):
+class EventConverter(Protocol):
     """An automaton, with its events as bytes on both sides."""
 
     @property
@@ -56,9 +56,9 @@ class Dialect(Protocol):
 class Conversion:
     """One answer on its way to one client. ``events`` counts what the backend has sent."""
 
-    def __init__(self, dialect: Dialect, last: bytes = DONE) -> None:
+    def __init__(self, dialect: EventConverter, last: bytes = DONE) -> None:
         self._last = last
-        self._decoder = sse.Decoder()
+        self._decoder = sse.EventDecoder()
         self._dialect = dialect
         self.events = 0
         self.state = dialect.state
