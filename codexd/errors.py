@@ -1,7 +1,7 @@
-"""Every way in which codexd fails towards a client.
+"""All failures that codexd reports to a client.
 
 One exception carries what an OpenAI client needs: the HTTP status, the error object ``{message, type, param, code}``
-and, where waiting helps, the seconds for ``Retry-After``. Messages end in what to do next.
+and, if waiting helps, the seconds for ``Retry-After``. A message ends with the next step.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ SIGN_IN_HINT = "run `codexctl login` on the machine where codexd runs"
 
 
 class ErrorObject(msgspec.Struct, frozen=True, kw_only=True):
-    """OpenAI's error object. All four keys are always present; clients index into them."""
+    """OpenAI's error object. All four keys are always present, because clients read them unconditionally."""
 
     message: str
     type: str
@@ -25,10 +25,10 @@ class _Envelope(msgspec.Struct, frozen=True):
 
 
 class ApiError(Exception):
-    """A request that fails, with all that its answer needs.
+    """A failed request, with all parts of its answer.
 
-    ``retry_after`` is in seconds. ``retryable`` marks faults of the upstream after which one more attempt is safe as
-    long as the client has seen no byte. ``headers`` go to the client as they are.
+    ``retry_after`` is in seconds. ``retryable`` marks faults of the upstream after which one more attempt is safe,
+    until the client has received a byte. ``headers`` are sent to the client unchanged.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class ApiError(Exception):
         self.headers: list[tuple[str, str]] = list(headers)
 
     def all_headers(self) -> dict[str, str]:
-        """Those of the answer, ``retry-after`` among them."""
+        """Returns the headers of the answer, including ``retry-after``."""
         wait = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         return {**wait, **dict(self.headers)}
 
     def body(self) -> bytes:
-        """The JSON document of an answer that fails before its first byte."""
+        """Returns the JSON document of an answer that fails before its first byte."""
         return msgspec.json.encode(_Envelope(self.error))
 
 
@@ -81,7 +81,7 @@ def body_timeout(seconds: float) -> ApiError:
 
 
 def unsupported(param: str, message: str) -> ApiError:
-    """A parameter that cannot be honoured and would change the answer if it were dropped."""
+    """Returns the error for a parameter that is not supported and would change the answer if it were dropped."""
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
@@ -104,7 +104,7 @@ def no_catalogue(why: str | None) -> ApiError:
     reason = f": {why}" if why else ""
     return ApiError(
         503,
-        f"The model catalogue has not been fetched yet{reason}; `codexctl models` shows how it stands.",
+        f"The model catalogue has not been fetched yet{reason}; `codexctl models` shows its state.",
         type="server_error",
         code="no_catalogue",
         retry_after=60,
@@ -116,11 +116,11 @@ def signed_out(why: str) -> ApiError:
 
 
 def issuer_unavailable(why: str, retry_after: int, *, valid: bool = False) -> ApiError:
-    token = "the access token that is there goes on being used" if valid else "the access token is no longer valid"
+    token = "the current access token stays in use" if valid else "the access token is no longer valid"
     return ApiError(
         503,
         f"The ChatGPT sign-in could not be renewed ({why}); {token}. "
-        "codexd keeps trying; nothing has to be done unless this lasts.",
+        "codexd keeps trying; no action is needed unless this continues.",
         type="server_error",
         code="auth_unavailable",
         retry_after=retry_after,
@@ -133,7 +133,7 @@ DEVICE_CODES_OFF_HINT = (
     "If the page says that device codes are off: in ChatGPT, Settings, Security, turn on “Enable device code "
     "authorization for Codex” (in a workspace an administrator does it)."
 )
-"""The switch is off by default for many accounts, and it is only the page in the browser that says so."""
+"""The setting is off by default for many accounts, and only the page in the browser reports it."""
 
 _BROWSER_HINT = "`codexctl login --paste` signs in without a device code"
 _TRY_AGAIN = "start again with `codexctl login`"
@@ -168,14 +168,14 @@ def login_expired(seconds: float, what: str) -> ApiError:
     minutes = f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
     return ApiError(
         408,
-        f"Nobody signed in within {minutes}, which is the time for {what}; {_TRY_AGAIN}.",
+        f"No sign-in within {minutes}, the limit for {what}; {_TRY_AGAIN}.",
         type="authentication_error",
         code="login_expired",
     )
 
 
 def login_ended(why: str) -> ApiError:
-    return ApiError(409, f"The sign-in was given up: {why}.", type="authentication_error", code="login_ended")
+    return ApiError(409, f"The sign-in was cancelled: {why}.", type="authentication_error", code="login_ended")
 
 
 def callback_port_in_use(ports: Iterable[tuple[int, str | None]]) -> ApiError:
@@ -234,21 +234,21 @@ def cannot_save(path: str, why: str) -> ApiError:
 
 def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError:
     if fault is not None:
-        message = f"This codexd asks for a client key and can check none: {fault}. See its log."
+        message = f"This codexd requires a client key but cannot check it: {fault}. See its log."
     elif not any_known:
         message = (
-            "This codexd listens beyond its own machine, so it asks for a client key, and none has been made yet: run "
+            "This codexd listens beyond its own machine, so it requires a client key, but none has been made yet: run "
             "`codexctl keys add NAME` on the machine where it runs."
         )
     elif not given:
         message = (
-            "This codexd asks for a client key: send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'. "
-            "`codexctl keys add NAME` on the machine where it runs makes one."
+            "This codexd requires a client key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'. "
+            "To make one, run `codexctl keys add NAME` on the machine where codexd runs."
         )
     else:
         message = (
-            "The client key is not known to this codexd: `codexctl keys list` on the machine where it runs shows the "
-            "names of those that are."
+            "Unknown client key: `codexctl keys list` on the machine where codexd runs shows the names of "
+            "the known ones."
         )
     return ApiError(401, message, code="invalid_api_key")
 
@@ -256,8 +256,8 @@ def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError
 def key_expired(name: str) -> ApiError:
     return ApiError(
         401,
-        f"The client key {name!r} has expired. On the machine where codexd runs `codexctl keys revoke {name}` takes it "
-        f"away, and `codexctl keys add {name}` makes a new one.",
+        f"The client key {name!r} has expired. On the machine where codexd runs, remove it with "
+        f"`codexctl keys revoke {name}` and make a new one with `codexctl keys add {name}`.",
         code="expired_api_key",
     )
 
@@ -265,7 +265,7 @@ def key_expired(name: str) -> ApiError:
 def key_busy(name: str, limit: int) -> ApiError:
     return ApiError(
         429,
-        f"The client key {name!r} has {limit} requests under way, and may have no more at once (concurrent_requests). "
+        f"The client key {name!r} has {limit} requests in progress, which is its limit (concurrent_requests). "
         "Wait for one of them to end.",
         type="rate_limit_error",
         code="key_concurrency_limit",
@@ -286,8 +286,8 @@ def key_too_fast(name: str, limit: int, seconds: int) -> ApiError:
 def key_not_for_model(name: str, model: str, allowed: Iterable[str]) -> ApiError:
     return ApiError(
         403,
-        f"The client key {name!r} is not for the model {model!r}, but for {', '.join(allowed)}. Ask one of those, or "
-        "use another key.",
+        f"The client key {name!r} may not use the model {model!r}, only {', '.join(allowed)}. Use one of those, or "
+        "another key.",
         param="model",
         code="model_not_allowed",
     )
@@ -305,7 +305,7 @@ def not_compacted() -> ApiError:
 def no_such_response(name: str, param: str | None = None) -> ApiError:
     return ApiError(
         404 if param is None else 400,
-        f"There is no stored response {name!r}: it was not stored, has been deleted, or has grown too old "
+        f"No stored response {name!r}: it was not stored, was deleted, or has expired "
         "(storage.response_bytes and storage.response_seconds are the limits).",
         code="previous_response_not_found" if param else "response_not_found",
         param=param,
@@ -387,7 +387,7 @@ def too_many_connections() -> ApiError:
 def user_not_allowed() -> ApiError:
     return ApiError(
         403,
-        "This socket is not for the user who connects to it. Use it as another user, or add this one to "
+        "The connecting user may not use this socket. Connect as another user, or add this one to "
         "server.allowed_users.",
         code="user_not_allowed",
     )
@@ -396,8 +396,8 @@ def user_not_allowed() -> ApiError:
 def foreign_host(name: str) -> ApiError:
     return ApiError(
         403,
-        f"The request is addressed to {name!r}, which is no name of this machine as far as codexd knows: a web page "
-        "may have pointed it here. Use http://127.0.0.1 or http://localhost, add the name to server.hosts, or make a "
+        f"The request is for host {name!r}, which codexd does not know as a name of this machine: a web page "
+        "may have caused it. Use http://127.0.0.1 or http://localhost, add the name to server.hosts, or make a "
         "client key with `codexctl keys add NAME` and send it.",
         code="foreign_host",
     )
@@ -423,16 +423,16 @@ def shutting_down() -> ApiError:
 
 def stopping() -> ApiError:
     return ApiError(
-        409, "codexd is stopping: open streams may finish, and new requests wait for its next start", code="stopping"
+        409, "codexd is stopping: open streams may finish. Send new requests after its next start.", code="stopping"
     )
 
 
 def not_answering(seconds: float) -> ApiError:
-    """For ``codexctl health``: the control socket answers, the API does not."""
+    """Returns the error of ``codexctl health`` if the control socket answers but the API does not."""
     return ApiError(
         500,
-        f"codexd runs, but did not answer a request on its own listener within {seconds:g} seconds: its log says more "
-        "(journalctl -u codexd), `systemctl restart codexd` begins anew",
+        f"codexd is running, but did not answer a request on its own listener within {seconds:g} seconds. Check its "
+        "log (journalctl -u codexd), or run `systemctl restart codexd`.",
         code="internal_error",
     )
 
@@ -448,7 +448,7 @@ def upstream_unreachable(why: str) -> ApiError:
 
 
 def cannot_connect(what: str, advice: str, code: str, *, retryable: bool) -> ApiError:
-    """No connection to the backend. ``code``: upstream_unreachable, proxy_failed or certificate_not_trusted."""
+    """Returns a connection error. ``code``: upstream_unreachable, proxy_failed or certificate_not_trusted."""
     return ApiError(
         502,
         f"The ChatGPT backend could not be reached: {what}. {advice}",
@@ -490,7 +490,7 @@ def empty_answer() -> ApiError:
 def internal(request_id: str) -> ApiError:
     return ApiError(
         500,
-        f"codexd met a fault of its own. Its log has the details: `codexctl log --request {request_id}`.",
+        f"Internal error in codexd. Its log has the details: `codexctl log --request {request_id}`.",
         type="server_error",
         code="internal_error",
     )
@@ -500,8 +500,8 @@ def internal(request_id: str) -> ApiError:
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used. The message names the file or variable, the key and what was expected."""
+    """The configuration cannot be used. The message names the file or variable, the key and the expected value."""
 
 
 class CannotStart(Exception):
-    """The daemon cannot start. The message says why, and what to do."""
+    """The daemon cannot start. The message says why and gives the next step."""

@@ -1,1 +1,1 @@
-"""Credentials of one ChatGPT account: reading them, keeping them fresh, never losing them."""
+"""Credentials of one ChatGPT account: sign-in, refresh, storage."""

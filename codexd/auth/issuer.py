@@ -1,4 +1,4 @@
-"""The OAuth issuer over httpx. Foreign exceptions end here; what an answer means is ``oauth``'s to say."""
+"""HTTP calls to the OAuth issuer. Exceptions of httpx stop here; ``oauth`` interprets the answers."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ from codexd.auth.oauth import Device, RefreshReason, RefreshRequest, RevokeReque
 from codexd.config.model import OAuth
 
 MAX_ANSWER = 1024 * 1024
-"""Bytes; the largest real answer has three tokens of a few KiB."""
+"""Bytes; the largest real answer holds three tokens of a few KiB each."""
 
 _DEVICE = "/api/accounts/deviceauth"
 
 
 class IssuerUnreachable(Exception):
-    """No answer that could be read. The message says why."""
+    """The issuer gave no readable answer. The message says why."""
 
 
 class IssuerResponse(NamedTuple):
@@ -36,10 +36,9 @@ class _DevicePoll(msgspec.Struct, frozen=True):
 
 
 class Issuer:
-    """All calls raise IssuerUnreachable. None has a deadline: whoever calls knows how long it may take.
+    """Client of the issuer. All calls raise IssuerUnreachable. They have no deadline; the caller sets one.
 
-    ``headers`` (originator and user agent) go with refresh and revocation and with nothing else, as the official client
-    does it.
+    ``headers`` (originator and user agent) are sent only with refresh and revocation, as in the official client.
     """
 
     def __init__(self, client: httpx.AsyncClient, config: OAuth, headers: dict[str, str]) -> None:
@@ -53,7 +52,7 @@ class Issuer:
 
     @property
     def verification_url(self) -> str:
-        """Where a person enters a device code."""
+        """Where the user enters a device code."""
         return f"{self.url}/codex/device"
 
     @property
@@ -98,7 +97,7 @@ class Issuer:
                 async for data in response.aiter_bytes():
                     body += data
                     if len(body) > MAX_ANSWER:
-                        raise IssuerUnreachable("the sign-in server's answer has no end")
+                        raise IssuerUnreachable("the sign-in server's answer is too large")
             finally:
                 await response.aclose()
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:

@@ -1,7 +1,13 @@
-"""Signing in: the device flow, the browser flow, and what a person pastes. One sign-in at a time.
+"""Sign-ins: by device code, by browser, and by a pasted address. One sign-in runs at a time.
 
-Sign-ins run in the daemon and not in the client that asked for them: closing the terminal does not lose a device code
-that somebody is just typing into a phone. ``Logins.run`` runs them; who starts or joins one watches its ``Attempt``.
+    running   | left by                                                                     | to
+    ----------|-----------------------------------------------------------------------------|----------
+    starting  | the issuer gave a device code, or the browser address is made (``ready``)   | waiting
+    waiting   | the user approved; the code is exchanged (``_finish``, shielded)            | signed in
+    any       | refused, expired, unreachable, replaced by another method, codexd stopping  | failed
+
+Sign-ins run in the daemon, not in the client that requested them: if the terminal is closed while the user enters the
+code, the sign-in continues. ``Logins.run`` runs them; clients that start or join one watch its ``Attempt``.
 """
 
 import secrets
@@ -25,13 +31,13 @@ from codexd.errors import ApiError
 from codexd.server import loopback
 
 CALL_DEADLINE = 30.0
-"""Seconds for one call to the issuer; of a poll that takes longer, the next one tells the same."""
+"""Seconds for one call to the issuer. A poll that takes longer is not lost: the next one gets the same answer."""
 
 _LAST_PAGE = 5.0
-"""Seconds for the last page to reach the browser, once all is decided."""
+"""Seconds for the last page to reach the browser after the sign-in has ended."""
 
 _SECOND_PORT = {1455: 1457}
-"""The issuer knows these two ports of the public client and refuses any other."""
+"""A second port for each configured one. The issuer accepts only these two ports for this public client."""
 
 Method = Literal["device", "browser", "paste"]
 
@@ -39,7 +45,7 @@ log = structlog.get_logger()
 
 
 class Attempt:
-    """One sign-in. ``ready``: there is something to show; ``finished``: ``signed_in`` or ``error`` is there."""
+    """One sign-in. ``ready``: ``url`` can be shown, or it failed. ``finished``: ``signed_in`` or ``error`` is set."""
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -57,19 +63,19 @@ class Attempt:
         self._ended_by = errors.login_ended("codexd is stopping")
 
     def end(self, why: ApiError) -> None:
-        """Give this sign-in up, unless it is decided already."""
+        """Cancels this sign-in, unless it has finished."""
         self._ended_by = why
         self._scope.cancel()
 
     def give(self, answer: Code | Denied) -> None:
-        """What the browser brought back; the first answer counts."""
+        """Sets the browser's answer; only the first one counts."""
         if self.answer is None:
             self.answer = answer
             self.answered.set()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Whatever happens inside, the attempt is finished afterwards."""
+        """Runs one sign-in inside; afterwards the attempt is always finished."""
         try:
             with self._scope:
                 yield
@@ -82,7 +88,7 @@ class Attempt:
             self.settle(self._ended_by)
 
     def settle(self, outcome: SignIn | ApiError) -> None:
-        """The first outcome counts."""
+        """Sets the outcome; only the first one counts."""
         if self.finished.is_set():
             return
         if isinstance(outcome, ApiError):
@@ -95,7 +101,7 @@ class Attempt:
 
 
 class Logins:
-    """``clock`` gives Unix seconds; ``ports`` stands in for the configured ones, for tests."""
+    """All sign-ins. ``clock`` gives Unix seconds; ``ports`` replaces the configured ports in tests."""
 
     def __init__(
         self,
@@ -121,16 +127,16 @@ class Logins:
         self._originator = originator
 
     async def run(self) -> None:
-        """Run the sign-ins that are asked for, one after the other. Runs until cancelled."""
+        """Runs the requested sign-ins one after the other. Runs until cancelled."""
         async for attempt in self._asked:
             with attempt.running():
                 await (self._device(attempt) if attempt.method == "device" else self._browser(attempt))
 
     async def start(self, method: Method) -> tuple[Attempt, bool]:
-        """A sign-in that has something to show, and whether it was under way already.
+        """Starts or joins a sign-in; returns it when its address can be shown, and whether it was already in progress.
 
-        One of another method that is under way ends: the person has changed their mind. Raises ApiError when it cannot
-        be started.
+        A sign-in in progress by another method ends: the user has chosen this one. Raises ApiError when it cannot be
+        started.
         """
         async with self._lock:
             attempt = self.current
@@ -141,16 +147,16 @@ class Logins:
                     await attempt.finished.wait()
                 attempt = Attempt(method)
                 await self._wanted.send(attempt)
-                # Not before: whoever waits here may leave, and nobody may join what nobody runs.
+                # Only now: the send may be cancelled, and a sign-in that never runs must not be joined.
                 self.current = attempt
-        # Outside the lock: an issuer that does not answer must not keep anybody from another way of signing in.
+        # Outside the lock: if the issuer does not answer, another method can still be started.
         await attempt.ready.wait()
         if attempt.error is not None:
             raise attempt.error
         return attempt, joined
 
     async def paste(self, address: str) -> None:
-        """The address to which the browser was sent, by hand. Raises ApiError; then the sign-in goes on waiting."""
+        """Takes the address that the browser was sent to. Raises ApiError; the sign-in then continues to wait."""
         attempt = self.current
         if attempt is None or attempt.finished.is_set() or attempt.authorization is None:
             raise errors.no_login()
@@ -175,7 +181,7 @@ class Logins:
         attempt.url, attempt.user_code = self._issuer.verification_url, device.user_code
         attempt.expires_at = self._clock() + oauth.DEVICE_LIFETIME
         attempt.ready.set()
-        # The code itself is in no log: who reads one could have the sign-in approved for themselves.
+        # The code itself is not logged: a reader of the log could use it to approve a sign-in for another account.
         log.info("device sign-in started", url=attempt.url, seconds=oauth.DEVICE_LIFETIME)
         grant: oauth.DeviceGrant | None = None
         with trio.move_on_after(oauth.DEVICE_LIFETIME):
@@ -201,7 +207,7 @@ class Logins:
             with trio.fail_after(CALL_DEADLINE):
                 answer = await self._issuer.poll_device(device)
         except (IssuerUnreachable, trio.TooSlowError) as error:
-            # The network may come back while the code is still good.
+            # The network may return before the code expires.
             log.info("the sign-in server could not be asked; trying again", reason=str(error) or "no answer in time")
             return Pending(slower=False)
         return oauth.device_poll(answer.status, answer.body)
@@ -235,7 +241,7 @@ class Logins:
             nursery.cancel_scope.cancel()
 
     async def _await_browser(self, attempt: Attempt, authorization: Authorization) -> None:
-        """Settle the attempt, one way or the other; the page in the browser waits for that."""
+        """Settles the attempt in every case; the page in the browser waits for that."""
         try:
             with trio.move_on_after(self._config.login_timeout):
                 await attempt.answered.wait()
@@ -256,7 +262,7 @@ class Logins:
             try:
                 listeners = await trio.open_tcp_listeners(port, host=self._config.local_server_host)
             except OSError as error:
-                log.info("a port for the browser's return is in use", port=port, reason=error.strerror)
+                log.info("the port for the browser's return is in use", port=port, reason=error.strerror)
                 continue
             return listeners, listeners[0].socket.getsockname()[1]
         raise errors.callback_port_in_use([(port, who_listens(port)) for port in ports])
@@ -264,7 +270,7 @@ class Logins:
     # --- both
 
     async def _finish(self, attempt: Attempt, code: str, redirect_uri: str, verifier: str) -> None:
-        """Exchange the code and sign in. Shielded: the code works once, and its tokens must not be lost half-way."""
+        """Exchanges the code and signs in. Shielded: the code works once, and cancellation must not lose its tokens."""
         with trio.CancelScope(shield=True):
             answer = await self._call(lambda: self._issuer.exchange(code, redirect_uri=redirect_uri, verifier=verifier))
             if answer.status != 200:
@@ -289,7 +295,7 @@ class Logins:
 
 
 class _Callback:
-    """The server at ``redirect_uri``, while a browser sign-in runs."""
+    """HTTP server at ``redirect_uri`` while a browser sign-in runs."""
 
     def __init__(self, attempt: Attempt, path: str) -> None:
         self._attempt = attempt
@@ -298,7 +304,7 @@ class _Callback:
         self._closed = trio.Event()
 
     async def idle(self) -> None:
-        """Wait until no page is on its way."""
+        """Waits until no page is being sent."""
         while self._open:
             await self._closed.wait()
 
@@ -315,17 +321,15 @@ class _Callback:
     async def _answer(self, request: loopback.Request) -> tuple[int, bytes]:
         attempt = self._attempt
         if request.path == "/cancel":
-            # So the official client asks an older sign-in to free the port.
+            # The official client sends this to ask an older sign-in to free the port.
             attempt.give(Denied("another program's sign-in asked for the port"))
-            return 200, pages.failure("Sign-in cancelled", "Another sign-in takes its place.")
+            return 200, pages.failure("Sign-in cancelled", "Another sign-in replaced it.")
         if request.path != self._path or request.method != "GET" or attempt.authorization is None:
-            return 404, pages.failure("Nothing here", "This address only waits for a sign-in to come back.")
+            return 404, pages.failure("Page not found", "This address is only used at the end of a sign-in.")
         found = oauth.callback(request.query, attempt.authorization.state)
         if isinstance(found, Stray):
-            why = (
-                f"This is not the sign-in that codexd waits for: {found.why}. Use the link that `codexctl login` shows."
-            )
-            return 400, pages.failure("Not this sign-in", why)
+            why = f"This sign-in is not the one in progress: {found.why}. Use the link that `codexctl login` shows."
+            return 400, pages.failure("Wrong sign-in", why)
         attempt.give(found)
         await attempt.finished.wait()
         if attempt.error is not None:
@@ -338,15 +342,15 @@ async def _serve(waiter: _Callback, listeners: list[trio.SocketListener]) -> Non
 
 
 def _with_port(uri: str, configured: int, port: int) -> str:
-    """The redirect URI with the port that is really listened on, where it names the configured one."""
+    """Returns the redirect URI with the actual port, if it has the configured one."""
     parts = urlsplit(uri)
     if parts.port != configured and configured != 0:
-        return uri  # something in front forwards to us; its address is the one that counts
+        return uri  # a proxy forwards to this port; its address must be used
     return parts._replace(netloc=f"{parts.hostname}:{port}").geturl()
 
 
 def who_listens(port: int) -> str | None:
-    """The program that listens on a TCP port of IPv4, where the kernel lets us see it: ``codex (process 4711)``."""
+    """Returns the program that listens on an IPv4 port, such as ``codex (process 4711)``; None if not visible."""
     try:
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         inodes = {row[9] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}

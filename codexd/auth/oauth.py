@@ -1,6 +1,6 @@
-"""OAuth, without I/O: what goes to the issuer, the claims in its tokens, the meaning of its answers and refusals.
+"""OAuth without I/O: requests to the issuer, the claims in its tokens, the meaning of its answers and refusals.
 
-Wire facts: the official client's requests, captured; section A of the protocol notes.
+Wire facts: captured requests of the official client; section A of the protocol notes.
 """
 
 import base64
@@ -14,19 +14,19 @@ import msgspec
 from msgspec import Struct
 
 REFRESH_MARGIN = 300.0
-"""Seconds before its expiry at which an access token is renewed; the official client's figure."""
+"""Seconds before its expiry at which an access token is renewed; the official client's value."""
 
 MAX_AGE = 8 * 86400.0
-"""Seconds after which a token that does not say when it expires is renewed; the official client's figure."""
+"""Seconds after which a token without an expiry time is renewed; the official client's value."""
 
 DEVICE_LIFETIME = 900.0
-"""Seconds that a device code is good for: the official client's figure, where the issuer names no earlier end."""
+"""Seconds until a device code expires: the official client's value, if the issuer gives no earlier time."""
 
 SCOPE = "openid profile email offline_access api.connectors.read api.connectors.invoke"
 
 _DEFAULT_INTERVAL = 5.0
 SLOW_DOWN = 5.0
-"""Seconds by which polling slows down when it is told to (RFC 8628, 3.5)."""
+"""Seconds added to the polling interval on ``slow_down`` (RFC 8628, 3.5)."""
 
 RefreshReason = Literal["proactive_expiry", "unauthorized_recovery", "scheduled"]
 
@@ -50,7 +50,7 @@ class Claims(
     frozen=True,
     rename={"auth": "https://api.openai.com/auth", "profile": "https://api.openai.com/profile"},
 ):
-    """The claims that codexd reads; the signature is the issuer's business and not checked."""
+    """The claims that codexd reads. The signature is not checked; only the issuer needs that."""
 
     exp: float | None = None
     email: str | None = None
@@ -59,7 +59,7 @@ class Claims(
 
 
 def claims(token: str | None) -> Claims:
-    """The claims of a JSON web token; empty ones for what is no such token."""
+    """Returns the claims of a JSON web token; empty claims for anything else."""
     parts = (token or "").split(".")
     if len(parts) != 3:
         return Claims()
@@ -71,7 +71,7 @@ def claims(token: str | None) -> Claims:
 
 
 class RefreshRequest(Struct, frozen=True):
-    """The body of ``POST /oauth/token`` for a refresh: JSON, where the exchange of a code is form-encoded."""
+    """The body of ``POST /oauth/token`` for a refresh: JSON, although the exchange of a code is form-encoded."""
 
     client_id: str
     grant_type: Literal["refresh_token"]
@@ -88,7 +88,7 @@ class RevokeRequest(Struct, frozen=True):
 
 
 class TokenResponse(Struct, frozen=True):
-    """The issuer's answer. A token that is missing keeps its old value; refresh tokens rotate and are single-use."""
+    """The issuer's answer. A missing token keeps its old value. Refresh tokens rotate and are single-use."""
 
     access_token: str | None = None
     refresh_token: str | None = None
@@ -101,7 +101,7 @@ class TokenResponse(Struct, frozen=True):
 
 
 class Authorization(NamedTuple):
-    """One sign-in by browser. ``verifier`` and ``state`` are secrets of this sign-in alone (RFC 7636)."""
+    """One browser sign-in. ``verifier`` and ``state`` are secrets of this sign-in only (RFC 7636)."""
 
     url: str
     redirect_uri: str
@@ -112,7 +112,7 @@ class Authorization(NamedTuple):
 def authorization(
     issuer: str, *, client_id: str, redirect_uri: str, originator: str, state: str, verifier: str
 ) -> Authorization:
-    """The address to open, its parameters in the official client's order."""
+    """Returns the address to open; its parameters are in the official client's order."""
     query = {
         "response_type": "code",
         "client_id": client_id,
@@ -137,40 +137,40 @@ class Code(NamedTuple):
 
 
 class Denied(NamedTuple):
-    """The issuer sent the browser back without a code."""
+    """The issuer refused the sign-in."""
 
     why: str
 
 
 class Stray(NamedTuple):
-    """Not an answer to this sign-in: a forged or an old one. The sign-in goes on waiting."""
+    """A forged or old answer that does not belong to this sign-in, which continues to wait."""
 
     why: str
 
 
 def callback(query: str, state: str) -> Code | Denied | Stray:
-    """What the browser's return means, by the query of the address that it came to."""
+    """Interprets the query with which the browser returned."""
     fields = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
     if "state" not in fields:
-        return Stray("there are no code and no state in it")
+        return Stray("it contains no state parameter")
     if not hmac.compare_digest(fields["state"].encode(), state.encode()):
         return Stray("the state parameter is not that of the sign-in that is waiting")
     if "error" in fields:
         said = fields.get("error_description")
         return Denied(f"{said} ({fields['error']})" if said else fields["error"])
     if not fields.get("code"):
-        return Stray("there is no code in it")
+        return Stray("it contains no code")
     return Code(fields["code"])
 
 
 def query_of(address: str) -> str:
-    """The query of an address as a person pastes it: whole, or from the ``?`` on, or the parameters alone."""
+    """Returns the query of a pasted address: the whole address, the part from ``?`` on, or only the parameters."""
     address = address.strip().strip("<>\"'")
     return urlsplit(address).query if "?" in address else address
 
 
 def exchange_form(code: str, *, client_id: str, redirect_uri: str, verifier: str) -> dict[str, str]:
-    """The form fields of ``POST /oauth/token`` that turn a code into tokens, for browser and device alike."""
+    """Returns the form fields of ``POST /oauth/token`` that exchange a code, from browser or device, for tokens."""
     return {
         "grant_type": "authorization_code",
         "client_id": client_id,
@@ -191,7 +191,7 @@ class _UserCode(Struct, frozen=True):
 
 
 class Device(NamedTuple):
-    """A device sign-in under way. ``interval`` is in seconds."""
+    """A device sign-in in progress. ``interval`` is in seconds."""
 
     device_auth_id: str
     user_code: str
@@ -199,35 +199,35 @@ class Device(NamedTuple):
 
 
 def device(body: bytes) -> Device:
-    """The answer to the device flow's start. Raises ValueError for one that cannot be used."""
+    """Decodes the answer to the start of a device sign-in. Raises ValueError if it cannot be used."""
     answer = msgspec.json.decode(body, type=_UserCode)
     user_code = answer.user_code or answer.usercode
     if not user_code or not user_code.isprintable():
         raise ValueError("it holds no user code")
     try:
-        # A string on the wire; a number is what it was before.
+        # A string on the wire; earlier it was a number.
         interval = float(answer.interval or _DEFAULT_INTERVAL)
     except ValueError:
         interval = _DEFAULT_INTERVAL
-    # Without a lower end a missing pause would be a flood, and without an upper one it would be no polling.
+    # Bounded: below 1 second would flood the issuer, and a very long interval would miss the approval.
     return Device(answer.device_auth_id, user_code, min(max(interval, 1.0), 60.0))
 
 
 class DeviceGrant(Struct, frozen=True):
-    """The person has approved. Challenge and verifier are the issuer's own."""
+    """The user has approved. Challenge and verifier are made by the issuer."""
 
     authorization_code: str
     code_verifier: str
 
 
 class Pending(NamedTuple):
-    """Nobody has decided yet; ``slower`` asks for longer pauses."""
+    """The user has not decided yet; ``slower`` asks for longer pauses."""
 
     slower: bool
 
 
 def device_poll(status: int, body: bytes) -> DeviceGrant | Pending | Denied:
-    """What one poll's answer means. Faults that may pass (429, 5xx) count as pending: the code's end ends them."""
+    """Interprets one poll's answer. Temporary faults (429, 5xx) count as pending until the code expires."""
     if status == 200:
         try:
             return msgspec.json.decode(body, type=DeviceGrant)
@@ -249,7 +249,7 @@ def device_poll(status: int, body: bytes) -> DeviceGrant | Pending | Denied:
 
 
 class Refusal(NamedTuple):
-    """``permanent``: trying again with the same refresh token will never work."""
+    """A refused token request. ``permanent``: the same refresh token will never work again."""
 
     permanent: bool
     why: str
@@ -275,7 +275,7 @@ def _error_of(body: bytes) -> _Error:
 
 
 def refusal(status: int, body: bytes) -> Refusal:
-    """What an answer of the token endpoint that is no 200 means. Every 401 is permanent, and 400 with certain codes."""
+    """Interprets an answer of the token endpoint other than 200. Permanent: every 401, and 400 with certain codes."""
     error = _error_of(body)
     permanent = status == 401 or (status == 400 and error.code in _PERMANENT)
     why = error.message or error.code or "no reason given"

@@ -1,4 +1,4 @@
-"""The two pages that a browser shows at the end of a sign-in: nothing in them is fetched from anywhere."""
+"""The two pages that a browser shows at the end of a sign-in. They load no external resources."""
 
 from html import escape
 
@@ -6,7 +6,7 @@ HEADERS = [
     ("content-type", "text/html; charset=utf-8"),
     ("content-security-policy", "default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
     ("cache-control", "no-store"),
-    # The address of this page has the code in it.
+    # The address of this page contains the code.
     ("referrer-policy", "no-referrer"),
     ("x-content-type-options", "nosniff"),
     ("connection", "close"),
@@ -51,17 +51,17 @@ code {{ font: .95em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; pa
 
 
 def success(who: str | None) -> bytes:
-    """``who`` is the e-mail address of the account."""
+    """Returns the success page. ``who`` is the account's e-mail address."""
     account = f" as <strong>{escape(who)}</strong>" if who else ""
     body = (
         f"<p>codexd is signed in{account}.</p>"
-        '<p class="soft">You can close this page. Your tools can use codexd now; nothing has to be restarted.</p>'
+        '<p class="soft">You can close this page. Your tools can use codexd now, without a restart.</p>'
     )
     return _PAGE.format(title="Signed in", body=body, sign="✓", light="#1a7f4b", dark="#2fa36a").encode()
 
 
 def failure(title: str, why: str) -> bytes:
-    """``why`` is a sentence for people and says what to do next; words in backquotes are commands."""
+    """Returns the failure page. ``why`` is a sentence that says what to do next; backquotes mark commands."""
     pieces = escape(why).split("`")
     shown = "".join(f"<code>{piece}</code>" if place % 2 else piece for place, piece in enumerate(pieces))
     body = f"<p>{shown}</p>"

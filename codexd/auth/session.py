@@ -1,9 +1,20 @@
-"""A valid access token, whatever it takes: one refresh in flight for all who wait, and never a lost refresh token.
+"""The sign-in and its refresh: a valid access token for all requests, with at most one refresh in progress.
 
-Refresh tokens are single-use. So a refresh is a transaction: under a lock of this process and a file lock against
-others, re-read the file, POST, save durably. It is shielded from the client that happened to start it, with a deadline
-inside. What the issuer refuses for good is not tried again until the file changes; what fails for now is tried again
-after a growing pause, and the old access token serves as long as it is valid.
+    state        | left by                                                             | to
+    -------------|---------------------------------------------------------------------|------------
+    signed out   | a new or changed file, ``sign_in``                                  | signed in
+    any          | the file cannot be used                                             | ended
+    signed in    | 5 minutes left (``REFRESH_MARGIN``), a 401 of the backend, a user   | refreshing
+    refreshing   | the issuer's answer, saved or not; another process's new tokens     | signed in
+    refreshing   | a temporary failure: old token still used while valid               | backing off
+    refreshing   | a permanent refusal                                                 | ended
+    backing off  | the pause is over (2 s to 5 min), a user's refresh, a changed file  | refreshing
+    ended        | a changed file, ``sign_in``                                         | signed in
+    any          | the file is gone, ``sign_out``                                      | signed out
+
+Refresh tokens are single-use, so a refresh is a transaction: under a lock in this process and a file lock against other
+processes, read the file again, POST, save durably. It is shielded from cancellation by the client that started it, and
+has a deadline inside. Tokens that could not be saved stay in use (``unsaved``), and saving is tried again.
 """
 
 import os
@@ -26,19 +37,19 @@ from codexd.state import files
 from codexd.state.lock import try_lock
 
 REFRESH_DEADLINE = 30.0
-"""Seconds for lock, POST and save together; it bounds the one shield in the request path."""
+"""Seconds for lock, POST and save together. It bounds the only shield in the request path."""
 
 _BACKOFF = (2.0, 5.0, 15.0, 60.0, 300.0)
 _KEEP_INTERVAL = 60.0
 _JUST_REFRESHED = 60.0
-"""A token younger than this that the backend refuses is not refreshed again: a new one would be refused as well."""
+"""Seconds. A younger token that the backend refuses is not refreshed, because a new one would be refused too."""
 
 
 log = structlog.get_logger()
 
 
 class Access(NamedTuple):
-    """What a request to the backend carries."""
+    """Credentials for a request to the backend."""
 
     token: str
     account_id: str | None
@@ -48,7 +59,7 @@ class Access(NamedTuple):
 
 
 class _Fault(NamedTuple):
-    """Why there is no sign-in to use. ``ended``: there was one."""
+    """Why the sign-in cannot be used. ``ended``: there was one before."""
 
     why: str
     ended: bool = True
@@ -59,13 +70,13 @@ _EXPIRED = "The access token has expired and there is no refresh token"
 
 
 class _Transient(Exception):
-    """The refresh did not work this time."""
+    """The refresh failed and may be tried again."""
 
 
 class SignIn(NamedTuple):
-    """The sign-in as a person wants to see it. Times are whole Unix seconds.
+    """The sign-in as shown to the user. Times are whole Unix seconds.
 
-    ``why`` says why there is none. ``ended``: there was one, and it cannot be used any more.
+    ``why`` is the reason if not signed in. ``ended``: there was a sign-in, but it cannot be used any more.
     """
 
     signed_in: bool
@@ -81,7 +92,7 @@ class SignIn(NamedTuple):
 
 
 class Session:
-    """The credentials in use. ``clock`` gives Unix seconds; ``on_change`` is called when somebody signed in or out."""
+    """The credentials in use. ``clock`` gives Unix seconds; ``on_change`` is called after a sign-in or sign-out."""
 
     def __init__(
         self,
@@ -110,7 +121,7 @@ class Session:
 
     @property
     def signed_in(self) -> bool:
-        """Whether a request has a chance: credentials that are valid or can be renewed."""
+        """Whether the credentials are valid or can be renewed."""
         self._reread()
         credentials = self._credentials
         if credentials is None or self._fault is not None:
@@ -119,25 +130,25 @@ class Session:
 
     @property
     def has_credentials(self) -> bool:
-        """Whether there is a file, be it of use or not: something that a new sign-in would replace."""
+        """Whether a new sign-in would replace credentials, usable or not."""
         return self._credentials is not None or self._path.exists()
 
     @property
     def fresh(self) -> bool:
-        """Whether there is a token that can be used without waiting for the issuer."""
+        """Whether the token can be used without waiting for the issuer."""
         return (
             self.signed_in and self._credentials is not None and self._seconds_left(self._credentials) > REFRESH_MARGIN
         )
 
     @property
     def ready(self) -> bool:
-        """Whether a request made now would get past the sign-in."""
+        """Whether a request would get a token now."""
         if not self.signed_in or self._credentials is None:
             return False
         return self._seconds_left(self._credentials) > 0 or trio.current_time() >= self._retry_at
 
     async def token(self) -> Access:
-        """The access token, renewed first when it is about to expire. Raises ApiError 401 or 503."""
+        """Returns the access token, renewed first if it is about to expire. Raises ApiError 401 or 503."""
         self._reread()
         credentials = self._require()
         if self._seconds_left(credentials) > REFRESH_MARGIN:
@@ -145,7 +156,7 @@ class Session:
         return await self._renew("proactive_expiry", credentials.access_token)
 
     async def replace(self, rejected: str) -> Access | None:
-        """Another token than the one that the backend has just refused; None when there is none to be had.
+        """Returns another token than the one that the backend refused; None if no other one can be obtained.
 
         Raises ApiError 401 when the sign-in has ended and 503 when the issuer cannot be reached.
         """
@@ -158,7 +169,7 @@ class Session:
         return await self._renew("unauthorized_recovery", rejected)
 
     async def refresh(self) -> None:
-        """Renew now, because a person asks. Raises ApiError 401 or 409, or 503 when it did not work this time."""
+        """Renews the token at a user's request. Raises ApiError 401 or 409, or 503 for a temporary failure."""
         self._reread()
         credentials = self._require()
         if credentials.refresh_token is None:
@@ -167,9 +178,9 @@ class Session:
         await self._renew("scheduled", credentials.access_token)
 
     async def sign_in(self, answer: TokenResponse | Credentials) -> None:
-        """Take over new credentials, from the issuer's answer or as they are.
+        """Takes over credentials, from the issuer's answer or complete.
 
-        They are in use at once. A save that fails is tried again, and ``describe`` tells of it meanwhile.
+        They are used at once. A failed save is tried again; until then ``describe`` reports ``unsaved``.
         """
         credentials = answer if isinstance(answer, Credentials) else self._from_answer(answer)
         async with self._lock:
@@ -181,7 +192,7 @@ class Session:
                     self._sign_in(credentials)
                     saved = True
             if not saved:
-                # Another process holds the lock, for longer than any refresh takes.
+                # Another process holds the lock for longer than a refresh can take.
                 self._sign_in(credentials)
 
     def _sign_in(self, credentials: Credentials) -> None:
@@ -192,9 +203,9 @@ class Session:
         self._on_change()
 
     async def sign_out(self) -> str | None:
-        """Revoke at the issuer and delete the file, also when the first fails; then why it failed.
+        """Revokes the token at the issuer and deletes the file, even if that fails; returns why it failed, or None.
 
-        Raises ApiError 401 when nobody is signed in, and 500 when the file cannot be deleted.
+        Raises ApiError 401 when not signed in, and 500 when the file cannot be deleted.
         """
         async with self._lock:
             self._reread()
@@ -202,7 +213,7 @@ class Session:
             if credentials is None and not self._path.exists():
                 raise errors.signed_out(_NEVER.why)
             why: str | None = "there is no refresh token that could be read"
-            # Whoever asks may leave; a sign-out that was begun is done. The wait inside has its deadline.
+            # Shielded: a sign-out that has begun is completed even if the client leaves. _revoke has a deadline.
             with trio.CancelScope(shield=True):
                 if credentials is not None and credentials.refresh_token is not None:
                     why = await self._revoke(credentials.refresh_token)
@@ -224,7 +235,7 @@ class Session:
         return None if answer.status < 300 else refusal(answer.status, answer.body).why
 
     def describe(self) -> SignIn:
-        """The sign-in as it is now."""
+        """Returns the sign-in as it is now."""
         signed_in = self.signed_in
         credentials = self._credentials
         if credentials is None:
@@ -244,7 +255,7 @@ class Session:
         )
 
     async def run(self) -> None:
-        """Renew ahead of expiry so that requests need not wait for it. Runs until cancelled."""
+        """Renews the token before it expires, so that requests need not wait. Runs until cancelled."""
         while True:
             try:
                 if self.signed_in:
@@ -269,7 +280,7 @@ class Session:
                 log.info("credentials loaded", account_id=credentials and credentials.account())
         except StoreError as error:
             if self._unsaved:
-                return  # what this process holds is newer than any file, and the only copy
+                return  # this process holds the newest tokens, and the only copy
             fault = _Fault(str(error))
             if self._fault != fault:
                 log.error("credentials cannot be used", reason=str(error))
@@ -321,7 +332,7 @@ class Session:
         raise errors.signed_out(_EXPIRED)
 
     async def _try_refresh(self, reason: RefreshReason, credentials: Credentials) -> None:
-        """One attempt, unless the last failure was too recent. Failing leaves everything as it was."""
+        """Tries a refresh once, unless the last failure was too recent. A failure leaves everything unchanged."""
         if trio.current_time() < self._retry_at:
             return
         try:
@@ -339,11 +350,11 @@ class Session:
     async def _rotate(self, reason: RefreshReason, credentials: Credentials) -> None:
         async with self._file_lock() as locked:
             if not locked:
-                # What cannot be locked cannot be saved, and a refresh that cannot be saved would lose the account.
+                # Without the lock nothing can be saved, and an unsaved refresh would lose the account.
                 raise _Transient("the state directory cannot be written")
             self._reread()
             if self._require() != credentials:
-                return  # another process was faster; its tokens are ours now
+                return  # another process was faster; use its tokens
             renewed = await self._post(reason, credentials)
             self._credentials = renewed
             self._failures, self._failed, self._refreshed_at = 0, None, trio.current_time()
@@ -351,15 +362,15 @@ class Session:
             self._save(renewed)
             log.info("token refreshed", reason=reason, expires_at=renewed.expires_at)
             if self._seconds_left(renewed) <= REFRESH_MARGIN:
-                # Each request would renew it again. The backend says when it ends, with a 401.
+                # Every request would renew it again. Use it until the backend refuses it with a 401.
                 self._beyond_clock = renewed.access_token
-                log.warning("a token that was given out just now has ended by this machine's clock: is it right?")
+                log.warning("a new token has already expired by this machine's clock; check the time")
 
     @asynccontextmanager
     async def _file_lock(self) -> AsyncIterator[bool]:
-        """The lock against other processes; false when there cannot be one."""
+        """Holds the lock against other processes; yields False when the directory is not writable."""
         try:
-            # Another process's flock has no event to wait for.
+            # flock has no event to wait for.
             while (descriptor := try_lock(self._path)) is None:  # noqa: ASYNC110
                 await trio.sleep(0.05)
         except OSError as error:
@@ -372,14 +383,14 @@ class Session:
             os.close(descriptor)
 
     def _save(self, credentials: Credentials) -> None:
-        # In this task and not in a thread: some milliseconds every few days, and nothing can come between the issuer's
-        # answer and the file.
+        # In this task, not in a thread: it takes milliseconds every few days, and no cancellation can come between the
+        # issuer's answer and the file.
         try:
             store.save(self._path, credentials)
         except OSError as error:
-            # The old refresh token is spent: this process goes on with what it holds, and tries again to save it.
+            # The old refresh token is used up: continue with the new one in memory, and try again to save it.
             self._unsaved = True
-            log.error("refreshed tokens could not be saved; codexd must not stop before this works", reason=str(error))
+            log.error("tokens could not be written to disk; do not stop codexd until this is fixed", reason=str(error))
         else:
             self._unsaved = False
             self._signature = store.signature(self._path)
@@ -407,7 +418,7 @@ class Session:
 
     def _from_answer(self, answer: TokenResponse) -> Credentials:
         fresh = self._merged(Credentials(access_token=answer.access_token or ""), answer)
-        # The answer's own word first, then the tokens' claims.
+        # The answer's account id first, then the tokens' claims.
         return msgspec.structs.replace(fresh, account_id=answer.account_id or fresh.account())
 
     def _merged(self, old: Credentials, answer: TokenResponse) -> Credentials:

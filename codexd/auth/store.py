@@ -13,15 +13,15 @@ from codexd.auth.oauth import MAX_AGE, Claims, TokenResponse, claims
 from codexd.state import files
 
 _MILLISECONDS = 1e11
-"""A time above this is in milliseconds: as seconds it would be the year 5138."""
+"""A time above this is in milliseconds; as seconds it would be in the year 5138."""
 
 
 class StoreError(Exception):
-    """``tokens.json`` is there but cannot be used. The message says what to do."""
+    """``tokens.json`` exists but cannot be used. The message says why."""
 
 
 class Credentials(Struct, frozen=True, kw_only=True):
-    """Times are Unix seconds. ``extra`` keeps keys that codexd does not know, for whoever wrote them."""
+    """One account's credentials. Times are Unix seconds. ``extra`` keeps unknown keys for the program that set them."""
 
     access_token: str
     refresh_token: str | None = None
@@ -32,11 +32,11 @@ class Credentials(Struct, frozen=True, kw_only=True):
     extra: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        # Tokens must not reach a log by way of a traceback.
+        # Tracebacks must not write tokens to a log.
         return f"Credentials(account_id={self.account_id!r}, expires_at={self.expires_at!r})"
 
     def account(self) -> str | None:
-        """The account id: as stored, else from the id token's claim, else from the access token's."""
+        """Returns the account id: the stored one, else the id token's claim, else the access token's."""
         return (
             self.account_id
             or claims(self.id_token).auth.chatgpt_account_id
@@ -48,11 +48,11 @@ class Credentials(Struct, frozen=True, kw_only=True):
         return next((email for each in known for email in (each.email, each.profile.email) if email), None)
 
     def plan(self) -> str | None:
-        """The account's plan, an open set of names."""
+        """Returns the account's plan; the set of names is open."""
         return claims(self.id_token).auth.chatgpt_plan_type or claims(self.access_token).auth.chatgpt_plan_type
 
     def expiry(self) -> float | None:
-        """When the access token ends: the earlier of what the file and the token itself say."""
+        """Returns the expiry of the access token, in Unix seconds: the earlier one of file and token."""
         known = [moment for moment in (self.expires_at, claims(self.access_token).exp) if moment is not None]
         if known:
             return min(known)
@@ -69,14 +69,14 @@ class _Stored(Struct, kw_only=True):
 
 
 _SENDABLE = re.compile(r"[\x21-\x7e]+")
-"""What can stand in a header: a token pasted with a line end or an ellipsis cannot."""
+"""Characters that a header can hold. A pasted line end or ellipsis does not match."""
 
 Signature = tuple[int, int, int]
-"""Tells whether the file was replaced: inode, size, time of change."""
+"""Inode, size and time of change; another value means that the file was replaced."""
 
 
 def signature(path: Path) -> Signature | None:
-    """None when there is no file."""
+    """Returns the file's signature; None when the file does not exist. Raises StoreError."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def signature(path: Path) -> Signature | None:
 
 
 def load(path: Path) -> Credentials | None:
-    """The stored credentials; None when there are none. Raises StoreError."""
+    """Returns the stored credentials; None when the file does not exist. Raises StoreError."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def load(path: Path) -> Credentials | None:
 
 
 def _from_own(data: bytes) -> Credentials:
-    """Raises StoreError without a path, and what msgspec raises when it is another format."""
+    """Decodes codexd's format. Raises StoreError without the path, or msgspec's errors for another format."""
     stored = msgspec.json.decode(data, type=_Stored)
     tree = msgspec.json.decode(data)
     if bad := unsendable(stored):
@@ -114,7 +114,7 @@ def _from_own(data: bytes) -> Credentials:
 
 
 def unsendable(tokens: "_Stored | _AuthJsonTokens | TokenResponse") -> str | None:
-    """The field that could not stand in a header."""
+    """Returns the first field that a header cannot hold; None if all are valid."""
     for key in ("access_token", "refresh_token", "account_id"):
         if not _SENDABLE.fullmatch(getattr(tokens, key) or "x"):
             return key
@@ -134,7 +134,7 @@ class _AuthJson(Struct, kw_only=True):
 
 
 def from_bytes(data: bytes) -> Credentials:
-    """A sign-in in our own format or in the official CLI's. Raises StoreError, its message without a path."""
+    """Decodes a sign-in in codexd's format or the official CLI's. Raises StoreError, without the path."""
     try:
         return _from_own(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -142,9 +142,9 @@ def from_bytes(data: bytes) -> Credentials:
 
 
 def from_auth_json(data: bytes) -> Credentials:
-    """The login in an ``auth.json`` of the official CLI. Raises StoreError, its message without a path.
+    """Decodes the sign-in in an ``auth.json`` of the official CLI. Raises StoreError, without the path.
 
-    Its keys: section A.7 of the protocol notes, and the samples beside them.
+    Source of its keys: section A.7 of the protocol notes, and the samples beside them.
     """
     try:
         found = msgspec.json.decode(data, type=_AuthJson)
@@ -172,11 +172,11 @@ def _seconds(moment: float | None) -> float | None:
 
 
 def save(path: Path, credentials: Credentials) -> None:
-    """Replace the file, durably; keep one aside that cannot be used. Raises OSError; then the old one is as it was."""
+    """Replaces the file durably; keeps a copy of an unusable one. Raises OSError; the old file is then unchanged."""
     try:
         load(path)
     except StoreError:
-        # What a person or a disk has spoiled may still be mended by hand. Not at the price of the new ones.
+        # The user may be able to repair the unusable file. A failure to keep it must not prevent the save.
         with contextlib.suppress(OSError):
             files.set_aside(path)
     tree = msgspec.structs.asdict(credentials)

@@ -1,4 +1,4 @@
-"""What a demonstration tells the person who started it."""
+"""The text that ``codexd`` prints at the start of a demonstration."""
 
 import shutil
 import sys
@@ -12,7 +12,7 @@ def announce(config: Config, control: Path, base: str) -> None:
     target, where = base, ""
     if base.startswith("unix:"):
         target, where = "http://localhost", f"--unix-socket {base.removeprefix('unix:')} "
-    key, header = "any, none is asked for", ""
+    key, header = "any (not required)", ""
     if config.server.client_keys:
         key, header = "one of [server.client_keys]", "-H 'authorization: Bearer YOUR-KEY' "
     body = '{"model": "gpt-5.1", "stream": true, "messages": [{"role": "user", "content": "Hello, codexd!"}]}'
@@ -27,7 +27,7 @@ Try it in another terminal:
 
   curl -N {where}{target}/v1/chat/completions {header}-H 'content-type: application/json' -d '{body}'
 
-And codexctl, where every verb works (after `login --device` the simulated person approves by itself):
+And codexctl, where every command works (after `login --device` the simulated user approves automatically):
 
   export CODEXCTL_SOCKET={control}
   {_codexctl()} status
@@ -39,7 +39,7 @@ Ctrl-C ends it.
 
 
 def _codexctl() -> str:
-    """Returns the command that starts codexctl here: in a checkout it is beside the interpreter, not on the path."""
+    """Returns the command for codexctl: in a checkout it is beside the interpreter, not on the path."""
     beside = Path(sys.executable).with_name("codexctl")
     if shutil.which("codexctl"):
         return "codexctl"

@@ -1,7 +1,7 @@
 """The simulated ChatGPT: an OAuth issuer and the Codex backend on one loopback port.
 
-It is as strict as the real one about what it is sent, and as rude in what it answers: the stream has no content type,
-the final event's output is empty, refresh tokens work once.
+It validates requests as strictly as the real one and has the same quirks: the stream has no content type, the final
+event's output is empty, refresh tokens work once.
 """
 
 import secrets
@@ -26,7 +26,7 @@ _WINDOWS = {"primary": (12, 300), "secondary": (34, 10080)}
 
 
 def _entry(model: Model, priority: int) -> dict[str, object]:
-    """One model as the catalogue has it: the official client refuses a catalogue whose entries lack a key of these."""
+    """Returns one catalogue entry. The official client refuses a catalogue whose entries lack any of these keys."""
     return {
         "slug": model.slug,
         "display_name": model.slug,
@@ -61,7 +61,7 @@ def _entry(model: Model, priority: int) -> dict[str, object]:
 
 
 class ChatGPT:
-    """``clock`` gives Unix seconds; ``pace`` is the pause before each event, in seconds."""
+    """The simulated server. ``clock`` gives Unix seconds; ``pace`` is the pause before each event, in seconds."""
 
     def __init__(self, clock: Callable[[], float], issuer: SimulatedIssuer, *, pace: float = 0.02) -> None:
         self._clock = clock
@@ -69,7 +69,7 @@ class ChatGPT:
         self.issuer = issuer
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; started with the base URL, of issuer and backend alike."""
+        """Serves until cancelled. Starts with the base URL of both issuer and backend."""
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.issuer.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         task_status.started(self.issuer.url)
@@ -161,13 +161,13 @@ class ChatGPT:
             if refusal is None:
                 events += script.events(body, f"resp_{secrets.token_hex(12)}", int(self._clock()))
         except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            # The real backend looks at each field; here, what cannot be walked through is refused as a whole.
+            # The real backend checks each field; here a request that cannot be processed is refused as a whole.
             refusal = judge.NOT_UNDERSTOOD
         if refusal is not None:
             await send(reply, *refusal)
             return
         cookies = [("set-cookie", "__cf_bm=simulated; path=/"), ("set-cookie", "oai-did=simulated; path=/")]
-        # No content-type: since the summer of 2026 the real streams have none.
+        # No content-type: the real streams have had none since the summer of 2026.
         await reply.start(200, [*self._limits(), *cookies])
         for event in events:
             await trio.sleep(self.pace)

@@ -1,6 +1,6 @@
-"""The simulated issuer: it checks what a real one checks, and a simulated person approves what nobody else does.
+"""The simulated issuer. It makes the real one's checks, and a simulated user can approve device codes.
 
-Codes work once, for the redirect URI, the client and the verifier that they were made for; so do refresh tokens.
+Codes work once, for the redirect URI, client and verifier that they were made for. Refresh tokens work once too.
 """
 
 import base64
@@ -30,7 +30,7 @@ _CALLBACKS = tuple(
 
 
 class _IssuedCode(Struct):
-    """An authorization code, and all that its exchange has to match. ``expires`` is in trio's time."""
+    """An authorization code and the values that its exchange must match. ``expires`` is in trio's time."""
 
     redirect_uri: str
     challenge: str
@@ -45,8 +45,8 @@ class _IssuedDevice(Struct):
 
 
 class SimulatedIssuer:
-    """``clock`` gives Unix seconds. ``approves_after``: seconds after which the simulated person approves a device code
-    by itself; None leaves it to whoever calls ``decide``. ``callbacks`` are the redirect URIs of the client.
+    """The issuer's state and routes. ``clock`` gives Unix seconds. ``approves_after``: seconds after which a device
+    code is approved automatically; None leaves it to ``decide``. ``any_port`` accepts any port in the redirect URI.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SimulatedIssuer:
         self._requests: dict[str, dict[str, str]] = {}
 
     def sign_in(self, lifetime: float = TOKEN_LIFETIME) -> Credentials:
-        """Fresh credentials, as if a person had just signed in."""
+        """Returns new credentials, as after a sign-in."""
         expires_at = int(self._clock() + lifetime)
         claims = {
             "exp": expires_at,
@@ -92,7 +92,7 @@ class SimulatedIssuer:
         )
 
     def decide(self, user_code: str, decision: str) -> bool:
-        """``granted`` or ``denied``, by the person; whether there is such a code."""
+        """Sets the user's decision, ``granted`` or ``denied``; returns whether the code exists."""
         for device in self.devices.values():
             if device.user_code == user_code.strip().upper() and device.decision == "pending":
                 device.decision = decision
@@ -100,7 +100,7 @@ class SimulatedIssuer:
         return False
 
     async def handle(self, request: Request, reply: Reply) -> bool:
-        """Answer what is the issuer's to answer; whether it was."""
+        """Answers a request for the issuer; returns whether it was one."""
         match (request.method, request.path):
             case ("GET", "/oauth/authorize"):
                 await self._authorize(request, reply)
@@ -224,7 +224,7 @@ class SimulatedIssuer:
         elif fields.get("token_type_hint") != "refresh_token" or fields.get("client_id") != CLIENT_ID:
             await _refuse(reply, 400, "invalid_request", "token_type_hint and client_id are needed")
         else:
-            # An unknown token is no error (RFC 7009, 2.2).
+            # An unknown token is not an error (RFC 7009, 2.2).
             self._refresh.discard(fields.get("token", ""))
             self.revoked.append(fields.get("token", ""))
             self.access.clear()

@@ -1,6 +1,6 @@
-"""What the simulated backend refuses: the real one's allow-list and the coupled conditions of responses-lite.
+"""Refusals of the simulated backend: the real one's allow-list and the coupled conditions of responses-lite.
 
-Each refusal has the status and the body that were seen from the real backend.
+Status and body of each refusal were observed from the real backend.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ NOT_UNDERSTOOD = _error("Invalid value in 'input' or 'tools'.", "input", "invali
 
 
 def refuse(body: Any, headers: Mapping[str, str], models: Mapping[str, Model]) -> Refusal | None:
-    """Why this request is refused; None when it is accepted."""
+    """Returns why this request is refused; None when it is accepted."""
     if not isinstance(body, dict):
         return _detail("Request body must be an object")
     for key in body:

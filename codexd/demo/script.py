@@ -1,7 +1,7 @@
-"""What the simulated model answers: pure, and the same for the same request.
+"""The answers of the simulated model. Pure; the same request always gives the same answer.
 
-It calls a tool when the user's words name it, fills a schema when one is asked for, reports what a tool returned, and
-else repeats what it was told. Enough to see every kind of answer; nobody should mistake it for a model.
+It calls a tool that the user's words name, fills a requested schema, reports a tool's result, and otherwise repeats the
+input. This produces every kind of answer.
 """
 
 import re
@@ -16,7 +16,7 @@ _OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
 def events(body: Json, response_id: str, created_at: int) -> Iterator[Json]:
-    """The events of one answer, in the shapes and with the bad habits of the real backend."""
+    """Returns the events of one answer, with the shapes and quirks of the real backend."""
     counter = iter(range(1_000_000))
     response: Json = {
         "id": response_id, "object": "response", "created_at": created_at, "status": "in_progress", "background": False,
@@ -33,7 +33,7 @@ def events(body: Json, response_id: str, created_at: int) -> Iterator[Json]:
 
     yield event("response.created", response=response)
     yield event("response.in_progress", response=response)
-    # Informational, without a sequence number, and not what ends a stream.
+    # Informational: it has no sequence number and does not end a stream.
     yield {"type": "codex.rate_limits", "plan_type": "plus", "rate_limits": {"allowed": True, "limit_reached": False}}
     words = 0
     for index, item in enumerate(_items(body, response_id)):
@@ -79,7 +79,7 @@ def _items(body: Json, seed: str) -> Iterator[Json]:
 
 
 def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
-    """(type, fields) of the events that bring one item."""
+    """Returns (type, fields) of the events of one item."""
     started: dict[str, Json] = {
         "message": {"content": []},
         "function_call": {"arguments": ""},
@@ -123,12 +123,12 @@ def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
 
 
 def pieces(text: str) -> list[str]:
-    """The text in words, each with the white space before it, as tokens come."""
+    """Returns the words of a text, each with the white space before it, as tokens arrive."""
     return re.findall(r"\s*\S+|\s+$", text)
 
 
 def tools_of(body: Json) -> list[tuple[str | None, Json]]:
-    """(namespace, function or custom tool) for each that was offered, in the classic shape or in the lite one."""
+    """Returns (namespace, tool) for each function or custom tool, in the classic shape or the lite one."""
     offered = list(body.get("tools", []))
     for item in body["input"]:
         if item.get("type") == "additional_tools":
@@ -141,7 +141,7 @@ def tools_of(body: Json) -> list[tuple[str | None, Json]]:
 
 
 def _told(last: Json) -> str | None:
-    """An instruction at the end to call a tool, which this model heeds."""
+    """Returns a final instruction to call a tool; this model follows it."""
     if last.get("role") != "developer":
         return None
     text = " ".join(part.get("text", "") for part in last.get("content", []))
@@ -199,19 +199,19 @@ def _quoted(body: Json) -> list[str]:
 
 
 def _topic(body: Json) -> str:
-    """What the user quoted, or the last word: good enough a value for any string that a schema wants."""
+    """Returns the user's quoted text, or the last word, as a value for any string in a schema."""
     words = _quoted(body) or re.findall(r"[\w-]+", _user_text(body))[-1:]
     return words[0] if words else "nothing"
 
 
 def _number(body: Json) -> int | None:
-    """The first whole number that the user wrote."""
+    """Returns the first whole number in the user's text."""
     found = re.search(r"(?<![\w.])\d{1,9}(?![\w.])", _user_text(body))
     return None if found is None else int(found[0])
 
 
 def sample(schema: Json, topic: str, number: int | None = None, root: Json | None = None) -> Any:
-    """A value that fits a JSON schema of the kinds that structured outputs allow."""
+    """Returns a value that fits a JSON schema of the kinds that structured outputs allow."""
     root = schema if root is None else root
     if reference := schema.get("$ref"):
         target: Any = root

@@ -1,1 +1,1 @@
-"""What trio does not have: one wait for many sockets, and one task for many timers."""
+"""Additions to trio: one wait for many sockets, and one task for many timers."""

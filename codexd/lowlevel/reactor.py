@@ -1,9 +1,9 @@
 """One task that waits for all streams at once.
 
-In trio each wait is two system calls and a task's turn in the scheduler, for one event of one stream. Here a stream's
-socket stays registered with an epoll of our own while its answer flows, and the task calls what is to be done with it:
-read, convert, write, all of it synchronous. Whatever is not that simple is for the stream's own task, which waits
-meanwhile. Measured: 0.8 of the CPU of an event at 100 streams of 20 events a second, 0.65 at 1000 streams of 5.
+In trio each wait costs two system calls and a task switch, for one event of one stream. Here a stream's socket stays
+registered with codexd's own epoll while its answer flows. The task calls the stream's step, which reads, converts and
+writes synchronously. Anything more complex is left to the stream's own task, which waits meanwhile. Measured: 0.8 of
+the CPU of an event at 100 streams of 20 events a second, 0.65 at 1000 streams of 5.
 """
 
 import select
@@ -12,18 +12,18 @@ from collections.abc import Callable
 import trio
 
 BATCH = 256
-"""Sockets that are served before the other tasks have their turn."""
+"""Sockets that are served before other tasks may run."""
 
 
 class Reactor:
-    """``add`` and ``remove`` are for ``watch``; one of these is enough for a run of trio."""
+    """An epoll and its callbacks, one for each trio run. Only ``watch`` calls ``add`` and ``remove``."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._ready: dict[int, Callable[[], bool]] = {}
 
     async def run(self) -> None:
-        """Runs until cancelled."""
+        """Serves the sockets. Runs until cancelled."""
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -47,10 +47,10 @@ _REACTOR: trio.lowlevel.RunVar[Reactor] = trio.lowlevel.RunVar("reactor")
 
 
 async def watch(fd: int, step: Callable[[], bool]) -> None:
-    """Call ``step`` whenever the descriptor has something to read, until it returns False. Raises what ``step`` raises.
+    """Calls ``step`` whenever the descriptor is readable, until it returns False. Raises what ``step`` raises.
 
-    ``step`` must neither wait nor block. The descriptor must stay open until this returns. Where there is no epoll,
-    trio's own wait does the same, at its price.
+    ``step`` must neither wait nor block. The descriptor must stay open until this returns. Without epoll it uses trio's
+    own wait, which costs more.
     """
     if not hasattr(select, "epoll"):
         await trio.lowlevel.wait_readable(fd)

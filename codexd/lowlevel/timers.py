@@ -1,8 +1,7 @@
-"""Calls at a time to come, all from one task.
+"""Timers that all run from one task.
 
-Every answer has a moment at which somebody must look after it, which nearly always is put off before it comes. A task
-that sleeps for each of them costs a nursery, a cancellation and four passes of the scheduler for each request; here it
-is an entry in a heap.
+Every answer has a deadline, which is nearly always moved before it is due. A sleeping task for each one would cost a
+nursery, a cancellation and four scheduler passes per request; here it is an entry in a heap.
 """
 
 import heapq
@@ -17,7 +16,7 @@ log = structlog.get_logger()
 
 
 class Timer:
-    """A call to come, until it was made or ``cancel`` was."""
+    """A scheduled call, until it is made or cancelled."""
 
     __slots__ = ("call",)
 
@@ -42,9 +41,9 @@ class _Timers:
             self._sooner.set()
 
     async def run(self) -> None:
-        """Runs until cancelled."""
+        """Makes the calls that are due. Runs until cancelled."""
         while True:
-            # One wake-up clears away all that was cancelled and is next; waking for each would cost what this saves.
+            # Each wake-up also removes the cancelled timers at the front; one wake-up for each would be too expensive.
             while self._heap and (self._heap[0][0] <= trio.current_time() or self._heap[0][2].call is None):
                 _, _, timer = heapq.heappop(self._heap)
                 call, timer.call = timer.call, None
@@ -67,7 +66,7 @@ _TIMERS: trio.lowlevel.RunVar[_Timers] = trio.lowlevel.RunVar("timers")
 
 
 def call_at(when: float, call: Callable[[], None]) -> Timer:
-    """Have it called at this time of trio's clock, or soon after. ``call`` must neither wait nor block."""
+    """Schedules a call at a time of trio's clock, or soon after. ``call`` must neither wait nor block."""
     try:
         timers = _TIMERS.get()
     except LookupError:

@@ -1,1 +1,1 @@
-"""What outlives a request or a restart: durable files, the directory's lock, keys, responses, usage, instructions."""
+"""Data that outlives a request or a restart: durable files, the directory's lock, keys, responses, usage, prompts."""

@@ -1,7 +1,7 @@
-"""Files that no crash can lose.
+"""Files that survive a crash.
 
-A save writes a temporary file, syncs it, renames it over the old one and syncs the directory: at any moment the file is
-the old one or the new one, whole.
+A save writes a temporary file, syncs it, renames it over the old one and syncs the directory. At any moment the file is
+completely the old one or completely the new one.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Replaces a file, with mode 0600, so that a crash leaves the old one or the new one. Raises OSError."""
+    """Replaces a file, with mode 0600; after a crash it is the old one or the new one. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -33,9 +33,9 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Gives a file that cannot be used a second name, ``NAME.bad``, which no save touches; returns it.
+    """Gives an unusable file a second name, ``NAME.bad``, which no save overwrites; returns that path.
 
-    Returns None when there is no file. Raises OSError.
+    Returns None when the file does not exist. Raises OSError.
     """
     aside = path.with_suffix(f"{path.suffix}.bad")
     try:
@@ -47,7 +47,7 @@ def set_aside(path: Path) -> Path | None:
 
 
 def delete(path: Path) -> None:
-    """Removes the file and the temporary files of saves that a crash has interrupted. Raises OSError."""
+    """Removes the file and temporary files of saves that a crash interrupted. Raises OSError."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         left.unlink(missing_ok=True)
     path.unlink(missing_ok=True)

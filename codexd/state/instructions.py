@@ -1,6 +1,6 @@
-"""The instruction text of each model: what is built in, unless the person has set another one.
+"""The instruction text of each model: built in, or set by the user.
 
-Set texts lie in one file of the state directory, with where each came from. Nothing is fetched when a request comes.
+Set texts are in one file of the state directory, each with its source. No text is downloaded during a request.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from codexd import errors
 from codexd.state.files import set_aside, write_durably
 
 MAX_TEXT = 512 * 1024
-"""Characters. The official texts have some ten thousand."""
+"""Characters. The official texts have about ten thousand."""
 
 MAX_NAMES = 200
 
@@ -29,7 +29,7 @@ FAMILIES = ("gpt-5-1", "gpt-5-2", "gpt-5-1-codex", "gpt-5-1-codex-max", "gpt-5-1
 
 
 def family_of(slug: str) -> str:
-    """Returns the family whose text fits a model: the longest prefix of its name, else the newest of its kind."""
+    """Returns the family whose text fits a model: the longest matching prefix, else the newest family of its kind."""
     name = slug.replace(".", "-")
     fitting = [family for family in FAMILIES if name == family or name.startswith(f"{family}-")]
     if fitting:
@@ -39,7 +39,7 @@ def family_of(slug: str) -> str:
 
 @functools.cache
 def _family_text(family: str) -> str:
-    # In the wheel the folder is package data; an editable install sees no such data and reads the checkout.
+    # In the wheel the folder is package data; an editable install has no package data and reads the checkout.
     packaged = resources.files("codexd") / "prompts_data" / f"{family}.md"
     if packaged.is_file():
         return packaged.read_text().strip()
@@ -52,7 +52,7 @@ def built_in(slug: str) -> str:
 
 
 class InstructionText(Struct, frozen=True, kw_only=True):
-    """``source`` says where it came from; ``set_at`` is in Unix seconds. Both are None for what is built in."""
+    """An instruction text. ``source`` is its origin, ``set_at`` in Unix seconds; both are None for a built-in text."""
 
     name: str
     text: str
@@ -67,7 +67,7 @@ class _InstructionsFile(Struct):
 
 
 class Instructions:
-    """``clock`` gives Unix seconds."""
+    """The instruction texts in use. ``clock`` gives Unix seconds."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
         self._path = path
@@ -76,12 +76,12 @@ class Instructions:
         self._load()
 
     def for_model(self, slug: str) -> str:
-        """The text for a model: its own, else its family's."""
+        """Returns the text for a model: its own, else its family's."""
         found = self._set.get(slug) or self._set.get(family_of(slug))
         return found.text if found is not None else built_in(slug)
 
     def get(self, name: str) -> InstructionText:
-        """What is in force for a family or a model."""
+        """Returns the text in use for a family or a model."""
         found = self._set.get(name) or self._set.get(family_of(name))
         if found is None:
             text = built_in(name)
@@ -89,12 +89,12 @@ class Instructions:
         return found
 
     def all(self) -> list[InstructionText]:
-        """The families, each with its text, and the models that have one of their own."""
+        """Returns the text of each family, then the models that have their own text."""
         own = [text for name, text in sorted(self._set.items()) if name not in FAMILIES]
         return [self.get(family) for family in FAMILIES] + own
 
     def set(self, name: str, text: str, source: str) -> InstructionText:
-        """For a family or a model, from the next request on. Raises ApiError 400 or 500."""
+        """Sets the text of a family or a model, from the next request on. Raises ApiError 400 or 500."""
         if not text.strip():
             raise errors.bad_request("The text is empty; `codexctl prompts reset` goes back to the built-in one.")
         if len(text) > MAX_TEXT:
@@ -108,7 +108,7 @@ class Instructions:
         return made
 
     def reset(self, name: str | None) -> list[str]:
-        """Back to what is built in, for one or for all; the names of those that were set. Raises ApiError 500."""
+        """Restores the built-in text for one name or all; returns the names that were reset. Raises ApiError 500."""
         gone = [each for each in self._set if name in (None, each)]
         if gone:
             self._save({each: text for each, text in self._set.items() if each not in gone})

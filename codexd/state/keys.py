@@ -1,7 +1,7 @@
-"""The keys that clients must present: those of the configuration, and those that ``codexctl keys`` made.
+"""Client keys: from the configuration, and made with ``codexctl keys``.
 
-A made key is 32 random bytes, shown once and kept as its SHA-256: there is nothing in it to guess, so a slow hash would
-protect nothing and cost every request. ``keys.json`` holds names, hashes and times.
+A made key is 32 random bytes, shown once and stored as its SHA-256. It cannot be guessed, so a slow hash would add no
+protection and cost time for every request. ``keys.json`` holds names, hashes and times.
 """
 
 import fnmatch
@@ -26,7 +26,7 @@ from codexd.state.files import set_aside, write_durably
 PREFIX = "sk-codexd-"
 MAX_KEYS = 1000
 SAVE_INTERVAL = 900.0
-"""Seconds by which a last-used time on disk may be late. Each save syncs the disk, and streams wait for that."""
+"""Seconds by which a last-used time on disk may be late. Each save syncs the disk, which delays all streams."""
 
 NONE = KeyLimits()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 
 
 class Key(Struct):
-    """Times are Unix seconds. ``sha256`` is in hex."""
+    """A made key. Times are Unix seconds; ``sha256`` is in hex."""
 
     name: str
     sha256: str
@@ -46,7 +46,7 @@ class Key(Struct):
 
 
 class _Use:
-    """What one key does: requests under way, and how many it may begin (a bucket that fills up within a minute)."""
+    """Current use of one key: requests in progress, and how many it may start (a bucket that refills in a minute)."""
 
     __slots__ = ("at", "left", "open")
 
@@ -62,7 +62,7 @@ class _KeysFile(Struct):
 
 
 class Listed(Struct, frozen=True, kw_only=True):
-    """A key as it is shown. ``source`` is where it can be taken away."""
+    """A key as ``codexctl`` lists it. ``source`` is the place where it can be removed."""
 
     name: str
     source: str
@@ -73,9 +73,9 @@ class Listed(Struct, frozen=True, kw_only=True):
 
 
 class Keys:
-    """``clock`` gives Unix seconds.
+    """All client keys. ``clock`` gives Unix seconds.
 
-    A file that cannot be used closes the door: keys are asked for, and none is known.
+    If the file cannot be used, a key is still required and no made key is accepted.
     """
 
     def __init__(self, path: Path, config: Config, *, clock: Callable[[], float]) -> None:
@@ -90,7 +90,7 @@ class Keys:
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Take over ``[server.client_keys]``, and whether keys are asked for in any case."""
+        """Applies ``[server.client_keys]`` and whether a key is always required."""
         self._configured = {name: _digest_of(key) for name, key in config.server.client_keys.items()}
         self._always = config.key_always
         self._strict = frozenset(config.server.strict_keys)
@@ -103,7 +103,7 @@ class Keys:
 
     @property
     def required(self) -> bool:
-        """Whether all who come must have a key. Revoking the last one opens nothing to other machines."""
+        """Whether every client needs a key. After the last key is revoked, other machines still need one."""
         return bool(self._digests) or self._always or self.fault is not None
 
     @property
@@ -111,7 +111,7 @@ class Keys:
         return bool(self._digests)
 
     def check(self, given: str) -> str | None:
-        """The name of the key, or None. All are compared, each in constant time. Raises ApiError 401 for an old one."""
+        """Returns the key's name, or None. Compares all keys in constant time. Raises ApiError 401 if it expired."""
         digest = hashlib.sha256(given.encode()).digest()
         names = [name for name, known in self._digests if hmac.compare_digest(digest, known)]
         if not names:
@@ -124,7 +124,7 @@ class Keys:
         return names[0]
 
     def is_strict(self, name: str) -> bool:
-        """Whether who uses this key wants to hear of every parameter that would be dropped."""
+        """Returns whether requests with this key are refused instead of having parameters dropped."""
         made = self._made.get(name)
         return name in self._strict or (made is not None and made.strict)
 
@@ -133,7 +133,7 @@ class Keys:
         return self._limits.get(name, NONE) if made is None else made.limits
 
     def enter(self, name: str) -> bool:
-        """Begin a request; whether it is counted, and has to ``leave``. Raises ApiError 429: then it has not begun."""
+        """Starts a request; returns whether ``leave`` must be called. Raises ApiError 429 at the key's limit."""
         limits = self.limits(name)
         if limits == NONE:
             return False
@@ -156,7 +156,7 @@ class Keys:
 
     @contextmanager
     def counted(self, name: str | None) -> Iterator[None]:
-        """``enter`` and ``leave``, for who has a key."""
+        """Calls ``enter`` and ``leave`` for a client with a key; does nothing without one."""
         counted = name is not None and self.enter(name)
         try:
             yield
@@ -169,15 +169,15 @@ class Keys:
         return not models or any(fnmatch.fnmatchcase(model, pattern) for pattern in models)
 
     def add(self, name: str, *, strict: bool = False, limits: KeyLimits = NONE) -> str:
-        """Make a key; the key itself, which is nowhere else. Raises ApiError for a name that cannot be taken."""
+        """Makes a key and returns it; it is not stored anywhere. Raises ApiError for a name that cannot be used."""
         if not _NAME.fullmatch(name):
             raise errors.bad_request(
-                f"{name!r} cannot name a key: up to 64 letters, digits and . _ @ -, a letter or digit first."
+                f"{name!r} is not a valid key name: use up to 64 letters, digits or . _ @ -, a letter or digit first."
             )
         if name in self._made or name in self._configured:
-            raise errors.bad_request(f"There is a key called {name!r} already: revoke it first, or take another name.")
+            raise errors.bad_request(f"The key {name!r} already exists: revoke it first, or use another name.")
         if len(self._made) >= MAX_KEYS:
-            raise errors.bad_request(f"There are {MAX_KEYS} keys already: revoke some that are not used any more.")
+            raise errors.bad_request(f"There are already {MAX_KEYS} keys: revoke some that are no longer used.")
         if self.fault is not None:
             self._set_aside()
         key = PREFIX + secrets.token_urlsafe(32)
@@ -187,10 +187,10 @@ class Keys:
         return key
 
     def revoke(self, name: str) -> None:
-        """Raises ApiError when there is no such key, or when it stands in the configuration."""
+        """Removes a key. Raises ApiError when it does not exist or is in the configuration."""
         if name in self._configured:
             raise errors.bad_request(
-                f"{name!r} stands in [server.client_keys]: take it out there, and run `codexctl reload`."
+                f"{name!r} is set in [server.client_keys]: remove it there, and run `codexctl reload`."
             )
         if name not in self._made:
             known = ", ".join(self._made) or "none"
@@ -226,7 +226,7 @@ class Keys:
         return made + configured
 
     async def run(self) -> None:
-        """Save the last-used times now and then, and at the end. Runs until cancelled."""
+        """Saves the last-used times every ``SAVE_INTERVAL`` seconds and at the end. Runs until cancelled."""
         try:
             while True:
                 await trio.sleep(SAVE_INTERVAL)
@@ -235,7 +235,7 @@ class Keys:
             self._save_times()
 
     def retire(self) -> None:
-        """Write for the last time: from here on the file may be a successor's."""
+        """Saves for the last time: from now on a successor may own the file."""
         self._save_times()
         self._retired = True
 
@@ -272,17 +272,17 @@ class Keys:
                 raise ValueError(f"its version is {file.version}, and this codexd knows 1")
             for key in file.keys:
                 if len(bytes.fromhex(key.sha256)) != hashlib.sha256().digest_size:
-                    raise ValueError(f"the hash of {key.name!r} is no SHA-256")
+                    raise ValueError(f"the hash of {key.name!r} is not a SHA-256")
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
             self.fault = f"{self._path} cannot be used ({error})"
-            log.error("client keys cannot be used: nobody gets in by one of them", reason=self.fault)
+            log.error("client keys cannot be used: no key in this file is accepted", reason=self.fault)
             return
         self._made = {key.name: key for key in file.keys}
 
     def _set_aside(self) -> None:
-        """The file that cannot be used keeps the door closed until a save, and another name after it."""
+        """Keeps the unusable file under a second name. Until the next save it still causes keys to be refused."""
         try:
             aside = set_aside(self._path)
         except OSError as error:
@@ -292,6 +292,6 @@ class Keys:
 
 
 def _digest_of(key: str) -> bytes:
-    """A configured key is the key itself, or its SHA-256 in hex behind ``sha256:``."""
+    """Returns the SHA-256 of a configured key, which is the key itself or ``sha256:`` and its hash in hex."""
     scheme, _, digest = key.partition(":")
     return bytes.fromhex(digest) if scheme == "sha256" else hashlib.sha256(key.encode()).digest()

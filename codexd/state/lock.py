@@ -1,7 +1,7 @@
-"""Locks between processes, by flock(2): the kernel releases them when their process ends, however it ends.
+"""Locks between processes, by flock(2): the kernel releases them when the process ends, even after a crash.
 
-One daemon uses a state directory at a time; two would overwrite each other's keys, catalogue and stored responses. The
-lock is on ``daemon.lock`` and is released when the drain begins: a successor may start while old streams finish.
+Only one daemon uses a state directory at a time; two would overwrite each other's keys, catalogue and responses. The
+lock is on ``daemon.lock`` and is released when the drain begins, so a successor may start while old streams finish.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ NAME = "daemon.lock"
 
 
 class InUse(Exception):
-    """Another process holds the lock. ``holder`` names it as well as it is known."""
+    """Another process holds the lock. ``holder`` is its process id if known."""
 
     def __init__(self, holder: str) -> None:
         super().__init__(holder)
@@ -33,7 +33,7 @@ class DirectoryLock:
 
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[DirectoryLock]:
-    """Holds the directory's lock. Raises InUse. A directory that cannot be written needs no lock and gets none."""
+    """Holds the directory's lock. Raises InUse. A directory that is not writable gets no lock, as it needs none."""
     descriptor = None
     with suppress(OSError):
         descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -57,9 +57,9 @@ def _lock(descriptor: int) -> None:
 
 
 def try_lock(path: Path) -> int | None:
-    """Tries to lock ``NAME.lock`` beside a file; returns the descriptor to close, or None while another process has it.
+    """Tries to lock ``NAME.lock`` beside a file; returns the descriptor, or None while another process holds the lock.
 
-    Raises OSError when the lock file cannot be made.
+    The caller closes the descriptor. Raises OSError when the lock file cannot be created.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

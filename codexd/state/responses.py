@@ -1,7 +1,7 @@
-"""Answers of the Responses API that a client may come back to: by ``previous_response_id``, or to read or delete them.
+"""Stored answers of the Responses API, for ``previous_response_id`` and for reading or deleting them.
 
-The backend stores nothing, so this is all there is: bounded in bytes and age, in memory, and with ``storage.responses``
-also in a file for each in the state directory, written durably beside the answer's own way.
+The backend stores nothing, so these are the only copies. They are in memory, bounded in bytes and age. With
+``storage.responses`` each one is also written durably to a file in the state directory, in the background.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ log = structlog.get_logger()
 
 
 class Stored(Struct):
-    """``input`` is the whole conversation that led to the answer, earlier turns included; ``at`` is in Unix seconds."""
+    """A stored answer. ``input`` is the whole conversation before it, earlier turns included; ``at``: Unix seconds."""
 
     id: str
     at: float
@@ -39,7 +39,7 @@ class Stored(Struct):
         return msgspec.json.decode(self.response, type=_Output).output
 
     def size(self) -> int:
-        """Its bytes when encoded, rather more than less, without encoding all of it in the answer's way."""
+        """Returns an upper estimate of the encoded bytes, without encoding the whole conversation."""
         pairs = (pair for item in self.input for pair in item.items())
         items = sum(len(key) + 4 + len(bytes(value)) for key, value in pairs)
         return _ENVELOPE + len(self.id) + len(bytes(self.response)) + items
@@ -50,7 +50,7 @@ class _Output(Struct):
 
 
 class ResponseStore:
-    """``clock`` gives Unix seconds. ``run`` writes what is to survive a restart; without it memory is all."""
+    """All stored answers. ``clock`` gives Unix seconds. ``run`` writes the files; without it they stay in memory."""
 
     def __init__(self, folder: Path, config: Storage, *, clock: Callable[[], float]) -> None:
         self._folder = folder
@@ -76,14 +76,14 @@ class ResponseStore:
         return None if found is None else found[1]
 
     def delete(self, id: str) -> bool:  # noqa: A002 - the API's own word
-        """Whether there was one."""
+        """Deletes a response; returns whether it existed."""
         if id not in self._entries:
             return False
         self._forget(id)
         return True
 
     async def run(self) -> None:
-        """Write what came and take away what went. Runs until cancelled, and writes the rest then."""
+        """Writes and deletes files as needed. Runs until cancelled, and then finishes the rest."""
         try:
             while True:
                 await self._due.wait()
@@ -91,7 +91,7 @@ class ResponseStore:
                 while self._unwritten:
                     name, stored = next(iter(self._unwritten.items()))
                     await trio.to_thread.run_sync(self._write, name, stored)
-                    # Not before: what is cancelled on its way to the thread is written at the end.
+                    # Only now: a write that is cancelled before its thread starts is done at the end.
                     if self._unwritten.get(name, ...) is stored:
                         del self._unwritten[name]
         finally:
@@ -132,7 +132,7 @@ class ResponseStore:
             self._due.set()
 
     def _write(self, name: str, stored: Stored | None) -> None:
-        """In a thread: a long conversation takes its time to encode, and the disk to sync."""
+        """Writes or deletes a file. Runs in a thread, because encoding a long conversation and syncing take time."""
         try:
             if stored is None:
                 (self._folder / name).unlink(missing_ok=True)
@@ -148,8 +148,6 @@ class ResponseStore:
                 try:
                     found.append(msgspec.json.decode(path.read_bytes(), type=Stored))
                 except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-                    log.warning(
-                        "a stored response cannot be read; it is left where it is", path=str(path), reason=str(error)
-                    )
+                    log.warning("a stored response cannot be read; the file is kept", path=str(path), reason=str(error))
         for stored in sorted(found, key=lambda each: each.at):
             self._put(stored, write=False)

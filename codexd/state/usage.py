@@ -1,4 +1,4 @@
-"""What was used, by day, model and key: bounded, in memory and in one small file that outlives a restart."""
+"""Usage by day, model and key: bounded, in memory and in one small file that survives a restart."""
 
 import contextlib
 import datetime
@@ -16,9 +16,9 @@ from codexd.telemetry.tokens import Hour, Row
 from codexd.telemetry.trace import Trace
 
 SAVE_INTERVAL = 900.0
-"""Seconds. Saving waits for the disk, and all streams wait for that."""
+"""Seconds. A save waits for the disk, which delays all streams."""
 MAX_ROWS = 10_000
-"""Rows of days, models and keys; beyond them the oldest go. A year of a person with a dozen models and keys."""
+"""Rows (day, model, key); beyond this the oldest are removed. Enough for a year with a dozen models and keys."""
 
 HOURS = 24
 
@@ -32,7 +32,7 @@ class _UsageFile(Struct):
 
 
 class Ledger:
-    """``clock`` gives Unix seconds."""
+    """Usage of this state directory. ``clock`` gives Unix seconds."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
         self._path = path
@@ -44,7 +44,7 @@ class Ledger:
         self._load()
 
     def add(self, trace: Trace) -> None:
-        """Count a request that asked for an answer; those that named no model did not."""
+        """Counts a request for an answer. Requests without a model are not counted."""
         if trace.model is None:
             return
         now = self._clock()
@@ -66,19 +66,19 @@ class Ledger:
         self._unsaved = True
 
     def since(self, day: str) -> list[Row]:
-        """The rows of that day and later, the oldest first."""
+        """Returns the rows from that day (``2030-12-31``) on, the oldest first."""
         return [row for row in self._rows.values() if row.day >= day]
 
     def today(self) -> datetime.date:
         return datetime.datetime.fromtimestamp(self._clock()).astimezone().date()
 
     def hours(self) -> list[Hour]:
-        """The last 24 hours, this one last; an empty one for each in which nothing was asked."""
+        """Returns the last 24 hours, the current one last; hours without requests are empty."""
         now = int(self._clock() // 3600)
         return [self._hours.get(hour) or Hour(hour=hour) for hour in range(now - HOURS + 1, now + 1)]
 
     async def run(self) -> None:
-        """Save now and then, and at the end. Runs until cancelled."""
+        """Saves every ``SAVE_INTERVAL`` seconds and at the end. Runs until cancelled."""
         try:
             while True:
                 await trio.sleep(SAVE_INTERVAL)
@@ -87,7 +87,7 @@ class Ledger:
             self._save()
 
     def retire(self) -> None:
-        """From here on the file may be a successor's: what is yet to come goes into another for it to take up."""
+        """Saves, and counts into another file from now on: a successor may own this one, and will merge the other."""
         self._save()
         self._rows, self._hours, self._unsaved = {}, {}, False
         self._path = self._path.with_name(f"{self._path.stem}-late-{os.getpid()}.json")
@@ -103,10 +103,10 @@ class Ledger:
             write_durably(self._path, msgspec.json.encode(file) + b"\n")
             self._unsaved = False
         except OSError as error:
-            log.warning("the usage could not be saved; it is tried again", path=str(self._path), reason=str(error))
+            log.warning("the usage could not be saved; trying again later", path=str(self._path), reason=str(error))
 
     def _take_up(self) -> None:
-        """What predecessors counted while they drained."""
+        """Merges the usage that predecessors counted while they drained."""
         for path in self._path.parent.glob(f"{self._path.stem}-late-*.json"):
             try:
                 file = msgspec.json.decode(path.read_bytes(), type=_UsageFile)
@@ -130,11 +130,11 @@ class Ledger:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            # It is counted anew, and what was there is not overwritten.
+            # Counting starts from zero; the unreadable file is kept.
             aside = None
             with contextlib.suppress(OSError):
                 aside = set_aside(self._path)
-            log.warning("the usage cannot be read; it begins anew", reason=str(error), kept=aside and str(aside))
+            log.warning("the usage cannot be read; starting from zero", reason=str(error), kept=aside and str(aside))
             return
         self._rows = {(row.day, row.model, row.key): row for row in file.rows}
         self._hours = {hour.hour: hour for hour in file.hours}

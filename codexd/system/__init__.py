@@ -1,1 +1,1 @@
-"""The machine that codexd runs on: what it has, and what stands in where it has it not."""
+"""The operating system: systemd, users, certificates, memory, and replacements for what a system lacks."""

@@ -1,9 +1,9 @@
-"""Whose certificates are trusted: the system's store, and what the environment and the configuration add.
+"""Trusted certificates: the system's store, and additions from the environment and the configuration.
 
-httpx trusts certifi's list alone, so a company's own authority had no effect, although it was installed as the system
-wants it. Here the system's store counts, with certifi's list where there is none (a container without ca-certificates,
-a Python that was built for another system). truststore would do the same on Linux, but verifies on macOS by a blocking
-handshake, which these non-blocking sockets do not have.
+httpx trusts only certifi's list, so a company's own CA had no effect even if it was installed in the system. Here the
+system's store is used, or certifi's list if there is no store (a container without ca-certificates, a Python built for
+another system). truststore would do the same on Linux, but on macOS it verifies in a blocking handshake, which these
+non-blocking sockets do not have.
 """
 
 import os
@@ -21,32 +21,32 @@ SYSTEM_FILES = (
 
 
 class CannotTrust(Exception):
-    """A file of certificates cannot be used. The message names the file, who asked for it, and what to do."""
+    """A certificate file cannot be used. The message names the file, the setting and the next step."""
 
 
 class Store(NamedTuple):
-    """Where authorities come from. ``extra`` is trusted beside ``base``; each with the setting that names it.
+    """Sources of trusted CAs, each with the setting that names it. ``extra`` is added to ``base``.
 
-    ``base`` has files and folders of hashed certificates; empty: the system's own store.
+    ``base`` holds files and folders of hashed certificates; if it is empty, the system's own store is used.
     """
 
     base: list[tuple[Path, str]]
     extra: list[tuple[Path, str]]
 
     def describe(self) -> str:
-        """``the system's certificates and /etc/corp.pem (backend.ca_file)``."""
+        """Returns a text such as ``the system's certificates and /etc/corp.pem (backend.ca_file)``."""
         base = [f"{path} ({source})" for path, source in self.base] or ["the system's certificates"]
         return " and ".join([*base, *(f"{path} ({source})" for path, source in self.extra)])
 
 
 def store(environ: Mapping[str, str], ca_file: str | None) -> Store:
-    """``ca_file`` is ``backend.ca_file``. Nothing is read yet.
+    """Returns the sources to use, without reading them. ``ca_file`` is ``backend.ca_file``.
 
-    ``$SSL_CERT_FILE`` and ``$SSL_CERT_DIR`` stand in for the system's store, as in OpenSSL; the other two add to it.
-    The official client knows ``$CODEX_CA_CERTIFICATE`` too.
+    ``$SSL_CERT_FILE`` and ``$SSL_CERT_DIR`` replace the system's store, as in OpenSSL; the other two add to it. The
+    official client also reads ``$CODEX_CA_CERTIFICATE``.
     """
     base = [(Path(part), "$SSL_CERT_FILE") for part in [environ.get("SSL_CERT_FILE", "")] if part]
-    # Folders without hashed certificates, and those that are not there, count for nothing: some tools set them unseen.
+    # Folders that are missing or have no hashed certificates are ignored: some tools set them without a check.
     folders = [Path(part) for part in environ.get("SSL_CERT_DIR", "").split(os.pathsep) if part]
     base += [(folder, "$SSL_CERT_DIR") for folder in folders if _is_hashed(folder)]
     extra = []
@@ -58,7 +58,7 @@ def store(environ: Mapping[str, str], ca_file: str | None) -> Store:
 
 
 def problems(found: Store) -> list[CannotTrust]:
-    """Each file that is missing or holds no certificate. None is parsed."""
+    """Returns a fault for each file that is missing or holds no certificate. The certificates are not parsed."""
     return [fault for path, source in [*found.base, *found.extra] if (fault := _fault(path, source)) is not None]
 
 
@@ -76,7 +76,7 @@ def _fault(path: Path, source: str) -> CannotTrust | None:
 
 
 def context(found: Store) -> ssl.SSLContext:
-    """A client's context that trusts that store. Raises CannotTrust."""
+    """Returns a client's TLS context that trusts the store. Raises CannotTrust."""
     for fault in problems(found):
         raise fault
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -102,7 +102,7 @@ def context(found: Store) -> ssl.SSLContext:
 
 
 def _trust_the_system(made: ssl.SSLContext) -> None:
-    """OpenSSL's own places where they hold something: a folder of hashed files, as Debian has it, costs nothing."""
+    """Loads OpenSSL's default places if they hold anything. A folder of hashed files, as on Debian, is read lazily."""
     paths = ssl.get_default_verify_paths()
     file, folder = Path(paths.openssl_cafile), Path(paths.openssl_capath)
     if file.is_file():

@@ -1,4 +1,4 @@
-"""What a person reads who signs in at a terminal, for the daemon's own terminal and for ``codexctl``."""
+"""Instructions for a sign-in at a terminal, printed by the daemon and by ``codexctl``."""
 
 import io
 import textwrap
@@ -9,11 +9,11 @@ _QUIET_ZONE = 2
 
 
 def qr_code(text: str, width: int, *, colour: bool) -> str | None:
-    """The text as a QR code of half blocks; None when the terminal is too narrow for it.
+    """Returns the text as a QR code of half blocks; None when the terminal is too narrow.
 
-    With colour it is black on white whatever the terminal's own colours are: not every camera reads an inverted one.
+    With colour it is always black on white, because some cameras cannot read an inverted code.
     """
-    import segno  # here: it is a third of the time that codexctl needs to start
+    import segno  # here: this import takes a third of codexctl's start-up time
 
     code = segno.make(text, error="l", micro=False)
     if code.symbol_size(border=_QUIET_ZONE)[0] > width:
@@ -25,7 +25,7 @@ def qr_code(text: str, width: int, *, colour: bool) -> str | None:
 
 
 def instructions(url: str, user_code: str, minutes: int, *, width: int, colour: bool) -> str:
-    """The whole instruction, plain: address and code stand alone on their lines, so that a double click takes them."""
+    """Returns the instructions as plain text. Address and code have their own lines, so a double click selects them."""
     code = qr_code(url, width, colour=colour)
     picture = f"\n{code}\n" if code else ""
     hint = "\n".join(textwrap.wrap(DEVICE_CODES_OFF_HINT, width)) if width else DEVICE_CODES_OFF_HINT

@@ -1,4 +1,4 @@
-"""Users: who is at the other end of a unix socket, by the kernel's word, and the ids of users by name."""
+"""Users: the peer of a unix socket, as reported by the kernel, and user ids by name."""
 
 import array
 import ctypes
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python has no name for it
 _OPTION_BYTES = 1024
-"""As much as Python reads of a socket option: 256 groups."""
+"""The size that Python reads of a socket option: enough for 256 groups."""
 
 
 class UnknownUser(Exception):
-    """No user of this machine has that name, which is the message."""
+    """No user on this machine has the name in the message."""
 
 
 class Peer(NamedTuple):
-    """``pid`` is None where the system does not tell it."""
+    """The peer of a unix socket. ``pid`` is None where the system does not report it."""
 
     pid: int | None
     uid: int
@@ -27,7 +27,7 @@ class Peer(NamedTuple):
 
 
 def peer_of(connection: socket.socket) -> Peer:
-    """By ``SO_PEERCRED`` on Linux (unix(7)), by getpeereid(3) on macOS and the BSDs. Raises OSError."""
+    """Returns the peer: ``SO_PEERCRED`` on Linux (unix(7)), getpeereid(3) on macOS and BSD. Raises OSError."""
     if hasattr(socket, "SO_PEERCRED"):
         pid, uid, gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return Peer(pid, uid, frozenset({gid, *_groups_of(connection, uid, gid)}))
@@ -37,7 +37,7 @@ def peer_of(connection: socket.socket) -> Peer:
 
 @lru_cache(maxsize=8)
 def user_ids(names: tuple[str, ...]) -> frozenset[int]:
-    """Returns the ids of users that are given by name or number. Raises UnknownUser."""
+    """Returns the ids of users given by name or number. Raises UnknownUser."""
     ids = set()
     for name in names:
         try:
@@ -48,7 +48,7 @@ def user_ids(names: tuple[str, ...]) -> frozenset[int]:
 
 
 def _groups_of(connection: socket.socket, uid: int, gid: int) -> list[int]:
-    """The supplementary groups: the process's own, else (too many of them) those that the user database has."""
+    """Returns the supplementary groups of the process; if there are too many, those in the user database."""
     groups = array.array("I")
     try:
         groups.frombytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _OPTION_BYTES))
@@ -69,7 +69,7 @@ def _getpeereid(connection: socket.socket) -> tuple[int, int]:
     try:
         call = ctypes.CDLL(None, use_errno=True).getpeereid
     except (OSError, AttributeError) as error:
-        raise OSError("this system does not tell who is at the other end of a unix socket") from error
+        raise OSError("this system does not report the user at the other end of a unix socket") from error
     if call(connection.fileno(), ctypes.byref(uid), ctypes.byref(gid)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

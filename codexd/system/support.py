@@ -1,6 +1,6 @@
-"""What codexd was tested on: systems, and the versions of what it reaches into.
+"""Tested environments: systems, and versions of packages whose internals codexd uses.
 
-Imported before anything else, so nothing is imported here that a system may lack.
+Imported before anything else, so it imports nothing that a system may lack.
 """
 
 import sys
@@ -17,11 +17,11 @@ TESTED = {
     "httpx": "0.28",
     "msgspec": "0.22",
 }
-"""The series of each package whose private names or exact behaviour codexd relies on; as bounded in pyproject.toml."""
+"""Release series of each package whose private names or exact behaviour codexd uses; same bounds as pyproject.toml."""
 
 
 def unsupported(platform: str = sys.platform) -> str | None:
-    """Why codexd cannot run on this system; None where it can."""
+    """Returns why codexd cannot run on this system; None where it can."""
     if platform in ("win32", "cygwin"):
         return "codexd does not run on Windows itself. Install and run it in WSL: wsl --install."
     if platform in ("emscripten", "wasi"):
@@ -30,7 +30,7 @@ def unsupported(platform: str = sys.platform) -> str | None:
 
 
 def untested_system(platform: str = sys.platform) -> str | None:
-    """What differs on a system that codexd can run on and was not tested on; None on Linux."""
+    """Returns what does not work on a system on which codexd is not tested; None on Linux."""
     if platform == "linux":
         return None
     name = "macOS" if platform == "darwin" else platform
@@ -41,7 +41,7 @@ def untested_system(platform: str = sys.platform) -> str | None:
 
 
 def untested_versions() -> list[str]:
-    """Such as ``quart 0.23.0 (tested with 0.22)``, for each package that is missing or of another series."""
+    """Returns ``quart 0.23.0 (tested with 0.22)`` for each package that is missing or of another series."""
     from importlib import metadata  # here: it takes as long to import as all of codexctl
 
     found = []

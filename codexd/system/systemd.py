@@ -1,6 +1,6 @@
-"""What codexd and systemd have to do with each other: notifications, the watchdog, inherited sockets, credentials.
+"""systemd integration: notifications, the watchdog, inherited sockets, credentials.
 
-All of it is told by environment variables, and without them nothing here does anything.
+All of it is controlled by environment variables, and does nothing without them.
 """
 
 import os
@@ -16,13 +16,13 @@ import trio
 
 FIRST_FD = 3
 CONTROL = "control"
-"""``FileDescriptorName=`` of the control socket; every other name is a socket of the API."""
+"""``FileDescriptorName=`` of the control socket; sockets with other names are for the API."""
 
 log = structlog.get_logger()
 
 
 class Notifier:
-    """Messages for ``$NOTIFY_SOCKET``; without one they go nowhere."""
+    """Sends messages to ``$NOTIFY_SOCKET``, or nowhere if it is unset."""
 
     def __init__(self) -> None:
         self._notifier = sdnotify.SystemdNotifier()
@@ -31,11 +31,11 @@ class Notifier:
         self._send(f"READY=1\nSTATUS={_ascii(status)}")
 
     def reloading(self) -> None:
-        """``ready`` ends it. systemd wants the moment, to tell this reload from one that it asks for meanwhile."""
+        """Announces a reload; ``ready`` ends it. systemd needs the time to tell it from reloads requested later."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def status(self, status: str) -> None:
-        """The line that ``systemctl status`` shows."""
+        """Sets the line that ``systemctl status`` shows."""
         self._send(f"STATUS={_ascii(status)}")
 
     def alive(self) -> None:
@@ -49,7 +49,7 @@ class Notifier:
 
 
 def _ascii(text: str) -> str:
-    # sdnotify encodes Latin-1 and swallows the error when it cannot: the whole message would be lost.
+    # sdnotify encodes as Latin-1 and swallows the error if it cannot; the whole message would be lost.
     return text.encode("ascii", "replace").decode().replace("\n", " ")
 
 
@@ -62,7 +62,7 @@ class Inherited(NamedTuple):
 
 
 def inherited(environ: Mapping[str, str]) -> list[Inherited]:
-    """The listening sockets that a ``.socket`` unit has opened for this process. Raises OSError, fit for a person."""
+    """Returns the listening sockets that a ``.socket`` unit opened for this process. Raises OSError for the user."""
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     count = int(environ.get("LISTEN_FDS", "0"))
@@ -83,7 +83,7 @@ def inherited(environ: Mapping[str, str]) -> list[Inherited]:
 
 
 def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
-    """How long systemd waits for a sign of life; None when it does not wait for any."""
+    """Returns how long systemd waits for a keep-alive; None when the watchdog is off."""
     usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID")
     if not usec.isdecimal() or int(usec) == 0 or pid not in (None, str(os.getpid())):
         return None
@@ -91,9 +91,9 @@ def watchdog_seconds(environ: Mapping[str, str]) -> float | None:
 
 
 async def keep_alive(notifier: Notifier, seconds: float, listener: socket.socket) -> None:
-    """Give a sign of life three times in ``seconds``, as long as this process answers on its own listener.
+    """Sends a keep-alive three times in ``seconds``, as long as this process answers on its own listener.
 
-    An event loop that turns is not enough: what counts is whether a request gets an answer. Runs until cancelled.
+    A running event loop is not enough: the check is that a request gets an answer. Runs until cancelled.
     """
     while True:
         with trio.move_on_after(seconds / 3):
@@ -103,17 +103,17 @@ async def keep_alive(notifier: Notifier, seconds: float, listener: socket.socket
 
 
 async def answers(listener: socket.socket) -> bool:
-    """Whether a request to this process's own listener gets its answer; why not is in the log."""
+    """Returns whether a request to this process's own listener is answered; logs the reason if not."""
     try:
         async with await _connect(listener) as stream:
             await stream.send_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             answer = bytes(await stream.receive_some(64))
     except PermissionError:
-        # A socket for others alone: that this line is reached says that the loop turns, and no more can be known.
+        # Only other users may use this socket. The event loop runs, and nothing more can be checked.
         return True
     except (OSError, trio.BrokenResourceError) as error:
         if listener.fileno() < 0:
-            # Closed by a drain that has just begun: systemd expects no more signs of life then.
+            # Closed by a drain that has just begun; systemd expects no more keep-alives then.
             return True
         log.warning("codexd does not answer itself", reason=str(error))
         return False
@@ -141,7 +141,7 @@ async def _connect(listener: socket.socket) -> trio.SocketStream:
 
 
 def credential(environ: Mapping[str, str], name: str) -> bytes | None:
-    """What ``LoadCredential=NAME:…`` has brought; None when there is none, or an empty one. Raises OSError."""
+    """Returns the contents of ``LoadCredential=NAME:…``; None when it is missing or empty. Raises OSError."""
     directory = environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         return None

@@ -1,1 +1,1 @@
-"""What tells of the daemon: its log, the traces of requests, amounts of tokens, metrics."""
+"""Telemetry of the daemon: its log, request traces, token counts, metrics."""

@@ -1,4 +1,4 @@
-"""The log's level, which a person may change for a while without a restart."""
+"""The log level, which the user can change for a limited time without a restart."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 class LevelOverride:
-    """``current`` is in force, until ``until`` (Unix seconds) where it is not the configured one.
+    """The level in use is ``current``; if it is not the configured one, it ends at ``until`` (Unix seconds).
 
     ``clock`` gives Unix seconds.
     """
@@ -28,7 +28,7 @@ class LevelOverride:
         self.until: float | None = None
 
     def set(self, level: LogLevel | None, seconds: float) -> None:
-        """Logs from this level on for so many seconds; None is what the configuration says."""
+        """Sets the level for this many seconds; None restores the configured level."""
         if self._timer is not None:
             self._timer.cancel()
         self.current, self.until = level or self.configured, None
@@ -39,7 +39,7 @@ class LevelOverride:
         log.info("the log's level has changed", to=self.current, seconds=seconds or None)
 
     def configure(self, configured: LogLevel) -> None:
-        """Takes over a configured level, which logging has been set to already; an override stays."""
+        """Takes over a configured level that is already in use; an active override is kept."""
         self.configured = configured
         if self.until is not None:
             set_level(self.current)

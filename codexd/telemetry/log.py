@@ -1,7 +1,7 @@
-"""Logging: one line shape, to stderr and to files by day and level, and nothing secret in any of them.
+"""Logging: one line format, to stderr and to files by day and level, with secrets removed.
 
-A line reads ``[timestamp] [LEVEL] [request-id] message key=value``. Everything that logs in this process comes through
-here, the standard library's loggers of Hypercorn, Quart and httpx included.
+A line is ``[timestamp] [LEVEL] [request-id] message key=value``. All logging of this process passes through here,
+including the standard library's loggers of Hypercorn, Quart and httpx.
 """
 
 import datetime
@@ -25,13 +25,12 @@ _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _COLOUR = {"debug": "\x1b[2m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31;1m"}
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.WARNING}
 
-# Clients choose much of what is logged, so no part of this may look twice at the same text: every repetition is bounded
-# or takes what it matches for good.
+# Clients control much of the logged text, so matching must not backtrack: every repetition is bounded or possessive.
 _SECRETS = re.compile(
     r"""(?xi)
     (?P<before>
         \b(?:bearer|basic)\s{1,8}
-        # The end of a name that tells a secret, with any quoting: JSON inside JSON has its quotes escaped.
+        # The end of a name that marks a secret, with any quoting: JSON inside JSON has escaped quotes.
       | (?:access_token|refresh_token|id_token|accesstoken|refreshtoken|authorization|api[_-]?key|client_secret
           |code_verifier|cookie) \\{0,8}["']? \s{0,8}[:=]\s{0,8} \\{0,8}["']? (?!(?:bearer|basic)\s)
     )
@@ -46,11 +45,11 @@ _HINTS = (
     "bearer", "basic", "_token", "accesstoken", "refreshtoken", "authorization", "api_key", "api-key", "apikey",
     "client_secret", "code_verifier", "cookie", "eyj", "sk-", "sk_", "rt-", "rt_", "ac-", "ac_", "at-", "at_",
 )  # fmt: skip
-"""One of these is in every text that ``_SECRETS`` finds, and in few lines of the log. Looking is cheap."""
+"""Every text that ``_SECRETS`` matches contains one of these. The check is cheap, and few log lines pass it."""
 
 
 def redact(line: str) -> str:
-    """The line without tokens, keys and cookies, whatever name or quoting they stand in."""
+    """Returns the line without tokens, keys and cookies, whatever their name or quoting."""
     lower = line.lower()
     if not any(hint in lower for hint in _HINTS):
         return line
@@ -67,7 +66,7 @@ def _value(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
     if text and not re.search(r'[\s"=\\\x00-\x1f\x7f-\x9f]', text):
         return text
-    # JSON leaves some control characters as they are, and a terminal heeds them.
+    # JSON does not escape these control characters, and a terminal would execute them.
     return re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", msgspec.json.encode(text).decode())
 
 
@@ -76,13 +75,13 @@ def _pairs(event: Mapping[str, Any]) -> str:
 
 
 def _shape(event: EventDict, colour: bool = False) -> str:
-    """``[timestamp] [LEVEL] [request-id] message key=value``, and a traceback below it if there is one."""
+    """Returns ``[timestamp] [LEVEL] [request-id] message key=value``, followed by the traceback if any."""
     fields = dict(event)
     level, moment = fields.pop("level"), fields.pop("timestamp")
     label = {"warning": "WARN"}.get(level, level.upper())
     label = f"{_COLOUR[level]}{label}\x1b[0m" if colour else label
     trace = fields.pop("exception", None)
-    # A client's text may hold line ends; a log line may not, or it can be forged.
+    # A client's text may contain newlines; in a log line they would allow forged lines.
     message = str(fields.pop("event")).replace("\n", "\\n").replace("\r", "\\r")
     line = f"[{moment}] [{label}] [{fields.pop('request_id', '-')}] {message}{_pairs(fields)}"
     return f"{line}\n{trace}" if trace else line
@@ -114,7 +113,7 @@ _RENDERERS: dict[str, Callable[[EventDict], str]] = {
 
 
 def renderer(wanted: str, stream: TextIO, environ: Mapping[str, str]) -> Callable[[EventDict], str]:
-    """The renderer for ``logging.format``; ``auto`` looks at where stderr goes."""
+    """Returns the renderer for ``logging.format``; ``auto`` depends on where stderr goes."""
     if wanted == "auto":
         wanted = "journal" if _is_journal(stream, environ) else "console"
     if wanted == "console" and (environ.get("NO_COLOR") or not stream.isatty()):
@@ -123,7 +122,7 @@ def renderer(wanted: str, stream: TextIO, environ: Mapping[str, str]) -> Callabl
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    # systemd says which device and inode the journal's stream has: a redirected stderr is something else.
+    # $JOURNAL_STREAM holds device and inode of the journal's stream; a redirected stderr has others.
     try:
         status = os.fstat(stream.fileno())
     except (OSError, ValueError):
@@ -132,9 +131,9 @@ def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
 
 
 class _Files:
-    """``DIR/{date}-{level}.log``, a file a day and level.
+    """Log files ``DIR/{date}-{level}.log``, one for each day and level.
 
-    Opened for each line: log rotation and a change of day need no thought, and it was measured at 40 µs a line.
+    They are opened for each line, so log rotation and a new day need no handling. Measured: 40 µs a line.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -149,11 +148,11 @@ class _Files:
 
 
 MAX_VALUE = 2000
-"""Characters of a value that the tail keeps: request logging puts whole bodies into one."""
+"""Characters of a value that the tail keeps, because request logging puts whole bodies into one value."""
 
 
 class Line(NamedTuple):
-    """``number`` counts all lines of the process."""
+    """A log line. ``number`` counts all lines of the process."""
 
     number: int
     level: str
@@ -165,7 +164,7 @@ class Line(NamedTuple):
 
 
 class Tail:
-    """The last lines, for whoever asks. They are made to text only then."""
+    """The last log lines. They are formatted only when they are read."""
 
     def __init__(self, size: int = 500) -> None:
         self._lines: deque[Line] = deque(maxlen=size)
@@ -184,23 +183,23 @@ class Tail:
         return [line for line in self._lines if line.number >= number]
 
     async def more(self) -> None:
-        """Until there is another line."""
+        """Waits until there is another line."""
         await self._more.wait()
 
 
 def _short(value: object, *, end: bool) -> object:
-    """A traceback says at its end what it is."""
+    """Returns a shortened value. ``end`` keeps the end, where a traceback names its exception."""
     if not isinstance(value, str) or len(value) <= MAX_VALUE:
         return value
     return f"…{value[-MAX_VALUE:]}" if end else f"{value[:MAX_VALUE]}…"
 
 
 TAIL = Tail()
-"""Of this process, as the log is."""
+"""The log tail of this process."""
 
 
 class _Output:
-    """structlog's last processor and logger in one: renders, redacts, writes, and lets nothing through to a second."""
+    """structlog's last processor and logger in one: renders, redacts and writes, then drops the event."""
 
     def __init__(self, render: Callable[[EventDict], str], stream: TextIO, files: _Files | None) -> None:
         self._render = render
@@ -221,7 +220,7 @@ class _Output:
 
 
 class _Bridge(logging.Handler):
-    """The standard library's log records, as ours."""
+    """Passes the standard library's log records to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
@@ -232,7 +231,7 @@ class _Bridge(logging.Handler):
 def configure_logging(
     config: Logging, state_dir: Path, *, stream: TextIO = sys.stderr, environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Set logging up for the process. Raises OSError when the log directory cannot be made."""
+    """Sets up logging for the process. Raises OSError when the log directory cannot be created."""
     files = None
     if config.dir is not None:
         directory = state_dir / Path(config.dir).expanduser()
@@ -253,13 +252,13 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [_Bridge()]
     root.setLevel(max(level, logging.INFO))
-    # httpx writes a line for each request, with its URL, and hypercorn one for each listener; ours say more.
+    # httpx logs each request with its URL, and hypercorn each listener; codexd's own lines say more.
     for chatty in ("httpx", "httpcore", "hypercorn.error", "quart.app", "quart.serving"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def set_level(level: str) -> None:
-    """From now on, until another ``set_level`` or ``configure``."""
+    """Sets the level until the next ``set_level`` or ``configure_logging``."""
     number = _LEVELS[level]
     structlog.configure(**structlog.get_config() | {"wrapper_class": structlog.make_filtering_bound_logger(number)})
     logging.getLogger().setLevel(max(number, logging.INFO))
@@ -269,5 +268,5 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 
 def usable_request_id(given: str | None, made: str) -> str:
-    """Returns the client's own request id when it can stand in a header and a log line, else the one made here."""
+    """Returns the client's request id if it is safe in a header and a log line, else the one made here."""
     return given if given is not None and _SANE_ID.fullmatch(given) else made

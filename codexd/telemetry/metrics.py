@@ -1,4 +1,4 @@
-"""What happened, in numbers for Prometheus. Counting is a few additions; the library is imported when somebody asks."""
+"""Metrics for Prometheus. Counting is a few additions; the client library is imported on the first scrape."""
 
 import itertools
 from bisect import bisect_left
@@ -21,11 +21,11 @@ LAG = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0)
 _Values = Iterable[tuple[tuple[str, ...], float]]
 
 MAX_ADJUSTMENTS = 200
-"""Different ones that are told apart: clients choose the names of parameters."""
+"""Distinct adjustments that are counted separately. The limit is needed because clients choose parameter names."""
 
 
 class Gauges(NamedTuple):
-    """What is so now. ``windows`` are the account's limits as they were heard of last."""
+    """Current values. ``windows`` are the account's limits as last reported."""
 
     version: str
     signed_in: bool
@@ -46,13 +46,13 @@ class _Histogram:
         self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as Prometheus wants them."""
+        """Returns cumulative buckets, as Prometheus requires."""
         names = [*(f"{bound:g}" for bound in self._bounds), "+Inf"]
         return list(zip(names, itertools.accumulate(self._counts), strict=True))
 
 
 class Metrics:
-    """All since the start."""
+    """Counters since the start of the process."""
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, str, str, str]] = Counter()
@@ -80,11 +80,11 @@ class Metrics:
             self._duration.setdefault(trace.endpoint, _Histogram(SECONDS)).add(trace.spans.end / 1000)
 
     def lagged(self, seconds: float) -> None:
-        """How much later than it was due something was done."""
+        """Records how many seconds late a timer ran."""
         self._lag.add(seconds)
 
     def render(self, gauges: Gauges) -> bytes:
-        """In Prometheus's text format."""
+        """Returns all metrics in Prometheus's text format."""
         from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
         from prometheus_client.registry import Collector
 
@@ -123,19 +123,19 @@ class Metrics:
             return family
 
         yield counter(
-            "requests", "Requests, by how they ended; 499 is a client that left.",
+            "requests", "Requests by status; 499 means that the client disconnected.",
             ["endpoint", "model", "status", "key"], self._requests.items(),
         )  # fmt: skip
         yield counter(
-            "tokens", "Tokens as the backend counts them; cached are part of input, reasoning of output.",
+            "tokens", "Tokens as reported by the backend; cached is part of input, reasoning is part of output.",
             ["kind", "model", "key"], self._tokens.items(),
         )  # fmt: skip
         yield counter(
-            "upstream_errors", "Requests that failed on their way to the backend or there, by error code.", ["code"],
+            "upstream_errors", "Requests that failed at the backend or on the way to it, by error code.", ["code"],
             (((code,), count) for code, count in self._errors.items()),
         )  # fmt: skip
         yield counter(
-            "adjusted_parameters", "Parameters that were not passed on as they came.", ["parameter", "how"],
+            "adjusted_parameters", "Request parameters that were not passed on unchanged.", ["parameter", "how"],
             self._adjusted.items(),
         )  # fmt: skip
         yield counter(
@@ -143,23 +143,23 @@ class Metrics:
             [(("ok",), gauges.refreshes), (("failed",), gauges.refresh_failures)],
         )  # fmt: skip
         yield histogram(
-            "time_to_first_token_seconds", "From a request until the first of its answer.", "model", self._first
+            "time_to_first_token_seconds", "Time from the request to the first token.", "model", self._first
         )
-        yield histogram("request_duration_seconds", "From a request until its end.", "endpoint", self._duration)
+        yield histogram("request_duration_seconds", "Time from the request to its end.", "endpoint", self._duration)
         yield histogram(
-            "event_loop_lag_seconds", "How late what was due was done, looked at every five seconds.", "",
+            "event_loop_lag_seconds", "Delay of the event loop, sampled every five seconds.", "",
             {"": self._lag},
         )  # fmt: skip
-        yield gauge("streams_open", "Answers that are on their way.", [], [((), gauges.streams_open)])
-        yield gauge("signed_in", "Whether there is a sign-in.", [], [((), gauges.signed_in)])
+        yield gauge("streams_open", "Answers in progress.", [], [((), gauges.streams_open)])
+        yield gauge("signed_in", "1 if codexd is signed in, else 0.", [], [((), gauges.signed_in)])
         windows = list(gauges.windows)
         labels = ["limit", "window"]
         yield gauge(
-            "rate_limit_used_ratio", "How much of the account's allowance is used, of 1.", labels,
+            "rate_limit_used_ratio", "Used share of the account's limit, from 0 to 1.", labels,
             {(each.limit, each.label): each.used_percent / 100 for each in windows}.items(),
         )  # fmt: skip
         yield gauge(
-            "rate_limit_resets_timestamp_seconds", "When it begins anew, in Unix seconds.", labels,
+            "rate_limit_resets_timestamp_seconds", "Time at which the limit resets, in Unix seconds.", labels,
             {(each.limit, each.label): each.resets_at for each in windows if each.resets_at is not None}.items(),
         )  # fmt: skip
-        yield gauge("build_info", "Which codexd this is.", ["version"], [((gauges.version,), 1)])
+        yield gauge("build_info", "Version of codexd.", ["version"], [((gauges.version,), 1)])

@@ -1,10 +1,10 @@
-"""Amounts of what was used."""
+"""Token and request counts."""
 
 from msgspec import Struct
 
 
 class Tokens(Struct, frozen=True, kw_only=True):
-    """As the backend counts: cached ones are part of ``input``, reasoning is part of ``output``."""
+    """Token counts of the backend: ``cached`` is part of ``input``, ``reasoning`` is part of ``output``."""
 
     input: int = 0
     cached: int = 0
@@ -13,7 +13,7 @@ class Tokens(Struct, frozen=True, kw_only=True):
 
 
 class Amount(Struct, kw_only=True):
-    """``input`` and so on are tokens, as in ``Tokens``."""
+    """Requests and their tokens; ``input`` to ``reasoning`` are as in ``Tokens``."""
 
     requests: int = 0
     failed: int = 0
@@ -37,7 +37,7 @@ class Amount(Struct, kw_only=True):
 
 
 class Row(Amount, kw_only=True):
-    """``day`` as 2030-12-31, by this machine's time zone; ``key`` is empty where none was asked for."""
+    """Usage of one day. ``day`` is ``2030-12-31`` in the local time zone; ``key`` is empty if none was required."""
 
     day: str
     model: str
@@ -45,6 +45,6 @@ class Row(Amount, kw_only=True):
 
 
 class Hour(Amount, kw_only=True):
-    """``hour`` is Unix seconds by 3600."""
+    """Usage of one hour. ``hour`` is Unix seconds divided by 3600."""
 
     hour: int

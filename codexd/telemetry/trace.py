@@ -1,4 +1,4 @@
-"""The steps of each request and the traces of the last ones, in memory and bounded; with bodies only where wanted."""
+"""Traces of the last requests and their steps, in memory and bounded; bodies only if configured."""
 
 from collections import deque
 
@@ -7,19 +7,19 @@ from msgspec import Struct
 from codexd.telemetry.tokens import Tokens
 
 KEPT = 200
-"""Requests that are remembered."""
+"""Number of requests that are kept."""
 
 KEPT_ERRORS = 20
 
 MAX_BODY = 32 * 1024
-"""Bytes of a body that are kept, where bodies are kept at all."""
+"""Bytes kept of each body, if bodies are kept at all."""
 
 
 class Spans(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Milliseconds since the request came, until each step was done; None for what did not happen.
+    """Milliseconds from the request's arrival to the end of each step; None for a step that did not happen.
 
-    ``asked``: its body was read and converted. ``token``: there was an access token. ``connected``: and a connection;
-    ``head``: the backend's status and headers. ``first``: the first event with something of the answer. ``end``: all.
+    ``asked``: body read and converted. ``token``: access token available. ``connected``: connection open. ``head``:
+    backend's status and headers received. ``first``: first event with part of the answer. ``end``: everything.
     """
 
     asked: int | None = None
@@ -31,10 +31,10 @@ class Spans(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Timings:
-    """When each step of one request to the backend was done; filled in on its way.
+    """Times of the steps of one request to the backend, filled in as it proceeds.
 
-    Times are in seconds of trio's clock; None for a step that has not happened. Of several tries the last one counts,
-    except for ``asked``. ``ready``: an idle connection was used. ``request_id`` is the backend's own.
+    Times are in seconds of trio's clock; None for a step that has not happened. After several tries the times are those
+    of the last one, except ``asked``. ``ready``: an idle connection was reused. ``request_id`` is the backend's.
     """
 
     __slots__ = ("asked", "connected", "first", "head", "ready", "request_id", "resent", "status", "token", "tries")
@@ -52,17 +52,17 @@ class Timings:
         self.request_id: str | None = None
 
     def resend(self) -> bool:
-        """Returns whether the request may be sent again after its connection had ended: once. It counts as a try."""
+        """Returns whether the request may be sent again after its connection ended: only once. Counts it as a try."""
         again, self.resent = not self.resent, True
         self.tries += again
         return again
 
 
 class Trace(Struct, frozen=True, kw_only=True):
-    """One request. ``at`` is in Unix seconds; ``status`` None while it is under way, 499 for a client that left.
+    """One request. ``at`` is in Unix seconds. ``status`` is None while in progress, 499 if the client disconnected.
 
-    ``events`` are those that the backend has sent: about one for each token. ``body`` and ``sent`` are what came and
-    what went up, redacted, where ``logging.enable_request_logging`` is on.
+    ``events`` counts the backend's events, about one for each token. ``body`` (from the client) and ``sent`` (to the
+    backend) are redacted, and present only with ``logging.enable_request_logging``.
     """
 
     id: str
@@ -89,7 +89,7 @@ class Trace(Struct, frozen=True, kw_only=True):
 
 
 class Recent:
-    """The newest are last."""
+    """The last traces and the last failed ones, the newest last."""
 
     def __init__(self) -> None:
         self._traces: deque[Trace] = deque(maxlen=KEPT)
@@ -101,7 +101,7 @@ class Recent:
             self._errors.append(trace)
 
     def find(self, id: str) -> Trace | None:  # noqa: A002 - the header's own word
-        """The newest with that id, or with an id that begins so."""
+        """Returns the newest trace with that id, else with an id that starts with it."""
         found = [trace for trace in (*self._errors, *self._traces) if trace.id.startswith(id)]
         exact = [trace for trace in found if trace.id == id]
         return max(exact or found, key=lambda trace: trace.at, default=None)

@@ -198,7 +198,7 @@ async def test_an_issuer_that_cannot_be_used_says_so(
         it.wire.faults = [fault]
         error = await refused(it.logins.start("device"))
         assert (error.status, error.error.code) == (502, "login_unreachable")
-        assert ("has no end" in str(error)) == (isinstance(fault, httpx.Response) and len(fault.content) > 1_000_000)
+        assert ("is too large" in str(error)) == (isinstance(fault, httpx.Response) and len(fault.content) > 1_000_000)
         # The next one is not harmed by it.
         await it.logins.start("device")
 
@@ -310,7 +310,7 @@ async def test_a_wrong_verifier_is_caught_by_the_simulated_issuer(autojump_clock
 async def test_it_gives_up_after_the_configured_time(autojump_clock: MockClock, setup: Make) -> None:
     async with setup(login_timeout=120) as it:
         attempt, _ = await it.logins.start("paste")
-        assert "within 2 minutes, which is the time for the sign-in (oauth.login_timeout)" in await failure(attempt)
+        assert "within 2 minutes, the limit for the sign-in (oauth.login_timeout)" in await failure(attempt)
 
 
 async def test_another_way_of_signing_in_takes_over(autojump_clock: MockClock, setup: Make) -> None:

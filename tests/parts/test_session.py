@@ -502,7 +502,7 @@ async def test_a_refresh_by_hand(autojump_clock: MockClock, make: Make, issuer: 
     assert issuer.requests[-1]["refresh_reason"] == "scheduled"
     issuer.faults = [httpx.ConnectError("no route")]
     error = await refused(session.refresh())
-    assert (error.status, "no route" in str(error), "goes on being used" in str(error)) == (503, True, True)
+    assert (error.status, "no route" in str(error), "stays in use" in str(error)) == (503, True, True)
     assert "no route" in (session.describe().refresh_failed or "")
     # A person need not wait for the pause that follows a failure.
     await session.refresh()

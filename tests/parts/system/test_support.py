@@ -173,7 +173,7 @@ def test_where_nobody_tells_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
         assert peer.peer_of(ours).uid == os.getuid()
         monkeypatch.setattr(peer, "socket", SimpleNamespace())
         monkeypatch.setattr(peer.ctypes, "CDLL", lambda *_, **__: SimpleNamespace())
-        with pytest.raises(OSError, match="does not tell"):
+        with pytest.raises(OSError, match="does not report"):
             peer.peer_of(ours)
 
 
