@@ -1,1 +1,1 @@
-"""The configuration: its model, where it comes from, and the addresses and directories that follow from it."""
+"""The configuration: its model, its sources, and the addresses and directories derived from it."""

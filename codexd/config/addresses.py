@@ -1,4 +1,4 @@
-"""Addresses as the configuration writes them: ``host:port``, ``[ipv6]:port`` and ``unix:/path``."""
+"""Addresses in the configuration: ``host:port``, ``[ipv6]:port`` and ``unix:/path``."""
 
 import ipaddress
 from functools import lru_cache
@@ -7,9 +7,9 @@ from codexd.errors import ConfigError
 
 
 def split_bind(bind: str) -> str | tuple[str, int]:
-    """``unix:/path`` as the path, ``host:port`` as a pair. Raises ConfigError.
+    """Returns the path of ``unix:/path``, or host and port of ``host:port``. Raises ConfigError.
 
-    A path that is not absolute is resolved by ``resolve_bind``.
+    ``resolve_bind`` makes a relative path absolute.
     """
     if bind.startswith("unix:"):
         return bind.removeprefix("unix:")
@@ -27,7 +27,7 @@ def is_beyond_loopback(bind: str) -> bool:
 
 @lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
-    """Whether this names the machine itself. A name that only looks so (``127.example``) is somebody else's."""
+    """Returns whether a host is this machine's loopback. A name such as ``127.example`` is not."""
     if host.rstrip(".") == "localhost":
         return True
     try:

@@ -1,6 +1,6 @@
-"""Where the configuration comes from: a TOML or JSON file, and the environment on top.
+"""Loads the configuration from a TOML or JSON file. Environment variables override the file.
 
-Wrong keys and values are refused with their place and what was expected; nothing is guessed.
+A wrong key or value is refused with its place and the expected value. Nothing is guessed.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from codexd.system.peer import UnknownUser, user_ids
 
 
 def search_path(environ: Mapping[str, str]) -> list[Path]:
-    """The places where a configuration file is looked for, first match wins: a user's own before the machine's."""
+    """Returns the places of a configuration file in search order: the user's files before the machine's."""
     home = Path(environ.get("HOME", "/"))
     return [
         Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "codexd" / "config.toml",
@@ -33,7 +33,7 @@ def search_path(environ: Mapping[str, str]) -> list[Path]:
 
 
 def asked_for(path: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The file that must be used: ``--config``, else ``$CONFIG_PATH``, else what systemd keeps for this service."""
+    """Returns the required file: ``--config``, else ``$CONFIG_PATH``, else the one in systemd's directory."""
     if path is not None:
         return path
     if named := environ.get("CONFIG_PATH"):
@@ -45,7 +45,7 @@ def asked_for(path: Path | None, environ: Mapping[str, str]) -> Path | None:
 
 
 def passed_over(path: Path | None, environ: Mapping[str, str]) -> list[Path]:
-    """The files that ``load`` looked at and may not read. It goes on without them, and somebody should know."""
+    """Returns the files that ``load`` found and may not read. It continues without them, so the user must be told."""
     if asked_for(path, environ) is not None:
         return []
     found = []
@@ -59,7 +59,7 @@ def passed_over(path: Path | None, environ: Mapping[str, str]) -> list[Path]:
 
 
 def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, Path | None]:
-    """Find, read and validate; the configuration and the file that it came from. Raises ConfigError."""
+    """Finds, reads and validates; returns the configuration and its file. Raises ConfigError."""
     path = asked_for(path, environ) or next((place for place in search_path(environ) if _readable(place)), None)
     tree = {} if path is None else _read(path)
     origins = {} if path is None else _check_keys(tree, str(path))
@@ -70,7 +70,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, Path | 
 
 
 def _readable(path: Path) -> bool | None:
-    """Whether there is such a file; None when this user may not read it, or may not look."""
+    """Returns whether the file exists; None if this user has no permission to read it or to look."""
     try:
         path.open("rb").close()
     except PermissionError:
@@ -84,7 +84,7 @@ def _keys_made(config: Config, environ: Mapping[str, str]) -> bool:
     try:
         return (state_dir(config, environ) / KEYS_FILE).exists()
     except (OSError, RuntimeError):
-        return True  # it cannot be told from here; the daemon asks for a key in any case
+        return True  # unknown here; the daemon requires a key in any case
 
 
 def _is_there(path: Path) -> bool:
@@ -109,7 +109,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _from_camel_case(tree: Any, path: Path) -> dict[str, Any]:
-    """The keys of the JSON form in TOML's words. Its ``backend.timeout`` is in milliseconds and means both of ours."""
+    """Converts the keys of the JSON form. Its ``backend.timeout``, in milliseconds, sets both of the TOML timeouts."""
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected an object, got {type(tree).__name__}")
     result: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def _sections() -> dict[str, type[Struct]]:
 
 
 def _check_keys(tree: dict[str, Any], origin: str) -> dict[str, str]:
-    """Refuse unknown sections and keys by name; where each known one came from."""
+    """Returns the origin of each key. Raises ConfigError for an unknown section or key."""
     origins: dict[str, str] = {}
     sections = _sections()
     for section, table in tree.items():
@@ -168,7 +168,7 @@ def _apply_environment(tree: dict[str, Any], origins: dict[str, str], environ: M
     for name in sorted(environ):
         section, _, key = name.removeprefix("CODEXD_").lower().partition("_")
         if name.startswith("CODEXD_") and "__" not in name and section in sections and key:
-            raise ConfigError(f"${name}: names no key; did you mean $CODEXD_{section.upper()}__{key.upper()}?")
+            raise ConfigError(f"${name}: is not a key; did you mean $CODEXD_{section.upper()}__{key.upper()}?")
         if name.startswith("CODEXD_") and "__" in name:
             section, _, key = name.removeprefix("CODEXD_").lower().partition("__")
             if section not in sections:
@@ -184,7 +184,7 @@ def _apply_environment(tree: dict[str, Any], origins: dict[str, str], environ: M
 
 
 def _from_text(text: str, kind: Any, name: str) -> Any:
-    """An environment variable's text as the type that the key has. Lists are comma-separated, tables NAME=VALUE,…"""
+    """Converts an environment variable to the key's type. Lists are comma-separated, tables are NAME=VALUE,…"""
     words = [word.strip() for word in text.split(",") if word.strip()]
     if get_origin(kind) is tuple:
         return words
@@ -243,25 +243,25 @@ def _check(config: Config, *, keys_made: bool) -> None:
         try:
             Path(directory or "/").expanduser()
         except RuntimeError as error:
-            raise ConfigError(f"{key}: {directory}: there is no such user") from error
+            raise ConfigError(f"{key}: {directory}: unknown user") from error
     if config.backend.ca_file is not None:
         _check_ca_file(config.backend.ca_file)
     _check_client_keys(config.server)
     try:
         user_ids(config.server.allowed_users)
     except UnknownUser as error:
-        raise ConfigError(f"server.allowed_users: there is no user {str(error)!r} on this machine") from error
+        raise ConfigError(f"server.allowed_users: unknown user {str(error)!r} on this machine") from error
     if not config.listen():
         raise ConfigError("server.bind: expected at least one address")
     for bind in config.listen():
         if config.listen().count(bind) > 1:
-            raise ConfigError(f"server.bind: {bind} is there twice")
+            raise ConfigError(f"server.bind: {bind} is listed twice")
         if is_beyond_loopback(bind):
             _check_keys_for(config, f"server.bind: {bind}", keys_made=keys_made)
 
 
 def _check_ca_file(ca_file: str) -> None:
-    from codexd.system import certificates  # here: ssl takes a while, and codexctl reads the configuration too
+    from codexd.system import certificates  # here: importing ssl is slow, and codexctl loads the configuration too
 
     for fault in certificates.problems(certificates.store({}, ca_file)):
         raise ConfigError(str(fault))
@@ -280,9 +280,9 @@ def _check_client_keys(server: Server) -> None:
 
 
 def check_open(config: Config, environ: Mapping[str, str], name: str, address: object) -> None:
-    """Refuse an inherited socket that others reach without a key. Raises ConfigError.
+    """Checks an inherited socket. Raises ConfigError if other machines can use it without a key.
 
-    ``address`` is as ``getsockname`` has it: a unix socket's is a path, and who reaches that is its mode's business.
+    ``address`` comes from ``getsockname``. A unix socket's address is a path, whose mode controls the access.
     """
     if isinstance(address, tuple) and not is_loopback(address[0]):
         _check_keys_for(config, f"systemd's socket {name}", keys_made=_keys_made(config, environ))
@@ -292,9 +292,9 @@ def _check_keys_for(config: Config, what: str, *, keys_made: bool) -> None:
     if keys_made or config.server.client_keys or config.server.allow_unauthenticated:
         return
     raise ConfigError(
-        f"{what} is reachable from other machines, and anyone who reaches it would use your "
-        "account. Either make a client key first (`codexctl keys add NAME`, while codexd still listens on "
-        "loopback alone), or set one in [server.client_keys], or, if something in front checks who comes, "
+        f"{what} is reachable from other machines, and anyone who can connect could use your "
+        "account. Either make a client key first (`codexctl keys add NAME`, while codexd listens only on "
+        "loopback), or set one in [server.client_keys], or, if a proxy in front authenticates clients, "
         "set server.allow_unauthenticated = true."
     )
 
@@ -310,7 +310,7 @@ def _check_url(key: str, url: str) -> None:
 
 
 def table() -> str:
-    """All keys as a Markdown table, for the README."""
+    """Returns all keys as a Markdown table for the README."""
     rows = []
     for section, struct in _sections().items():
         for field in msgspec.structs.fields(struct):

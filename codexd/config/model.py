@@ -1,4 +1,4 @@
-"""The configuration as one frozen struct, decoded and validated once by ``codexd.config.load``."""
+"""The configuration as one frozen struct. ``codexd.config.load`` decodes and validates it once."""
 
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ def _about(text: str) -> Meta:
 
 
 class KeyLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one client key may do. ``models``: names or patterns (``gpt-5.1*``), none is all; times are Unix seconds."""
+    """Limits of one client key. ``models``: names or patterns (``gpt-5.1*``), empty for all; times are Unix seconds."""
 
     models: tuple[str, ...] = ()
     requests_per_minute: Annotated[int, Meta(ge=1)] | None = None
@@ -31,108 +31,108 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bind: Annotated[
         tuple[str, ...],
         _about(
-            "Addresses to listen on: `host:port`, `[ipv6]:port` or `unix:/path`, several at once. `unix:NAME` lies in "
+            "Addresses to listen on: `host:port`, `[ipv6]:port` or `unix:/path`. `unix:NAME` is in "
             "`$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR/codexd`."
         ),
     ] = ("127.0.0.1:3000",)
     host: Annotated[
-        str | None, _about("Short form of one TCP address, with `port`; stands in for those of `bind`.")
+        str | None, _about("Short form of one TCP address, with `port`. Replaces the TCP addresses of `bind`.")
     ] = None
-    port: Annotated[Port | None, _about("See `host`. 0 takes a free port.")] = None
+    port: Annotated[Port | None, _about("See `host`. 0 selects a free port.")] = None
     allow_unauthenticated: Annotated[
         bool,
-        _about("Listen beyond loopback although no client key is set: anyone who reaches the port uses the account."),
+        _about("Listen beyond loopback without a client key: anyone who can connect can use the account."),
     ] = False
     client_keys: Annotated[
         dict[str, Annotated[str, Meta(min_length=16)]],
         _about(
-            "Keys that clients must present (`Authorization: Bearer` or `x-api-key`), by a name for the logs, beside "
-            "those that `codexctl keys` makes. A value is the key itself (16 characters or more) or `sha256:` and its "
-            "hash in hex. No key here and none made: none is asked for."
+            "Keys that clients must present (`Authorization: Bearer` or `x-api-key`), each with a name for the logs, "
+            "in addition to those of `codexctl keys`. A value is the key itself (16 characters or more) or `sha256:` "
+            "and its hash in hex. If there are no keys at all, none is required."
         ),
     ] = msgspec.field(default_factory=dict)
     strict_keys: Annotated[
         tuple[str, ...],
         _about(
-            "Names of keys in `client_keys` for which every parameter that would be dropped is a 400. "
+            "Names of keys in `client_keys` for which a request with a parameter that would be dropped gets a 400. "
             "`codexctl keys add --strict` makes such a key."
         ),
     ] = ()
     key_limits: Annotated[
         dict[str, KeyLimits],
         _about(
-            "For keys in `client_keys`, by name: `models` (names or patterns such as `gpt-5.1*`), "
+            "Limits for keys in `client_keys`, by name: `models` (names or patterns such as `gpt-5.1*`), "
             "`requests_per_minute`, `concurrent_requests`, `expires_at` (Unix seconds). `codexctl keys add` has the "
-            "same as options."
+            "same options."
         ),
     ] = msgspec.field(default_factory=dict)
     hosts: Annotated[
         tuple[str, ...],
         _about(
-            "Names of this machine, beside `localhost` and loopback's addresses, that a request without a key may be "
-            "addressed to over loopback. Any other name may have been pointed here by a web page (DNS rebinding)."
+            "Host names, besides `localhost` and loopback addresses, which a request without a key may use over "
+            "loopback. Requests for other names are refused, because a web page may have caused them (DNS rebinding)."
         ),
     ] = ()
     allowed_origins: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^([a-z][a-z0-9+.-]*://[^/\s]+|\*)$")], ...],
         _about(
             "Origins of web pages that may use the API from a browser, such as `https://chat.example` or "
-            "`app://obsidian.md`; `*` is all of them, each with a client key. None: no page, and what comes with "
-            "another page's `Origin` and no key is refused."
+            "`app://obsidian.md`. `*` allows all of them, with a client key. If empty, no page may use the API, and a "
+            "request with an `Origin` of another page and without a key is refused."
         ),
     ] = ()
     allowed_users: Annotated[
         tuple[str, ...],
         _about(
-            "Users, by name or number, who may connect to unix sockets of `bind`, whoever else their mode lets in "
-            "(`SO_PEERCRED`). A proxy is the user that it runs as. None: the mode alone decides."
+            "Users, by name or number, who may connect to unix sockets of `bind` (checked with `SO_PEERCRED`). A proxy "
+            "counts as the user that runs it. If empty, only the mode of the socket decides."
         ),
     ] = ()
     max_connections: Annotated[
         int,
         Meta(ge=1),
         _about(
-            "Open connections. Beyond that one which waits for a request is closed for each new one; while there is "
-            "none, new ones get a 503."
+            "Maximum number of open connections. For each new one above the limit, an idle connection is closed; if "
+            "there are no idle ones, the new one gets a 503."
         ),
     ] = 4096
     max_requests: Annotated[
-        int, Meta(ge=1), _about("Requests that are being answered at once; more get a 503 and `retry-after`.")
+        int, Meta(ge=1), _about("Maximum number of requests in progress. More get a 503 and `retry-after`.")
     ] = 2048
-    max_body_bytes: Annotated[int, Meta(ge=1024), _about("Largest request body. Images travel inside it.")] = (
+    max_body_bytes: Annotated[int, Meta(ge=1024), _about("Maximum size of a request body, including images.")] = (
         64 * 1024 * 1024
     )
     websocket: Annotated[
-        bool, _about("Serve `/v1/responses` over websockets too. When off, an upgrade is answered with 426.")
+        bool, _about("Also serve `/v1/responses` over websockets. When off, an upgrade is answered with 426.")
     ] = True
     exit_idle_seconds: Annotated[
         float,
         Meta(ge=0),
         _about(
-            "With sockets from systemd: exit after so long without a request, and be started by the next one. 0: never."
+            "With sockets from systemd: exit after so many seconds without a request. The next one starts it. 0: never."
         ),
     ] = 0.0
-    drain_seconds: Annotated[float, Meta(ge=0, le=86400), _about("How long open streams may finish after SIGTERM.")] = (
+    drain_seconds: Annotated[float, Meta(ge=0, le=86400), _about("Seconds for open streams to finish on SIGTERM.")] = (
         30.0
     )
 
 
 class OAuth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    client_id: Annotated[str, _about("The OAuth client that the sign-in belongs to.")] = CLIENT_ID
+    client_id: Annotated[str, _about("The OAuth client for the sign-in.")] = CLIENT_ID
     issuer: Annotated[str, Meta(pattern="^https?://"), _about("The OAuth issuer.")] = "https://auth.openai.com"
-    redirect_uri: Annotated[str, _about("Where the browser returns to after signing in.")] = (
+    redirect_uri: Annotated[str, _about("Where the browser returns after the sign-in.")] = (
         "http://127.0.0.1:1455/auth/callback"
     )
     local_server_port: Annotated[
         Port,
-        _about("Port of the server that waits for that return while a browser sign-in runs. 1457 stands in for 1455."),
+        _about("Port for the browser's return during a browser sign-in. If 1455 is in use, 1457 is used."),
     ] = 1455
     local_server_host: Annotated[
         str,
         Meta(pattern=r"^[0-9a-fA-F.:]+$"),
-        _about("Address of that server. In a container, whose port is published, `0.0.0.0`."),
+        _about("Address for the browser's return. Use `0.0.0.0` in a container with a published port."),
     ] = "127.0.0.1"
-    login_timeout: Annotated[Seconds, _about("Seconds that a browser sign-in may take.")] = 600.0
+    login_timeout: Annotated[Seconds, _about("Maximum duration of a browser sign-in, in seconds.")] = 600.0
 
 
 class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,25 +140,25 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ca_file: Annotated[
         str | None,
         _about(
-            "A PEM file of certificates to trust beside the system's, such as the CA of a company's proxy that opens "
-            "TLS. `$CODEX_CA_CERTIFICATE` adds one too; `$SSL_CERT_FILE` and `$SSL_CERT_DIR` replace the system's."
+            "A PEM file of certificates to trust in addition to the system's, such as the CA of a company's TLS "
+            "proxy. `$CODEX_CA_CERTIFICATE` adds one too; `$SSL_CERT_FILE` and `$SSL_CERT_DIR` replace the system's."
         ),
     ] = None
-    first_event_timeout: Annotated[Seconds, _about("Seconds that the backend may take until its first event.")] = 120.0
-    idle_timeout: Annotated[Seconds, _about("Seconds of silence after which a stream counts as dead.")] = 300.0
+    first_event_timeout: Annotated[Seconds, _about("Seconds to wait for the backend's first event.")] = 120.0
+    idle_timeout: Annotated[Seconds, _about("Seconds without an event after which a stream is closed.")] = 300.0
     originator: Annotated[
-        str, Meta(pattern=_IN_A_HEADER), _about("Sent as `originator`; the backend knows the official client's names.")
+        str, Meta(pattern=_IN_A_HEADER), _about("Sent as `originator`; the backend knows the official clients' names.")
     ] = "codex_cli_rs"
     client_version: Annotated[
         str,
         Meta(pattern=_IN_A_HEADER),
-        _about("The official client's version to speak as: too low a value hides or refuses newer models."),
+        _about("The official client's version to send. With too low a version, newer models are hidden or refused."),
     ] = "0.169.0"
 
 
 class Logging(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     level: Annotated[
-        Literal["debug", "info", "warn", "error"], _about("Warnings and errors are logged at any level.")
+        Literal["debug", "info", "warn", "error"], _about("Lowest level to log. Warnings and errors are always logged.")
     ] = "info"
     dir: Annotated[
         str | None, _about("Also write `DIR/{date}-{level}.log`. A relative path is below the state directory.")
@@ -168,7 +168,7 @@ class Logging(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _about("`auto`: journal under systemd, else console (coloured on a terminal)."),
     ] = "auto"
     enable_request_logging: Annotated[
-        bool, _about("At level debug, log each request before and after conversion, contents included.")
+        bool, _about("At level debug, log each request before and after conversion, including its contents.")
     ] = False
 
 
@@ -179,46 +179,46 @@ class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reasoning_format: Annotated[
         Literal["reasoning_content", "reasoning", "think-tags", "none"],
         _about(
-            "Where chat clients find the summary of the reasoning: in `reasoning_content` or `reasoning`, in the text "
-            "between `<think>` and `</think>`, or nowhere."
+            "Where chat clients find the reasoning summary: in the field `reasoning_content` or `reasoning`, in the "
+            "text between `<think>` and `</think>`, or nowhere."
         ),
     ] = "reasoning_content"
     reasoning_memory_bytes: Annotated[
         int,
         Meta(ge=0),
         _about(
-            "Encrypted reasoning is kept in memory for the next turn of chat clients, who cannot carry it: so much of "
-            "it at most, the oldest going first. 0 keeps none."
+            "Maximum memory for encrypted reasoning, which is kept for the next turn of chat clients that cannot carry "
+            "it. The oldest is removed first. 0 keeps none."
         ),
     ] = 16 * 1024 * 1024
-    reasoning_memory_seconds: Annotated[Seconds, _about("How long it is kept.")] = 3600.0
+    reasoning_memory_seconds: Annotated[Seconds, _about("Seconds to keep encrypted reasoning.")] = 3600.0
     repair_history: Annotated[
         bool,
         _about(
-            "Mend conversations whose tool calls lack a result or the other way round (clients trim them so), and say "
-            "so in `x-codexd-adjusted`. Off: they are refused, as OpenAI does it."
+            "Repair conversations in which a tool call lacks its result or a result its call (some clients trim them), "
+            "and report that in `x-codexd-adjusted`. When off, such requests are refused, as by OpenAI."
         ),
     ] = False
     default_reasoning_effort: Annotated[
-        Effort | None, _about("For requests that name none, where the model has it. Unset: the model's own default.")
+        Effort | None, _about("For requests without one, if the model supports it. Unset: the model's default.")
     ] = None
     default_text_verbosity: Annotated[
-        Verbosity | None, _about("For requests that name none. Unset: the model's own default.")
+        Verbosity | None, _about("For requests without one. Unset: the model's default.")
     ] = None
 
 
 class Models(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    aliases: Annotated[
-        dict[str, str], _about("Names that clients use, and the model (or `NAME-EFFORT`) that each stands for.")
-    ] = msgspec.field(default_factory=dict)
+    aliases: Annotated[dict[str, str], _about("Other names for models: each maps to a model or to `NAME-EFFORT`.")] = (
+        msgspec.field(default_factory=dict)
+    )
 
 
 class Control(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     socket: Annotated[
         str,
         _about(
-            "Where `codexctl` connects: a path, or a name in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR/codexd`, "
-            "else in the state directory."
+            "Socket for `codexctl`: a path, or a name in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR/codexd`, else "
+            "in the state directory."
         ),
     ] = "control.sock"
 
@@ -226,16 +226,16 @@ class Control(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Storage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dir: Annotated[
         str | None,
-        _about("The state directory, where there is no `$STATE_DIRECTORY`. Unset: `$XDG_STATE_HOME/codexd`."),
+        _about("The state directory, unless `$STATE_DIRECTORY` is set. Unset: `$XDG_STATE_HOME/codexd`."),
     ] = None
     responses: Annotated[
         bool,
-        _about("Keep stored responses in files of the state directory, so that a restart loses none. Off: in memory."),
+        _about("Keep stored responses in the state directory, so that they survive a restart. Off: only in memory."),
     ] = False
     response_bytes: Annotated[
-        int, Meta(ge=0), _about("How much of stored responses is kept, the oldest going first. 0 stores none.")
+        int, Meta(ge=0), _about("Maximum size of all stored responses. The oldest are removed first. 0 stores none.")
     ] = 64 * 1024 * 1024
-    response_seconds: Annotated[float, Meta(gt=0, le=366 * 86400), _about("How long a stored response is kept.")] = (
+    response_seconds: Annotated[float, Meta(gt=0, le=366 * 86400), _about("Seconds to keep a stored response.")] = (
         30 * 86400.0
     )
 
@@ -252,11 +252,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def key_always(self) -> bool:
-        """Whether a client key is asked for even when none is known: other machines reach this one."""
+        """Whether a client key is required even if none exists, because other machines can connect."""
         return not self.server.allow_unauthenticated and any(map(is_beyond_loopback, self.listen()))
 
     def listen(self) -> list[str]:
-        """The addresses to listen on, with ``host`` and ``port`` worked in."""
+        """Returns the addresses to listen on, after applying ``host`` and ``port``."""
         server = self.server
         if server.host is None and server.port is None:
             return list(server.bind)

@@ -1,4 +1,4 @@
-"""Directories and files that follow from the configuration and the environment."""
+"""Directories and files that depend on the configuration and the environment."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +7,11 @@ from codexd.config.model import Config
 from codexd.errors import ConfigError
 
 KEYS_FILE = "keys.json"
-"""In the state directory: the client keys that codexctl made."""
+"""The file in the state directory with the client keys that codexctl made."""
 
 
 def runtime_dir(environ: Mapping[str, str]) -> Path | None:
-    """Where sockets lie: ``$RUNTIME_DIRECTORY``, else ``$XDG_RUNTIME_DIR/codexd``."""
+    """Returns the directory for sockets: ``$RUNTIME_DIRECTORY``, else ``$XDG_RUNTIME_DIR/codexd``, else None."""
     if given := environ.get("RUNTIME_DIRECTORY"):
         return Path(given.split(":", maxsplit=1)[0])
     if base := environ.get("XDG_RUNTIME_DIR"):
@@ -20,7 +20,7 @@ def runtime_dir(environ: Mapping[str, str]) -> Path | None:
 
 
 def resolve_bind(bind: str, environ: Mapping[str, str]) -> str:
-    """A ``unix:NAME`` that is no absolute path lies in the runtime directory. Raises ConfigError without one."""
+    """Returns ``unix:NAME`` with its path in the runtime directory. Raises ConfigError if that is not known."""
     name = bind.removeprefix("unix:")
     if name == bind or name.startswith("/"):
         return bind
@@ -32,12 +32,12 @@ def resolve_bind(bind: str, environ: Mapping[str, str]) -> str:
 
 
 def control_socket(config: Config, environ: Mapping[str, str]) -> Path:
-    """The control socket of a daemon with this configuration."""
+    """Returns the control socket of a daemon with this configuration."""
     return (runtime_dir(environ) or state_dir(config, environ)) / config.control.socket
 
 
 def state_dir(config: Config, environ: Mapping[str, str]) -> Path:
-    """``$STATE_DIRECTORY``, else ``storage.dir``, else ``$XDG_STATE_HOME/codexd``."""
+    """Returns ``$STATE_DIRECTORY``, else ``storage.dir``, else ``$XDG_STATE_HOME/codexd``."""
     if given := environ.get("STATE_DIRECTORY"):
         return Path(given.split(":", maxsplit=1)[0])
     if config.storage.dir is not None:

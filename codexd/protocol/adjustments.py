@@ -1,12 +1,12 @@
-"""What was changed on the way of a request, as values: the client reads them in ``x-codexd-adjusted``."""
+"""Changes that codexd made to a request, as values. Clients read them in the header ``x-codexd-adjusted``."""
 
 from typing import NamedTuple
 
 
 class Adjustment(NamedTuple):
-    """One parameter that was not passed on as it came.
+    """A parameter that was not passed on unchanged.
 
-    ``how`` is ``dropped``, ``emulated``, or what stands in for it, such as ``developer`` for the role ``system``.
+    ``how`` is ``dropped``, ``emulated``, or the replacement, such as ``developer`` for the role ``system``.
     """
 
     param: str

@@ -1,6 +1,6 @@
-"""Upstream bytes in, client bytes out: the decoder, an automaton and an encoder, joined for one answer.
+"""Upstream bytes in, client bytes out: a decoder, an automaton and an encoder, joined for one answer.
 
-``relay`` drives one of these without knowing the dialect. All of it is synchronous: nothing here waits.
+``relay`` drives a ``Conversion`` without knowing the dialect. Everything here is synchronous.
 """
 
 from typing import Protocol
@@ -14,47 +14,47 @@ DONE = b"data: [DONE]\n\n"
 
 
 class State(Protocol):
-    """How far an answer has come. An automaton of either dialect is one."""
+    """Progress of one answer. The automaton of each dialect implements it."""
 
     begun: bool
-    """Something of the answer has been seen: from here on the HTTP status is 200."""
+    """Part of the answer has arrived; from now on the HTTP status is 200."""
 
     done: bool
-    """The answer is complete; the upstream has nothing more to say."""
+    """The answer is complete; the upstream sends nothing more."""
 
     error: ApiError | None
-    """The answer has failed; nothing more is converted."""
+    """The failure of the answer; nothing more is converted after it."""
 
     cut_short: bool
-    """The answer was ended here and not by the upstream, which may have much to say still."""
+    """codexd ended the answer early; the upstream may still be sending."""
 
     usage: Usage | None
 
     def eof(self) -> None:
-        """The upstream has ended its stream; sets ``error`` when that came too early."""
+        """Handles the end of the upstream's stream; sets ``error`` when it came too early."""
 
 
 class EventConverter(Protocol):
-    """An automaton, with its events as bytes on both sides."""
+    """An automaton with its events as bytes on both sides."""
 
     @property
     def state(self) -> State: ...
 
     def push(self, data: bytes) -> bytes:
-        """Convert the ``data`` of one event; an empty result is common."""
+        """Converts the ``data`` of one event; the result is often empty."""
 
     def failure(self, error: ApiError) -> bytes:
-        """The frame that ends a stream which fails after its beginning."""
+        """Returns the frame that ends a stream which fails after its first byte."""
 
     def keepalive(self) -> bytes:
-        """What keeps client and proxies waiting through a silence."""
+        """Returns a frame that keeps client and proxies from timing out while the backend is silent."""
 
     def document(self) -> bytes:
-        """The whole answer as one JSON document, once done; for clients that do not stream."""
+        """Returns the whole answer as one JSON document, for clients that do not stream. Valid once ``done``."""
 
 
 class Conversion:
-    """One answer on its way to one client. ``events`` counts what the backend has sent."""
+    """Conversion of one answer for one client. ``events`` counts the backend's events."""
 
     def __init__(self, dialect: EventConverter, last: bytes = DONE) -> None:
         self._last = last
@@ -67,7 +67,7 @@ class Conversion:
         self.document = dialect.document
 
     def feed(self, data: bytes) -> bytes:
-        """Convert what one read brought. Bytes that make no sense as a stream set ``state.error``."""
+        """Converts the bytes of one read. An event that is too large sets ``state.error``."""
         state, push = self.state, self._dialect.push
         if state.done or state.error is not None:
             return b""

@@ -1,8 +1,8 @@
-"""What the conversions of all dialects share. Pure functions.
+"""Steps that the request conversions of all dialects share. Pure functions.
 
-Each dialect makes an ``UpstreamRequest`` in the classic shape; ``shaped`` gives its tools names that the backend takes,
-and turns it into the shape of responses-lite models where the model asks for that. Source of both shapes: requests
-captured from the official client.
+Each dialect builds an ``UpstreamRequest`` in the classic shape. ``shaped`` renames tools whose names the backend
+refuses, and converts the request for responses-lite models. Source of both shapes: captured requests of the official
+client.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from codexd.protocol.lite import to_lite
 from codexd.protocol.raw import plain, type_of
 
 NEUTRAL = "You are a helpful assistant."
-"""Instructions for a request that has none: the backend refuses a classic request without."""
+"""Default instructions: the backend refuses a classic request without any."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """What the configuration adds to a request. ``prompt`` is None when ``codex.mode`` is off."""
+    """Configured values that are added to a request. ``prompt`` is None when ``codex.mode`` is off."""
 
     prompt: str | None = None
     effort: str | None = None
@@ -34,10 +34,10 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 class Converted(Struct, frozen=True):
-    """A request for the backend, and what its answer's conversion needs to know.
+    """A request for the backend, and the facts that the conversion of its answer needs.
 
-    ``names`` finds the client's own name of a tool by the one that went up, where the two differ. ``legacy``: the
-    client speaks of functions, and is answered so.
+    ``names`` maps each renamed tool to the client's own name. ``legacy``: the client uses the old ``functions`` and is
+    answered with ``function_call``.
     """
 
     request: UpstreamRequest
@@ -56,7 +56,7 @@ def shaped(
     forced: bool | None,
     legacy: bool = False,
 ) -> Converted:
-    """``forced`` is the client's ``parallel_tool_calls``, which responses-lite models do not have."""
+    """Renames tools and applies the model's shape. ``forced`` is the client's ``parallel_tool_calls``."""
     own_tools = [] if request.tools is UNSET else request.tools
     named = tools.name(own_tools, request.input, request.tool_choice)
     if named.names:
@@ -71,13 +71,13 @@ def shaped(
 
 
 def without_reasoning(request: UpstreamRequest) -> UpstreamRequest | None:
-    """Returns the same request without encrypted reasoning; None when there is none in it."""
+    """Returns the same request without encrypted reasoning, or None when it holds none."""
     items = [item for item in request.input if type_of(item) != "reasoning"]
     return None if len(items) == len(request.input) else msgspec.structs.replace(request, input=items)
 
 
 def effort_for(asked: str | None, resolved: Resolved, settings: Settings) -> tuple[str | UnsetType, Adjustments]:
-    """Returns the reasoning effort: the model name's, else the request's, else the configured one, else the model's.
+    """Returns the reasoning effort: the model name's, else the request's, else the configured one, else the default.
 
     Raises ApiError 400 for an effort that the model does not offer.
     """
@@ -101,7 +101,7 @@ def service_tier(asked: str | None) -> tuple[Literal["priority"] | UnsetType, Ad
 
 
 def cache_key(instructions: str, found: Sequence[Tool], items: Sequence[InputItem]) -> str:
-    """Returns a key that stays the same for all turns of a conversation, in the shape of the official client's."""
+    """Returns a UUID that stays the same for all turns of a conversation; the official client's key has this form."""
     first_turn = next((item for item in items if role_of(item) == "user"), None)
     digest = hashlib.sha256(msgspec.json.encode((instructions, found, first_turn))).digest()
     return str(uuid.UUID(bytes=digest[:16], version=4))

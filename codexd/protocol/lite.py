@@ -1,4 +1,4 @@
-"""The shape of requests to responses-lite models. Pure functions."""
+"""Conversion of classic requests to the shape of responses-lite models. Pure functions."""
 
 from collections.abc import Sequence
 
@@ -23,14 +23,14 @@ from codexd.protocol.codex.request import (
 from codexd.protocol.raw import RawObject, type_of
 
 NAMESPACE = "functions"
-"""The namespace that codexd wraps a client's flat tools into for responses-lite models, and takes off again."""
+"""The namespace around a client's flat tools for responses-lite models; removed again from the answer."""
 
 
 def to_lite(request: UpstreamRequest, instructions: str) -> tuple[UpstreamRequest, Adjustments]:
     """Returns a classic request in the shape of responses-lite models.
 
-    Four conditions are coupled there, and each one missed is a 400: the marker header (``codexd.upstream.client``), the
-    tools in an ``additional_tools`` item, ``parallel_tool_calls: false``, and ``reasoning.context: all_turns``.
+    The backend answers 400 if one of four conditions is missing: the marker header (``codexd.upstream.client``),
+    the tools in an ``additional_tools`` item, ``parallel_tool_calls: false``, and ``reasoning.context: all_turns``.
     """
     own, said, adjusted = _chosen(request)
     undetailed = [_without_detail(item) for item in request.input]
@@ -39,7 +39,7 @@ def to_lite(request: UpstreamRequest, instructions: str) -> tuple[UpstreamReques
     items = [_in_namespace(item) for item in undetailed]
     head: list[InputItem] = []
     if items and type_of(items[0]) == "additional_tools":
-        # The official client as our client: its tools come first, and stay there.
+        # The client is the official one: its own tools item must stay first.
         head.append(items.pop(0))
     if own:
         head.append(_wrapped(own))
@@ -57,18 +57,18 @@ def to_lite(request: UpstreamRequest, instructions: str) -> tuple[UpstreamReques
 
 
 def _chosen(request: UpstreamRequest) -> tuple[list[Tool], list[InputItem], Adjustments]:
-    """Returns the tools, and a forced choice as an instruction: these models know no choice but ``auto``."""
+    """Returns the tools, and a forced choice as an instruction: these models accept only ``auto``."""
     choice = request.tool_choice
     own = [] if request.tools is UNSET else list(request.tools)
     if choice == "none" or choice == Raw(b'"none"'):
-        # Leaving the tools out is what none means.
+        # Without tools the model cannot call one.
         return [], [], (Adjustment("tools", "dropped"),)
     if choice in ("auto", Raw(b'"auto"')):
         return own, [], NONE
     words = tools.instruction(choice)
     if words is None:
         return own, [], (Adjustment("tool_choice", "auto"),)
-    # At the end, where it does not change what the backend has cached of the conversation.
+    # At the end, so that the prefix that the backend has cached does not change.
     said = Message(role="developer", content=[InputText(text=words)])
     return own, [said], (Adjustment("tool_choice", "instruction"),)
 
@@ -88,11 +88,11 @@ def _in_namespace(item: InputItem) -> InputItem:
     return item
 
 
-# --- the detail of images, which these models do not take
+# --- image detail, which these models refuse
 
 
 def _without_detail(item: InputItem) -> InputItem:
-    """Returns the very same item when there is none in it."""
+    """Returns the item without image details; the identical object when it has none."""
     match item:
         case Message(content=parts) if any(map(_has_detail, parts)):
             return msgspec.structs.replace(item, content=list(map(_plain_part, parts)))

@@ -1,8 +1,8 @@
-"""A request body, decoded once: its object is split into members, and each known member is decoded by its own type.
+"""Decoding of a request body: the object is split into members, and each known member is decoded by its own type.
 
-msgspec's decoder of a whole struct skips members that the struct does not have, and says nothing of them. But a
-parameter that is dropped must be reported, and the Responses API repeats some members as they came. Split first, all
-three are had from one pass over the body and one over each member that codexd reads.
+msgspec's decoder for a whole struct skips unknown members silently. codexd must report dropped parameters, and the
+Responses API repeats some members unchanged. Splitting first needs one pass over the body and one over each member
+that codexd reads.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ _OBJECT = msgspec.json.Decoder(RawObject)
 
 
 def place_of(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Returns what msgspec says, and where: ``messages[0].role``, without its leading ``$.``; empty for the root."""
+    """Returns msgspec's message and the place, such as ``messages[0].role``; the place is empty for the root."""
     said, _, place = str(error).partition(" - at `$")
     return said, place.rstrip("`").removeprefix(".")
 
@@ -29,7 +29,7 @@ def split(body: bytes) -> RawObject:
     """Returns the members of a JSON object, as views of ``body``. Raises ApiError 400 for anything else."""
     try:
         if not body.isascii():
-            body.decode()  # msgspec does not look into what it skips
+            body.decode()  # msgspec does not validate UTF-8 in what it skips
         return _OBJECT.decode(body)
     except msgspec.ValidationError as error:
         raise errors.bad_request(f"{place_of(error)[0]}.") from error
@@ -38,7 +38,7 @@ def split(body: bytes) -> RawObject:
 
 
 class RequestDecoder(Generic[_T]):
-    """Makes a struct of a body's members. Unknown members are left to ``codexd.protocol.parameters``."""
+    """Builds a struct from a body's members. ``codexd.protocol.parameters`` handles unknown members."""
 
     def __init__(self, struct: type[_T]) -> None:
         self.struct = struct
@@ -50,7 +50,7 @@ class RequestDecoder(Generic[_T]):
         self._required = [field.encode_name for field in fields if field.required]
 
     def decode(self, members: RawObject) -> _T:
-        """Raises ApiError 400 naming the place of what does not fit."""
+        """Builds the struct. Raises ApiError 400 that names the place of a wrong or missing value."""
         values: dict[str, Any] = {}
         name = ""
         try:

@@ -1,7 +1,7 @@
-"""What becomes of each request parameter: one table a dialect, from which the README's is made.
+"""The treatment of each request parameter: one table per dialect. The README's tables are generated from these.
 
-The backend refuses what it does not know (an allow-list, before any token), so a parameter is forwarded, adjusted,
-dropped by a rule that the answer's ``x-codexd-adjusted`` header reports, or refused by name.
+The backend refuses unknown parameters before it generates a token. So a parameter is forwarded, adjusted, dropped by a
+rule that the header ``x-codexd-adjusted`` reports, or refused by name.
 """
 
 import re
@@ -16,7 +16,7 @@ from codexd.protocol.raw import RawObject
 
 
 class Rule(NamedTuple):
-    """``harmless`` are JSON values that ask for what happens anyway: neither reported nor refused."""
+    """Treatment of one parameter. ``harmless`` JSON values ask for the default; they are not reported or refused."""
 
     treatment: Literal["forwarded", "adjusted", "emulated", "dropped", "refused"]
     note: str = ""
@@ -25,18 +25,18 @@ class Rule(NamedTuple):
 
 _BACKEND = "the backend refuses it"
 _MAX_TOKENS = (
-    "the answer is cut at an estimate of 4 bytes of text and tool arguments a token, and the backend's stream closed; "
-    "reasoning is not counted, and the usage of a cut answer is estimated"
+    "codexd cuts the answer at an estimated 4 bytes of text and tool arguments per token and closes the backend's "
+    "stream; reasoning is not counted, and the usage of a cut answer is estimated"
 )
 _SHARED: dict[str, Rule] = {
-    "model": Rule("adjusted", "resolved to a model and, from a `NAME-EFFORT` name, its reasoning effort"),
-    "stream": Rule("adjusted", "the backend is always streamed; codexd collects the answer when the client is not"),
+    "model": Rule("adjusted", "resolved to a model and, for a `NAME-EFFORT` name, its reasoning effort"),
+    "stream": Rule("adjusted", "the backend always streams; codexd collects the answer for clients that do not"),
     "tools": Rule(
         "forwarded",
-        "in the shape that the model asks for; names over 64 characters or with odd ones are shortened and restored",
+        "in the shape that the model requires; names that are too long (64) or have odd characters are replaced",
     ),
     "tool_choice": Rule(
-        "adjusted", "for responses-lite models a forced choice becomes an instruction, and `none` leaves the tools out"
+        "adjusted", "for responses-lite models a forced choice becomes an instruction, and `none` removes the tools"
     ),
     "parallel_tool_calls": Rule("forwarded", "`false` for responses-lite models"),
     "service_tier": Rule(
@@ -51,17 +51,17 @@ _SHARED: dict[str, Rule] = {
     "prompt_cache_retention": Rule("dropped", _BACKEND),
     "prompt_cache_options": Rule("dropped", _BACKEND),
     "moderation": Rule("dropped", _BACKEND),
-    "store": Rule("dropped", "chat answers are not stored, here or at the backend", (False,)),
+    "store": Rule("dropped", "chat answers are not stored, by codexd or by the backend", (False,)),
 }
 
 CHAT: dict[str, Rule] = _SHARED | {
     "messages": Rule("adjusted", "converted to input items; `system` becomes `developer`"),
-    "stream_options": Rule("adjusted", "`include_usage` is honoured here"),
-    "response_format": Rule("forwarded", "as `text.format`; for `json_object` the input is made to speak of JSON"),
+    "stream_options": Rule("adjusted", "codexd handles `include_usage`"),
+    "response_format": Rule("forwarded", "as `text.format`; `json_object` needs JSON in the input, or adds it"),
     "reasoning_effort": Rule("forwarded", "must be one that the model offers"),
     "verbosity": Rule("forwarded"),
     "max_tokens": Rule("emulated", _MAX_TOKENS),
-    "max_completion_tokens": Rule("emulated", f"{_MAX_TOKENS}; goes before `max_tokens`"),
+    "max_completion_tokens": Rule("emulated", f"{_MAX_TOKENS}; takes precedence over `max_tokens`"),
     "stop": Rule(
         "emulated", "the answer ends before the first of up to 4 sequences, and the backend's stream is closed", ([],)
     ),
@@ -71,12 +71,12 @@ CHAT: dict[str, Rule] = _SHARED | {
     "seed": Rule("dropped", _BACKEND),
     "prediction": Rule("dropped", _BACKEND),
     "web_search_options": Rule("dropped", _BACKEND),
-    "n": Rule("emulated", "up to 8, as so many requests to the backend at once", (1,)),
+    "n": Rule("emulated", "up to 8, as parallel requests to the backend", (1,)),
     "logprobs": Rule("refused", _BACKEND, (False,)),
     "top_logprobs": Rule("refused", _BACKEND, (0,)),
     "audio": Rule("refused", "the backend has no audio"),
     "modalities": Rule("refused", "the backend answers in text", (["text"],)),
-    "functions": Rule("adjusted", "become `tools`; the answer has `function_call`. Ignored beside `tools`"),
+    "functions": Rule("adjusted", "become `tools`; the answer has `function_call`. Ignored if `tools` is present"),
     "function_call": Rule("adjusted", "becomes `tool_choice`"),
 }
 
@@ -87,9 +87,9 @@ COMPLETIONS: dict[str, Rule] = {
     "stream_options": CHAT["stream_options"],
     "max_tokens": Rule("emulated", f"{_MAX_TOKENS}. Without it there is no limit"),
     "stop": CHAT["stop"],
-    "n": Rule("emulated", "n times the number of prompts up to 8, as so many requests to the backend at once", (1,)),
+    "n": Rule("emulated", "number of prompts times `n`, up to 8, as parallel requests to the backend", (1,)),
     "echo": Rule("emulated", "", (False,)),
-    "best_of": Rule("dropped", "every answer is sent", (1,)),
+    "best_of": Rule("dropped", "every answer is returned", (1,)),
     "suffix": Rule("dropped", _BACKEND, ("",)),
     "logprobs": Rule("refused", _BACKEND),
     **{
@@ -99,35 +99,35 @@ COMPLETIONS: dict[str, Rule] = {
 }
 
 RESPONSES: dict[str, Rule] = _SHARED | {
-    "input": Rule("adjusted", "a string becomes a list; `system` becomes `developer`; ids and item references go"),
-    "instructions": Rule("adjusted", "follow the model family's text when `codex.mode` is on"),
+    "input": Rule("adjusted", "a string becomes a list; `system` becomes `developer`; ids and references are removed"),
+    "instructions": Rule("adjusted", "placed after the model family's text when `codex.mode` is on"),
     "reasoning": Rule("forwarded", "effort and summary; the effort must be one that the model offers"),
     "text": Rule("forwarded"),
     "include": Rule("adjusted", "always `reasoning.encrypted_content`"),
-    "client_metadata": Rule("forwarded", "the official client's own"),
+    "client_metadata": Rule("forwarded", "sent by the official client"),
     "max_output_tokens": Rule("emulated", _MAX_TOKENS),
     "max_tool_calls": Rule("dropped", _BACKEND),
     "truncation": Rule("dropped", _BACKEND, ("disabled",)),
     "context_management": Rule("dropped", _BACKEND),
     "top_logprobs": Rule("dropped", _BACKEND, (0,)),
-    "stream_options": Rule("dropped", "events pass as they come"),
-    "background": Rule("refused", "nothing runs on without a client", (False,)),
+    "stream_options": Rule("dropped", "events are passed on unchanged"),
+    "background": Rule("refused", "codexd does not run requests without a connected client", (False,)),
     "previous_response_id": Rule("emulated", "codexd stores answers, the backend does not"),
-    "store": Rule("emulated", "kept here, within bounds of size and age, unless it is `false`", (False, True)),
+    "store": Rule("emulated", "stored in codexd, within limits of size and age, unless it is `false`", (False, True)),
     "conversation": Rule("refused", "use `previous_response_id`, or send the whole input"),
     "prompt": Rule("refused", "the backend has no prompt templates for this sign-in"),
 }
 
 MESSAGES: dict[str, Rule] = {
     "model": _SHARED["model"],
-    "messages": Rule("adjusted", "converted to input items; `cache_control` means nothing to the backend"),
+    "messages": Rule("adjusted", "converted to input items; `cache_control` has no effect"),
     "system": Rule("adjusted", "becomes the instructions"),
     "max_tokens": Rule("emulated", _MAX_TOKENS),
     "stop_sequences": Rule(
         "emulated", "up to 64; the answer ends before the first, and the backend's stream is closed", ([],)
     ),
     "stream": _SHARED["stream"],
-    "tools": Rule("adjusted", "those with an `input_schema`; Anthropic's own (web search, bash, computer) are refused"),
+    "tools": Rule("adjusted", "tools with an `input_schema` work; Anthropic's own (web search, bash, computer) do not"),
     "tool_choice": _SHARED["tool_choice"],
     "thinking": Rule("adjusted", "reasoning summaries come as thinking blocks unless it is `disabled` or absent"),
     "output_config": Rule("adjusted", "`effort` must be one that the model offers; `format` becomes `text.format`"),
@@ -142,14 +142,14 @@ MESSAGES: dict[str, Rule] = {
     "context_management": Rule("dropped", _BACKEND),
     "inference_geo": Rule("dropped", _BACKEND),
     "container": Rule("refused", "the backend has no containers"),
-    "mcp_servers": Rule("refused", "the backend reaches no MCP servers", ([],)),
+    "mcp_servers": Rule("refused", "the backend cannot reach MCP servers", ([],)),
 }
 
 _SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def apply_rules(members: RawObject, rules: dict[str, Rule]) -> Adjustments:
-    """Returns what the client is told of its parameters. Null means absent.
+    """Returns the adjustments to report to the client. A null parameter counts as absent.
 
     Raises ApiError 400 for the first parameter that is refused.
     """
@@ -162,7 +162,7 @@ def apply_rules(members: RawObject, rules: dict[str, Rule]) -> Adjustments:
         if value is None or (rule is not None and value in rule.harmless):
             continue
         if rule is None:
-            # Unknown names are dropped like known ones; what cannot stand in a header has no name there.
+            # A name with characters that a header cannot hold is reported as "unknown".
             adjusted[Adjustment(name if _SANE_NAME.fullmatch(name) else "unknown", "dropped")] = None
         elif rule.treatment == "refused":
             how = " with this value" if rule.harmless else ""
@@ -173,7 +173,7 @@ def apply_rules(members: RawObject, rules: dict[str, Rule]) -> Adjustments:
 
 
 def _value(raw: Raw) -> object:
-    """Returns a small value, decoded; ``...`` for a large one, which cannot be a harmless value."""
+    """Returns a decoded value; ``...`` for one over 64 bytes or invalid, which cannot be a harmless value."""
     if len(memoryview(raw)) > 64:
         return ...
     try:
@@ -183,6 +183,6 @@ def _value(raw: Raw) -> object:
 
 
 def table(rules: dict[str, Rule]) -> str:
-    """The rules as a Markdown table."""
+    """Returns the rules as a Markdown table."""
     rows = [f"| `{name}` | {rule.treatment} | {rule.note} |" for name, rule in sorted(rules.items())]
     return "\n".join(["| parameter | what happens | |", "|---|---|---|", *rows])

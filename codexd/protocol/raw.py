@@ -1,4 +1,4 @@
-"""JSON objects of which codexd touches a member or two and carries the rest as it came."""
+"""JSON objects of which codexd reads one or two keys and carries the rest unchanged."""
 
 from typing import TypeGuard
 
@@ -6,18 +6,18 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 RawObject = dict[str, Raw]
-"""A JSON object of which codexd touches a key or two and carries the rest as it is."""
+"""A JSON object whose values stay encoded until they are needed."""
 
 _NULL = Raw(b"null")
 
 
 def given(raw: Raw | UnsetType) -> TypeGuard[Raw]:
-    """Neither missing nor null: Raw cannot stand in a union with None."""
+    """Returns whether a value is neither missing nor null. Raw cannot be in a union with None."""
     return raw is not UNSET and raw != _NULL
 
 
 def plain(raw: Raw | None) -> str | None:
-    """The string in a raw value; None for anything else."""
+    """Returns the string in a raw value; None for any other type."""
     try:
         return None if raw is None else msgspec.json.decode(raw, type=str)
     except msgspec.ValidationError:
@@ -25,7 +25,7 @@ def plain(raw: Raw | None) -> str | None:
 
 
 def type_of(value: Struct | RawObject) -> str | None:
-    """The ``type`` of an item, a tool or a part, in whichever form it is held."""
+    """Returns the ``type`` of an item, a tool or a part, whether it is a struct or a raw object."""
     if isinstance(value, dict):
         return plain(value.get("type"))
     tag = type(value).__struct_config__.tag

@@ -1,8 +1,8 @@
-"""Encrypted reasoning that a chat client cannot carry, kept for its next turn.
+"""Encrypted reasoning that a chat client cannot carry, kept in memory for its next turn.
 
-The Chat Completions API has no place for reasoning items, so a client's tool loop sends its calls and results back
-without what the model thought between them: the answers are worse, and the backend's prompt cache misses. Here the
-items are kept under what the client does send back: the id of a tool call, or the hash of an answer's text.
+The Chat Completions API has no place for reasoning items. A client's tool loop therefore loses the reasoning between
+calls, which makes answers worse and misses the backend's prompt cache. The items are stored under a value that the
+client does send back: the id of a tool call, or the hash of an answer's text.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from codexd.protocol.raw import RawObject
 
 Items = tuple[RawObject, ...]
 Recall = Callable[[str], Items]
-"""The reasoning items that led to a call or a text; none when they are not known."""
+"""Returns the reasoning items that led to a call or a text; empty when they are unknown."""
 
 
 def of_call(call_id: str) -> str:
@@ -31,9 +31,9 @@ def nothing(_: str) -> Items:
 
 
 class ReasoningMemory:
-    """``max_bytes`` bounds all items together, ``max_age`` is in seconds; the oldest go first.
+    """A bounded store. ``max_bytes`` limits all items together, ``max_age`` is in seconds; the oldest go first.
 
-    Items mean something to their model alone, so each model has its own keys.
+    Only the model that made an item can read it, so keys are separate for each model.
     """
 
     def __init__(self, max_bytes: int, max_age: float) -> None:
@@ -46,7 +46,7 @@ class ReasoningMemory:
         self._shrink(-float("inf"))
 
     def remember(self, model: str, key: str, items: Sequence[RawObject], now: float) -> None:
-        """``now`` is in seconds of any clock, the same one always."""
+        """Stores the items. ``now`` is in seconds of any monotonic clock, always the same one."""
         size = sum(len(bytes(value)) for item in items for value in item.values())
         self._forget((model, key))
         if size <= self._max_bytes:
@@ -74,7 +74,7 @@ class ReasoningMemory:
 
 
 class Turn:
-    """Gathers one answer's reasoning items, and says what each of them led to."""
+    """Collects the reasoning items of one answer, and the call or text that followed each."""
 
     def __init__(self, keep: Callable[[str, Sequence[RawObject]], None]) -> None:
         self._keep = keep
@@ -82,23 +82,23 @@ class Turn:
         self._led_to: list[tuple[str, list[RawObject]]] = []
 
     def add(self, item: RawObject) -> None:
-        """An item as it is sent back: without its id, which means nothing to a backend that stores nothing."""
+        """Adds an item in the form in which it is sent back: without its id, because the backend stores nothing."""
         self._pending.append({key: value for key, value in item.items() if key not in ("id", "status")})
 
     def attach(self, key: str) -> None:
-        """Keeps what was reasoned so far under a call's or a text's key: it led to that."""
+        """Assigns the items since the last call or text to this key."""
         if self._pending:
             self._led_to.append((key, self._pending))
             self._pending = []
 
     def end(self) -> None:
-        """The answer is complete, and worth keeping."""
+        """Stores the collected items. Called only for a complete answer."""
         for key, items in self._led_to:
             self._keep(key, items)
 
 
 def encrypted(item: RawObject) -> bool:
-    """Whether an item can be sent back at all."""
+    """Returns whether an item can be sent back: it is reasoning and has encrypted content."""
     return item.get("type") == Raw(b'"reasoning"') and bytes(item.get("encrypted_content", b"null")) not in (
         b"null",
         b'""',

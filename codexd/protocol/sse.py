@@ -1,14 +1,14 @@
-"""Server-sent events: bytes in, events out, whatever the network's cuts.
+"""Server-sent events: bytes in, events out, however the network splits the bytes.
 
-Written for this wire and not taken from a client library, because line splitters of HTTP clients break at U+2028,
-U+0085, VT and FF, which are legal inside JSON strings, and because the backend sends no ``content-type``, which the
-usual helpers insist on. The event stream format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+Line splitters of HTTP clients break at U+2028, U+0085, VT and FF, which are legal inside JSON strings. The usual
+helpers also insist on a ``content-type``, which the backend does not send. The event stream format:
+https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import re
 
 MAX_EVENT_BYTES = 64 * 1024 * 1024
-"""An event beyond this is not one. Images come back as base64 inside one event, so the bound is generous."""
+"""Limit for one event. It is generous because an event may hold a whole image as base64."""
 
 
 class EventTooLarge(ValueError):
@@ -16,16 +16,15 @@ class EventTooLarge(ValueError):
 
 
 _PLAIN = re.compile(rb"(?:event: [^\n]*\n)?data: ([^\n]*)\n\n")
-"""An event as all servers write it. Others are as good, and take the long way."""
+"""The usual form of an event. Other valid forms are parsed by the slow path."""
 
 
 class EventDecoder:
-    """Splits a byte stream into events; ``feed`` returns the ``data`` of those that became complete.
+    """Splits a byte stream into events; ``feed`` returns the ``data`` of the events that became complete.
 
-    The ``event:`` line says nothing that the data does not say, and may be missing.
-
-    The pieces of an unfinished event are kept in a list and joined once, so that an event which arrives byte by byte
-    costs linear time. An event that the stream leaves unfinished is dropped, as the format demands.
+    The ``event:`` line is ignored: it repeats the type in the data, and may be missing. The pieces of an unfinished
+    event are kept in a list and joined once, so an event that arrives byte by byte costs linear time. An event that
+    is unfinished at the end of the stream is dropped, as the format requires.
     """
 
     __slots__ = ("_cr", "_pieces", "_size", "_start")
@@ -37,7 +36,7 @@ class EventDecoder:
         self._start = True
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take the next bytes; for each event its ``data:`` lines, joined. Raises EventTooLarge."""
+        """Takes the next bytes and returns the joined ``data:`` lines of each complete event. Raises EventTooLarge."""
         if self._cr or b"\r" in data:
             data = self._unify(data)
         events: list[bytes] = []
@@ -50,9 +49,9 @@ class EventDecoder:
         return events
 
     def _finish(self, data: bytes, events: list[bytes]) -> int:
-        """End the event that earlier bytes began, so that what follows it can take the short way; where that begins.
+        """Completes the event that earlier bytes began; returns the offset behind it, where the fast path continues.
 
-        0 where the event goes on beyond these bytes.
+        Returns 0 when the event does not end in these bytes.
         """
         pieces = self._pieces
         if data[0] == 0x0A and pieces and pieces[-1].endswith(b"\n"):
@@ -79,7 +78,7 @@ class EventDecoder:
         return [event for block in blocks if (event := self._parse(block)) is not None]
 
     def _unify(self, data: bytes) -> bytes:
-        # CR, LF and CRLF all end a line. A CR at the end of the last read was already taken for a line end.
+        # CR, LF and CRLF all end a line. A CR at the end of the last read was already counted as a line end.
         if self._cr and data.startswith(b"\n"):
             data = data[1:]
             self._cr = False
@@ -100,7 +99,7 @@ class EventDecoder:
 
 
 def encode(name: bytes, data: bytes) -> bytes:
-    """One event as bytes. ``data`` is JSON; its line ends are white space and become blanks, so that it is one line."""
+    """Returns one event as bytes. Newlines in ``data`` become blanks; in JSON they are only white space."""
     if b"\n" in data:
         data = data.replace(b"\n", b" ")
     return b"event: %b\ndata: %b\n\n" % (name, data)

@@ -1,7 +1,7 @@
-"""What ends an answer before the model does: stop sequences and a limit of tokens. The backend takes neither.
+"""Early ends of an answer: stop sequences and a token limit. The backend supports neither.
 
-Tokens are estimated while the answer streams, at ``BYTES_PER_TOKEN`` of its text and its tool arguments: the backend
-tells the real number with its last event, which a cut answer does not wait for. Reasoning is not counted.
+Tokens are estimated while the answer streams, at ``BYTES_PER_TOKEN`` bytes of text and tool arguments. The backend
+reports the real number only in its last event, which a cut answer does not wait for. Reasoning is not counted.
 """
 
 import math
@@ -19,7 +19,7 @@ Reason = Literal["stop", "length"]
 
 
 class StopLimits(Struct, frozen=True):
-    """What a client asked for. ``stop`` holds no empty text."""
+    """The client's limits. ``stop`` holds no empty text."""
 
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
@@ -31,7 +31,7 @@ def limits_of(
     stop_name: str = "stop",
     max_stops: int = MAX_STOPS,
 ) -> StopLimits:
-    """The first limit that is given counts. Raises ApiError 400 for what makes no sense, naming the parameter."""
+    """Returns the limits; the first ``max_tokens`` that is set applies. Raises ApiError 400 naming the parameter."""
     stops = tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))
     if len(stops) > max_stops:
         raise errors.bad_request(f"{stop_name} may hold {max_stops} sequences at most.", param=stop_name)
@@ -42,7 +42,7 @@ def limits_of(
 
 
 class Cutoff:
-    """Follows one answer. ``reason`` is set when it is over, ``matched`` to the stop sequence that ended it."""
+    """Limits of one answer. ``reason`` is set at its end, ``matched`` is the stop sequence that ended it."""
 
     def __init__(self, limits: StopLimits) -> None:
         self._stops = limits.stop
@@ -53,11 +53,11 @@ class Cutoff:
         self.matched: str | None = None
 
     def text(self, text: str) -> str:
-        """Take a piece of the answer's text; what of it, and of what was held back, may go out now."""
+        """Takes a piece of the answer's text; returns what can be sent now, including text held back before."""
         if not self._stops:
             return self.spend(text)
         text = self._held + text
-        # The one that was complete first, as if the model had stopped there; of two, the one that began first.
+        # The stop sequence that is complete first wins; of two that end together, the one that began first.
         ends = [(place + len(stop), place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if ends:
             self._held = ""
@@ -71,15 +71,15 @@ class Cutoff:
         return self.spend(text[: len(text) - keep])
 
     def flush(self) -> str:
-        """What was held back and turned out to be no stop sequence: the text has ended."""
+        """Returns the text that was held back: the text has ended without completing a stop sequence."""
         text, self._held = self._held, ""
         return self.spend(text)
 
     def spend(self, text: str) -> str:
-        """Count a piece, of text or of arguments; what of it still fits."""
+        """Counts a piece of text or arguments; returns the part that fits the limit."""
         size = len(text) if text.isascii() else len(text.encode())
         if size > self._left:
-            # A character that does not fit whole does not go out.
+            # A character that does not fit completely is dropped.
             text = text.encode()[: int(self._left)].decode(errors="ignore")
             size = int(self._left)
             self.reason = "length"
@@ -89,7 +89,7 @@ class Cutoff:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text could be the beginning of the stop sequence."""
+    """Returns how many characters at the end of the text could begin the stop sequence."""
     for size in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:size]):
             return size

@@ -1,6 +1,6 @@
-"""A rough count of tokens, where the backend's own is not known: 4 bytes of text a token.
+"""Rough token counts for cases where the backend's count is unknown: 4 bytes of text per token.
 
-Images and files count nothing: their size in bytes says nothing of their tokens.
+Images and files count as 0, because their tokens do not depend on their size in bytes.
 """
 
 import math
@@ -14,16 +14,16 @@ from codexd.protocol.codex.request import InputItem, InputText, Message, OutputT
 BYTES_PER_TOKEN = 4
 
 _DATA = re.compile(rb'"data:[a-z]+/[^"\\]*;base64,[^"\\]*"')
-"""An image or a file, inside JSON: inside a text the quotation marks would be escaped."""
+"""An image or a file inside JSON. A text cannot match, because its quotation marks are escaped."""
 
 
 def tokens_of(size: int) -> int:
-    """Tokens of so many bytes of text."""
+    """Returns the estimated tokens of ``size`` bytes of text."""
     return math.ceil(size / BYTES_PER_TOKEN)
 
 
 def estimated_usage(tokens_in: int, spent: int) -> Usage:
-    """The usage of an answer that was cut after so many bytes, which the backend never told."""
+    """Returns the usage of an answer that was cut after ``spent`` bytes, before the backend reported it."""
     tokens_out = tokens_of(spent)
     return Usage(input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out)
 

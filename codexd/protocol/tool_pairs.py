@@ -1,7 +1,7 @@
-"""Calls of tools and their results: every call needs its result and every result its call, or the backend refuses all.
+"""Pairs of tool calls and results. The backend refuses a request with a call or a result that has no counterpart.
 
-Clients that trim a conversation cut such pairs apart. OpenAI refuses that, and so does codexd, naming the place; with
-``codex.repair_history`` it mends it and says so.
+Clients that trim a conversation break such pairs. codexd refuses the request and names the place, as OpenAI does. With
+``codex.repair_history`` it repairs the pairs and reports that.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from codexd.protocol.codex.request import InputItem
 from codexd.protocol.raw import plain, type_of
 
 NO_OUTPUT = "[no output]"
-"""What stands in for the result of a call that the client no longer has."""
+"""Placeholder for the result of a call that the client no longer has."""
 
 _OUTPUTS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
 _KINDS = frozenset(_OUTPUTS) | frozenset(_OUTPUTS.values())
 
 
 class Placed(NamedTuple):
-    """An input item, and where it stands in the client's request: ``messages[3]``."""
+    """An input item and its place in the client's request, such as ``messages[3]``."""
 
     item: InputItem
     where: str
@@ -32,7 +32,7 @@ class Placed(NamedTuple):
 def pair(items: Sequence[Placed], *, repair: bool) -> tuple[list[InputItem], Adjustments]:
     """Returns the items with calls and results in pairs.
 
-    Raises ApiError 400 naming the first without a counterpart, unless ``repair`` adds or drops what is missing.
+    With ``repair``, adds missing results and drops orphaned ones. Otherwise raises ApiError 400 naming the first.
     """
     links = [_link(placed.item) for placed in items]
     if not any(links):
@@ -56,7 +56,7 @@ def pair(items: Sequence[Placed], *, repair: bool) -> tuple[list[InputItem], Adj
 
 
 def _link(item: InputItem) -> tuple[str, str] | None:
-    """Type and call id of a call or a result; None for anything else."""
+    """Returns the type and call id of a call or a result; None for any other item."""
     kind = type_of(item)
     if kind not in _KINDS:
         return None
@@ -71,11 +71,11 @@ def _no_output(kind: str, call_id: str) -> InputItem:
 
 def _alone(kind: str, call_id: str, where: str) -> errors.ApiError:
     what = (
-        f"{where} calls a tool (id {call_id!r}), and no result of it follows"
+        f"{where} calls a tool (id {call_id!r}), but its result is missing"
         if kind in _OUTPUTS
-        else f"{where} is the result of a tool call (id {call_id!r}) that is nowhere in the request"
+        else f"{where} is the result of a tool call (id {call_id!r}) that is not in the request"
     )
     return errors.bad_request(
-        f"{what}. Send calls and results together, or set codex.repair_history = true to have codexd mend it.",
+        f"{what}. Send calls and results together, or set codex.repair_history = true to have codexd repair them.",
         param=where,
     )

@@ -1,6 +1,6 @@
-"""The content coding zstd (RFC 8878), by Python's own module or, before 3.14, the same as a package.
+"""The content coding zstd (RFC 8878), from the standard library or, before Python 3.14, its backport.
 
-The module is imported when the first compressed body comes: few clients compress, and its memory is for them.
+The module is imported when the first compressed body arrives: few clients compress, and the import costs memory.
 """
 
 import io
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Undecodable(Exception):
-    """It is no zstd, or not all of it."""
+    """The data is not zstd, or incomplete."""
 
 
 def _module() -> "ModuleType":
@@ -24,7 +24,7 @@ def _module() -> "ModuleType":
 
 
 def decompress(data: bytes, limit: int) -> bytes:
-    """All frames of a whole body, but not more than one byte over ``limit``. Raises Undecodable."""
+    """Decompresses all frames of a body, up to one byte more than ``limit``. Raises Undecodable."""
     zstd = _module()
     try:
         with zstd.ZstdFile(io.BytesIO(data)) as reader:
@@ -35,14 +35,14 @@ def decompress(data: bytes, limit: int) -> bytes:
 
 
 class ZstdDecoder:
-    """A body that comes in pieces. As much comes out as can be said so far."""
+    """Decompresses a body that arrives in pieces."""
 
     def __init__(self) -> None:
         self._zstd = _module()
         self._frame = self._zstd.ZstdDecompressor()
 
     def feed(self, data: bytes) -> bytes:
-        """Raises Undecodable."""
+        """Returns the bytes that can be decompressed so far. Raises Undecodable."""
         found = []
         try:
             while data:

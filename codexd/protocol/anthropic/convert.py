@@ -1,8 +1,8 @@
-"""A Messages request as a Chat Completions request. Pure functions.
+"""Conversion of a Messages request to a Chat Completions request. Pure functions.
 
-A client of this API sends a chat in other words, so it takes the chat's way: ``as_chat`` turns the request, and the
-answer's chunks become content blocks again (``codexd.protocol.anthropic.stream``). What the chat has no words for
-travels beside it: the thinking blocks that hold encrypted reasoning, and where each message stood in the request.
+``as_chat`` converts the request, and ``codexd.protocol.anthropic.stream`` converts the answer's chunks back to content
+blocks. Facts that a chat request cannot hold are returned beside it: the thinking blocks with encrypted reasoning, and
+the place of each message in the client's request.
 """
 
 from collections.abc import Sequence
@@ -44,10 +44,10 @@ from codexd.protocol.reasoning import Items, of_call, of_text
 
 
 class AsChat(NamedTuple):
-    """A request as a chat, with what the chat has no words for.
+    """A converted request, with the facts that a chat request cannot hold.
 
-    ``places`` names the place of each message in the client's request. ``reasoning`` holds the items that led to a call
-    or a text, by its key, once for each time that the key occurs.
+    ``places`` names the place of each message in the client's request. ``reasoning`` maps the key of a call or a text
+    to the items that led to it, with one entry for each time that the key occurs.
     """
 
     request: chat.ChatRequest
@@ -56,13 +56,13 @@ class AsChat(NamedTuple):
     adjusted: Adjustments
 
     def recall(self, key: str) -> Items:
-        """Returns the reasoning of the next turn of that key, as the client carried it."""
+        """Returns the reasoning of the key's next turn, as the client sent it."""
         waiting = self.reasoning.get(key)
         return waiting.pop(0) if waiting else ()
 
 
 class _Turn(NamedTuple):
-    """What one message becomes: chat messages with their places, and the reasoning before its calls and its text."""
+    """Conversion of one message: chat messages with their places, and the reasoning before its calls and text."""
 
     messages: list[tuple[str, chat.Message]]
     reasoning: Sequence[tuple[str, Items]] = ()
@@ -70,7 +70,7 @@ class _Turn(NamedTuple):
 
 
 def as_chat(asked: MessagesRequest) -> AsChat:
-    """Raises ApiError 400 naming what the backend has nothing like."""
+    """Converts a request. Raises ApiError 400 naming a part that the backend does not support."""
     turns = [_system(asked.system)] if asked.system else []
     for index, message in enumerate(asked.messages):
         own, where = message.content, f"messages[{index}]"
@@ -114,13 +114,13 @@ def wants_thinking(asked: MessagesRequest) -> bool:
 
 def _system(system: str | list[TextBlock]) -> _Turn:
     texts = [system] if isinstance(system, str) else [block.text for block in system]
-    # Claude Code begins with a line for Anthropic's billing that is another one each time: no cache would ever hit.
+    # Claude Code starts with a billing line that changes with each request; it would defeat prompt caching.
     text = "\n\n".join(text for text in texts if not text.startswith("x-anthropic-billing-header:"))
     return _Turn([("system", chat.SystemMessage(content=text))])
 
 
 def _user(role: str, blocks: Sequence[Block], where: str) -> _Turn:
-    """Results of tools are messages of their own in the chat, and come first."""
+    """Converts a user message. Tool results become separate chat messages, and come first."""
     results: list[tuple[str, chat.Message]] = []
     parts: list[chat.Part] = []
     for index, block in enumerate(blocks):
@@ -131,7 +131,7 @@ def _user(role: str, blocks: Sequence[Block], where: str) -> _Turn:
             case TextBlock() | ImageBlock() | DocumentBlock() | SearchResultBlock() | ToolReference():
                 parts += _shown(block, here)
             case _:
-                raise errors.bad_request(f"{here} belongs into a message of the assistant.", param=here)
+                raise errors.bad_request(f"{here} is only allowed in an assistant message.", param=here)
     kind = chat.UserMessage if role == "user" else chat.SystemMessage
     return _Turn([*results, (where, kind(content=parts))] if parts else results)
 
@@ -161,7 +161,7 @@ def _assistant(blocks: Sequence[Block], where: str) -> _Turn:
             case ServerToolUse() | WebSearchResult() | WebFetchResult() | CodeResult() | ToolSearchResult():
                 adjusted = (Adjustment("server_tools", "dropped"),)
             case _:
-                raise errors.bad_request(f"{here} belongs into a message of the user.", param=here)
+                raise errors.bad_request(f"{here} is only allowed in a user message.", param=here)
     text = "".join(texts)
     if text:
         reasoning.append((of_text(text), before_text))
@@ -170,13 +170,13 @@ def _assistant(blocks: Sequence[Block], where: str) -> _Turn:
 
 
 def _call(block: ToolUseBlock) -> chat.ToolCall:
-    # Without the blanks of some clients' encoders: the model wrote none, and its words are cached.
+    # Some clients' encoders add blanks. They are removed, because the backend cached the model's own output.
     arguments = msgspec.json.format(bytes(block.input), indent=-1).decode()
     return chat.ToolCall(id=block.id, function=chat.FunctionOfCall(name=block.name, arguments=arguments))
 
 
 def _reasoning(encrypted: str | None, summary: str) -> Items:
-    """The item that a thinking block was made of; none without its encrypted content."""
+    """Returns the reasoning item of a thinking block; empty when it has no encrypted content."""
     if not encrypted:
         return ()
     parts = [{"type": "summary_text", "text": summary}] if summary else []
@@ -248,7 +248,7 @@ def _tool(tool: Tool, where: str) -> Raw:
     if tool.type not in (None, "custom"):
         raise errors.unsupported(
             where,
-            f"Tools of type {tool.type!r} are Anthropic's own; codexd has those with an input_schema alone.",
+            f"Tools of type {tool.type!r} run at Anthropic. codexd supports only tools with an input_schema.",
         )
     function: dict[str, object] = {"name": tool.name, "description": tool.description, "strict": tool.strict}
     if given(tool.input_schema):

@@ -29,13 +29,13 @@ class _Failure(Struct, kw_only=True):
 
 
 def failure_document(error: ApiError) -> bytes:
-    """The error document of that API, which is also the data of its error event.
+    """Returns the API's error document, which is also the data of its error event.
 
-    It has no key for the place of what is wrong, so the message begins with that.
+    The document has no field for a parameter, so the message begins with it.
     """
     message, param = error.error.message, error.error.param
     if error.error.code == "context_length_exceeded":
-        message = f"prompt is too long: {message}"  # the words by which clients know that it is time to compact
+        message = f"prompt is too long: {message}"  # clients compact the conversation when they see these words
     if param is not None and param not in message:
         message = f"{param}: {message}"
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")

@@ -1,9 +1,14 @@
-"""The answer of the Anthropic Messages API: the chat's chunks, as content blocks.
+"""The automaton of the Messages API: chunks of the chat automaton in, content blocks out.
 
-Theory of operation. A block is of text, of thinking or of one tool's use. Blocks stand in a queue in the order in which
-they began; the first of it is the open one, whose pieces go out as they come, and the others gather theirs. The open
-block is closed when it is done, and the next one opens. A block of text or thinking is done when another begins; a
-tool's when the upstream says so, because calls may be interleaved there and never are in this API.
+A block holds text, thinking or one tool use. Blocks are in a queue, in the order in which they began:
+
+    state   | left when                                                                       | to
+    --------|---------------------------------------------------------------------------------|-------
+    queued  | it is the first block in the queue; until then it collects its pieces           | open
+    open    | text, thinking: another block begins; tool use: its item is done; at the end    | closed
+
+Pieces of the open block are sent at once. A queued block may be complete before it opens. The queue is needed because
+the upstream may interleave calls, and this API does not allow that.
 """
 
 from collections.abc import Callable
@@ -37,7 +42,7 @@ _PING = sse.encode(b"ping", b'{"type":"ping"}')
 
 
 class _Usage(Struct, frozen=True):
-    """``input_tokens`` are those that came from no cache, other than everywhere else."""
+    """Token counts. Unlike in the other APIs, ``input_tokens`` excludes cached tokens."""
 
     input_tokens: int
     output_tokens: int
@@ -57,7 +62,7 @@ class _Message(Struct, frozen=True, kw_only=True):
 
 
 class _Block:
-    """``pieces`` are those that came, and ``sent`` so many of them have gone out; ``close`` is its signature."""
+    """A content block. ``sent`` counts the ``pieces`` that were sent; ``close`` is the signature."""
 
     __slots__ = ("close", "done", "head", "index", "key", "kind", "pieces", "sent")
 
@@ -72,7 +77,7 @@ class _Block:
         self.close = ""
 
     def content(self) -> dict[str, object]:
-        """The whole block."""
+        """Returns the whole block as the API's content object."""
         whole = "".join(self.pieces)
         match self.kind:
             case "text":
@@ -86,7 +91,7 @@ class _Block:
 
 
 def _arguments(text: str) -> Raw:
-    """An object; what was cut in the middle is none."""
+    """Returns the arguments as JSON; an empty object if they were cut and are not valid JSON."""
     try:
         msgspec.json.decode(text, type=dict[str, Raw])
     except msgspec.DecodeError:
@@ -110,9 +115,10 @@ _EMPTY: dict[Kind, dict[str, object]] = {
 
 
 class MessagesConverter:
-    """One answer over the chat's automaton. ``thinking``: the client wants to see it. ``cut`` is the automaton's own.
+    """Converts one answer of the chat automaton. ``thinking``: thinking blocks were requested.
 
-    ``prompt_tokens`` estimates the request, for the beginning of the stream: the backend tells with its last event.
+    ``cut`` is the automaton's. ``prompt_tokens`` estimates the request for ``message_start``, because the backend
+    reports usage only at the end.
     """
 
     def __init__(
@@ -208,7 +214,7 @@ class MessagesConverter:
         return block
 
     def _item_done(self, item: Item) -> None:
-        """What an item holds encrypted goes with its summary, or alone; a call is complete."""
+        """Closes blocks: encrypted reasoning ends its summary or stands alone, and a complete call ends its block."""
         last = self._queue[-1] if self._queue else None
         match item.type:
             case "reasoning" if self._thinking and item.encrypted_content:
@@ -218,7 +224,7 @@ class MessagesConverter:
                 else:
                     self._begin("redacted_thinking", {"type": "redacted_thinking", "data": encrypted}).done = True
             case "message" if last is not None and last.kind == "thinking":
-                last.done = True  # commentary, which no reasoning item is to be taken for
+                last.done = True  # commentary: the next reasoning item must not sign it
             case "function_call":
                 for block in self._queue:
                     block.done = block.done or block.key == item.call_id
@@ -228,7 +234,7 @@ class MessagesConverter:
     # --- events
 
     def _advance(self) -> None:
-        """Send what the open block has, and go on to the next when it is done."""
+        """Sends the pieces of the open block, and opens the next one when it is done."""
         if not self._streamed:
             return
         while self._queue:

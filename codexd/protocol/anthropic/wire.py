@@ -1,4 +1,4 @@
-"""Wire records of the Anthropic Messages API: what a client sends."""
+"""Wire records of the Anthropic Messages API: requests."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ MAX_STOPS = 64
 
 
 class Source(Struct, frozen=True, kw_only=True):
-    """Of an image or a document: ``base64``, ``url``, ``text``, ``content`` or ``file``."""
+    """The source of an image or a document. ``type``: ``base64``, ``url``, ``text``, ``content`` or ``file``."""
 
     type: str
     media_type: str = ""
@@ -53,7 +53,7 @@ class ToolResultBlock(Struct, frozen=True, kw_only=True, tag="tool_result"):
 
 
 class ThinkingBlock(Struct, frozen=True, kw_only=True, tag="thinking"):
-    """``signature`` is the encrypted reasoning that the text is the summary of."""
+    """A thinking block. ``signature`` is the encrypted reasoning, ``thinking`` its summary."""
 
     thinking: str = ""
     signature: str | None = None
@@ -84,7 +84,7 @@ class ToolSearchResult(Struct, frozen=True, tag="tool_search_tool_result"):
 
 
 class ToolReference(Struct, frozen=True, kw_only=True, tag="tool_reference"):
-    """In the result of a search for tools: one that was found."""
+    """A tool that a tool search found."""
 
     tool_name: str
 
@@ -102,7 +102,7 @@ class Message(Struct, frozen=True, kw_only=True):
 
 
 class Tool(Struct, frozen=True, kw_only=True):
-    """A tool of the client's own; other types are tools that Anthropic runs, or knows by heart."""
+    """A tool that the client runs. Other types are tools that Anthropic runs or defines."""
 
     name: str
     type: str | None = None

@@ -1,1 +1,1 @@
-"""Chat Completions, and the legacy completions before it."""
+"""The Chat Completions API, and the legacy Completions API."""

@@ -1,6 +1,6 @@
-"""The legacy Completions API: a text in, a text out. Each prompt becomes one user message of a chat.
+"""The legacy Completions API: text in, text out. Each prompt becomes one user message of a chat.
 
-The answer is the chat's, with its text alone; the backend knows chats only.
+The backend supports only chats, so the answer is the text of a chat answer.
 """
 
 import msgspec
@@ -39,7 +39,7 @@ class TextChoice(Struct, frozen=True):
 
 
 class TextCompletion(Struct, frozen=True):
-    """A whole answer, or one chunk of it: they have one shape."""
+    """A whole answer or one chunk of it; both have the same shape."""
 
     id: str
     object: str
@@ -50,7 +50,7 @@ class TextCompletion(Struct, frozen=True):
 
 
 def prompts(asked: CompletionRequest) -> list[str]:
-    """The texts to answer. Raises ApiError 400 for what is no text: tokens mean nothing here."""
+    """Returns the prompts as texts. Raises ApiError 400 for an empty prompt or one of token numbers."""
     try:
         found = msgspec.json.decode(asked.prompt, type=str | list[str])
     except msgspec.ValidationError as error:
@@ -66,7 +66,7 @@ def as_chat(asked: CompletionRequest, prompt: str) -> chat.ChatRequest:
 
 
 class CompletionsConverter:
-    """Legacy completions over the chat's automaton. ``echo`` goes out before the answer."""
+    """Legacy completions, built on the chat automaton. ``echo`` is sent before the answer."""
 
     def __init__(self, stream: ChatStream, *, streamed: bool, echo: str, index: int) -> None:
         self.state = stream

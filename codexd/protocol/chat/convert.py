@@ -1,4 +1,4 @@
-"""A Chat Completions request into the one that the backend accepts. Pure functions."""
+"""Conversion of a Chat Completions request to the backend's request. Pure functions."""
 
 from collections.abc import Sequence
 from typing import Any, assert_never
@@ -40,10 +40,10 @@ def from_chat(
     recall: Recall = nothing,
     places: Sequence[str] | None = None,
 ) -> Converted:
-    """Converts a request; ``recall`` gives back the reasoning that its client could not carry.
+    """Converts a request; ``recall`` returns the reasoning that its client could not carry.
 
-    ``places`` are the messages' names in error messages, where those are not ``messages[N]``. Raises ApiError 400
-    naming what cannot be converted.
+    ``places`` names the messages in errors; without it they are ``messages[N]``. Raises ApiError 400 naming the part
+    that cannot be converted.
     """
     if not asked.messages:
         raise errors.bad_request("messages must hold at least one message.", param="messages")
@@ -97,7 +97,7 @@ def _choice(asked: chat.ChatRequest, found: list[Tool], *, legacy: bool) -> tupl
 
 
 def _ensure_json(items: list[InputItem], form: Any) -> tuple[list[InputItem], Adjustments]:
-    """The backend takes ``json_object`` only when the input speaks of JSON; clients say so elsewhere, or nowhere."""
+    """Adds an instruction where needed: the backend accepts ``json_object`` only if the input contains "json"."""
     if not isinstance(form, dict) or form.get("type") != "json_object" or b"json" in msgspec.json.encode(items).lower():
         return items, NONE
     instruction = Message(role="developer", content=[InputText(text="Answer with one JSON object.")])
@@ -105,7 +105,7 @@ def _ensure_json(items: list[InputItem], form: Any) -> tuple[list[InputItem], Ad
 
 
 def _leading_instructions(messages: list[chat.Message]) -> tuple[str, list[chat.Message]]:
-    """The system texts at the start, to be the instructions, and the messages after them; or none, and all of them."""
+    """Returns the leading system texts as instructions, and the other messages; or an empty text and all messages."""
     texts: list[str] = []
     for message in messages:
         if not isinstance(message, chat.SystemMessage | chat.DeveloperMessage):
@@ -113,7 +113,7 @@ def _leading_instructions(messages: list[chat.Message]) -> tuple[str, list[chat.
         texts.append(_all_text(message.content))
     rest = messages[len(texts) :]
     text = "\n\n".join(filter(None, texts))
-    # The backend wants something in the input: with nothing after them the texts stay where they are.
+    # The backend needs at least one input item: with no other message the texts stay in the input.
     return (text, rest) if text and rest else ("", messages)
 
 
@@ -124,9 +124,9 @@ def _all_text(content: chat.Content) -> str:
 
 
 class _MessageConverter:
-    """The messages of one request, in their order: which id a call has decides what its result becomes.
+    """Converts the messages of one request in order; the result of a call depends on the call before it.
 
-    ``recall`` knows the encrypted reasoning that led to a turn.
+    ``recall`` returns the encrypted reasoning that led to a turn.
     """
 
     def __init__(self, recall: Recall = nothing) -> None:
@@ -136,7 +136,7 @@ class _MessageConverter:
         self._legacy = 0
 
     def items(self, message: chat.Message, where: str) -> list[InputItem]:
-        """Raises ApiError 400 naming what cannot be converted."""
+        """Returns a message's input items. Raises ApiError 400 naming the part that cannot be converted."""
         match message:
             case chat.SystemMessage() | chat.DeveloperMessage():
                 parts = _parts(message.content, where)
@@ -150,7 +150,7 @@ class _MessageConverter:
                 return [self._result(message.tool_call_id, message.content, where)]
             case chat.FunctionMessage():
                 waiting = self._unanswered.get(message.name)
-                # Without a call it keeps an id that none has, and is refused for that.
+                # Without a matching call it keeps an id that no call has, and is refused because of that.
                 call_id = waiting.pop(0) if waiting else f"function:{message.name}"
                 return [self._result(call_id, message.content, where)]
             case _:  # pragma: no cover
@@ -213,7 +213,7 @@ def _part(part: chat.Part, where: str) -> InputPart:
             if file.file_data is None:
                 raise errors.unsupported(
                     where,
-                    "Files are sent with the request, as file.file_data (a data URL): there is no files API here.",
+                    "Send files with the request, as file.file_data (a data URL): codexd has no files API.",
                 )
             return InputFile(filename=file.filename or "file", file_data=_data_url(file.file_data, file.filename))
         case chat.AudioPart():
@@ -223,7 +223,7 @@ def _part(part: chat.Part, where: str) -> InputPart:
 
 
 def _data_url(data: str, filename: str | None) -> str:
-    """Some clients send the base64 alone; the backend wants to know what it is."""
+    """Returns a data URL. Some clients send only the base64, and the backend needs the media type."""
     if data.startswith("data:"):
         return data
     kind = "application/pdf" if (filename or "").lower().endswith(".pdf") else "text/plain"

@@ -1,4 +1,4 @@
-"""Chat Completions over its automaton: events in, chunks as bytes out."""
+"""The Chat Completions dialect: backend events in, chunks as bytes out."""
 
 import msgspec
 
@@ -12,7 +12,7 @@ from codexd.protocol.reasoning import Turn, encrypted, of_call, of_text
 
 _encode = msgspec.json.Encoder().encode
 
-_MARK = "\0text\0"  # no model is called so
+_MARK = "\0text\0"  # cannot occur in a model name
 
 
 class _RawItem(msgspec.Struct):
@@ -23,14 +23,14 @@ _ITEM = msgspec.json.Decoder(_RawItem)
 
 
 class ChatConverter:
-    """Chat Completions. A client that does not stream gets the same chunks, folded."""
+    """The Chat Completions dialect. A client that does not stream gets the same chunks, folded."""
 
     def __init__(self, stream: ChatStream, *, streamed: bool, turn: Turn | None = None) -> None:
         self.state = stream
         self._turn = turn
         self._streamed = streamed
         self._chunks: list[Chunk] = []
-        # All that is the same in each chunk of text is written once.
+        # The constant part of a text chunk is encoded only once.
         before, _, after = _encode(stream.text_chunk(_MARK)).partition(_encode(_MARK))
         self._before, self._after = b"data: " + before, after + b"\n\n"
 
@@ -59,7 +59,7 @@ class ChatConverter:
 
 
 def gather(turn: Turn | None, item: Item, data: bytes) -> None:
-    """Remember a complete item for the next turn, when there is anything to remember it in."""
+    """Stores a complete item in ``turn`` for the next request. Does nothing when ``turn`` is None."""
     if turn is None:
         return
     match item.type:

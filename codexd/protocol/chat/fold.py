@@ -1,4 +1,4 @@
-"""Streamed chunks, folded into the one completion that a client gets which does not stream."""
+"""Folding of streamed chunks into one completion, for clients that do not stream."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,7 +22,7 @@ from codexd.protocol.chat.wire import (
 
 
 def fold(chunks: Iterable[Chunk]) -> Completion:
-    """The completion that these chunks are the stream of. Raises ValueError when they have no finish_reason."""
+    """Returns the completion of a whole stream of chunks. Raises ValueError when no chunk has a finish_reason."""
     first: Chunk | None = None
     usage: CompletionUsage | UnsetType | None = UNSET
     reason: FinishReason | None = None
@@ -49,7 +49,7 @@ class _Document(Struct):
 
 
 def join(documents: Sequence[bytes], per_prompt: int) -> bytes:
-    """The documents of several choices as one, its usage that of all of them."""
+    """Joins the documents of several choices into one, with their total usage."""
     parts = [msgspec.json.decode(document, type=_Document) for document in documents]
     whole = msgspec.json.decode(documents[0], type=dict[str, Raw])
     whole["choices"] = Raw(msgspec.json.encode([choice for part in parts for choice in part.choices]))
@@ -59,7 +59,7 @@ def join(documents: Sequence[bytes], per_prompt: int) -> bytes:
 
 
 def total(usages: Sequence[CompletionUsage], per_prompt: int) -> CompletionUsage | None:
-    """The usage of several answers, so many to each prompt: a prompt counts once, as the API counts it."""
+    """Returns the usage of several answers. A prompt counts once for its ``per_prompt`` answers, as in the API."""
     if not usages:
         return None
     completion = sum(usage.completion_tokens for usage in usages)
@@ -85,7 +85,7 @@ def _message(deltas: list[Delta]) -> ResponseMessage:
     if legacy:
         called = FunctionCall(legacy[0].name or "", "".join(piece.arguments for piece in legacy))
     return ResponseMessage(
-        # Clients look for the key also where there is no text: with a call or a refusal it is null, never missing.
+        # Clients read the key even without text: with a call or a refusal it is null, never missing.
         content=content if content or not (calls or refusal or legacy) else None,
         refusal=refusal or None,
         annotations=[],

@@ -1,11 +1,9 @@
-"""The automaton: Responses events in, Chat Completions chunks out.
-
-Theory of operation. The answer is in one of four states:
+"""The automaton of Chat Completions: Responses events in, chunks out. An answer is in one of four states:
 
     state     | left by                                              | to
     ----------|------------------------------------------------------|---------
-    waiting   | the first event that carries something of the answer | begun
-    waiting   | completed without anything                           | failed
+    waiting   | the first event that carries part of the answer      | begun
+    waiting   | completed without any content                        | failed
     begun     | completed, incomplete                                | done
     waiting   | incomplete                                           | done
     begun     | a stop sequence, or the limit of tokens (cut short)  | done
@@ -13,16 +11,16 @@ Theory of operation. The answer is in one of four states:
     done      | –                                                    | –
     failed    | –                                                    | –
 
-Until it has begun nothing was said to the client, so a failure can still have its own HTTP status and the request can
-be tried again. The beginning of a reasoning item does not count: it says nothing, and overload often strikes after it.
-The first chunk after the beginning carries the role. Done yields exactly one ``finish_reason``, failed yields none.
+While it is waiting, nothing has been sent to the client: a failure can still have its own HTTP status, and the request
+can be tried again. The start of a reasoning item does not count as a beginning: it has no content, and overload often
+occurs after it. The first chunk carries the role. Done yields exactly one ``finish_reason``, failed yields none.
 
-``output_item.done`` is the upstream's source of truth and deltas may be missing, so whatever an item holds beyond what
-was already sent for it is sent then; the final event's ``output`` (empty on this backend, by experience) is treated
-the same way. Items are kept apart by ``output_index`` and not by id, because ids were seen to change between events.
+``output_item.done`` is authoritative and deltas may be missing. So whatever an item holds beyond what was already sent
+is sent then. The final event's ``output`` (observed to be empty on this backend) is treated the same way. Items are
+identified by ``output_index``, not by id, because ids were observed to change between events.
 
-Text of messages in the phase ``commentary`` is the model talking while it works. It goes out as reasoning, never into
-the answer.
+Text of messages in the phase ``commentary`` is the model's comment on its work. It is sent as reasoning, never as part
+of the answer.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -70,13 +68,13 @@ from codexd.protocol.stops import Cutoff
 from codexd.protocol.tokens import estimated_usage
 
 ReasoningFormat = Literal["reasoning_content", "reasoning", "think-tags", "none"]
-"""Where a chat client finds the summary of the reasoning: in one field or the other, in the text, or nowhere."""
+"""Where a chat client gets the reasoning summary: in one of two fields, in the text, or not at all."""
 
 _INCOMPLETE: dict[str | None, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
 
 class _Open:
-    """What was sent so far for one output item: characters of text, refusal, reasoning and arguments."""
+    """Amount sent so far for one output item: characters of text, refusal, reasoning and arguments."""
 
     __slots__ = ("arguments", "commentary", "custom", "done", "index", "reasoning", "refusal", "text")
 
@@ -88,11 +86,11 @@ class _Open:
 
 
 class ChatStream:
-    """One answer. ``id``, ``model`` and ``created`` (Unix seconds) are the chunks' own and come from the caller.
+    """Automaton of one answer. The caller chooses ``id``, ``model`` and ``created`` (Unix seconds) of the chunks.
 
-    ``names`` gives tools the client's own names back. ``legacy``: calls go out as ``function_call``, the first of them.
-    ``cut`` may end the answer early; its usage is then estimated, of the request by ``prompt_tokens``. ``index`` is
-    that of the choice; of several, ``usage_chunk`` is off, because the usage is that of all.
+    ``names`` maps tool names back to the client's own. ``legacy``: the first call is sent as ``function_call``.
+    ``cut`` may end the answer early; its usage is then estimated, with ``prompt_tokens`` for the request. ``index`` is
+    the choice's index. With several choices ``usage_chunk`` is off, because the usage covers all of them.
     """
 
     def __init__(
@@ -133,9 +131,9 @@ class ChatStream:
         self.usage: Usage | None = None
 
     def passes(self, event: TextDelta) -> bool:
-        """Whether this piece of the answer is a chunk of its own with nothing else to it; then it counts as sent.
+        """Returns whether the event becomes exactly one text chunk; if so, counts it as sent.
 
-        So are nearly all events of nearly all answers. A caller that knows how the chunk is written need not push it.
+        This holds for nearly all events. A caller that knows how the chunk is encoded need not push such an event.
         """
         item = self._items.get(event.output_index)
         if item is None or item.commentary or not self.begun or self.done or self.error is not None:
@@ -147,11 +145,11 @@ class ChatStream:
         return True
 
     def text_chunk(self, text: str) -> Chunk:
-        """What a piece of the answer becomes that ``passes``."""
+        """Returns the chunk for a piece of text that ``passes``."""
         return self._chunk([ChunkChoice(self._index, Delta(content=text))])
 
     def push(self, event: Event) -> list[Chunk]:
-        """Take one event; the chunks that it makes. After the end, and after a failure, nothing makes any."""
+        """Takes one event and returns its chunks. After the end or a failure the list is always empty."""
         if self.done or self.error is not None:
             return []
         match event:
@@ -189,7 +187,7 @@ class ChatStream:
                 return []
 
     def eof(self) -> None:
-        """The upstream has ended its stream. Without a terminal event before, that is a failure."""
+        """Handles the end of the upstream's stream; without a terminal event before, it is a failure."""
         if not self.done and self.error is None:
             self.error = errors.stream_ended()
 
@@ -256,14 +254,14 @@ class ChatStream:
         return chunks + self._cut_off(cut)
 
     def _cut_off(self, cut: Cutoff) -> list[Chunk]:
-        """The end of the answer, if it was cut by what went out just now."""
+        """Ends the answer if the text or arguments sent last reached a limit."""
         if cut.reason is None or self.done:
             return []
         self.cut_short = True
         return self._finish(cut.reason, estimated_usage(self._prompt_tokens(), cut.spent))
 
     def _flush(self) -> list[Chunk]:
-        """What was held back of the text, now that something else begins."""
+        """Returns the text that was held back, because something else begins."""
         return [] if self._cut is None or self.done else self._cut_text(self._cut, self._cut.flush())
 
     def _refusal(self, output_index: int, text: str) -> list[Chunk]:
@@ -292,7 +290,7 @@ class ChatStream:
                 return []
 
     def _thought(self) -> list[Chunk]:
-        """The end of the thinking in the text, before anything else of the answer."""
+        """Closes an open ``<think>`` tag before any other part of the answer."""
         if not self._thinking:
             return []
         self._thinking, self._reasoned = False, None
@@ -304,7 +302,7 @@ class ChatStream:
     def _arguments(self, output_index: int, text: str) -> list[Chunk]:
         state = self._open(output_index)
         if state.index is None or not text or self.done:
-            # A delta for a call that was never announced: its item comes whole with output_item.done.
+            # The call was never announced; its item arrives complete with output_item.done.
             return []
         state.arguments += len(text)
         if self._cut is None:
@@ -320,10 +318,10 @@ class ChatStream:
         name: str | UnsetType = UNSET,
         id: str | UnsetType = UNSET,  # noqa: A002
     ) -> list[Chunk]:
-        """A piece of a call: the first has name and id, the others arguments, or the input of a custom tool."""
+        """Returns a piece of a call: first name and id, then arguments or the input of a custom tool."""
         index = state.index or 0
         if self._legacy:
-            # There is one in a message, and its clients know no other.
+            # The legacy message has only one call.
             return self._chunks(Delta(function_call=FunctionDelta(text, name))) if index == 0 else []
         if state.custom:
             piece = ToolCallDelta(index, custom=CustomDelta(text, name), id=id)
@@ -374,9 +372,9 @@ class ChatStream:
     def _chunks(
         self, delta: Delta | None = None, finish_reason: FinishReason | None = None, *, said: bool = True
     ) -> list[Chunk]:
-        """The chunk of a delta, after the one with the role if that has not gone out yet.
+        """Returns the chunk of a delta, preceded by the chunk with the role if that was not sent yet.
 
-        ``said``: it is something of the answer, and not of the reasoning before it.
+        ``said``: the delta is part of the answer, not of the reasoning before it.
         """
         chunks = []
         if not self.begun:

@@ -1,8 +1,7 @@
-"""Tools in the shapes that chat clients send them, in the one shape that the backend takes. Pure functions.
+"""Conversion of chat clients' tools to the shape that the backend accepts. Pure functions.
 
-Chat Completions nests a function in ``function`` and a custom tool in ``custom``; many clients send the flat shape of
-the Responses API there as well, and some the ``functions`` of earlier days. A type that codexd does not know passes as
-it is.
+Chat Completions nests a function in ``function`` and a custom tool in ``custom``. Many clients send the flat shape of
+the Responses API instead, and some send the older ``functions``. A tool of an unknown type is passed on unchanged.
 """
 
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ class _Custom(Struct):
 
 
 class _Tool(Struct):
-    """Nested or flat: ``name`` at the top is the flat shape."""
+    """A nested or a flat tool; only the flat shape has ``name`` at the top."""
 
     type: str = "function"
     function: Function | None = None
@@ -58,7 +57,7 @@ _FORMAT = msgspec.json.Decoder(_Format)
 
 
 def from_chat(raw: Raw, where: str) -> Tool:
-    """One entry of a chat request's ``tools``. Raises ApiError 400 that names it."""
+    """Converts one entry of a chat request's ``tools``. Raises ApiError 400 that names it."""
     try:
         tool = _TOOL.decode(raw)
         match tool.type:
@@ -88,14 +87,14 @@ def _custom(asked: _Custom) -> RawObject:
         tool["description"] = asked.description
     if given(asked.format):
         form = _FORMAT.decode(asked.format)
-        # Chat nests the grammar, Responses does not.
+        # Chat nests the grammar; Responses does not.
         nested = form.grammar and {"type": form.type} | msgspec.structs.asdict(form.grammar)
         tool["format"] = nested or asked.format
     return {key: Raw(msgspec.json.encode(value)) for key, value in tool.items()}
 
 
 def choose(asked: str | NamedChoice | None, tools: Sequence[Tool], where: str) -> tuple[Choice, list[Tool]]:
-    """A chat request's ``tool_choice``, and the tools that are left to choose from. Raises ApiError 400."""
+    """Returns the converted ``tool_choice`` and the tools that may be chosen. Raises ApiError 400."""
     if not isinstance(asked, NamedChoice):
         if asked not in (None, "none", "auto", "required"):
             raise errors.bad_request(f"{where} must be none, auto, required or name a tool.", param=where)

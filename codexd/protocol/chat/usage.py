@@ -1,11 +1,11 @@
-"""Token counts in the words of Chat Completions."""
+"""Token counts in the format of Chat Completions."""
 
 from codexd.protocol.chat.wire import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
 from codexd.protocol.codex.events import Usage
 
 
 def chat_usage(usage: Usage) -> CompletionUsage:
-    """Token counts in Chat Completions' words. Cached and reasoning tokens are part of the totals."""
+    """Converts token counts. Cached and reasoning tokens are part of the totals."""
     tokens_in, tokens_out = usage.input_tokens or 0, usage.output_tokens or 0
     prompt, completion = usage.input_tokens_details, usage.output_tokens_details
     return CompletionUsage(

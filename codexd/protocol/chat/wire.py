@@ -1,7 +1,7 @@
-"""Wire records of the Chat Completions API: what clients send, and what they get.
+"""Wire records of the Chat Completions API: requests and answers.
 
-Decoding is validation: a wrong shape raises msgspec.ValidationError with the place (``$.messages[0].content``).
-Keys that these structs do not know are codexd.protocol.parameters' business.
+Decoding validates: a wrong shape raises msgspec.ValidationError with the place (``$.messages[0].content``).
+``codexd.protocol.parameters`` handles the keys that these structs do not have.
 """
 
 from typing import Literal
@@ -31,7 +31,7 @@ class ImagePart(Struct, frozen=True, kw_only=True, tag="image_url"):
 
 
 class File(Struct, frozen=True, kw_only=True):
-    """``file_data`` is a data URL; ``file_id`` would name a file of OpenAI's files API, which is not here."""
+    """A file. ``file_data`` is a data URL; ``file_id`` refers to OpenAI's files API, which codexd does not have."""
 
     filename: str | None = None
     file_data: str | None = None
@@ -61,7 +61,7 @@ class CustomOfCall(Struct, frozen=True, kw_only=True):
 
 
 class ToolCall(Struct, frozen=True, kw_only=True):
-    """Holds ``function`` or ``custom``; clients leave the type away or get it wrong."""
+    """A call of a ``function`` or a ``custom`` tool. Clients omit the type or set it wrong, so it is not used."""
 
     id: str
     function: FunctionOfCall | None = None
@@ -98,7 +98,7 @@ class ToolMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="tool
 
 
 class FunctionMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="function"):
-    """The result of a call in the API's first shape, where calls had names and no ids."""
+    """The result of a call in the API's first version, in which calls had names but no ids."""
 
     name: str
     content: Content = None
@@ -108,7 +108,7 @@ Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | To
 
 
 class Function(Struct, frozen=True, kw_only=True):
-    """``parameters`` is a JSON schema that is only carried: it stays as it is to the byte."""
+    """A function tool. ``parameters`` is a JSON schema that is passed on byte for byte."""
 
     name: str
     description: str | None = None
@@ -126,7 +126,7 @@ class AllowedTools(Struct, frozen=True, kw_only=True):
 
 
 class NamedChoice(Struct, frozen=True, kw_only=True):
-    """A choice that names one tool or several, nested or flat."""
+    """A choice of one tool or several, nested or flat."""
 
     type: str = "function"
     function: Name | None = None
@@ -223,9 +223,9 @@ class CustomDelta(Struct, frozen=True):
 
 
 class ToolCallDelta(Struct, frozen=True):
-    """``id``, ``type`` and the name come once, in the first delta of a call; arguments or input in pieces.
+    """A piece of a call. ``id``, ``type`` and name are only in the first one; arguments or input come in pieces.
 
-    A custom call has no ``type`` here: the published schema of a chunk knows none but function.
+    A custom call has no ``type``: the published schema of a chunk allows only ``function``.
     """
 
     index: int
@@ -253,7 +253,7 @@ class ChunkChoice(Struct, frozen=True):
 
 
 class Chunk(Struct, frozen=True):
-    """One streamed chunk. ``usage`` is absent unless the client asked for it; then it is null but in the last one."""
+    """One streamed chunk. ``usage`` is absent unless the client requested it; then only the last one has a value."""
 
     id: str
     object: Literal["chat.completion.chunk"]

@@ -1,1 +1,1 @@
-"""The Codex backend's wire: requests, events, models, failures, rate limits, tools."""
+"""Wire format of the Codex backend: requests, events, models, failures, rate limits, tools."""

@@ -1,4 +1,4 @@
-"""What comes back: the events of the backend's stream, read leniently. One that cannot be read becomes ``Other``."""
+"""Events of the backend's stream, read leniently. An event that cannot be read becomes ``Other``."""
 
 import msgspec
 from msgspec import Struct
@@ -11,7 +11,7 @@ class Part(Struct, frozen=True):
 
 
 class Item(Struct, frozen=True, kw_only=True):
-    """An output item, of whatever type: the keys that the chat conversion uses."""
+    """An output item of any type, with the keys that the chat conversion uses."""
 
     type: str = ""
     phase: str | None = None
@@ -33,7 +33,7 @@ class OutputTokensDetails(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """Token counts; any of them may be null or missing."""
+    """Token counts; each may be null or missing."""
 
     input_tokens: int | None = 0
     output_tokens: int | None = 0
@@ -54,7 +54,7 @@ class IncompleteDetails(Struct, frozen=True):
 
 
 class Response(Struct, frozen=True, kw_only=True):
-    """The response object inside an event: the keys that codexd reads."""
+    """The response object inside an event, with the keys that codexd reads."""
 
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
@@ -130,7 +130,7 @@ class Cancelled(Struct, frozen=True, kw_only=True, tag="response.cancelled"):
 
 
 class ErrorEvent(Struct, frozen=True, kw_only=True, tag="error"):
-    """Either flat or with the error inside; both were seen."""
+    """A failure event, flat or with a nested error object; both forms were observed."""
 
     code: str | int | None = None
     message: str | None = None
@@ -138,7 +138,7 @@ class ErrorEvent(Struct, frozen=True, kw_only=True, tag="error"):
 
 
 class Other(Struct, frozen=True, kw_only=True):
-    """An event that codexd does not read, or cannot."""
+    """An event that codexd does not read or cannot decode."""
 
     type: str = ""
 
@@ -171,9 +171,9 @@ _OTHER = msgspec.json.Decoder(Other)
 
 
 def decode_event(data: bytes) -> Event:
-    """The event in one ``data:`` field. The ``type`` inside decides, not the ``event:`` line, which may be missing.
+    """Decodes one ``data:`` field. Its ``type`` decides, not the ``event:`` line, which may be missing.
 
-    Bad JSON, unknown types and known types in an unknown shape are ``Other``: the official client skips them too.
+    Bad JSON, unknown types and known types in an unknown shape become ``Other``; the official client skips them too.
     """
     try:
         return _KNOWN.decode(data)
@@ -182,5 +182,5 @@ def decode_event(data: bytes) -> Event:
             other = _OTHER.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return Other()
-        # A failure in a shape that nobody has seen yet is still a failure.
+        # A failure in an unknown shape is still a failure.
         return ErrorEvent() if other.type in FAILURES else other

@@ -1,8 +1,8 @@
-"""The upstream's failures, in their many shapes, as one error with the right status.
+"""Failures of the upstream in all their shapes, as one error with the right status.
 
-The backend fails in two JSON families (``{"detail": ...}`` and ``{"error": {...}}``), in HTML from the edge before it,
-and inside a 200, as ``response.failed``. Status codes and texts: captures of the wire, and the official client's
-reaction to each.
+The backend reports failures in two JSON formats (``{"detail": ...}`` and ``{"error": {...}}``), as HTML from the edge
+in front of it, and as ``response.failed`` inside a 200. Source of status codes and texts: captures of the wire, and the
+official client's reaction to each.
 """
 
 import re
@@ -54,7 +54,7 @@ _BODY = msgspec.json.Decoder(_Body)
 
 
 def in_stream(code: str | None, message: str | None) -> ApiError:
-    """The error of a ``response.failed`` or ``error`` event. An unknown code is a fault of the upstream: 502."""
+    """Returns the error of a ``response.failed`` or ``error`` event. An unknown code becomes 502."""
     status, kind = _IN_STREAM.get(code or "", (502, "server_error"))
     text = message or "The ChatGPT backend reported a failure without saying what it was. Send the request again."
     return ApiError(
@@ -68,14 +68,14 @@ def in_stream(code: str | None, message: str | None) -> ApiError:
 
 
 def from_event(event: Event) -> ApiError:
-    """The error that a terminal event without success stands for: failed, error or cancelled."""
+    """Returns the error of a terminal event: failed, error or cancelled."""
     if isinstance(event, Failed):
         said = event.response.error or ResponseError()
     elif isinstance(event, ErrorEvent):
         said = event.error or ResponseError(event.code, event.message)
     else:
         said = ResponseError("upstream_cancelled", "The ChatGPT backend cancelled the answer.")
-    # usage_limit_reached and its like were seen as a type, without a code.
+    # usage_limit_reached and similar were observed in "type", with no "code".
     code = said.code if said.code is not None else said.type
     error = in_stream(None if code is None else str(code), said.message)
     if error.retry_after is None and said.resets_in_seconds is not None:
@@ -84,7 +84,7 @@ def from_event(event: Event) -> ApiError:
 
 
 def from_http(status: int, headers: Mapping[str, str], body: bytes, now: float) -> ApiError:
-    """The error of an answer that is no 200. ``now`` is in Unix seconds and turns a reset time into a wait."""
+    """Returns the error of a response other than 200. ``now``, in Unix seconds, turns a reset time into a wait."""
     said = _read(body)
     message = said.message or ""
     wait = _retry_after(headers, said, now)
@@ -152,7 +152,7 @@ def _read(body: bytes) -> _Error:
         return answer.error
     if isinstance(answer.error, str):
         return _Error(message=answer.error, code=answer.error)
-    # "detail" is a text, or an object with a code, or a list of complaints.
+    # "detail" is a text, an object with a code, or a list of validation errors.
     try:
         detail = msgspec.json.decode(answer.detail, type=str | _Coded | None)
     except msgspec.ValidationError:
@@ -163,7 +163,7 @@ def _read(body: bytes) -> _Error:
 
 
 def _is_html(headers: Mapping[str, str], body: bytes) -> bool:
-    # Decided by the first bytes as well: the backend is careless with content types.
+    # Also decided by the first byte, because the backend's content types are unreliable.
     return "text/html" in headers.get("content-type", "") or body.lstrip()[:1] == b"<"
 
 
@@ -172,7 +172,7 @@ def _from_edge(status: int) -> ApiError:
         return ApiError(
             502,
             "Cloudflare, in front of the ChatGPT backend, refused the request (403, an HTML page). The sign-in is not "
-            "at fault: this happens to addresses of data centres, and to requests without the originator, "
+            "the cause: this happens to addresses of data centres, and to requests without the originator, "
             "chatgpt-account-id or user-agent headers. Try again later or from another network, and check "
             "backend.originator.",
             type="server_error",
@@ -209,7 +209,7 @@ def _wait_in(text: str) -> int | None:
 
 
 def _retry_after(headers: Mapping[str, str], said: _Error, now: float) -> int | None:
-    """Whole seconds until a next try makes sense, by the most exact source there is."""
+    """Returns the whole seconds to wait before another attempt, from the most exact source available."""
     if (given := headers.get("retry-after", "")).isdecimal():
         return int(given)
     if said.resets_at is not None:
@@ -220,5 +220,5 @@ def _retry_after(headers: Mapping[str, str], said: _Error, now: float) -> int | 
 
 
 def whole_seconds(seconds: float) -> int:
-    # Rounded up: a client that comes back too early is refused again. Bounded: clocks differ, and texts lie.
+    # Rounded up, because a client that returns too early is refused again. Bounded, because clocks differ.
     return max(1, min(int(-(-seconds // 1)), 31 * 86400))

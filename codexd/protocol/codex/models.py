@@ -1,6 +1,6 @@
-"""Model names: what a client calls a model, and which slug, effort and request shape that means.
+"""Model names: maps a client's model name to slug, effort and request shape.
 
-Three layers, the later winning: names that clients have in their configuration from earlier days, a snapshot of the
+Three layers, the later one wins: older names that clients still have in their configuration, a snapshot of the
 catalogue that the official client shipped in November 2026, and the live catalogue of the signed-in account.
 """
 
@@ -18,7 +18,7 @@ Verbosity = Literal["low", "medium", "high"]
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """One model. ``lite`` chooses the shape of the upstream request, by the catalogue's flag and never by the name."""
+    """One model. ``lite`` selects the upstream request shape; it comes from the catalogue's flag, not from the name."""
 
     slug: str
     efforts: tuple[str, ...]
@@ -30,7 +30,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """A client's model name, understood. ``effort`` is set only when the name itself carried one."""
+    """A resolved model name. ``effort`` is set only when the name contains one."""
 
     model: Model
     effort: str | None
@@ -42,8 +42,8 @@ class Catalogue:
     def __init__(self, aliases: Mapping[str, str], live: Iterable[Model] | None = None) -> None:
         self._aliases = aliases
         self._models = {model.slug: model for model in BUILT_IN}
-        # With a live catalogue only its models are listed: the account has no others. The rest can still be named,
-        # and then the backend's own words say what became of them.
+        # With a live catalogue only its models are listed, because the account has no others. Other models can still be
+        # requested; the backend then returns its own error.
         listed = self._models
         if live is not None:
             listed = {model.slug: model for model in live}
@@ -54,12 +54,12 @@ class Catalogue:
         )
 
     def aliases_of(self, slug: str) -> list[str]:
-        """The configured names that stand for the model, with or without an effort."""
+        """Returns the configured names of the model, with or without an effort."""
         found = {alias: self._find(alias, self._aliases) for alias in self._aliases}
         return sorted(alias for alias, resolved in found.items() if resolved and resolved.model.slug == slug)
 
     def resolve(self, name: str) -> Resolved:
-        """Raises ApiError: 404 for an unknown name, 400 for an effort in the name that the model lacks."""
+        """Resolves a name. Raises ApiError 404 for an unknown name, 400 for an effort that the model lacks."""
         found = self._find(name, self._aliases)
         if found is None:
             stem = name.rpartition("-")[0]
@@ -73,13 +73,13 @@ class Catalogue:
         return found
 
     def _find(self, name: str, aliases: Mapping[str, str]) -> Resolved | None:
-        # An alias wins over a model of the same name: it is how a retired name gets a successor. Its target is no
-        # alias again, which also keeps a circle from turning.
+        # An alias overrides a model of the same name, so that a retired name can get a successor. The target is never
+        # looked up as an alias, which prevents cycles.
         if (target := aliases.get(name)) is not None:
             return self._find(target, {})
         if (model := self._models.get(name)) is not None:
             return Resolved(model, None)
-        # gpt-5.1-codex-max is a slug, gpt-6-sol-max a slug and an effort: hence the whole name first.
+        # The whole name first: gpt-5.1-codex-max is a slug, gpt-6-sol-max is a slug and an effort.
         stem, _, effort = name.rpartition("-")
         if effort in EFFORTS and (stem in aliases or stem in self._models):
             found = self._find(stem, aliases)
@@ -88,7 +88,7 @@ class Catalogue:
 
 
 def check_effort(model: Model, effort: str) -> None:
-    """Raises ApiError 400 naming what the model offers. A model that says nothing of efforts may have any."""
+    """Raises ApiError 400 that lists the model's efforts. A model without a list accepts any effort."""
     if model.efforts and effort not in model.efforts:
         raise errors.bad_request(
             f"The model {model.slug!r} has no reasoning effort {effort!r}. It offers: {', '.join(model.efforts)}.",
@@ -98,7 +98,7 @@ def check_effort(model: Model, effort: str) -> None:
 
 
 def _family(efforts: str, default: str, *slugs: str, **rest: object) -> list[Model]:
-    """``efforts`` is a space-separated list, weakest first."""
+    """Returns one model for each slug. ``efforts`` is a space-separated list, weakest first."""
     facts = {"efforts": efforts.split(), "default_effort": default, **rest}
     return [msgspec.convert({"slug": slug, **facts}, Model) for slug in slugs]
 
@@ -109,7 +109,7 @@ _TO_ULTRA = "low medium high xhigh max ultra"
 _LITE = {"lite": True, "context_window": 272_000, "verbosity": "low"}
 
 BUILT_IN: tuple[Model, ...] = (
-    # The catalogue of the official client 0.169.0, by its priority.
+    # The catalogue of the official client 0.169.0, ordered by its priority.
     *_family(_TO_ULTRA, "low", "gpt-6.1-sol", "gpt-6-astra", **_LITE),
     *_family(_TO_ULTRA, "medium", "gpt-6-sol", **_LITE),
     *_family(_TO_MAX, "medium", "gpt-6-luna", **_LITE),
@@ -129,7 +129,7 @@ BUILT_IN: tuple[Model, ...] = (
     ),
     *_family(_TO_XHIGH, "medium", "gpt-5.5", context_window=272_000, verbosity="low"),
     *_family(_TO_MAX, "medium", "codex-auto-review", listed=False, **_LITE),
-    # Names from before. They are in no catalogue any more, and in many people's configurations.
+    # Older names: in no catalogue any more, but in many configurations.
     *_family("none low medium high", "none", "gpt-5.1"),
     *_family("none low medium high xhigh", "none", "gpt-5.2"),
     *_family("low medium high", "medium", "gpt-5.1-codex"),
@@ -143,7 +143,7 @@ class _Level(msgspec.Struct):
 
 
 class _Entry(msgspec.Struct):
-    """An entry of ``GET /codex/models``: the keys that codexd uses, of some forty. Read leniently."""
+    """An entry of ``GET /codex/models``, read leniently: the keys that codexd uses, out of about forty."""
 
     slug: str
     supported_reasoning_levels: list[_Level] = []
@@ -164,9 +164,9 @@ _ENTRY = msgspec.json.Decoder(_Entry)
 
 
 def decode_catalogue(body: bytes) -> list[Model]:
-    """Read the answer of ``GET /codex/models``, in the order of its priorities.
+    """Decodes the answer of ``GET /codex/models``, sorted by priority.
 
-    An entry that cannot be read is left out; the others count. Raises ValueError when nothing is left.
+    Skips an entry that cannot be read. Raises ValueError when no entry is left.
     """
     entries: list[_Entry] = []
     for raw in _ANSWER.decode(body).models:

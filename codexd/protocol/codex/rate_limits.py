@@ -1,6 +1,6 @@
-"""How much of an account's allowance is used: from the headers of an answer, and from the usage endpoint.
+"""Used share of an account's limits, from the headers of an answer or from the usage endpoint.
 
-Wire facts: sections C.4 and E of the protocol notes. Windows are named by their length and not by their place: on some
+Wire facts: sections C.4 and E of the protocol notes. Windows are named by their length, not by their position: on some
 plans the first one is the weekly one.
 """
 
@@ -13,11 +13,11 @@ import msgspec
 from msgspec import Struct
 
 MAIN = "codex"
-"""The limit that all requests count against; others are for single features or models."""
+"""The limit that all requests count against; other limits apply to single features or models."""
 
 
 class Window(Struct, frozen=True, kw_only=True):
-    """``resets_at`` is in Unix seconds. ``label`` is the window's length, for people."""
+    """One limit window. ``resets_at`` is in Unix seconds; ``label`` is the window's length as text."""
 
     limit: str
     label: str
@@ -33,7 +33,7 @@ class Credits(Struct, frozen=True, kw_only=True):
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """``as_of`` is in Unix seconds; ``source`` tells whether the usage endpoint or an answer's headers said it."""
+    """All limits. ``as_of`` is in Unix seconds; ``source`` is the usage endpoint or an answer's headers."""
 
     source: Literal["usage", "headers"]
     as_of: int
@@ -44,7 +44,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 def label(minutes: int | None) -> str:
-    """``5 h``, ``weekly``, ``30 d``."""
+    """Returns a window's length as text: ``5 h``, ``weekly``, ``30 d``."""
     if minutes is None:
         return "limit"
     if minutes in (1440, 10080):
@@ -56,7 +56,7 @@ def label(minutes: int | None) -> str:
 
 
 def short(window: Window) -> str:
-    """``5h``, ``week``: the label for a line that has to be short."""
+    """Returns a short label for one-line output: ``5h``, ``week``."""
     return {"daily": "day", "weekly": "week"}.get(window.label, window.label.replace(" ", ""))
 
 
@@ -66,7 +66,7 @@ _USED = re.compile(r"x-(.{1,64})-(primary|secondary)-used-percent")
 
 
 def from_headers(headers: Mapping[str, str], now: float) -> Limits | None:
-    """What an answer's ``x-codex-*`` headers say; None when they say nothing. ``now`` is in Unix seconds."""
+    """Decodes an answer's ``x-codex-*`` headers; None when there are none. ``now`` is in Unix seconds."""
     windows = list(_windows(headers, now))
     if not windows:
         return None
@@ -117,14 +117,14 @@ def _number(text: str | None) -> float | None:
 
 
 def _truth(text: str) -> bool:
-    # "True", as Python writes it, or 1.
+    # The backend sends "True" (as Python prints it) or 1.
     return text.lower() in ("true", "1")
 
 
 def client_headers(headers: Mapping[str, str], now: float) -> list[tuple[str, str]]:
-    """The backend's limit headers for the client, and the fullest main window in OpenAI's ``x-ratelimit-*`` words.
+    """Returns the backend's limit headers for the client, and the fullest main window as ``x-ratelimit-*`` headers.
 
-    The backend gives percentages, so the limit is 100 and what remains is the rest of it.
+    The backend reports percentages, so the limit is 100 and the remaining requests are a percentage too.
     """
     own = {name: value for name, value in headers.items() if name.startswith("x-codex-")}
     passed = [
@@ -185,7 +185,7 @@ class _Usage(Struct, frozen=True):
 
 
 def from_usage(body: bytes, now: float) -> Limits:
-    """The answer of ``GET /wham/usage``. Raises msgspec.DecodeError, or UnicodeDecodeError, when it cannot be read."""
+    """Decodes the answer of ``GET /wham/usage``. Raises msgspec.DecodeError or UnicodeDecodeError."""
     usage = msgspec.json.decode(body, type=_Usage)
     extras = usage.additional_rate_limits or []
     limits = [

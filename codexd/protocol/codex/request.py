@@ -1,4 +1,4 @@
-"""What goes up: the body of ``POST /codex/responses``, as the official client writes it (captured)."""
+"""The body of ``POST /codex/responses``, as captured from the official client."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from codexd.protocol.raw import RawObject
 
 INCLUDE = ("reasoning.encrypted_content",)
-"""What is always asked for, and all that there is: reasoning that can be sent back, since nothing is stored."""
+"""The only accepted value, always requested: reasoning that can be sent back, because the backend stores nothing."""
 
 
 class InputText(Struct, frozen=True, kw_only=True, tag="input_text"):
@@ -87,9 +87,9 @@ class NamedTool(Struct, frozen=True, kw_only=True, tag="function"):
 
 
 class UpstreamRequest(Struct, frozen=True, kw_only=True):
-    """The body of ``POST /codex/responses``: an allow-list, because the backend refuses any key that it does not know.
+    """The body of ``POST /codex/responses``. It is an allow-list: the backend refuses any unknown key.
 
-    The order of the keys is the official client's; the prefix must not change between turns, or prompt caching fails.
+    The key order is the official client's. The prefix must not change between turns, or prompt caching fails.
     """
 
     model: str

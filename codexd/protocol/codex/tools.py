@@ -1,4 +1,4 @@
-"""Tools as the backend takes them: their names, and a forced choice in words. Pure functions."""
+"""Tool names that the backend accepts, and forced choices as instructions. Pure functions."""
 
 import hashlib
 import re
@@ -27,7 +27,7 @@ def name_of(tool: Tool | InputItem) -> str | None:
 
 
 def wire_name(name: str) -> str:
-    """A name that the backend takes: itself, or what can be kept of it and a hash, the same every time."""
+    """Returns a name that the backend accepts: the same name, or a cleaned prefix with a hash. Deterministic."""
     if _NAME.fullmatch(name):
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
@@ -35,7 +35,7 @@ def wire_name(name: str) -> str:
 
 
 class Named(NamedTuple):
-    """Tools, items and choice with names that the backend takes, and ``names`` to find the client's own by."""
+    """Tools, items and choice with accepted names. ``names`` maps these back to the client's own."""
 
     tools: list[Tool]
     items: list[InputItem]
@@ -47,7 +47,7 @@ _CALLS = frozenset({"function_call", "custom_tool_call"})
 
 
 def name(tools: Iterable[Tool], items: Iterable[InputItem], choice: Choice) -> Named:
-    """Give every tool a name that the backend takes, wherever it stands."""
+    """Renames every tool whose name the backend refuses, in tools, items and choice."""
     names: dict[str, str] = {}
 
     def renamed(thing: Tool | InputItem, own: str | None) -> Tool | InputItem:
@@ -71,7 +71,7 @@ def name(tools: Iterable[Tool], items: Iterable[InputItem], choice: Choice) -> N
 
 
 def instruction(choice: Choice) -> str | None:
-    """A forced choice in words, for responses-lite models: there the backend takes none but auto."""
+    """Returns a forced choice as an instruction for responses-lite models, which accept only ``auto``."""
     if isinstance(choice, NamedTool):
         return f"Call the tool {choice.name} now; do not answer in any other way."
     if choice == "required" or choice == Raw(b'"required"'):

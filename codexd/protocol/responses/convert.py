@@ -1,6 +1,6 @@
-"""A Responses request into the one that the backend accepts: the same protocol, for a backend that stores nothing.
+"""Conversion of a Responses request to the backend's request. Pure functions.
 
-Pure functions.
+Both use the same protocol, but the backend stores nothing.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ from codexd.protocol.tool_pairs import Placed
 
 
 def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settings, *, earlier: int = 0) -> Converted:
-    """Converts a request. Its first ``earlier`` items are turns that the client named and did not send.
+    """Converts a request. Its first ``earlier`` items come from ``previous_response_id``, not from the client.
 
-    Raises ApiError 400 naming what cannot be converted.
+    Raises ApiError 400 naming the part that cannot be converted.
     """
     items, adjusted = _input(asked.input, earlier, settings)
     if not items:
@@ -81,12 +81,12 @@ def _input(own: str | list[RawObject], earlier: int, settings: Settings) -> tupl
 
 
 def _fit_item(item: RawObject) -> tuple[InputItem | None, Adjustments]:
-    """Returns an input item without what refers to things stored at OpenAI; None for one that is nothing else."""
+    """Returns an input item without references to stored objects; None if nothing else is in it."""
     kind = type_of(item)
     if kind == "item_reference":
         return None, (Adjustment("item_reference", "dropped"),)
     if kind == "reasoning" and not plain(item.get("encrypted_content")):
-        # Its id alone means nothing to a backend that stores nothing: "Item with id 'rs_...' not found".
+        # An id alone is useless to a backend that stores nothing: "Item with id 'rs_...' not found".
         return None, (Adjustment("reasoning", "dropped"),)
     item = {key: value for key, value in item.items() if key != "id"}
     if kind not in (None, "message"):
@@ -103,7 +103,7 @@ def _fit_item(item: RawObject) -> tuple[InputItem | None, Adjustments]:
 
 
 def _leading_texts(items: list[InputItem]) -> tuple[str, list[InputItem]]:
-    """Returns the client's own developer texts at the start as instructions, as in the chat, and the other items."""
+    """Returns the leading developer texts as instructions, and the other items."""
     texts: list[str] = []
     for item in items:
         if not isinstance(item, dict) or role_of(item) != "developer":

@@ -1,4 +1,4 @@
-"""What a client may ask about a stored response: its input items, page by page, each with an id. Pure functions."""
+"""Queries about a stored response: its input items in pages, each with an id, and its compaction. Pure functions."""
 
 import hashlib
 
@@ -22,7 +22,7 @@ class ItemList(Struct, frozen=True, kw_only=True):
 
 
 def input_items(items: list[RawObject], *, limit: int = 20, order: str = "desc", after: str | None = None) -> ItemList:
-    """A page of the input. Raises ApiError 400 for a page that cannot be."""
+    """Returns a page of the input. Raises ApiError 400 for an invalid page."""
     if not 1 <= limit <= MAX_PAGE:
         raise errors.bad_request(f"limit must be between 1 and {MAX_PAGE}.", param="limit")
     if order not in ("asc", "desc"):
@@ -32,7 +32,7 @@ def input_items(items: list[RawObject], *, limit: int = 20, order: str = "desc",
         found.reverse()
     ids = [msgspec.json.decode(item["id"], type=str) for item in found]
     if after is not None and after not in ids:
-        raise errors.bad_request(f"There is no input item {after!r} in this response.", param="after")
+        raise errors.bad_request(f"This response has no input item {after!r}.", param="after")
     start = 0 if after is None else ids.index(after) + 1
     page, names = found[start : start + limit], ids[start : start + limit]
     return ItemList(
@@ -52,11 +52,11 @@ def _with_id(item: RawObject, number: int) -> RawObject:
 
 
 COMPACTION_TRIGGER: RawObject = {"type": Raw(b'"compaction_trigger"')}
-"""The last input item of a request that is to be compacted and not answered (section F of the protocol notes)."""
+"""The last input item of a request for compaction instead of an answer (section F of the protocol notes)."""
 
 
 class Compaction(Struct, frozen=True, kw_only=True):
-    """``output`` is what the next request begins with: the messages of the person, and the rest in one item."""
+    """A compacted conversation. ``output`` starts the next request: the user's messages and one item for the rest."""
 
     id: str
     created_at: float
@@ -73,7 +73,7 @@ class _Document(Struct):
 
 
 def compacted(document: bytes, input: list[RawObject]) -> Compaction:  # noqa: A002 - the API's own word
-    """Raises ApiError 502 when the answer holds no compaction."""
+    """Returns the compaction in an answer. Raises ApiError 502 when it holds none."""
     whole = msgspec.json.decode(document, type=_Document)
     found = [item for item in whole.output if item.get("type") == Raw(b'"compaction"')]
     if not found:
@@ -83,7 +83,7 @@ def compacted(document: bytes, input: list[RawObject]) -> Compaction:  # noqa: A
 
 
 def as_items(input: str | list[RawObject]) -> list[RawObject]:  # noqa: A002 - the API's own word
-    """A request's input as items, whatever its shape."""
+    """Returns a request's input as items, whether it is a string or a list."""
     if not isinstance(input, str):
         return input
     message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": input}]}

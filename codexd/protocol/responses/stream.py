@@ -1,8 +1,15 @@
-"""The Responses dialect on its way back: events pass through, mended where this backend falls short.
+"""The automaton of the Responses API: events pass through, and are corrected where this backend differs from OpenAI's.
 
-What is mended: the terminal event's ``output``, empty on this backend, is rebuilt from ``output_item.done``; the
-response object gets every key that OpenAI's schema has and echoes what the client asked, not what codexd made of it;
-tool calls lose the namespace that codexd put on them; ``sequence_number`` never repeats, also after a keepalive.
+    state    | left by                                                               | to
+    ---------|-----------------------------------------------------------------------|--------
+    waiting  | the first event of the answer, except start and end of reasoning      | begun
+    any      | completed, incomplete, ``max_output_tokens`` reached (``cut_short``)  | done
+    any      | completed without output                                              | failed
+    any      | failed, cancelled, error, an unreadable terminal event, early end     | failed
+
+Corrections: the terminal event's ``output``, empty on this backend, is rebuilt from ``output_item.done``. The response
+object gets every key of OpenAI's schema and repeats the client's values, not codexd's. Tool calls lose the namespace
+that codexd added. ``sequence_number`` never repeats, even after a keepalive.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +29,7 @@ from codexd.protocol.responses.truncation import Truncation
 from codexd.protocol.tokens import tokens_of
 
 _SILENT = frozenset({"response.created", "response.in_progress", "response.queued"})
-"""Events that say nothing of the answer yet."""
+"""Events before any part of the answer."""
 
 _DELTAS = {
     f"response.{name}.delta": f"event: response.{name}.delta\ndata: ".encode()
@@ -31,7 +38,7 @@ _DELTAS = {
         "custom_tool_call_input",
     )
 }  # fmt: skip
-"""Events that go out as they came, and how they begin then."""
+"""Events that are passed on unchanged, and their first bytes on the wire."""
 
 _TERMINAL = {"response.completed": "completed", "response.incomplete": "incomplete"}
 _WITH_RESPONSE = _SILENT | set(_TERMINAL)
@@ -39,7 +46,7 @@ _WITH_RESPONSE = _SILENT | set(_TERMINAL)
 ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
           "previous_response_id", "safety_identifier",
           "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user")  # fmt: skip
-"""Keys of the response object that repeat the request: the client's own value wins."""
+"""Keys of the response object that repeat the request: the client's own value is used."""
 
 _DEFAULTS: RawObject = {
     key: Raw(value)
@@ -71,7 +78,7 @@ _DEFAULTS: RawObject = {
     }.items()
 }
 _HIDDEN: RawObject = {"instructions": Raw(b"null"), "tools": Raw(b"[]"), "tool_choice": Raw(b'"auto"')}
-"""What codexd adds upstream and the client did not ask for."""
+"""Replacements for values that codexd added to the request."""
 
 
 class _Head(Struct):
@@ -80,7 +87,7 @@ class _Head(Struct):
 
 
 class _StreamError(Struct, frozen=True):
-    """OpenAI's ``error`` event. ``error`` repeats it as the object that Chat clients know; SDKs raise on that key."""
+    """OpenAI's ``error`` event. ``error`` repeats it as the object of the Chat API; SDKs raise on that key."""
 
     type: str
     sequence_number: int
@@ -103,10 +110,10 @@ _NAMESPACE_KEY = b'"namespace"'
 
 
 class ResponsesStream:
-    """One answer. ``echo`` holds the client's own values of ECHOED keys, ``own_names`` its names of renamed tools.
+    """Automaton of one answer. ``echo`` holds the client's values of ECHOED keys, ``own_names`` its own tool names.
 
-    ``truncation`` ends the answer at a limit; its usage is then estimated, of the request by ``prompt_tokens``.
-    ``on_done`` gets the final response object. ``websocket``: the client has no HTTP status and no headers to look at.
+    ``truncation`` ends the answer at a limit; usage is then estimated, with ``prompt_tokens`` for the request.
+    ``on_done`` gets the final response object. ``websocket``: the client sees no HTTP status or headers.
     """
 
     def __init__(
@@ -145,7 +152,7 @@ class ResponsesStream:
         return self
 
     def push(self, data: bytes) -> bytes:
-        """Take the ``data`` of one event; the bytes of the event that the client gets, if any."""
+        """Takes the ``data`` of one event; returns the client's event as bytes, or empty bytes."""
         if self.done or self.error is not None:
             return b""
         try:
@@ -157,19 +164,19 @@ class ResponsesStream:
             self._sequence, self.begun = number, True
             return before + data + b"\n\n"
         if not head.type.startswith("response.") and head.type != "error":
-            # Of those that are not OpenAI's own, clients of a websocket use the limits, which others find in headers.
+            # Not an event of OpenAI's API. Websocket clients use the rate limits, which other clients find in headers.
             passes = self._websocket and head.type == "codex.rate_limits"
             return sse.encode(head.type.encode(), data) if passes else b""
         try:
             return self._push(head, data)
         except msgspec.DecodeError:
-            # A shape that nobody has seen yet. An event on the way can be done without; the last one cannot.
+            # An unknown shape. Other events can be skipped, but the terminal event is needed.
             if head.type in _TERMINAL:
                 self.error = errors.stream_ended()
             return b""
 
     def _passes(self, data: bytes) -> bool:
-        """Whether a delta needs nothing done to it: so are nearly all events."""
+        """Returns whether a delta needs no change, as nearly all events."""
         return self._truncation is None and b"\n" not in data
 
     def _push(self, head: _Head, data: bytes) -> bytes:
@@ -194,36 +201,35 @@ class ResponsesStream:
         return self._event(kind, head.sequence_number, data, changes)
 
     def eof(self) -> None:
-        """The upstream has ended its stream. Without a terminal event before, that is a failure."""
+        """Handles the end of the upstream's stream; without a terminal event before, it is a failure."""
         if not self.done and self.error is None:
             self.error = errors.stream_ended()
 
     def failure(self, error: ApiError) -> bytes:
-        """The one frame that ends a stream which fails after its beginning: the upstream's own, if it had one."""
+        """Returns the frame that ends a stream which fails after its first byte: the upstream's own, if it sent one."""
         if self._failure is not None:
             return self._event("response.failed", None, self._failure, {})
         it = error.error
         frame = _StreamError("error", self._next(), it.code, it.message, it.param, it)
         if self._websocket:
-            # The official client ignores an error without a status, and waits on.
+            # The official client ignores an error without a status and continues to wait.
             frame = msgspec.structs.replace(frame, status=error.status, headers=error.all_headers())
         return sse.encode(b"error", msgspec.json.encode(frame))
 
     def keepalive(self) -> bytes:
         if self._sequence < 0:
-            return b": keepalive\n\n"  # OpenAI's SDK wants response.created to be the first event
-        # An event and no comment: clients of this dialect, the official one among them, reset their idle timer on
-        # events alone.
+            return b": keepalive\n\n"  # OpenAI's SDK requires response.created as the first event
+        # An event, not a comment: clients of this API, such as the official one, reset their idle timer only on events.
         return sse.encode(b"keepalive", msgspec.json.encode(_Keepalive("keepalive", self._next())))
 
     def document(self) -> bytes:
-        """The final response object. Raises ValueError before the end."""
+        """Returns the final response object. Raises ValueError before the end."""
         if self._response_object is None:
             raise ValueError("an answer without an end has no document")
         return self._response_object
 
     def warm(self, head: bytes) -> bytes:
-        """Both events of an answer that was not to be generated: ``head`` has its id, model and creation time."""
+        """Returns the two events of an answer that is not generated. ``head`` has its id, model and creation time."""
         out = b""
         for kind, status in (("response.created", "in_progress"), ("response.completed", "completed")):
             response = self._complete(Raw(head), status=status)
@@ -257,7 +263,7 @@ class ResponsesStream:
         return b""
 
     def _cut_off(self, truncation: Truncation, data: bytes, events: list[dict[str, object]]) -> bytes:
-        """The events that end the answer here: those that close what is open, its item, and the response."""
+        """Returns the events that end the answer early: they close the open part, its item, and the response."""
         index = _index(_OBJECT.decode(data))
         out = []
         for event in events:
@@ -301,7 +307,7 @@ class ResponsesStream:
         return changes
 
     def _named(self, data: bytes) -> RawObject:
-        """The function's name, which OpenAI's schema wants in this event and the backend leaves out."""
+        """Returns the function's name, which OpenAI's schema requires in this event and the backend omits."""
         event = _OBJECT.decode(data)
         name = self._names.get(_index(event))
         return {} if name is None or "name" in event else {"name": name}
@@ -323,7 +329,7 @@ class ResponsesStream:
         self._response_object = bytes(complete)
         if self.done:
             self._on_done(self._response_object)
-            self._on_done = lambda _: None  # it holds the whole request
+            self._on_done = lambda _: None  # releases the closure, which holds the whole request
         return complete
 
     def _complete(self, raw: Raw, status: str | None = None) -> Raw:
@@ -332,7 +338,7 @@ class ResponsesStream:
         }
         response = {**_DEFAULTS, **given, **self._echo}
         if response.get("user") == Raw(b"null"):
-            del response["user"]  # the one key of the schema that may be missing but not null
+            del response["user"]  # the only key of the schema that may be missing but not null
         response.setdefault("output", Raw(b"[]"))
         if status is not None:
             response.setdefault("status", Raw(msgspec.json.encode(status)))
@@ -347,7 +353,7 @@ def _index(event: RawObject) -> int:
 
 
 def _complete_usage(raw: Raw) -> Raw:
-    """Usage with all of its details; the backend leaves some of them out, or null."""
+    """Returns usage with all details; the backend omits some of them or sends null."""
     usage = _OBJECT.decode(raw)
     for key, defaults in _DETAILS.items():
         given = usage.get(key, Raw(b"null"))

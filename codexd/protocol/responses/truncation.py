@@ -1,7 +1,7 @@
-"""Ends a Responses stream at ``max_output_tokens``, which the backend does not take, with the events that close it.
+"""Ends a Responses stream at ``max_output_tokens``, which the backend does not support.
 
-Only requests that ask for a limit come through here. What is open then is closed as the API itself does it: the text's
-and the part's ``done``, the item as ``incomplete``, and ``response.incomplete`` with the reason.
+Only requests with a limit use this. Open parts are closed as in OpenAI's API: ``done`` for the text and the part, the
+item as ``incomplete``, and ``response.incomplete`` with the reason.
 """
 
 import msgspec
@@ -30,7 +30,7 @@ _DELTA = msgspec.json.Decoder(_Delta)
 
 
 class Truncation:
-    """Follows one answer."""
+    """Token limit of one answer."""
 
     def __init__(self, cut: Cutoff) -> None:
         self._cut = cut
@@ -41,7 +41,7 @@ class Truncation:
         return self._cut.spent
 
     def push(self, kind: str, data: bytes) -> list[Event] | None:
-        """The events that stand for this one and end its item, when it goes over the limit; None while all fits."""
+        """Returns the events that replace this one and end its item at the limit; None while everything fits."""
         key = _COUNTED.get(kind)
         if key is None:
             return None
@@ -60,7 +60,7 @@ class Truncation:
         return events + _closing(kind, key, place, whole)
 
     def closed(self, item: RawObject, index: int) -> RawObject:
-        """The item that is cut off, as it is then."""
+        """Returns the item as it is when it is cut off."""
         whole = self._so_far.get(index, "")
         changes: Event = {"status": "incomplete"}
         if item.get("type") == Raw(b'"message"'):

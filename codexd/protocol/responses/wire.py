@@ -1,4 +1,4 @@
-"""Wire records of the Responses API: what a client sends to ``/v1/responses``."""
+"""Wire records of the Responses API: requests to ``/v1/responses``."""
 
 from typing import Literal
 

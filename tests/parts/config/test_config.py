@@ -133,7 +133,7 @@ def test_the_environment_is_on_top(tmp_path: Path) -> None:
         ("[server]\nbind = [1]\n", "config.toml: server.bind[0]: expected `str`, got `int`"),
         ("[server]\nbind = ['a']\nport = 1\n", "config.toml: server.bind: expected either bind, or host and port"),
         ("[server]\nbind = []\n", "server.bind: expected at least one address"),
-        ("[server]\nbind = ['127.0.0.1:1', '127.0.0.1:1']\n", "server.bind: 127.0.0.1:1 is there twice"),
+        ("[server]\nbind = ['127.0.0.1:1', '127.0.0.1:1']\n", "server.bind: 127.0.0.1:1 is listed twice"),
         ("[backend]\noriginator = 'Café'\n", "config.toml: backend.originator: expected `str` matching regex"),
         ("[server]\nbind = ['localhost']\n", "server.bind: expected host:port or unix:/path, got 'localhost'"),
         (
@@ -185,8 +185,8 @@ def test_beyond_loopback_needs_a_key_or_the_word(tmp_path: Path, bind: str) -> N
         ("[oauth]\nissuer = 'https://ä.example'\n", "oauth.issuer: expected an http or https address"),
         ("[oauth]\nredirect_uri = 'http://127.0.0.1:99999/cb'\n", "oauth.redirect_uri: expected an http or https"),
         ("[server]\nstrict_keys = ['x']\n", "server.strict_keys: 'x' is not in server.client_keys"),
-        ("[storage]\ndir = '~nobody-of-that-name/x'\n", "storage.dir: ~nobody-of-that-name/x: there is no such user"),
-        ("[logging]\ndir = '~nobody-of-that-name/x'\n", "logging.dir: ~nobody-of-that-name/x: there is no such user"),
+        ("[storage]\ndir = '~nobody-of-that-name/x'\n", "storage.dir: ~nobody-of-that-name/x: unknown user"),
+        ("[logging]\ndir = '~nobody-of-that-name/x'\n", "logging.dir: ~nobody-of-that-name/x: unknown user"),
     ],
 )
 def test_addresses_and_directories_are_checked_at_start(tmp_path: Path, text: str, said: str) -> None:
