@@ -13,10 +13,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from app.test_app import Backend
 from codexd.auth import store
 from codexd.ctl.parser import parser
 from support.asgi import client
+from support.backend import Backend
 from support.daemon import ROOT, environment, running
 from support.simulated import simulated
 

@@ -1,6 +1,6 @@
 """The whole app on a jumping clock: minutes of silence in no time."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,48 +19,9 @@ from codexd.protocol import sse
 from codexd.protocol.conversion import Conversion
 from codexd.upstream.transport import Transport
 from support.asgi import client
+from support.backend import CALLED, REASONED, WHOLE, Backend, Body
 from support.daemon import hello
 from support.upstream import ADDED, COMPLETED, CREATED, Json, done, text
-
-WHOLE: Sequence["Json | float"] = [CREATED, ADDED, text("Hel"), text("lo"), done("Hello"), COMPLETED]
-
-
-class Body(httpx.AsyncByteStream):
-    """Events and pauses in seconds; knows whether it was closed."""
-
-    def __init__(self, steps: Sequence["Json | float"]) -> None:
-        self._steps = iter(steps)
-        self.closed = False
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        for step in self._steps:
-            if isinstance(step, int | float):
-                await trio.sleep(step)
-            else:
-                return sse.encode(step["type"].encode(), msgspec.json.encode(step))
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        self.closed = True
-
-
-class Backend:
-    def __init__(self, steps: Sequence["Json | float"] = WHOLE) -> None:
-        self.steps = steps
-        self.requests: list[httpx.Request] = []
-        self.bodies: list[Body] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request)
-        self.bodies.append(Body(self.steps))
-        return httpx.Response(200, stream=self.bodies[-1])
-
-    @property
-    def sent(self) -> Any:
-        return msgspec.json.decode(self.requests[-1].content)
 
 
 async def test_a_long_silence_is_filled_and_the_answer_arrives(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -460,16 +421,6 @@ async def test_a_cut_answer_closes_its_upstream_at_once(autojump_clock: MockCloc
 
 # --- reasoning between turns
 
-REASONED: Json = {
-    "type": "response.output_item.done",
-    "output_index": 0,
-    "item": {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAAA-secret-thoughts"},
-}
-CALLED: Json = {
-    "type": "response.output_item.done",
-    "output_index": 1,
-    "item": {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"},
-}
 LOOP = [
     {"role": "user", "content": "x"},
     {"role": "assistant", "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from trio.testing import MockClock
 
-from app.test_app import Backend
 from codexd.config.model import Config, Server
 from codexd.upstream.catalog import _Copy
 from support.asgi import client
+from support.backend import Backend
 from support.daemon import hello
 from support.zstd import zstd
 

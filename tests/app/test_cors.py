@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from app.test_app import Backend
 from codexd.config.model import Config, Server
 from support.asgi import Client, client
+from support.backend import Backend
 from support.daemon import hello
 
 KEY = "0123456789abcdef"

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
-from app.test_app import CALLED, REASONED, Backend
 from codexd.config.model import Codex, Config, Server
 from support.asgi import Answer, client
+from support.backend import CALLED, REASONED, Backend
 from support.upstream import ADDED, COMPLETED, CREATED, done, failed, text
 
 TOOL = {"name": "f", "input_schema": {"type": "object", "properties": {}}}

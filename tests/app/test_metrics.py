@@ -8,10 +8,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
-from app.test_app import Backend
 from codexd.config.model import Config, Server
 from codexd.telemetry.metrics import MAX_ADJUSTMENTS, Metrics
 from support.asgi import Client, client
+from support.backend import Backend
 from support.daemon import ROOT, hello
 from support.upstream import ADDED, COMPLETED, CREATED, done, failed, text
 

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 from trio.testing import MockClock
 
-from app.test_app import Backend
 from codexd.protocol import parameters
-from protocol.test_transcripts import FOLDER, NAMES
 from support.asgi import client
+from support.backend import Backend
 from support.daemon import hello
+from support.transcripts import FOLDER, NAMES
 
 PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
 

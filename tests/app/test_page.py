@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from app.test_app import WHOLE, Backend
 from codexd.api import status_page
 from codexd.config.model import Config, Server
 from codexd.protocol.codex.rate_limits import Window
 from codexd.telemetry.tokens import Hour
 from support.asgi import client
+from support.backend import WHOLE, Backend
 from support.daemon import hello
 
 VIEW = status_page.View(

@@ -8,40 +8,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from app.test_app import CALLED, REASONED, Backend
 from codexd.config.model import Config, Storage
 from codexd.state import responses as module
 from codexd.state.responses import ResponseStore, Stored
 from support.asgi import client
-from support.upstream import ADDED, CREATED, Json, done, text
+from support.backend import CALLED, REASONED, Counting, texts
+from support.upstream import Json
 
 NOW = 1_795_000_000.0
 
 
-def completed(name: str) -> Json:
-    return {"type": "response.completed", "response": {"id": name, "model": "gpt-5.5", "created_at": 1, "output": []}}
-
-
-class Counting(Backend):
-    """Every answer has an id of its own."""
-
-    def __init__(self, *steps: Json) -> None:
-        super().__init__()
-        self._parts = steps or (ADDED, text("Hi"), done("Hi"))
-
-    def __call__(self, request: Any) -> Any:
-        name = f"resp_{len(self.requests) + 1}"
-        created = {"type": "response.created", "response": CREATED["response"] | {"id": name}}
-        self.steps = [created, *self._parts, completed(name)]
-        return super().__call__(request)
-
-
 def ask(said: Any = "x", **fields: Any) -> dict[str, Any]:
     return {"model": "gpt-5.5", "input": said, **fields}
-
-
-def texts(body: Any) -> list[str]:
-    return [part["text"] for item in body["input"] for part in item.get("content", [])]
 
 
 @pytest.mark.parametrize("streamed", [True, False])

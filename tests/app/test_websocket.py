@@ -7,11 +7,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from app.test_app import Backend
-from app.test_state import Counting, texts
 from codexd.api.websocket import LIFETIME, MAX_WAITING
 from codexd.config.model import Config, Server, Storage
 from support.asgi import client
+from support.backend import Backend, Counting, texts
 from support.upstream import ADDED, COMPLETED, CREATED, done, failed, text
 
 KEY = "a-client-key-of-somebody"

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from app.test_app import Backend
 from codexd.protocol import sse
-from protocol.test_transcripts import FOLDER, NAMES, conversion
 from support.asgi import client
+from support.backend import Backend
+from support.transcripts import FOLDER, NAMES, conversion
 
 PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
 STRANGE = st.one_of(

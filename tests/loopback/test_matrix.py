@@ -14,9 +14,23 @@ import msgspec
 import pytest
 import trio
 
-from loopback.test_faults import Client, Outcome, cut
+from support.asking import Client, Outcome
 from support.daemon import ROOT, Daemon, running
-from support.upstream import ADDED, COMPLETED, CREATED, Call, Json, Script, Upstream, done, failed, polite, refuse, text
+from support.upstream import (
+    ADDED,
+    COMPLETED,
+    CREATED,
+    Call,
+    Json,
+    Script,
+    Upstream,
+    cut,
+    done,
+    failed,
+    polite,
+    refuse,
+    text,
+)
 from support.zstd import zstd
 
 pytestmark = pytest.mark.loopback

@@ -15,7 +15,7 @@ from codexd.protocol.stops import StopLimits as Limits
 from codexd.protocol.stops import limits_of as limits
 from codexd.protocol.tokens import BYTES_PER_TOKEN, prompt_tokens
 from codexd.protocol.tokens import tokens_of as estimate
-from protocol.test_request import chat_request, responses_request
+from support.converted import chat_request, responses_request
 
 
 def cut(pieces: list[str], *stop: str, max_tokens: int | None = None) -> tuple[str, str | None]:

@@ -19,7 +19,7 @@ from codexd.protocol.reasoning import ReasoningMemory as Memory
 from codexd.protocol.reasoning import Turn, nothing, of_call, of_text
 from codexd.protocol.stops import Cutoff as Cut
 from codexd.protocol.stops import StopLimits as Limits
-from protocol.test_request import CATALOGUE, responses_request, up
+from support.converted import CATALOGUE, responses_request, up
 
 
 def item(content: str = "gAAAA", size: int = 0) -> RawObject:

@@ -9,34 +9,12 @@ from codexd.errors import ApiError
 from codexd.protocol import parameters
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.chat.convert import from_chat
-from codexd.protocol.codex.models import Catalogue, Model, Resolved
-from codexd.protocol.convert import NEUTRAL, Converted, Settings
+from codexd.protocol.codex.models import Model, Resolved
+from codexd.protocol.convert import NEUTRAL, Settings
 from codexd.protocol.members import split
 from codexd.protocol.responses import wire as responses
-from codexd.protocol.responses.convert import from_responses
 from support.adjusted import rules_applied, told
-
-CATALOGUE = Catalogue({})
-
-
-def chat_request(model: str = "gpt-5.5", settings: Settings = Settings(prompt="P"), **fields: Any) -> Converted:  # noqa: B008
-    asked = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
-    return from_chat(chat.REQUEST.decode(split(msgspec.json.encode(asked))), CATALOGUE.resolve(model), settings)
-
-
-def responses_request(model: str = "gpt-5.5", settings: Settings = Settings(prompt="P"), **fields: Any) -> Converted:  # noqa: B008
-    body = msgspec.json.encode({"model": model, "input": "hi", **fields})
-    return from_responses(responses.REQUEST.decode(split(body)), CATALOGUE.resolve(model), settings)
-
-
-def up(converted: Converted) -> Any:
-    return msgspec.json.decode(msgspec.json.encode(converted.request))
-
-
-def refusal(**fields: Any) -> ApiError:
-    with pytest.raises(ApiError) as caught:
-        chat_request(**fields)
-    return caught.value
+from support.converted import CATALOGUE, chat_request, refusal, responses_request, up
 
 
 def test_the_request_asks_for_what_the_backend_insists_on() -> None:

@@ -14,8 +14,8 @@ from codexd.protocol.chat import tools as chat_tools
 from codexd.protocol.codex import tools
 from codexd.protocol.codex.request import FunctionTool
 from codexd.protocol.convert import Settings
-from protocol.test_request import chat_request, refusal, responses_request, up
 from support.adjusted import told
+from support.converted import chat_request, refusal, responses_request, up
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 

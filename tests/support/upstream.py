@@ -191,6 +191,11 @@ async def polite(call: Call) -> None:
     await call.end()
 
 
+async def cut(call: Call) -> None:
+    """Close without an answer."""
+    await call.stream.aclose()
+
+
 def refuse(status: int, body: bytes | Json, *headers: str) -> Script:
     async def play(call: Call) -> None:
         await call.answer(status, body, *headers)
