@@ -1,12 +1,11 @@
-from pathlib import Path
-
 import msgspec
 import pytest
 
 from codexd.protocol.codex.rate_limits import Credits, Window, from_headers, from_usage, label, short
+from support.daemon import ROOT
 
 NOW = 1_795_000_000.0
-CAPTURES = Path(__file__).parent.parent.parent.parent / "shared" / "upstream" / "captures" / "http"
+CAPTURES = ROOT.parent / "shared" / "upstream" / "captures" / "http"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -11,9 +10,10 @@ import pytest
 from codexd.auth import oauth
 from codexd.auth.oauth import Code, Denied, Device, DeviceGrant, Pending, Stray
 from codexd.auth.store import Credentials, StoreError, from_auth_json
+from support.daemon import ROOT
 from support.secrets import MARKER, access_token
 
-CAPTURES = Path(__file__).parent.parent.parent.parent / "shared" / "upstream" / "captures" / "auth"
+CAPTURES = ROOT.parent / "shared" / "upstream" / "captures" / "auth"
 captured = pytest.mark.skipif(not CAPTURES.exists(), reason="the captures are not here")
 
 

@@ -22,6 +22,7 @@ from codexd.auth.session import Session
 from codexd.config.model import OAuth
 from codexd.demo import issuer as demo
 from codexd.errors import ApiError
+from support.daemon import ROOT
 from support.simulated import Wire
 
 EPOCH = 1_795_000_000.0
@@ -487,7 +488,7 @@ def test_nobody_listens_on_a_free_port() -> None:
 
 
 def test_the_wire_formats_of_the_device_calls_are_the_official_clients() -> None:
-    captures = Path(__file__).parent.parent.parent.parent / "shared" / "upstream" / "captures" / "auth"
+    captures = ROOT.parent / "shared" / "upstream" / "captures" / "auth"
     if not captures.exists():
         pytest.skip("the captures are not here")
 
