@@ -16,7 +16,7 @@ from codexd.config.model import Config
 from codexd.control import wire
 from codexd.ctl.parser import parser
 from codexd.ctl.session import EXIT
-from codexd.protocol.codex import rate_limits as limits
+from codexd.protocol.codex import rate_limits
 
 MAN = Path(__file__).parent.parent / "docs" / "man"
 PAGES = sorted(MAN.iterdir())
@@ -78,7 +78,7 @@ def replies() -> str:
             *([said] if said else []),
             *([f".Ql {held} ."] if held else []),
         ]
-    inner = [("windows of usage", limits.Window), ("credits of usage", limits.Credits), ("models", wire.ModelEntry), ("keys", wire.KeyEntry)]  # fmt: skip
+    inner = [("windows of usage", rate_limits.Window), ("credits of usage", rate_limits.Credits), ("models", wire.ModelEntry), ("keys", wire.KeyEntry)]  # fmt: skip
     for name, struct in inner:
         held = " ,\n.Ql ".join(field.name for field in msgspec.structs.fields(struct))
         lines += [f".It each of the {name}", f".Ql {held} ."]

@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from codexd.config.model import Config, Storage
-from codexd.state import responses as module
+from codexd.state import responses
 from codexd.state.responses import ResponseStore, Stored
 from support.asgi import client
 from support.backend import CALLED, REASONED, Counting, texts
@@ -220,7 +220,7 @@ async def test_a_disk_that_is_full_costs_the_file_alone(tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_durably", full)
+    monkeypatch.setattr(responses, "write_durably", full)
     store = make(tmp_path, [NOW], responses=True)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.run)

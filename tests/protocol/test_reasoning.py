@@ -15,10 +15,8 @@ from codexd.protocol.conversion import Conversion
 from codexd.protocol.convert import Settings, without_reasoning
 from codexd.protocol.members import split
 from codexd.protocol.raw import RawObject
-from codexd.protocol.reasoning import ReasoningMemory as Memory
-from codexd.protocol.reasoning import Turn, nothing, of_call, of_text
-from codexd.protocol.stops import Cutoff as Cut
-from codexd.protocol.stops import StopLimits as Limits
+from codexd.protocol.reasoning import ReasoningMemory, Turn, nothing, of_call, of_text
+from codexd.protocol.stops import Cutoff, StopLimits
 from support.converted import CATALOGUE, responses_request, up
 
 
@@ -28,7 +26,7 @@ def item(content: str = "gAAAA", size: int = 0) -> RawObject:
 
 
 def test_what_is_kept_is_found_by_its_model_and_key_for_its_time() -> None:
-    memory = Memory(10_000, 60)
+    memory = ReasoningMemory(10_000, 60)
     memory.remember("m", "a", [item()], now=0)
     assert memory.recall("m", "a", now=60) == (item(),)
     assert memory.recall("m", "a", now=61) == ()
@@ -37,7 +35,7 @@ def test_what_is_kept_is_found_by_its_model_and_key_for_its_time() -> None:
 
 
 def test_the_oldest_goes_first_and_all_of_it_is_bounded() -> None:
-    memory = Memory(1000, 60)
+    memory = ReasoningMemory(1000, 60)
     for number in range(10):
         memory.remember("m", str(number), [item(size=200)], now=number)
     kept = [number for number in range(10) if memory.recall("m", str(number), now=10)]
@@ -114,7 +112,7 @@ def test_what_is_incomplete_or_cannot_be_sent_back_is_not_kept() -> None:
 
 def test_an_answer_that_was_cut_is_not_kept() -> None:
     kept: list[str] = []
-    stream = ChatStream(id="i", model="m", created=1, include_usage=False, cut=Cut(Limits(max_tokens=1)))
+    stream = ChatStream(id="i", model="m", created=1, include_usage=False, cut=Cutoff(StopLimits(max_tokens=1)))
     conversion = Conversion(ChatConverter(stream, streamed=True, turn=Turn(lambda key, _: kept.append(key))))
     for event in (reasoning(0, "one"), call(1, "a"), message(2, "far too long"), COMPLETED):
         conversion.feed(sse.encode(b"x", msgspec.json.encode(event)))

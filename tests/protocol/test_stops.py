@@ -10,16 +10,13 @@ from codexd.protocol.chat.fold import join, total
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.chat.wire import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
 from codexd.protocol.codex.events import decode_event
-from codexd.protocol.stops import Cutoff as Cut
-from codexd.protocol.stops import StopLimits as Limits
-from codexd.protocol.stops import limits_of as limits
-from codexd.protocol.tokens import BYTES_PER_TOKEN, prompt_tokens
-from codexd.protocol.tokens import tokens_of as estimate
+from codexd.protocol.stops import Cutoff, StopLimits, limits_of
+from codexd.protocol.tokens import BYTES_PER_TOKEN, prompt_tokens, tokens_of
 from support.converted import chat_request, responses_request
 
 
 def cut(pieces: list[str], *stop: str, max_tokens: int | None = None) -> tuple[str, str | None]:
-    it = Cut(Limits(stop, max_tokens))
+    it = Cutoff(StopLimits(stop, max_tokens))
     out = ""
     for piece in pieces:
         out += it.text(piece)
@@ -65,7 +62,7 @@ def test_the_limit_is_never_passed_and_never_splits_a_character(pieces: list[str
     assert text.startswith(out)
     assert len(out.encode(errors="surrogatepass")) <= tokens * BYTES_PER_TOKEN
     assert (reason is None) == (len(text.encode(errors="surrogatepass")) <= tokens * BYTES_PER_TOKEN)
-    assert estimate(len(out.encode())) <= tokens
+    assert tokens_of(len(out.encode())) <= tokens
 
 
 def test_the_limit_counts_before_a_stop_sequence() -> None:
@@ -76,11 +73,11 @@ def test_the_limit_counts_before_a_stop_sequence() -> None:
 def test_what_makes_no_sense_is_refused_by_name() -> None:
     for stop, tokens, param in ((list("abcde"), None, "stop"), (None, 0, "max_tokens"), (None, -1, "max_tokens")):
         with pytest.raises(ApiError) as caught:
-            limits(stop, ("max_tokens", tokens))
+            limits_of(stop, ("max_tokens", tokens))
         assert caught.value.error.param == param
-    assert limits(["", "a"], ("a", None), ("b", 2)) == Limits(("a",), 2)
-    assert limits("x", ("a", 1), ("b", 2)) == Limits(("x",), 1)
-    assert limits(None) == Limits()
+    assert limits_of(["", "a"], ("a", None), ("b", 2)) == StopLimits(("a",), 2)
+    assert limits_of("x", ("a", 1), ("b", 2)) == StopLimits(("x",), 1)
+    assert limits_of(None) == StopLimits()
 
 
 def test_a_request_is_estimated_by_its_text() -> None:
@@ -128,7 +125,7 @@ def test_the_prompt_of_several_answers_counts_once() -> None:
 
 def events(*steps: dict[str, object]) -> tuple[str, object]:
     """The text that a stream with a limit of one token gives, and why it ends."""
-    stream = ChatStream(id="i", model="m", created=1, include_usage=False, cut=Cut(Limits(("ZZ",), 1)))
+    stream = ChatStream(id="i", model="m", created=1, include_usage=False, cut=Cutoff(StopLimits(("ZZ",), 1)))
     chunks = [chunk for step in steps for chunk in stream.push(decode_event(msgspec.json.encode(step)))]
     assert stream.done
     assert stream.cut_short

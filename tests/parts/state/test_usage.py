@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from codexd.state import usage as ledgers
+from codexd.state import usage
 from codexd.state.usage import Ledger
 from codexd.telemetry.tokens import Tokens
 from codexd.telemetry.trace import KEPT, Recent, Spans, Trace
@@ -71,10 +71,10 @@ async def test_it_outlives_a_restart(tmp_path: Path, autojump_clock: MockClock) 
         book = Ledger(path, clock=clock)
         nursery.start_soon(book.run)
         book.add(trace(key="phone"))
-        await trio.sleep(ledgers.SAVE_INTERVAL + 1)
+        await trio.sleep(usage.SAVE_INTERVAL + 1)
         saved = path.read_bytes()
         assert b"phone" in saved
-        await trio.sleep(10 * ledgers.SAVE_INTERVAL)
+        await trio.sleep(10 * usage.SAVE_INTERVAL)
         book.add(trace(key="laptop"))
         nursery.cancel_scope.cancel()
     again = Ledger(path, clock=clock)
@@ -106,7 +106,7 @@ def test_what_ends_in_a_drain_is_taken_up_by_the_successor(tmp_path: Path) -> No
 
 
 def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledgers, "MAX_ROWS", 5)
+    monkeypatch.setattr(usage, "MAX_ROWS", 5)
     book = Ledger(tmp_path / "usage.json", clock=Clock())
     for number in range(9):
         book.add(trace(key=f"k{number}"))
@@ -132,7 +132,7 @@ def test_a_disk_that_is_full_costs_nothing_but_a_line(tmp_path: Path, monkeypatc
     book = Ledger(tmp_path / "usage.json", clock=Clock())
     book.add(trace())
     with monkeypatch.context() as patch:
-        patch.setattr(ledgers, "write_durably", full)
+        patch.setattr(usage, "write_durably", full)
         book._save()
     book._save()
     assert msgspec.json.decode((tmp_path / "usage.json").read_bytes())["rows"]

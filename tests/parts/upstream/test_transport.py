@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from codexd.relay.pacing import KEEPALIVE_INTERVAL, RETRY_PAUSE
 from codexd.telemetry.trace import Timings
-from codexd.upstream import connection as connections
-from codexd.upstream import proxies, transport
+from codexd.upstream import connection, proxies, transport
 from codexd.upstream.connection import CONNECT_SECONDS
 from codexd.upstream.http1 import Chunked
 from codexd.upstream.proxies import Origin, ProxyRoute, parse
@@ -503,7 +502,7 @@ def test_nothing_stays_behind_in_tls_in_tls(authority: trustme.CA, records: int)
     server, trusting = contexts(authority, "localhost")
     outer, came, going = Outer(), ssl.MemoryBIO(), ssl.MemoryBIO()
     theirs = server.wrap_bio(came, going, server_side=True)
-    ours = connections._TlsInTls(outer, trusting(), "localhost")  # type: ignore[arg-type]
+    ours = connection._TlsInTls(outer, trusting(), "localhost")  # type: ignore[arg-type]
     for _ in range(4):
         for side in (ours, theirs):
             with contextlib.suppress(ssl.SSLWantReadError):
@@ -514,9 +513,9 @@ def test_nothing_stays_behind_in_tls_in_tls(authority: trustme.CA, records: int)
     for _ in range(records):
         theirs.write(b"x" * 1000)
         outer.came += going.read()
-    connection, found = connections.TlsConnection(ours), 0
+    opened, found = connection.TlsConnection(ours), 0
     while outer.came:
-        found += len(connection.read_now() or b"")
+        found += len(opened.read_now() or b"")
     assert found == records * 1000
 
 
@@ -876,9 +875,9 @@ async def test_leaving_at_every_wait(authority: trustme.CA, scheme: str, kind: s
 
 async def leaving_at_every_wait(made: Transport, scheme: str, serve: Any) -> None:
     live = set[socket.socket]()
-    make = connections.Connection.__init__
+    make = connection.Connection.__init__
 
-    def noting(self: connections.Connection, opened: socket.socket) -> None:
+    def noting(self: connection.Connection, opened: socket.socket) -> None:
         live.add(opened)
         make(self, opened)
 
@@ -901,7 +900,7 @@ async def leaving_at_every_wait(made: Transport, scheme: str, serve: Any) -> Non
     server = Server()
     server.handle = slow  # type: ignore[method-assign]
     with pytest.MonkeyPatch.context() as patch, trio.fail_after(60):
-        patch.setattr(connections.Connection, "__init__", noting)
+        patch.setattr(connection.Connection, "__init__", noting)
         async with serve(server) as port:
             for step in range(1, 300):
                 await made.aclose()  # so that connecting is among what is left

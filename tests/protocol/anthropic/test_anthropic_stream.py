@@ -16,14 +16,13 @@ from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.members import split
 from codexd.protocol.reasoning import of_call, of_text
-from codexd.protocol.stops import Cutoff as Cut
-from codexd.protocol.stops import limits_of as limits
+from codexd.protocol.stops import Cutoff, limits_of
 from support.adjusted import told
 from support.upstream import COMPLETED, CREATED, Json
 
 
 def make(*, streamed: bool) -> Any:
-    cut = Cut(limits(None, ("max_tokens", 1000)))
+    cut = Cutoff(limits_of(None, ("max_tokens", 1000)))
     stream = ChatStream(id="msg_1", model="m", created=0, include_usage=False, cut=cut)
     dialect = MessagesConverter(
         stream, id="msg_1", model="m", streamed=streamed, thinking=True, cut=cut, prompt_tokens=lambda: 1

@@ -2,14 +2,14 @@ import msgspec
 import pytest
 
 from codexd.errors import ApiError
-from codexd.protocol.codex import failures as failure
+from codexd.protocol.codex import failures
 
 NOW = 1_795_325_000.0
 
 
 def http(status: int, body: object, **headers: str) -> ApiError:
     encoded = body if isinstance(body, bytes) else msgspec.json.encode(body)
-    return failure.from_http(status, {name.replace("_", "-"): value for name, value in headers.items()}, encoded, NOW)
+    return failures.from_http(status, {name.replace("_", "-"): value for name, value in headers.items()}, encoded, NOW)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_server_error_is_tried_again_unless_it_names_a_time() -> None:
     ],
 )
 def test_failures_inside_a_200_get_a_status(code: str | None, status: int, kind: str, retryable: bool) -> None:
-    error = failure.in_stream(code, None)
+    error = failures.in_stream(code, None)
     assert (error.status, error.error.type, error.retryable) == (status, kind, retryable)
     assert error.error.code == (code or "upstream_failed")
     assert error.error.message
