@@ -195,21 +195,22 @@ async def test_what_changes_while_it_is_written_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make(tmp_path, [NOW], responses=True)
-    write, written = store._write, list[Stored | None]()
+    write, written, twice = store._write, list[Stored | None](), trio.Event()
 
     def slow(name: str, data: Stored | None) -> None:
         write(name, data)
         written.append(data)
         if len(written) == 1:
             trio.from_thread.run_sync(add, store, "resp_a", 50)
+        else:
+            trio.from_thread.run_sync(twice.set)
 
     monkeypatch.setattr(store, "_write", slow)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.run)
         add(store, "resp_a", 5)
         with trio.fail_after(10):
-            while len(written) < 2:
-                await trio.sleep(0.01)
+            await twice.wait()
         nursery.cancel_scope.cancel()
     again = make(tmp_path, [NOW], responses=True).get("resp_a")
     assert again is not None

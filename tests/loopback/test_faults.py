@@ -299,8 +299,7 @@ async def test_silence_has_an_end_and_a_heartbeat_does_not_count_as_progress(
                 assert (outcome.status, outcome.text) == ((200, "Hel") if streamed else (504, ""))
                 assert "idle_timeout" in outcome.error["message"]
         with trio.fail_after(PATIENCE):
-            while upstream.open > 1:  # the catalogue's connection may stay
-                await trio.sleep(0.01)
+            await upstream.until(lambda: upstream.open <= 1)  # the catalogue's connection may stay
 
 
 async def test_an_upstream_that_is_not_there_is_named(tmp_path: Path, logs: Path, upstream: Upstream) -> None:

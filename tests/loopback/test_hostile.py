@@ -137,7 +137,7 @@ async def test_a_peer_that_closes_an_idle_connection_frees_its_descriptor(daemon
             await client.send(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
             await client.until(b"uptime_seconds")
     with trio.fail_after(30):
-        while sockets() > before:
+        while sockets() > before:  # polled: the kernel's table says nothing of changes
             await trio.sleep(0.02)
 
 
@@ -164,6 +164,7 @@ async def test_who_leaves_with_bytes_behind_the_request_frees_all(
             await client.send(post("/v1/chat/completions", hello(stream=True)) + extra)
             await client.until(b"xxx")
     with trio.fail_after(PATIENCE):
+        # Polled: /proc says nothing of changes.
         while len(list(folder.iterdir())) > before + 2:  # the reactor's, and one to the backend
             await trio.sleep(0.02)
     daemon.signal()
@@ -184,8 +185,7 @@ async def test_who_offers_another_protocol_and_leaves_is_noticed_at_once(daemon:
         request = post("/v1/chat/completions", hello(stream=True))
         await client.send(request.replace(b"host:", b"connection: upgrade\r\nupgrade: h2c\r\nhost:", 1))
         with trio.fail_after(PATIENCE):
-            while not upstream.calls:
-                await trio.sleep(0.01)
+            await upstream.until(lambda: bool(upstream.calls))
     with trio.fail_after(30):
         await left.wait()
 
@@ -343,12 +343,11 @@ async def test_a_socket_that_a_successor_has_made_is_left_alone(tmp_path: Path, 
     ):
         await stream.send_all(post("/v1/chat/completions", hello(stream=True)))
         with trio.fail_after(PATIENCE):
-            while not upstream.calls:
-                await trio.sleep(0.01)
+            await upstream.until(lambda: bool(upstream.calls))
         first.signal()
         await first.logged("stopping: open streams may finish")
         with trio.fail_after(PATIENCE):
-            while await accepts(path):
+            while await accepts(path):  # polled: it is another process that stops listening
                 await trio.sleep(0.02)
         control = {"socket": "second.sock"}
         async with running(tmp_path, logs, upstream, server=bind, control=control) as second:

@@ -234,6 +234,7 @@ async def test_one_outcome_for_each_fault(tmp_path: Path, logs: Path, upstream: 
             upstream.plays = [polite]
             assert [outcome.text for outcome in await all_ways(daemon)] == ["Hello"] * 4, f"after {name}"
         with trio.fail_after(PATIENCE):
+            # Polled: the descriptors of another process say nothing of changes.
             while upstream.open > len(WAYS) + 1 or descriptors(daemon) > before + len(WAYS):  # idle ones to use again
                 await trio.sleep(0.02)
         async with httpx.AsyncClient(base_url=daemon.base, timeout=LIMIT) as http:

@@ -76,6 +76,16 @@ class Upstream:
         self.token_plays: list[Script] = []
         self.open = 0
         self.port = 0
+        self._changed = trio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits until it holds; it is asked again when a request comes and when a connection comes or goes."""
+        while not condition():
+            await self._changed.wait()
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def serve(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -89,6 +99,7 @@ class Upstream:
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         self.open += 1
+        self._note_change()
         try:
             async with stream:
                 while (call := await read_call(stream)) is not None:
@@ -97,6 +108,7 @@ class Upstream:
             pass
         finally:
             self.open -= 1
+            self._note_change()
 
     async def _play(self, call: Call) -> None:
         if call.target.startswith("/oauth/token"):
@@ -109,6 +121,7 @@ class Upstream:
             await call.answer(200, {"models": entries}, 'etag: "1"')
         else:
             self.calls.append(call)
+            self._note_change()
             await self.plays[min(len(self.calls), len(self.plays)) - 1](call)
 
 

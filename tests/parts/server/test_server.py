@@ -100,7 +100,8 @@ async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.
     listener, stopped = sockets.listen("127.0.0.1:0"), trio.Event()
 
     async def slow(incoming: ServerRequest) -> None:
-        await trio.sleep(0.2)  # no longer idle, so nobody closes it
+        # Real time: longer than the keep-alive over a real socket. A connection that is no longer idle is not closed.
+        await trio.sleep(0.2)
         await incoming.answer(200, [], b"slow")
 
     async with trio.open_nursery() as nursery:
