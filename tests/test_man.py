@@ -92,7 +92,7 @@ def table() -> str:
         for field in msgspec.structs.fields(section.type):
             default = field.default if field.default is not msgspec.NODEFAULT else {}
             shown = "unset" if default is None else msgspec.json.encode(default).decode()
-            lines += [f".It Ic {section.name}.{field.name}", roff(load._description(section.type, field.name))]
+            lines += [f".It Ic {section.name}.{field.name}", roff(load.description(section.type, field.name))]
             lines += [".br", f"Default: {roff(shown)}"]
         lines.append(".El")
     return "\n".join(lines) + "\n"

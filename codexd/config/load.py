@@ -316,10 +316,10 @@ def table() -> str:
         for field in msgspec.structs.fields(struct):
             default = field.default if field.default is not msgspec.NODEFAULT else {}
             shown = "unset" if default is None else f"`{msgspec.json.encode(default).decode()}`"
-            rows.append(f"| `{section}.{field.name}` | {shown} | {_description(struct, field.name)} |")
+            rows.append(f"| `{section}.{field.name}` | {shown} | {description(struct, field.name)} |")
     return "\n".join(["| key | default | |", "|---|---|---|", *rows])
 
 
-def _description(struct: type[Struct], name: str) -> str:
+def description(struct: type[Struct], name: str) -> str:
     annotated = get_type_hints(struct, include_extras=True)[name]
     return next((meta.description for meta in get_args(annotated) if isinstance(meta, Meta) and meta.description), "")

@@ -32,7 +32,7 @@ async def examine(services: Services, say: Say, *, deep: bool) -> None:
         await say(check)
     for name, url in (("sign-in server", services.issuer.url), ("backend", services.config.current.backend.url)):
         await _reach(services, name, url, say, skews)
-    await say(_clock(skews))
+    await say(clock_check(skews))
     if await _token(services, say):
         await _account(services, say)
         await _models(services, say)
@@ -157,7 +157,7 @@ async def _reach(services: Services, name: str, url: str, say: Say, skews: list[
             skews.append(date - services.clock())
 
 
-def _clock(skews: list[float]) -> Check:
+def clock_check(skews: list[float]) -> Check:
     if not skews:
         return _warning("clock", "no server could be asked for the time", "Fix the errors above first.")
     worst = max(skews, key=abs)

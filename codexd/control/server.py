@@ -92,14 +92,14 @@ async def _serve_one(
     peer, group = peer_of(raw), _group_of(path)
     if not may(peer, service_uid=os.geteuid(), socket_gid=group):
         with contextlib.suppress(NotUnderstood):
-            await _read_line(stream)  # so that the client, which is still writing, gets to read
+            await read_line(stream)  # so that the client, which is still writing, gets to read
         log.warning("control request refused", pid=peer.pid, uid=peer.uid)
         name = _group_name(group)
         message = f"Only root, the service's user and members of the group {name} may control codexd."
         await say(Refused(kind="refused", code="not_permitted", message=f"{message} {how_to_join(name)}"))
         return
     try:
-        request = decode_request(await _read_line(stream))
+        request = decode_request(await read_line(stream))
     except NotUnderstood as error:
         await say(error.refusal)
         return
@@ -135,7 +135,7 @@ async def _answer(handler: Handler, request: Request, say: Say) -> Reply:
     return Done()
 
 
-async def _read_line(stream: trio.SocketStream) -> bytes:
+async def read_line(stream: trio.SocketStream) -> bytes:
     """Raises NotUnderstood."""
     data, received = bytearray(), b""
     with trio.move_on_after(LINE_TIMEOUT):

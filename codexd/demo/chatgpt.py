@@ -73,9 +73,9 @@ class ChatGPT:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         self.issuer.url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
         task_status.started(self.issuer.url)
-        await loopback.serve(self._handle, listeners, max_body=MAX_BODY, patience=PATIENCE)
+        await loopback.serve(self.handle, listeners, max_body=MAX_BODY, patience=PATIENCE)
 
-    async def _handle(self, request: Request, reply: Reply) -> None:
+    async def handle(self, request: Request, reply: Reply) -> None:
         if await self.issuer.handle(request, reply):
             return
         match (request.method, request.path.removeprefix("/backend-api")):

@@ -41,6 +41,9 @@ class ReasoningMemory:
         self._bytes = 0
         self.configure(max_bytes, max_age)
 
+    def __repr__(self) -> str:
+        return f"<ReasoningMemory {len(self._entries)} answers, {self._bytes} bytes>"
+
     def configure(self, max_bytes: int, max_age: float) -> None:
         self._max_bytes, self._max_age = max_bytes, max_age
         self._shrink(-float("inf"))

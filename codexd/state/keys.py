@@ -230,16 +230,16 @@ class Keys:
         try:
             while True:
                 await trio.sleep(SAVE_INTERVAL)
-                self._save_times()
+                self.save_times()
         finally:
-            self._save_times()
+            self.save_times()
 
     def retire(self) -> None:
         """Saves for the last time: from now on a successor may own the file."""
-        self._save_times()
+        self.save_times()
         self._retired = True
 
-    def _save_times(self) -> None:
+    def save_times(self) -> None:
         if not self._unsaved or self.fault is not None or self._retired:
             return
         for name, moment in self._used.items():

@@ -63,6 +63,9 @@ class ResponseStore:
         if config.responses:
             self._load()
 
+    def __repr__(self) -> str:
+        return f"<ResponseStore {len(self._entries)} responses, {self._bytes} bytes>"
+
     def configure(self, config: Storage) -> None:
         self._config = config
         self._shrink()

@@ -82,18 +82,18 @@ class Ledger:
         try:
             while True:
                 await trio.sleep(SAVE_INTERVAL)
-                self._save()
+                self.save()
         finally:
-            self._save()
+            self.save()
 
     def retire(self) -> None:
         """Saves, and counts into another file from now on: a successor may own this one, and will merge the other."""
-        self._save()
+        self.save()
         self._rows, self._hours, self._unsaved = {}, {}, False
         self._path = self._path.with_name(f"{self._path.stem}-late-{os.getpid()}.json")
         self._retired = True
 
-    def _save(self) -> None:
+    def save(self) -> None:
         if not self._retired:
             self._take_up()
         if not self._unsaved:

@@ -44,6 +44,10 @@ class Notifier:
     def stopping(self) -> None:
         self._send("STOPPING=1\nSTATUS=draining")
 
+    def close(self) -> None:
+        if self._notifier.socket is not None:
+            self._notifier.socket.close()
+
     def _send(self, state: str) -> None:
         self._notifier.notify(state)
 

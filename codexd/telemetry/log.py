@@ -103,7 +103,7 @@ def _json(event: EventDict) -> str:
     return msgspec.json.encode(first | dict(event), enc_hook=repr).decode()
 
 
-_RENDERERS: dict[str, Callable[[EventDict], str]] = {
+RENDERERS: dict[str, Callable[[EventDict], str]] = {
     "console": lambda event: _shape(event, colour=True),
     "plain": _shape,
     "journal": _journal,
@@ -118,7 +118,7 @@ def renderer(wanted: str, stream: TextIO, environ: Mapping[str, str]) -> Callabl
         wanted = "journal" if _is_journal(stream, environ) else "console"
     if wanted == "console" and (environ.get("NO_COLOR") or not stream.isatty()):
         wanted = "plain"
-    return _RENDERERS[wanted]
+    return RENDERERS[wanted]
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:

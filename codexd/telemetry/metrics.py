@@ -61,7 +61,7 @@ class Metrics:
         self._adjusted: Counter[Adjustment] = Counter()
         self._first: dict[str, _Histogram] = {}
         self._duration: dict[str, _Histogram] = {}
-        self._lag = _Histogram(LAG)
+        self.lag = _Histogram(LAG)
 
     def add(self, trace: Trace, adjusted: Iterable[Adjustment] = ()) -> None:
         model, key = trace.model or "", trace.key or ""
@@ -81,7 +81,7 @@ class Metrics:
 
     def lagged(self, seconds: float) -> None:
         """Records how many seconds late a timer ran."""
-        self._lag.add(seconds)
+        self.lag.add(seconds)
 
     def render(self, gauges: Gauges) -> bytes:
         """Returns all metrics in Prometheus's text format."""
@@ -148,7 +148,7 @@ class Metrics:
         yield histogram("request_duration_seconds", "Time from the request to its end.", "endpoint", self._duration)
         yield histogram(
             "event_loop_lag_seconds", "Delay of the event loop, sampled every five seconds.", "",
-            {"": self._lag},
+            {"": self.lag},
         )  # fmt: skip
         yield gauge("streams_open", "Answers in progress.", [], [((), gauges.streams_open)])
         yield gauge("signed_in", "1 if codexd is signed in, else 0.", [], [((), gauges.signed_in)])

@@ -129,7 +129,7 @@ async def test_a_late_loop_shows() -> None:
     metrics = Metrics()
     metrics.lagged(0.0)
     metrics.lagged(0.3)
-    assert metrics._lag.buckets() == [
+    assert metrics.lag.buckets() == [
         ("0.001", 1),
         ("0.005", 1),
         ("0.02", 1),

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from codexd.config.model import Config, Storage
 from codexd.state import responses
-from codexd.state.responses import ResponseStore, Stored
+from codexd.state.responses import ResponseStore
 from support.asgi import client
 from support.backend import CALLED, REASONED, Counting, texts
 from support.upstream import Json
@@ -159,7 +159,7 @@ async def test_the_oldest_and_the_old_go(tmp_path: Path) -> None:
     assert store.get("r8") is not None
     moment[0] += 61
     assert store.get("r9") is None
-    assert store._bytes == 0
+    assert repr(store) == "<ResponseStore 0 responses, 0 bytes>"
     nothing = make(tmp_path, moment, response_bytes=0)
     add(nothing, "a")
     assert nothing.get("a") is None
@@ -195,17 +195,17 @@ async def test_what_changes_while_it_is_written_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make(tmp_path, [NOW], responses=True)
-    write, written, twice = store._write, list[Stored | None](), trio.Event()
+    write, written, twice = responses.write_durably, list[bytes](), trio.Event()
 
-    def slow(name: str, data: Stored | None) -> None:
-        write(name, data)
+    def slow(path: Path, data: bytes) -> None:
+        write(path, data)
         written.append(data)
         if len(written) == 1:
             trio.from_thread.run_sync(add, store, "resp_a", 50)
         else:
             trio.from_thread.run_sync(twice.set)
 
-    monkeypatch.setattr(store, "_write", slow)
+    monkeypatch.setattr(responses, "write_durably", slow)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store.run)
         add(store, "resp_a", 5)

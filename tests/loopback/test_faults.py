@@ -153,7 +153,7 @@ async def test_a_failure_on_the_way_is_one_error_and_no_success(
     outcome = await client.ask()
     assert outcome.error is not None
     assert not outcome.finished
-    if client._streamed:
+    if client.streamed:
         assert (outcome.status, outcome.text, len(upstream.calls)) == (200, "Hel", 1)
     else:
         assert outcome.status == 502

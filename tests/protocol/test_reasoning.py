@@ -46,7 +46,8 @@ def test_the_oldest_goes_first_and_all_of_it_is_bounded() -> None:
     memory.remember("m", "9", [item("new")], now=12)
     assert memory.recall("m", "9", now=12) == (item("new"),)
     memory.remember("m", "late", [item()], now=100)
-    assert memory._bytes == sum(len(bytes(value)) for value in item().values())
+    size = sum(len(bytes(value)) for value in item().values())
+    assert repr(memory) == f"<ReasoningMemory 1 answers, {size} bytes>"
     memory.configure(0, 60)
     assert memory.recall("m", "late", now=100) == ()
     memory.remember("m", "x", [item()], now=100)

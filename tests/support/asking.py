@@ -24,12 +24,12 @@ class Client:
     def __init__(self, http: httpx.AsyncClient, dialect: str, streamed: bool) -> None:
         self._http = http
         self._chat = dialect == "chat"
-        self._streamed = streamed
+        self.streamed = streamed
 
     async def ask(self, **fields: Any) -> Outcome:
         question = {"messages": [{"role": "user", "content": "hi"}]} if self._chat else {"input": "hi"}
         path = "/v1/chat/completions" if self._chat else "/v1/responses"
-        body = {"model": "gpt-5.5", "stream": self._streamed, **question, **fields}
+        body = {"model": "gpt-5.5", "stream": self.streamed, **question, **fields}
         response = await self._http.post(path, content=msgspec.json.encode(body))
         if response.headers["content-type"] == "application/json":
             return self._document(response)

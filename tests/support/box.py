@@ -76,12 +76,12 @@ mount -t tmpfs -o mode=1777 tmp "$root/tmp"
 
 class Box:
     def __init__(self, leader: int) -> None:
-        self._leader = leader
+        self.leader = leader
 
     def command(self, *words: str) -> list[str]:
         """The command line that runs this inside."""
         inside = ["/usr/bin/env", "-i", f"PATH={PATH}", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb"]
-        return ["nsenter", "-t", str(self._leader), "-a", "--", *inside, *words]
+        return ["nsenter", "-t", str(self.leader), "-a", "--", *inside, *words]
 
     def run(self, *words: str, check: bool = True, timeout: float = 60) -> str:
         done = subprocess.run(self.command(*words), capture_output=True, text=True, timeout=timeout, check=False)
@@ -143,7 +143,7 @@ def booted(folder: Path, binds: Mapping[Path, str], base: Path = Path("/")) -> I
         box = Box(_leader(outer, console))
         _wait_booted(box, outer, console)
         yield box
-        os.kill(box._leader, signal.SIGRTMIN + 4)
+        os.kill(box.leader, signal.SIGRTMIN + 4)
         outer.wait(timeout=30)
     finally:
         outer.kill()

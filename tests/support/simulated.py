@@ -1,6 +1,6 @@
 """The simulated ChatGPT in a test: over a socket for real processes, or without one for the clock to jump."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -23,12 +23,16 @@ class _Recorder:
 
 
 class Wire:
-    """An httpx transport to a simulated issuer. ``faults`` come first, one a request; ``requests`` are all that came."""
+    """An httpx transport to a simulated issuer. ``faults`` come first, one a request; ``requests`` are all that came.
+
+    ``handler`` answers in the issuer's place.
+    """
 
     def __init__(self, issuer: SimulatedIssuer) -> None:
         self.issuer = issuer
         self.requests: list[httpx.Request] = []
         self.faults: list[httpx.Response | Exception] = []
+        self.handler: Callable[[httpx.Request], Awaitable[httpx.Response]] | None = None
         self.seconds = 0.0
 
     def client(self) -> httpx.AsyncClient:
@@ -42,6 +46,8 @@ class Wire:
             if isinstance(fault, Exception):
                 raise fault
             return fault
+        if self.handler is not None:
+            return await self.handler(request)
         reply = _Recorder()
         url = request.url
         asked = Request(

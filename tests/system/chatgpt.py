@@ -20,7 +20,7 @@ async def main(address: str, pace: float, file: Path) -> None:
     chatgpt.issuer.url = f"http://{address}"
     store.save(file, chatgpt.issuer.sign_in())
     listeners = await trio.open_tcp_listeners(int(port), host=host)
-    await loopback.serve(chatgpt._handle, listeners, max_body=1 << 26, patience=300)
+    await loopback.serve(chatgpt.handle, listeners, max_body=1 << 26, patience=300)
 
 
 trio.run(partial(main, sys.argv[1], float(sys.argv[2]), Path(sys.argv[3])))

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
         target.model = options.model or "" if options.real else ""
         for name in names:
             with out.waiting(name):
-                check = _checked(name, target)
+                check = checked(name, target)
             out.reply(check, drawing.check)
             found.append(check)
             if name == "models" and check.outcome == "failed":
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     return EXIT["refused"] if bad else 0
 
 
-def _checked(name: str, target: Listener) -> Check:
+def checked(name: str, target: Listener) -> Check:
     """Runs a check. An answer of another shape than the API's is a failure, not a fault of codexctl."""
     begun = time.monotonic()
     try:

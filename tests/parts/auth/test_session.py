@@ -29,12 +29,14 @@ class TokenEndpoint:
     """A token endpoint: counts, rotates, and does first what the test says."""
 
     def __init__(self) -> None:
+        self.paths: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.faults: list[httpx.Response | Exception] = []
         self.seconds = 1.0
         self.lifetime = 864000.0
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.paths.append(request.url.path)
         self.requests.append(msgspec.json.decode(request.content))
         await trio.sleep(self.seconds)
         if self.faults:
@@ -66,13 +68,19 @@ def issuer() -> TokenEndpoint:
 
 @pytest.fixture
 async def make(path: Path, issuer: TokenEndpoint) -> Make:
-    def make(seconds_left: float | None = 100.0, **changes: Any) -> Session:
+    def make(
+        seconds_left: float | None = 100.0,
+        *,
+        clock: Callable[[], float] = now,
+        on_change: Callable[[], None] = lambda: None,
+        **changes: Any,
+    ) -> Session:
         if seconds_left is not None:
             fields: dict[str, Any] = {"refresh_token": refresh_token(), "account_id": ACCOUNT}
             store.save(path, Credentials(access_token=access_token(now() + seconds_left), **(fields | changes)))
         client = httpx.AsyncClient(transport=httpx.MockTransport(issuer))
         config = OAuth(issuer="https://issuer.test/", client_id="c")
-        return Session(path, issuer=Issuer(client, config, {"originator": "o"}), clock=now)
+        return Session(path, issuer=Issuer(client, config, {"originator": "o"}), clock=clock, on_change=on_change)
 
     return make
 
@@ -362,8 +370,7 @@ async def test_a_new_sign_in_is_in_use_at_once_and_on_disk(
     autojump_clock: MockClock, make: Make, path: Path, issuer: TokenEndpoint
 ) -> None:
     rung: list[bool] = []
-    session = make(None)
-    session._on_change = lambda: rung.append(session.signed_in)
+    session = make(None, on_change=lambda: rung.append(session.signed_in))
     await session.sign_in(TokenResponse(access_token(now() + 9e5), refresh_token(), expires_in=60.0))
     assert rung == [True]
     assert (await session.token()).account_id == ACCOUNT
@@ -425,19 +432,15 @@ async def test_a_lock_that_another_process_never_gives_back_does_not_lose_a_sign
     assert path.exists()
 
 
-async def test_signing_out_revokes_and_deletes(autojump_clock: MockClock, make: Make, path: Path) -> None:
+async def test_signing_out_revokes_and_deletes(
+    autojump_clock: MockClock, make: Make, path: Path, issuer: TokenEndpoint
+) -> None:
     session = make(seconds_left=9e5)
     (path.parent / f".{path.name}.99.tmp").write_text("left by a crash")
-    revoked: list[Any] = []
-
-    async def issuer(request: httpx.Request) -> httpx.Response:
-        revoked.append((request.url.path, msgspec.json.decode(request.content)))
-        return httpx.Response(200)
-
-    session._issuer._client = httpx.AsyncClient(transport=httpx.MockTransport(issuer))
+    issuer.faults = [httpx.Response(200)]
     assert await session.sign_out() is None
     body = {"token": refresh_token(), "token_type_hint": "refresh_token", "client_id": "c"}
-    assert revoked == [("/oauth/revoke", body)]
+    assert (issuer.paths, issuer.requests) == (["/oauth/revoke"], [body])
     assert {each.name for each in path.parent.iterdir()} <= {"tokens.json.lock"}
     assert not session.signed_in
     assert (await refused(session.sign_out())).error.code == "signed_out"
@@ -496,7 +499,7 @@ async def test_signing_out_waits_for_a_refresh_that_is_under_way(
     assert not path.exists()
 
 
-async def test_a_refresh_by_hand(autojump_clock: MockClock, make: Make, issuer: TokenEndpoint) -> None:
+async def test_a_refresh_by_hand(autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, path: Path) -> None:
     session = make(seconds_left=9e5)
     await session.refresh()
     assert issuer.requests[-1]["refresh_reason"] == "scheduled"
@@ -509,7 +512,7 @@ async def test_a_refresh_by_hand(autojump_clock: MockClock, make: Make, issuer: 
     assert session.describe().refresh_failed is None
     assert len(issuer.requests) == 3
     without = make(None)
-    (without._path).unlink()
+    path.unlink()
     assert (await refused(without.refresh())).error.code == "signed_out"
 
 
@@ -531,9 +534,8 @@ async def test_fresh_means_that_nobody_has_to_be_asked(autojump_clock: MockClock
 
 
 async def test_a_bell_that_asks_again_does_not_ring_for_ever(autojump_clock: MockClock, make: Make, path: Path) -> None:
-    session = make(None)
     rung: list[bool] = []
-    session._on_change = lambda: rung.append(session.signed_in)
+    session = make(None, on_change=lambda: rung.append(session.signed_in))
     path.write_text("{")
     assert not session.signed_in
     assert not session.signed_in
@@ -545,12 +547,13 @@ async def test_a_clock_that_jumps_neither_locks_out_nor_asks_again_and_again(
     autojump_clock: MockClock, make: Make, issuer: TokenEndpoint, days: int
 ) -> None:
     """The issuer's clock is right, and this machine's is so many days off."""
-    session = make(seconds_left=5 * 86400)
+    off = 0
+    session = make(seconds_left=5 * 86400, clock=lambda: now() + off)
     await session.token()
-    session._clock = lambda: now() + days * 86400
+    off = days * 86400
     tokens = {(await session.token()).token for _ in range(20)}
     assert len(issuer.requests) <= 1
-    session._clock = now
+    off = 0
     tokens |= {(await session.token()).token for _ in range(20)}
     assert len(issuer.requests) <= 2
     assert len(tokens) <= 3

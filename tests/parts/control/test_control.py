@@ -147,7 +147,7 @@ async def read(*pieces: bytes, pause: float = 0, close: bool = False) -> bytes:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)
         try:
-            found.append(await server._read_line(ours))
+            found.append(await server.read_line(ours))
         except wire.NotUnderstood as error:
             found.append(error)
         nursery.cancel_scope.cancel()

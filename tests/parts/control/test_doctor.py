@@ -15,5 +15,5 @@ from codexd.control import doctor
     ],
 )
 def test_a_clock_that_is_wrong_is_told(skews: list[float], outcome: str, said: str) -> None:
-    check = doctor._clock(skews)
+    check = doctor.clock_check(skews)
     assert (check.outcome, said in check.message) == (outcome, True)

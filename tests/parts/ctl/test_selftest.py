@@ -59,7 +59,7 @@ def chunks(*deltas: Any, last: Any = "[DONE]", id: str = "a") -> list[tuple[str,
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_found(name: str, answers: list[Any]) -> None:
-    found = selftest._checked(name, Said(*answers))
+    found = selftest.checked(name, Said(*answers))
     assert found.outcome == "failed"
     assert found.advice
 

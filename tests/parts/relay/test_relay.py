@@ -124,8 +124,14 @@ def responses() -> Conversion:
     return Conversion(ResponsesStream({}))
 
 
-def relay(fake: Fake, convert: Callable[[], Conversion] = chat, **deadlines: float) -> Relay:
-    return Relay(fake.open, convert, lambda source: list(source.headers.items()), Backend(**deadlines))
+def relay(
+    fake: Fake,
+    convert: Callable[[], Conversion] = chat,
+    *,
+    forget: Callable[[], None] = lambda: None,
+    **deadlines: float,
+) -> Relay:
+    return Relay(fake.open, convert, lambda source: list(source.headers.items()), Backend(**deadlines), forget)
 
 
 async def test_an_answer_goes_through_with_one_write_a_read(autojump_clock: MockClock) -> None:
@@ -198,8 +204,7 @@ async def test_the_request_is_forgotten_when_nothing_can_be_tried_again(autojump
             await super().write_rest(data)
 
     fake = Fake([CREATED, 1.0, failed("server_is_overloaded")], WHOLE)
-    made = relay(fake)
-    made._forget = lambda: forgotten.append(trio.current_time())
+    made = relay(fake, forget=lambda: forgotten.append(trio.current_time()))
     await made.stream(Noting())
     assert (len(forgotten), fake.opened) == (1, 2)
 

@@ -264,7 +264,6 @@ def test_what_systemd_is_told_is_ascii_and_one_line(tmp_path: Path, monkeypatch:
         notify.bind(str(tmp_path / "notify"))
         notify.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        notifier = systemd.Notifier()
-        with contextlib.closing(notifier._notifier.socket):
+        with contextlib.closing(systemd.Notifier()) as notifier:
             notifier.ready("→ 5 €\nFDSTORE=1")
         assert notify.recv(4096) == b"READY=1\nSTATUS=? 5 ? FDSTORE=1"

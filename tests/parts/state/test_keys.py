@@ -230,7 +230,7 @@ def test_who_drains_leaves_the_file_to_a_successor(tmp_path: Path) -> None:
     new.revoke("stolen")
     new.add("fresh")
     assert old.check(stolen) == "stolen"
-    old._save_times()
+    old.save_times()
     with pytest.raises(ApiError, match="stopping"):
         old.add("late")
     assert [key.name for key in Keys(tmp_path / "keys.json", Config(), clock=lambda: NOW).list()] == ["fresh"]

@@ -90,18 +90,18 @@ def test_what_ends_in_a_drain_is_taken_up_by_the_successor(tmp_path: Path) -> No
     old.retire()
     new = Ledger(path, clock=Clock())
     new.add(trace(key="phone"))
-    new._save()
+    new.save()
     before = path.read_bytes()
     old.add(trace())
-    old._save()
+    old.save()
     assert path.read_bytes() == before, "it is the successor's"
-    new._save()
+    new.save()
     again = Ledger(path, clock=Clock())
     assert [(row.key, row.requests) for row in again.since("")] == [("", 2), ("phone", 1)]
     assert again.hours()[-1].requests == 3
     assert [each.name for each in tmp_path.iterdir()] == ["usage.json"]
     (tmp_path / "usage-late-1.json").write_bytes(b"{")
-    again._save()
+    again.save()
     assert len(again.since("")) == 2
 
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_read_is_kept_aside(tmp_path: Path, spoiled: bytes) -> No
     book = Ledger(path, clock=Clock())
     assert book.since("") == []
     book.add(trace())
-    book._save()
+    book.save()
     assert len(Ledger(path, clock=Clock()).since("")) == 1
     assert spoiled in [other.read_bytes() for other in tmp_path.iterdir()]
 
@@ -133,8 +133,8 @@ def test_a_disk_that_is_full_costs_nothing_but_a_line(tmp_path: Path, monkeypatc
     book.add(trace())
     with monkeypatch.context() as patch:
         patch.setattr(usage, "write_durably", full)
-        book._save()
-    book._save()
+        book.save()
+    book.save()
     assert msgspec.json.decode((tmp_path / "usage.json").read_bytes())["rows"]
 
 

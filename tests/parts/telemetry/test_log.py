@@ -79,8 +79,8 @@ class TestShape:
         with (tmp_path / "out").open("w") as stream:
             status = (tmp_path / "out").stat()
             environ = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
-            assert logs.renderer("auto", stream, environ) is logs._journal
-            assert logs.renderer("auto", stream, {"JOURNAL_STREAM": "1:2"}) is logs._shape
+            assert logs.renderer("auto", stream, environ) is logs.RENDERERS["journal"]
+            assert logs.renderer("auto", stream, {"JOURNAL_STREAM": "1:2"}) is logs.RENDERERS["plain"]
 
     @pytest.mark.parametrize(
         ("level", "expected"), [("debug", "DIWEEE"), ("info", "IWEEE"), ("warn", "WEEE"), ("error", "WEEE")]
