@@ -198,7 +198,7 @@ class Connection:
 
     __slots__ = ("_fd", "_socket", "idle_since", "over")
 
-    def __init__(self, opened: "socket.socket | _TlsInTls") -> None:
+    def __init__(self, opened: "socket.socket | TlsInTls") -> None:
         self._socket = opened
         self.over = False  # the end has come behind what was read: only the next read tells, and no epoll
         self._fd = opened.fileno()
@@ -220,7 +220,11 @@ class Connection:
     def fd(self) -> int:
         return self._fd
 
-    def wrap(self, context: ssl.SSLContext, host: str) -> "ssl.SSLSocket | _TlsInTls":
+    @property
+    def closed(self) -> bool:
+        return self._socket.fileno() < 0
+
+    def wrap(self, context: ssl.SSLContext, host: str) -> "ssl.SSLSocket | TlsInTls":
         """TLS on this connection, whose handshake is still to be made; this is of no more use."""
         # An end that the other side did not sign may be anybody's, so it is told, and not taken for the real one.
         return context.wrap_socket(
@@ -257,7 +261,7 @@ class Connection:
         return False
 
     def close(self) -> None:
-        if self._socket.fileno() >= 0:
+        if not self.closed:
             trio.lowlevel.notify_closing(self._fd)
             self._socket.close()
 
@@ -267,8 +271,8 @@ class TlsConnection(Connection):
 
     __slots__ = ()
 
-    def wrap(self, context: ssl.SSLContext, host: str) -> "_TlsInTls":
-        return _TlsInTls(cast("ssl.SSLSocket", self._socket), context, host)
+    def wrap(self, context: ssl.SSLContext, host: str) -> "TlsInTls":
+        return TlsInTls(cast("ssl.SSLSocket", self._socket), context, host)
 
     async def read(self) -> bytes:
         while True:
@@ -296,7 +300,7 @@ class TlsConnection(Connection):
             if not data:
                 self.over = True
                 break
-        if size >= READ_SIZE and isinstance(self._socket, _TlsInTls):
+        if size >= READ_SIZE and isinstance(self._socket, TlsInTls):
             # No epoll tells of what is buffered above the kernel's socket.
             found += self._socket.buffered()
         if len(found) == 1:
@@ -304,7 +308,7 @@ class TlsConnection(Connection):
         return b"".join(found) if found else None
 
 
-class _TlsInTls:
+class TlsInTls:
     """TLS inside of TLS, as behind a proxy that speaks TLS itself: what ``Connection`` uses of a socket."""
 
     def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:

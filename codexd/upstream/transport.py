@@ -83,7 +83,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._make_context = context
         self.route = route
         self._context: ssl.SSLContext | None = None
-        self._idle: dict[Origin, list[Connection]] = {}
+        self.idle: dict[Origin, list[Connection]] = {}
 
     def configure(self, context: Callable[[], ssl.SSLContext]) -> None:
         """Trust otherwise, from the next connection on."""
@@ -124,14 +124,14 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def warm(self, origin: Origin) -> None:
         """Have a connection ready there. Raises httpx's exceptions."""
-        if not self._idle.get(origin):
+        if not self.idle.get(origin):
             self._give_back(origin, await self._connect(origin))
 
     def sweep(self) -> None:
         """Close the idle connections that the other side has closed."""
-        for origin, idle in self._idle.items():
+        for origin, idle in self.idle.items():
             quiet = {connection: connection.quiet() for connection in idle}
-            self._idle[origin] = [connection for connection in idle if quiet[connection]]
+            self.idle[origin] = [connection for connection in idle if quiet[connection]]
             for connection in idle:
                 if not quiet[connection]:
                     connection.close()
@@ -153,14 +153,14 @@ class Transport(httpx.AsyncBaseTransport):
         return RawResponse(status, fields, stream, connected, ready)
 
     async def aclose(self) -> None:
-        for origin in list(self._idle):
+        for origin in list(self.idle):
             self._forget(origin)
 
     # --- connections
 
     def _take(self, origin: Origin, since: float = -math.inf) -> "Connection | None":
         """One that nobody uses, idle since then at the earliest: the top of the stack was used last."""
-        idle = self._idle.get(origin)
+        idle = self.idle.get(origin)
         while idle and idle[-1].idle_since >= since:
             connection = idle.pop()
             if connection.quiet():
@@ -169,12 +169,12 @@ class Transport(httpx.AsyncBaseTransport):
         return None
 
     def _forget(self, origin: Origin) -> None:
-        for connection in self._idle.pop(origin, ()):
+        for connection in self.idle.pop(origin, ()):
             connection.close()
 
     def _give_back(self, origin: Origin, connection: "Connection") -> None:
         connection.idle_since = trio.current_time()
-        idle = self._idle.setdefault(origin, [])
+        idle = self.idle.setdefault(origin, [])
         idle.append(connection)
         if len(idle) > MAX_IDLE:
             idle.pop(0).close()
