@@ -266,10 +266,9 @@ async def test_a_reader_that_dawdles_loses_nothing(daemon: Daemon, upstream: Ups
     upstream.plays = [long]
     async with connected(daemon) as client:
         await client.send(post("/v1/chat/completions", hello(stream=True), "connection: close"))
-        before = -1
-        while sent != before:  # until nothing moves any more: the buffers are full, or hold all of it
-            before = sent
-            await trio.sleep(0.3)
+        # Until nothing moves any more: the buffers are full, or hold all of it.
+        await trio.testing.wait_all_tasks_blocked(0.3)
+        assert sent
         body = await client.all(seconds=60)
     # To the byte: what comes twice or not at all breaks the chunks' framing.
     reader = h11.Connection(h11.CLIENT)

@@ -14,6 +14,7 @@ import trio
 
 from codexd import __version__
 from support.daemon import PATIENCE, connected, credentials, environment, hello, post, running
+from support.files import written
 from support.secrets import CLIENT_KEY, MARKER, leaks
 from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 
@@ -263,8 +264,7 @@ async def test_the_models_survive_a_restart_without_a_network(tmp_path: Path, lo
     async with running(tmp_path, logs, upstream) as daemon:
         await daemon.logged("model catalogue refreshed")
         with trio.fail_after(PATIENCE):
-            while not (daemon.state / "models.json").exists():
-                await trio.sleep(0.01)
+            await written(daemon.state, (daemon.state / "models.json").exists)
     copy = msgspec.json.decode((tmp_path / "state" / "models.json").read_bytes())
     copy["answer"]["models"].append({"slug": "gpt-only-on-disk"})
     (tmp_path / "state" / "models.json").write_bytes(msgspec.json.encode(copy))

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import msgspec
 import trio
 
+from support.files import written
 from support.secrets import ACCOUNT, access_token, refresh_token
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,10 +51,7 @@ class Daemon:
     async def logged(self, pattern: str) -> str:
         """Wait for a log line that matches."""
         with trio.fail_after(PATIENCE):
-            while True:
-                if found := re.search(f".*{pattern}.*", self.log.read_text()):
-                    return found[0]
-                await trio.sleep(0.02)
+            return (await written(self.log, lambda: re.search(f".*{pattern}.*", self.log.read_text())))[0]
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -108,11 +106,7 @@ async def running(
         )
     try:
         daemon = Daemon(process, "", log, state)
-        with trio.fail_after(PATIENCE):
-            while not (found := re.findall(r"listening.*?((?:http|unix):[^\s\"]+)", log.read_text())):
-                if process.returncode is not None or process.poll() is not None:
-                    raise AssertionError(f"the daemon did not start:\n{log.read_text()}")
-                await trio.sleep(0.02)
+        found = await _listening(process, log)
         daemon.base = next((address for address in found if address.startswith("http")), found[0])
         yield daemon
     finally:
@@ -120,6 +114,23 @@ async def running(
             process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
+
+
+async def _listening(process: trio.Process, log: Path) -> list[str]:
+    """The addresses in the log, as soon as they are there."""
+    found: list[str] = []
+
+    async def ended() -> None:
+        await process.wait()
+        nursery.cancel_scope.cancel()
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ended)
+            found = await written(log, lambda: re.findall(r"listening.*?((?:http|unix):[^\s\"]+)", log.read_text()))
+            nursery.cancel_scope.cancel()
+    assert found, f"the daemon did not start:\n{log.read_text()}"
+    return found
 
 
 class Raw:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from codexd.server import connection, sockets
 from codexd.server.connection import Admission
@@ -43,9 +44,8 @@ async def short(incoming: ServerRequest) -> None:
         with trio.CancelScope() as scope:
             scope.cancel()
             await incoming.write_rest(rest)
-        with trio.move_on_after(0.2):
-            while incoming.write_now(b"never to be seen"):
-                await trio.sleep(0.01)
+        await trio.testing.wait_all_tasks_blocked()  # the client has read all that there was: now the kernel takes more
+        incoming.write_now(b"never to be seen")
         return
     for piece in PIECES:
         await incoming.write(piece)
@@ -95,35 +95,44 @@ async def test_the_short_way_writes_what_hypercorn_writes() -> None:
         stopped.set()
 
 
-async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "KEEP_ALIVE_TIMEOUT", 0.05)
+async def test_a_connection_that_asks_for_nothing_is_closed(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "KEEP_ALIVE_TIMEOUT", 1.0)
     listener, stopped = sockets.listen("127.0.0.1:0"), trio.Event()
+    asked = trio.Event()
 
     async def slow(incoming: ServerRequest) -> None:
-        # Real time: longer than the keep-alive over a real socket. A connection that is no longer idle is not closed.
-        await trio.sleep(0.2)
+        asked.set()
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(2)  # a connection that is no longer idle is not closed
+        await trio.testing.wait_all_tasks_blocked()
         await incoming.answer(200, [], b"slow")
 
     async with trio.open_nursery() as nursery:
         dispatch = Dispatch(lambda method, path: slow, lambda _: False, lambda: 0)
-        serve = partial(serve_app, drain_seconds=lambda: 9.0, stop=stopped.wait, dispatch=dispatch)
+        serve = partial(serve_app, drain_seconds=lambda: 1000.0, stop=stopped.wait, dispatch=dispatch)
         await nursery.start(serve, app, [listener])
-        with trio.fail_after(20):
-            for beginning in (b"", b"G", b"GET / HTTP/1.1\r\nhost: x\r\nx-slow"):
-                async with await trio.open_tcp_stream(*listener.getsockname()) as silent:
-                    await silent.send_all(beginning)
-                    assert await silent.receive_some() == b""
-            async with await trio.open_tcp_stream(*listener.getsockname()) as stream:
-                for _ in range(2):
-                    await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-                    assert (await stream.receive_some()).endswith(b"slow")
-                assert await stream.receive_some() == b""
-            monkeypatch.setattr(connection, "KEEP_ALIVE_TIMEOUT", 1000.0)
-            async with await trio.open_tcp_stream(*listener.getsockname()) as waiting:
-                await waiting.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-                stopped.set()  # an answer under way is finished, and then nothing is waited for
-                assert (await waiting.receive_some()).endswith(b"slow")
-                assert await waiting.receive_some() == b""
+        for beginning in (b"", b"G", b"GET / HTTP/1.1\r\nhost: x\r\nx-slow"):
+            async with await trio.open_tcp_stream(*listener.getsockname()) as silent:
+                await silent.send_all(beginning)
+                await trio.testing.wait_all_tasks_blocked()
+                mock_clock.jump(1)
+                assert await silent.receive_some() == b""
+        async with await trio.open_tcp_stream(*listener.getsockname()) as stream:
+            for _ in range(2):
+                await stream.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert (await stream.receive_some()).endswith(b"slow")
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(1)
+            assert await stream.receive_some() == b""
+        asked = trio.Event()
+        async with await trio.open_tcp_stream(*listener.getsockname()) as waiting:
+            await waiting.send_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await asked.wait()
+            stopped.set()  # an answer in progress is finished, and then the connection is closed at once
+            assert (await waiting.receive_some()).endswith(b"slow")
+            assert await waiting.receive_some() == b""
 
 
 async def test_there_is_an_end_to_the_connections_and_who_waits_makes_room(tmp_path: Path) -> None:
