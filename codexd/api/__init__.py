@@ -1,1 +1,1 @@
-"""An HTTP request into protocol values and back: the endpoints, and the application that they make."""
+"""The HTTP API: its endpoints, access control, and the conversion between requests and protocol values."""

@@ -1,4 +1,4 @@
-"""Who may use the API: client keys, origins of web pages, names of hosts."""
+"""Access control of the API: client keys, origins of web pages, host names."""
 
 import base64
 import contextlib
@@ -18,13 +18,13 @@ from codexd.errors import ApiError
 from codexd.state.keys import Keys
 
 HEALTH = ("/health", "/v1/health")
-"""Asked without a key: probes have none."""
+"""Paths that need no key, because probes have none."""
 
 _ADDRESS = re.compile(r"[0-9a-fA-F:.]{3,45}")
 
 
 class AccessControl:
-    """Admits a request, or refuses it with an ApiError."""
+    """Admits requests or refuses them with an ApiError."""
 
     def __init__(self, keys: Keys, config: Server) -> None:
         self._keys = keys
@@ -34,39 +34,39 @@ class AccessControl:
         self._config = config
 
     def admit(self, headers: Headers, server: Sequence[Any] | None, path: str, record: Record) -> None:
-        """Notes the key's name and a page's origin in the record. Raises ApiError 401 or 403."""
+        """Admits a request; sets the key's name and the CORS headers in the record. Raises ApiError 401 or 403."""
         self.admit_page(headers, record)
         if not self._keys.required:
             if not record.cors and headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
-                # Any web page can post to loopback, and without a key the account would be its to spend.
+                # Any web page can post to loopback; without a key it could spend the account.
                 raise errors.cross_site()
             self._admit_host(headers, server)
         if path in HEALTH:
             return
         try:
-            # Only for the page: a browser repeats these credentials with every request, whichever page has caused it.
+            # Basic only for the status page: a browser repeats these credentials whichever page caused the request.
             record.key = self._key(headers, basic=path == "/")
         except ApiError as error:
             if path == "/":
-                # A browser asks its user then: any name, and the key as the password.
+                # The browser then asks its user for any name, and for the key as the password.
                 error.headers.append(("www-authenticate", 'Basic realm="codexd: a client key as password"'))
             raise
 
     def admit_websocket(self, headers: Headers, server: Sequence[Any] | None) -> str | None:
-        """Returns the name of the client's key; None where none is needed. Raises ApiError 401 or 403."""
-        # A page can open a websocket to loopback, whatever its origin: browsers ask nobody first.
+        """Returns the name of the client's key; None if no key is required. Raises ApiError 401 or 403."""
+        # A page of any origin can open a websocket to loopback: browsers send no preflight for it.
         self.admit_page(headers, Record(""))
         if not self._keys.required:
             self._admit_host(headers, server)
         return self._key(headers)
 
     def admit_page(self, headers: Headers, record: Record) -> None:
-        """Raises ApiError 403 for a page of another origin, when it has to show no key and is not expected."""
+        """Sets the CORS headers for an allowed page. Raises ApiError 403 for a foreign one if no key is required."""
         origin, by_key = headers.get("origin", ""), self._keys.required
         if not origin:
             return
         allowed = self._config.allowed_origins
-        # A page that anybody may have written needs a key of the user on whose behalf it asks.
+        # "*" applies only if a key is required: anyone may have written such a page.
         if cors.is_allowed(origin, allowed if by_key else [each for each in allowed if each != "*"]):
             record.cors = cors.fields(origin)
         elif not by_key and not cors.is_own(origin, headers):
@@ -77,7 +77,7 @@ class AccessControl:
             raise errors.foreign_host(name)
 
     def _key(self, headers: Headers, *, basic: bool = False) -> str | None:
-        """Returns the name of the client's key; None where none is needed. Raises ApiError 401."""
+        """Returns the name of the client's key; None if no key is required. Raises ApiError 401."""
         if not self._keys.required:
             return None
         given = _given(headers, basic=basic)
@@ -88,7 +88,7 @@ class AccessControl:
 
 
 def _given(headers: Headers, *, basic: bool) -> str:
-    """Returns the key that a request brings: as OpenAI's clients send it, as Anthropic's do, or as a browser may."""
+    """Returns the key of a request: a bearer token (OpenAI), a Basic password (browsers) or x-api-key (Anthropic)."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()
@@ -99,23 +99,22 @@ def _given(headers: Headers, *, basic: bool) -> str:
 
 
 def client_of(peer: Sequence[Any] | None, headers: Headers) -> str | None:
-    """Returns the address of a client on another machine, for the log.
+    """Returns the address of a remote client, for the log; over a unix socket that in X-Forwarded-For.
 
-    Over a unix socket it is what the proxy says: the socket's mode decides who that can be. What a TCP client says of
-    itself counts for nothing.
+    The mode of the socket restricts who can set that header. Over TCP it is ignored.
     """
     address = peer[0] if peer else headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
     return address if _ADDRESS.fullmatch(address) and not is_loopback(address) else None
 
 
 def is_forwarded(headers: Headers) -> bool:
-    """Whether a proxy forwards the request: what it says of its client may be the client's own words."""
+    """Returns whether a proxy forwards the request. The values are not used: a client can forge them."""
     return any(headers.get(name, "") for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
 
 
 @lru_cache(maxsize=64)
 def name_in(host: str) -> str:
-    """Returns the name in a Host header, without its port."""
+    """Returns the name in a Host header, without the port."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -123,12 +122,11 @@ def name_in(host: str) -> str:
 
 
 def foreign_host(server: Sequence[Any] | None, headers: Headers, own: Sequence[str] = ()) -> str | None:
-    """Returns the name that a request over loopback is addressed to, when it is not this machine's.
+    """Returns the Host name of a request over loopback if it is foreign (DNS rebinding), otherwise None.
 
-    Browsers always send one. Over a unix socket it is the proxy that was addressed, and beyond loopback a machine has
-    many names.
+    Not checked over a unix socket, where the name is the proxy's, nor beyond loopback, where a machine has many names.
     """
-    host = headers.get("host", "")  # empty where HTTP/1.0 sent none
+    host = headers.get("host", "")  # empty if HTTP/1.0 sent none
     if not server or not is_loopback(server[0]) or not host:
         return None
     name = name_in(host)

@@ -28,7 +28,7 @@ class _InputTokens(msgspec.Struct):
 
 
 def prepare(asked: MessagesRequest, context: Context) -> Prepared:
-    """Raises ApiError 400."""
+    """Returns the backend request and its conversion. Raises ApiError 400."""
     if asked.max_tokens is None:
         raise errors.bad_request("max_tokens is required.", param="max_tokens")
     converted = convert(asked, context)
@@ -66,11 +66,11 @@ def prepare(asked: MessagesRequest, context: Context) -> Prepared:
 
 
 def convert(asked: MessagesRequest, context: Context) -> Converted:
-    """Raises ApiError 400."""
+    """Returns the backend request. Raises ApiError 400."""
     found = as_chat(asked)
 
     def recall(key: str) -> Items:
-        # What the client carried itself comes first; what was kept here is for those that throw it away.
+        # Reasoning that the client sent comes first; the memory is for clients that discard it.
         return found.recall(key) or context.recall(key)
 
     try:
@@ -96,12 +96,12 @@ class MessagesEndpoints:
         ]
 
     async def messages(self, exchange: Exchange) -> Reply:
-        """A message, as Anthropic's Messages API has it."""
+        """Creates a message (Anthropic's Messages API)."""
         asked, context = await self._pipeline.read(exchange, MESSAGES)
         return await self._pipeline.answer(exchange.record, prepare(asked, context))
 
     async def count_tokens(self, exchange: Exchange) -> Reply:
-        """An estimate: the backend has no such endpoint for this sign-in."""
+        """Estimates the number of input tokens. The backend has no such endpoint for this sign-in."""
         asked, context = await self._pipeline.read(exchange, MESSAGES)
         converted = convert(asked, context)
         exchange.record.adjust(*converted.adjusted)

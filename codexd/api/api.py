@@ -1,4 +1,4 @@
-"""The whole API: its endpoints in one table, and what every request passes before and after them."""
+"""The API: all endpoints in one router, with access control, limits and accounting around each request."""
 
 import trio
 
@@ -28,14 +28,14 @@ from codexd.upstream.catalog import Catalog
 from codexd.upstream.client import Upstream
 
 DIALECTS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
-"""What is documented; each is the dialect of a route."""
+"""All dialects, in the order of the documentation; each is the dialect of a route."""
 
 WEBSOCKET = ("/responses", "/v1/responses")
-"""The paths that are served over websockets too."""
+"""Paths that are also served over websockets."""
 
 
 class Api:
-    """All endpoints, over a pipeline that makes answers and a journal that tells of them."""
+    """All endpoints. ``pipeline`` makes the answers, ``journal`` accounts for them."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Api:
         return self._pipeline.config.server
 
     def configure(self, config: Config) -> None:
-        """Takes over a changed configuration; answers in progress go on under the old one."""
+        """Applies a changed configuration; answers in progress keep the old one."""
         self._pipeline.configure(config)
         self._access.configure(config.server)
 
@@ -83,13 +83,13 @@ class Api:
         return self._server.websocket and fold(path) in WEBSOCKET
 
     def idle_seconds(self) -> float:
-        """How long no request has come; 0 while an answer is in progress or a websocket is open."""
+        """Returns the seconds since the last request; 0 while an answer is in progress or a websocket is open."""
         if self._pipeline.open or self.websocket.connections:
             self._journal.last_request = trio.current_time()
         return trio.current_time() - self._journal.last_request
 
     def drain(self) -> None:
-        """Begins to end: answers in progress may finish, and no connection waits for another request."""
+        """Starts the drain: answers in progress may finish, and websockets accept no further request."""
         self.websocket.drain()
 
     # --- a request
@@ -110,14 +110,14 @@ class Api:
 
     async def _reply(self, exchange: Exchange, route: Route) -> Reply:
         if route.method == "OPTIONS":
-            # A preflight: a browser asks without the page's key.
+            # A preflight: browsers send it without the page's key.
             self._access.admit_page(exchange.headers, exchange.record)
         else:
             self._admit(exchange)
         return await route.handler(exchange)
 
     def _admit(self, exchange: Exchange) -> None:
-        """Raises ApiError 401, 403, 429 or 503."""
+        """Checks access and the limits on requests. Raises ApiError 401, 403, 429 or 503."""
         record, limit = exchange.record, self._server.max_requests
         self._access.admit(exchange.headers, exchange.server, exchange.path, record)
         if self._serving > limit and exchange.path not in HEALTH:
@@ -126,11 +126,11 @@ class Api:
             record.counted = self._keys.enter(record.key)
 
     async def _refuse(self, allowed: list[str], exchange: Exchange) -> Reply:
-        """Raises ApiError 404, 405 or 426."""
+        """Raises ApiError 404, 405 or 426; ``allowed`` are the methods of the path."""
         path, method = exchange.path, exchange.method
         if not allowed:
             known = ", ".join(f"{route.method} {route.public_path}" for route in self._router.routes)
-            raise ApiError(404, f"There is no {method} {path} here. There is: {known}.", code="unknown_url")
+            raise ApiError(404, f"There is no {method} {path}. Available: {known}.", code="unknown_url")
         if "upgrade" in exchange.headers:
             off = not self._server.websocket and fold(path) in WEBSOCKET
             why = " (server.websocket is off)" if off else ""
@@ -138,7 +138,7 @@ class Api:
         methods = ", ".join(sorted(allowed))
         raise ApiError(
             405,
-            f"{path} does not take {method}, but {methods}.",
+            f"{path} does not support {method}. Use {methods}.",
             code="method_not_allowed",
             headers=[("allow", methods)],
         )

@@ -1,4 +1,4 @@
-"""The endpoints of Chat Completions, and of the legacy completions before it."""
+"""The endpoints of Chat Completions and of the legacy Completions."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,7 +31,7 @@ MAX_N = 8
 
 
 def prepare_chat(asked: chat.ChatRequest, context: Context) -> Prepared:
-    """Raises ApiError 400."""
+    """Returns one backend request for each of the ``n`` choices. Raises ApiError 400."""
     converted = from_chat(asked, context.resolved, context.settings, context.recall)
     tokens = ("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)
     wanted = _Wanted(context, f"chatcmpl-{context.id[:28]}", limits_of(asked.stop, *tokens), asked.stream_options)
@@ -42,7 +42,7 @@ def prepare_chat(asked: chat.ChatRequest, context: Context) -> Prepared:
 
 
 def prepare_completions(asked: completions.CompletionRequest, context: Context) -> Prepared:
-    """Each prompt becomes a chat of one message. Raises ApiError 400."""
+    """Returns ``n`` backend requests for each prompt, which becomes a chat of one message. Raises ApiError 400."""
     limits, texts, per_prompt = limits_of(asked.stop, ("max_tokens", asked.max_tokens)), completions.prompts(asked), 0
     per_prompt = _number(asked.n)
     number = per_prompt * len(texts)
@@ -80,11 +80,11 @@ class ChatEndpoints:
         ]
 
     async def chat_completions(self, exchange: Exchange) -> Reply:
-        """A chat completion, as OpenAI has it."""
+        """Creates a chat completion."""
         return await self._answer(exchange, CHAT)
 
     async def completions(self, exchange: Exchange) -> Reply:
-        """The legacy endpoint: each prompt a chat of one message."""
+        """Creates a legacy completion: each prompt becomes a chat of one message."""
         return await self._answer(exchange, COMPLETIONS)
 
     async def _answer(self, exchange: Exchange, dialect: Dialect) -> Reply:
@@ -93,7 +93,7 @@ class ChatEndpoints:
 
 
 async def probe(pipeline: Pipeline) -> str:
-    """Makes a tiny real request the way that all requests take; returns the name of its model. Raises ApiError."""
+    """Sends a tiny real request through the pipeline and returns its model's name. Raises ApiError."""
     model = pipeline.catalog.models.own[0]
     record = Record("doctor")
     context = pipeline.context(record, Resolved(model, model.efforts[0] if model.efforts else None))
@@ -113,7 +113,7 @@ def _number(n: int | None) -> int:
 
 
 class _Wanted:
-    """How a chat client wants its answer: the conversions of one request, each with the answer's id and time."""
+    """The options of one chat request, from which the conversions of its answers are made."""
 
     def __init__(self, context: Context, id: str, limits: StopLimits, options: chat.StreamOptions | None) -> None:  # noqa: A002
         self._context = context
@@ -141,7 +141,7 @@ class _Wanted:
             names=converted.names,
             legacy=converted.legacy,
             cut=Cutoff(self._limits) if limited else None,
-            # Only where it may be needed: it keeps the request for as long as the answer takes.
+            # Only if limits need it: it keeps the request in memory until the answer ends.
             prompt_tokens=partial(prompt_tokens, converted.request) if limited else int,
             index=index,
             usage_chunk=number == 1 or not self._context.streamed,

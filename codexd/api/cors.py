@@ -1,6 +1,6 @@
-"""Web pages of other origins: who may come, and what browsers are told (the Fetch standard's CORS protocol).
+"""Web pages of other origins: which are allowed, and the headers for browsers (CORS, in the Fetch standard).
 
-``vary`` is on every answer to such a page, because a cache between must not give one page's answer to another.
+``vary`` is in every answer to such a page, so that a cache does not give one page's answer to another.
 """
 
 import re
@@ -12,7 +12,7 @@ from codexd.api.exchange import Document
 from codexd.relay.relay import Header
 
 MAX_AGE = 7200
-"""Seconds for which a browser need not ask again; Chromium's own limit."""
+"""Seconds for which a browser may cache a preflight; Chromium's own limit."""
 
 _EXPOSED = ", ".join(
     [
@@ -22,13 +22,11 @@ _EXPOSED = ", ".join(
         *(f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")),
     ]
 )
-
-
 _NAMES = re.compile(r"[a-z0-9-]+(,\s?[a-z0-9-]+)*", re.IGNORECASE)
 
 
 class Headers(Protocol):
-    """Header fields by their names in lower case: a dict, or Werkzeug's headers."""
+    """Header fields by lower-case name: a dict, or Werkzeug's headers."""
 
     def get(self, name: str, default: str, /) -> str: ...
 
@@ -38,7 +36,7 @@ def is_allowed(origin: str, allowed: Sequence[str]) -> bool:
 
 
 def is_own(origin: str, headers: Headers) -> bool:
-    """Whether the page came from the very address that it asks."""
+    """Returns whether the page comes from the host that it sends the request to."""
     try:
         return urlsplit(origin).netloc == headers.get("host", "") != ""
     except ValueError:
@@ -54,7 +52,7 @@ def fields(origin: str) -> list[Header]:
 
 
 def preflight(headers: Headers, methods: Sequence[str]) -> Document:
-    """The answer to what a browser asks before a request, which it asks without the page's key."""
+    """Returns the answer to a preflight, which browsers send before a request and without the page's key."""
     asked = headers.get("access-control-request-headers", "")
     answer = [
         ("access-control-allow-methods", ", ".join(methods)),
@@ -62,6 +60,6 @@ def preflight(headers: Headers, methods: Sequence[str]) -> Document:
         ("access-control-max-age", f"{MAX_AGE}"),
     ]
     if headers.get("access-control-request-private-network", "") == "true":
-        # Chromium asks so before a page of the internet reaches this machine or its network.
+        # Chromium's Private Network Access: sent before a page of the internet reaches a private address.
         answer.append(("access-control-allow-private-network", "true"))
     return Document(b"", answer, content_type="text/plain")

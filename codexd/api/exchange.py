@@ -1,4 +1,14 @@
-"""One HTTP exchange with a client: what an endpoint gets, what it gives back, and how that is written."""
+"""One HTTP exchange with a client, from the request's body to the written reply.
+
+    state      | left by                                         | to
+    -----------|-------------------------------------------------|----------
+    no head    | a document, also for an ApiError or a bug       | complete
+    no head    | the head of a stream (``_StreamClient.start``)  | streaming
+    streaming  | the last byte, also that of an error event      | complete
+    any        | the client disconnects                          | incomplete
+
+``Record.complete`` says whether the exchange ended as complete.
+"""
 
 from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -28,7 +38,7 @@ _T = TypeVar("_T")
 
 
 class Document(NamedTuple):
-    """A whole answer."""
+    """A complete reply."""
 
     body: bytes
     headers: Sequence[Header] = ()
@@ -37,13 +47,13 @@ class Document(NamedTuple):
 
 
 class StreamedBody(Protocol):
-    """Writes the body of a streamed answer: a relay. ``error`` is how it went."""
+    """Writes the body of a streamed reply, such as a relay. ``error`` is set if it failed."""
 
     error: ApiError | None
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete; a client may leave as soon as it has the last event."""
+        """Whether the answer is complete; a client may disconnect as soon as it has the last event."""
 
     async def stream(self, client: Client) -> None: ...
 
@@ -52,7 +62,7 @@ Reply = Document | StreamedBody
 
 
 class Exchange:
-    """What an endpoint gets: the request, its record, and the names in its path."""
+    """The argument of an endpoint: the request, its record, and the names in its path."""
 
     __slots__ = ("_max_body", "_request", "headers", "method", "names", "path", "record", "server")
 
@@ -91,13 +101,13 @@ class Exchange:
             case encoding:
                 raise ApiError(
                     415,
-                    f"Request bodies in {encoding!r} encoding are not understood; send the JSON as it is, or in zstd.",
+                    f"Unsupported content-encoding {encoding!r}. Send the JSON uncompressed, or compressed with zstd.",
                     code="unsupported_encoding",
                 )
 
 
 async def answer(exchange: Exchange, request: ServerRequest, reply: Awaitable[Reply]) -> None:
-    """Writes the reply to a request: a document, or a stream whose failure before its first byte is a document."""
+    """Writes the reply: a document, or a stream. A stream that fails before its first byte becomes a document."""
     record = exchange.record
     try:
         whole = await _whole(request, reply, record)
@@ -113,7 +123,7 @@ async def answer(exchange: Exchange, request: ServerRequest, reply: Awaitable[Re
 
 
 async def _whole(request: ServerRequest, reply: Awaitable[Reply], record: Record) -> Document | None:
-    """Returns the document to send; None when the answer was streamed."""
+    """Returns the document to send; None if the answer was streamed."""
     try:
         found = await reply
         if isinstance(found, Document):
@@ -140,7 +150,7 @@ async def _stream(request: ServerRequest, body: StreamedBody, record: Record) ->
 
 
 class _StreamClient:
-    """The client's side of a relay."""
+    """The client of a relay, over one HTTP request."""
 
     __slots__ = ("_record", "_start", "end", "write_now", "write_rest")
 
@@ -152,12 +162,12 @@ class _StreamClient:
         self.end = request.end
 
     async def start(self, headers: Sequence[Header]) -> None:
-        # What was adjusted is known now and not before: a second try may leave something out.
+        # The adjustments are final only now: a second attempt may drop parameters.
         await self._start([*STREAM_HEADERS, *self._record.headers(), *headers])
 
 
 def _is_cancellation(error: BaseException) -> bool:
-    """Whether this is the client's leaving, alone or in a nursery's group, and no fault."""
+    """Returns whether an exception, or a group of them, is only a cancellation: the client has disconnected."""
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[1] is None
     return isinstance(error, trio.Cancelled)
@@ -168,7 +178,7 @@ def _unzstd(data: bytes, limit: int) -> bytes:
     try:
         body = zstd.decompress(data, limit)
     except zstd.Undecodable as error:
-        raise errors.bad_request(f"The request body is not zstd that can be read: {error}") from error
+        raise errors.bad_request(f"The request body is not valid zstd: {error}") from error
     if len(body) > limit:
         raise errors.too_large(limit)
     return body
@@ -192,11 +202,11 @@ def json(value: object) -> Document:
 
 
 def decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
-    """Decodes a small body. Raises ApiError 400 naming the place."""
+    """Decodes a small body. Raises ApiError 400, which names the invalid member."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         said, place = place_of(error)
         raise errors.bad_request(f"{said}{f' at {place}' if place else ''}.", param=place or None) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
+        raise errors.bad_request(f"The request body is not valid JSON: {error}") from error

@@ -1,4 +1,4 @@
-"""The requests in progress, and what is told of each when it ends: metrics, usage, the last requests."""
+"""The journal of requests: those in progress, and for each that ends its metrics, usage and trace."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from codexd.telemetry.metrics import Metrics
 from codexd.telemetry.trace import Recent, Trace
 
 _UNINTERESTING = ("/health", "/metrics")
-"""Probes come every few seconds, and would push out the requests that somebody looks for."""
+"""Endpoints of probes, which come every few seconds and would push other requests out of ``recent``."""
 
 
 class Journal:
-    """``clock`` gives Unix seconds. ``last_request`` is when a request began or ended, probes apart, in trio's time."""
+    """``clock`` gives Unix seconds. ``last_request`` is when a request, not a probe, began or ended, in trio's time."""
 
     def __init__(self, ledger: Ledger, *, clock: Callable[[], float]) -> None:
         self._ledger = ledger
@@ -27,7 +27,7 @@ class Journal:
 
     @contextmanager
     def entry(self, record: Record) -> Iterator[None]:
-        """One request, from its beginning to its end, whatever that is."""
+        """Lists a request as in progress inside the block; accounts for it and logs it at the end."""
         self._in_progress.add(record)
         self._touch(record)
         try:
@@ -47,7 +47,7 @@ class Journal:
             self.last_request = trio.current_time()
 
     def in_progress(self, begin: str = "", *, bodies: bool = False) -> list[Trace]:
-        """Returns the requests that have not ended and whose id begins so, the oldest first."""
+        """Returns the requests in progress whose id starts with ``begin``, oldest first."""
         now = self._clock()
         found = [record for record in self._in_progress if record.id.startswith(begin)]
         traces = [record.trace(now, over=False, bodies=bodies) for record in found]

@@ -1,4 +1,4 @@
-"""Signing in over HTTP, for programs on this machine."""
+"""Sign-in over HTTP, for programs on this machine."""
 
 from typing import Literal
 
@@ -45,7 +45,7 @@ class LoginEndpoints:
         return [Route("POST", "/auth/login", self.login, api=False), Route("GET", "/auth/login", self.state, api=False)]
 
     async def login(self, exchange: Exchange) -> Document:
-        """Start a sign-in, or join the one under way; the answer says what the person has to do."""
+        """Starts a sign-in, or joins the one in progress; the answer says what the user has to do."""
         _refuse_from_afar(exchange)
         body = await exchange.body()
         asked = decode(_LOGIN, body) if body else _LoginRequest()
@@ -53,7 +53,7 @@ class LoginEndpoints:
         return json(self._state_of(attempt))
 
     async def state(self, exchange: Exchange) -> Document:
-        """How the sign-in under way, or the last one, stands."""
+        """Returns the state of the sign-in in progress, or of the last one."""
         _refuse_from_afar(exchange)
         attempt = self._logins.current
         if attempt is None:
@@ -80,10 +80,10 @@ class LoginEndpoints:
 
 
 def _refuse_from_afar(exchange: Exchange) -> None:
-    """Raises ApiError 403: who signs in decides whose account it is, and that is for this machine to do."""
+    """Raises ApiError 403 unless the request is local: a sign-in decides which account all clients use."""
     host = (exchange.client or ("127.0.0.1",))[0]
-    # Also with a key, and over a unix socket, where it is a proxy's: a name that is not this machine's own may have
-    # been pointed here by somebody else (DNS rebinding), and a page of whatever origin has no business here.
+    # Checked with a key too, and over a unix socket, where a proxy may forward remote requests. A Host that is not
+    # loopback may be DNS rebinding, and web pages of any origin are refused.
     foreign = [name for name in ("forwarded", "x-forwarded-for", "x-real-ip", "origin") if name in exchange.headers]
     site = exchange.headers.get("sec-fetch-site", "none")
     if foreign or site != "none" or not is_loopback(host) or not is_loopback(name_in(exchange.headers.get("host", ""))):

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the API, made from its routes and their dialects."""
+"""The OpenAPI document, generated from the routes of the API and their dialects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,11 @@ from codexd.protocol.parameters import Rule
 _REF = "#/components/schemas/{name}"
 _OBJECT = {"type": "object"}
 _JSON, _EVENTS = "application/json", "text/event-stream"
-
-
 _TEXTS = {"/": "text/html", "/metrics": "text/plain"}
 
 
 def document(routes: Sequence[Route], version: str) -> bytes:
-    """OpenAPI 3.1 in JSON."""
+    """Returns the OpenAPI 3.1 document as JSON."""
     dialects = {route.dialect.name: route.dialect for route in routes if route.dialect is not None}.values()
     types = {each for dialect in dialects for each in (dialect.request.struct, dialect.answer) if each is not None}
     ordered = sorted(types, key=lambda each: each.__name__)
@@ -65,7 +63,7 @@ def _operation(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
         if dialect.answer is not None and route.streams:
             content[_JSON] = {"schema": refs[dialect.answer]}
         if route.streams:
-            content[_EVENTS] = {}  # events of many kinds, which OpenAPI 3.1 has no words for
+            content[_EVENTS] = {}  # OpenAPI 3.1 cannot describe a stream of different events
     if names := [part[1:-1] for part in route.public_path.split("/") if part.startswith("{")]:
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
@@ -74,7 +72,7 @@ def _operation(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _described(schema: dict[str, Any], rules: dict[str, Rule]) -> dict[str, Any]:
-    """With what becomes of each parameter, those that are taken and come to nothing included."""
+    """Adds the treatment of each parameter as its description, also of those that have no effect."""
     properties = dict(schema["properties"])
     for name, rule in rules.items():
         text = f"{rule.treatment}: {rule.note}" if rule.note else rule.treatment

@@ -1,4 +1,4 @@
-"""From a request's body to its answer: the steps that are the same in every dialect."""
+"""The pipeline from a request's body to its answer: the steps that all dialects share."""
 
 import hashlib
 import secrets
@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 
 class Asked(Protocol):
-    """What every request for an answer has."""
+    """The members that every request for an answer has."""
 
     @property
     def model(self) -> str: ...
@@ -48,10 +48,9 @@ class Asked(Protocol):
 
 
 class Context(NamedTuple):
-    """What an answer depends on beside its request. ``id`` is 48 hexadecimal digits; ``created`` is in Unix seconds.
+    """The inputs of an answer besides its request. ``id`` is 48 hexadecimal digits; ``created`` is in Unix seconds.
 
-    ``recall`` gives back reasoning that the client could not carry, and ``turn`` makes what gathers it for the next
-    turn.
+    ``recall`` returns stored reasoning that the client did not send back; ``turn`` makes the collector that stores it.
     """
 
     id: str
@@ -65,25 +64,24 @@ class Context(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """How several answers become one: the chunk with their usage, and one document of theirs."""
+    """Functions that join several answers: into one usage chunk of a stream, and into one document."""
 
     usage: Callable[[Sequence[Usage]], bytes]
     documents: Callable[[Sequence[bytes]], bytes]
 
 
 class Prepared(NamedTuple):
-    """What one request asks of the backend: one answer, or several that are ``joined``."""
+    """The backend requests of one client request, each with its conversion. Several are ``joined`` into one answer."""
 
     parts: Sequence[tuple[Converted, Callable[[], Conversion]]]
     joined: Joined | None = None
 
 
 class Dialect(NamedTuple):
-    """All that makes one kind of request a part of the API. Routes, documentation and tests are made from it.
+    """One kind of request of the API. Routes, documentation and tests are derived from it.
 
-    ``name`` is what its table of parameters is called in the README. ``answer`` is the struct of a whole answer, None
-    where it is the backend's own object. ``prepare`` is pure: it gets the request (or what the endpoint made of it) and
-    its context.
+    ``name`` is the name of its table of parameters in the README. ``answer`` is the struct of a complete answer, None
+    if it is the backend's own object. ``prepare`` is pure; it gets the request, or what the endpoint made of it.
     """
 
     name: str
@@ -117,24 +115,24 @@ class Pipeline:
         self._memory = ReasoningMemory(config.codex.reasoning_memory_bytes, config.codex.reasoning_memory_seconds)
 
     def configure(self, config: Config) -> None:
-        """Takes over a changed configuration; answers in progress go on under the old one."""
+        """Applies a changed configuration; answers in progress keep the old one."""
         self.config = config
         self._memory.configure(config.codex.reasoning_memory_bytes, config.codex.reasoning_memory_seconds)
 
     @property
     def open(self) -> int:
-        """The number of answers in progress, streamed or being collected."""
+        """The number of answers in progress, streamed or collected."""
         return sum(relay.running for relay in self._relays)
 
     def close(self) -> None:
-        """Ends all answers in progress with an error that their clients see: the drain is over."""
+        """Ends all answers in progress with an error to their clients, at the end of the drain."""
         for relay in self._relays:
             relay.abort(errors.shutting_down())
 
     # --- the request
 
     async def read(self, exchange: Exchange, dialect: Dialect) -> tuple[Any, Context]:
-        """Returns an exchange's request, and its context. Raises ApiError."""
+        """Returns the decoded request of an exchange and its context. Raises ApiError."""
         body = await exchange.body()
         found = members.split(body)
         asked = dialect.request.decode(found)
@@ -143,7 +141,7 @@ class Pipeline:
     def understand(
         self, record: Record, asked: Asked, found: RawObject, dialect: Dialect, body: bytes = b""
     ) -> Context:
-        """Resolves the model and applies the rules for parameters. Raises ApiError 400, 403 or 404."""
+        """Resolves the model, applies the parameter rules and returns the context. Raises ApiError 400, 403 or 404."""
         record.streamed, model = bool(asked.stream), asked.model
         if not model:
             raise errors.bad_request("model must not be empty; GET /v1/models lists the names.", param="model")
@@ -183,7 +181,7 @@ class Pipeline:
         )
 
     def _turn(self, model: str) -> Turn | None:
-        """Makes what gathers the reasoning of one answer; None when it is not to be kept."""
+        """Returns the collector for the reasoning of one answer; None if reasoning is not stored."""
         if not self.config.codex.reasoning_memory_bytes:
             return None
 
@@ -193,21 +191,21 @@ class Pipeline:
         return Turn(keep)
 
     def refuse_drops(self, record: Record) -> None:
-        """Raises ApiError 400 for a strict key, when anything of its request is dropped."""
+        """Raises ApiError 400 if the key is strict and a parameter of its request was dropped."""
         if record.key is None or not self._keys.is_strict(record.key):
             return
         dropped = next((each.param for each in record.adjusted if each.how == "dropped"), None)
         if dropped is not None:
             raise errors.unsupported(
                 dropped,
-                f"{dropped!r} cannot be honoured, and the key {record.key!r} is strict: leave it out, or use a key "
-                "that is not strict (then it is dropped, and x-codexd-adjusted says so).",
+                f"{dropped!r} is not supported, and the key {record.key!r} is strict. Remove it, or use a key that is "
+                "not strict (then it is dropped, and x-codexd-adjusted says so).",
             )
 
     # --- the answer
 
     async def answer(self, record: Record, prepared: Prepared) -> Reply:
-        """Raises ApiError."""
+        """Returns the stream, or the complete document if the client did not ask for one. Raises ApiError."""
         body = self.open_answer(record, prepared)
         if record.streamed:
             return body
@@ -218,7 +216,7 @@ class Pipeline:
         return Document(prepared.joined.documents(documents), headers)
 
     def open_answer(self, record: Record, prepared: Prepared) -> Relay | Fanout:
-        """Returns what streams or collects the answer. Raises ApiError 400 for a strict key."""
+        """Returns the relay, or the fanout of several, that streams or collects the answer. Raises ApiError 400."""
         for converted, _ in prepared.parts:
             record.adjust(*converted.adjusted)
         self.refuse_drops(record)
@@ -253,7 +251,7 @@ class Pipeline:
 
 
 def _header_key(key: str) -> str:
-    """Returns a prompt cache key that can stand in a header: itself, or a hash of it when it cannot."""
+    """Returns a prompt cache key that is valid in a header: the key itself, otherwise its SHA-256."""
     if key.isascii() and key.isprintable() and len(key) <= 256 and key == key.strip():
         return key
     return hashlib.sha256(key.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The Quart application: websockets alone. Every other request is the router's, and nobody asks ASGI."""
+"""The Quart application, for websockets only. All other requests go to the router without ASGI."""
 
 from collections.abc import Awaitable, Callable
 

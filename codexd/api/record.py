@@ -1,4 +1,4 @@
-"""One request, for all that tells of it: the log, the metrics, ``codexctl explain``, the answer's headers."""
+"""The record of one request, for the log, the metrics, ``codexctl explain`` and the answer's headers."""
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +16,14 @@ from codexd.telemetry.tokens import Tokens
 from codexd.telemetry.trace import MAX_BODY, Spans, Timings, Trace
 
 MAX_ADJUSTED = 4000
-"""Characters of the header that says what was adjusted: a request may name thousands of parameters."""
+"""Characters of the x-codexd-adjusted header; a request may contain thousands of parameters."""
 
 MAX_TRACED = 100
-"""Adjustments that are remembered of a request."""
+"""Adjustments that a trace keeps."""
 
 MAX_LOGGED_PATH = 200
 MAX_CODE, MAX_MESSAGE = 100, 1000
-"""Characters of an error that are remembered."""
+"""Characters of an error's code and message that are kept."""
 
 _STEPS = ("asked", "token", "connected", "head", "first", "end")
 
@@ -31,10 +31,10 @@ log = structlog.get_logger()
 
 
 class Record:
-    """Filled in as the request is understood and answered.
+    """Filled in while the request is read and answered.
 
-    ``endpoint`` is the route's path, without names in it; empty where there is no such route. ``received`` and ``sent``
-    are bodies, where they are to be kept. ``counted``: the client's key counts it among its requests in progress.
+    ``endpoint`` is the route's pattern, empty if no route matches. ``received`` and ``sent`` are bodies, empty unless
+    request logging is on. ``counted``: it counts towards the concurrent requests of the client's key.
     """
 
     __slots__ = (
@@ -68,27 +68,27 @@ class Record:
 
     @property
     def outcome(self) -> int:
-        """Its status; 499, nginx's code, for a client that left."""
+        """The HTTP status; 499, as in nginx, if the client disconnected."""
         return self.status if self.complete else 499
 
     def adjust(self, *adjustments: Adjustment) -> None:
-        """Notes what was not passed on as it came, each once."""
+        """Adds parameters that were not passed on unchanged, each once."""
         self.adjusted += [each for each in adjustments if each not in self.adjusted]
 
     def fail(self, error: ApiError) -> None:
         self.error = (error.error.code or error.error.type)[:MAX_CODE]
-        # It quotes what the client sent, as much as that was.
+        # The message may quote any amount of what the client sent.
         self.message = redact(error.error.message[:MAX_MESSAGE])
 
     def headers(self) -> list[Header]:
-        """Those of every answer: the request's id in OpenAI's name and in Anthropic's, and what was adjusted."""
+        """Returns the headers of every answer: the request id (OpenAI's and Anthropic's name), adjustments, CORS."""
         headers = [("x-request-id", self.id), ("request-id", self.id)]
         if self.adjusted:
             headers.append(("x-codexd-adjusted", ", ".join(map(str, self.adjusted))[:MAX_ADJUSTED]))
         return [*headers, *self.cors]
 
     def trace(self, now: float, *, over: bool, bodies: bool) -> Trace:
-        """``now`` is in Unix seconds."""
+        """Returns the trace. ``now`` is in Unix seconds; ``over``: the request has ended."""
         timings, at = self.timings, trio.current_time()
         begun = [relay.first_at for relay in self.relays if relay.first_at is not None]
         first, end = min(begun, default=None), at if over else None
@@ -135,13 +135,13 @@ class Record:
         fields["adjusted"] = ", ".join(map(str, self.adjusted)) or None
         fields["ms"] = round((trio.current_time() - self.started) * 1000)
         shown = {key: value for key, value in fields.items() if value is not None}
-        # Probes come every few seconds and say nothing.
+        # Probes come every few seconds and would fill the log.
         level = cast("Callable[..., None]", log.debug if self.path.endswith("/health") else log.info)
         level("request finished", method=self.method, path=self.path, **shown)
 
 
 def begin(method: str, path: str, endpoint: str, headers: Mapping[str, str], client: str | None) -> Record:
-    """Makes a request's record, under the client's own id where that can be used, and binds the log to it."""
+    """Returns a request's record, under the client's id if that is usable, and binds the log to the id."""
     record = Record(usable_request_id(headers.get("x-request-id", ""), new_id()), method, path, endpoint)
     record.client = client
     structlog.contextvars.bind_contextvars(request_id=record.id)

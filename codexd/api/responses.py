@@ -1,4 +1,4 @@
-"""The endpoints of the Responses API, over a store of the responses that were given."""
+"""The endpoints of the Responses API, and the store of its responses."""
 
 from collections.abc import Callable
 from functools import partial
@@ -46,10 +46,10 @@ class _InputTokens(msgspec.Struct):
 
 
 class Understood(NamedTuple):
-    """A request with its whole input, of which the first ``earlier`` items are turns that the client named.
+    """A request with its complete input; the first ``earlier`` items come from its ``previous_response_id``.
 
-    ``echo`` holds the members that the answer repeats. ``on_done`` gets the final response object. ``websocket``: the
-    client has no HTTP status to look at, and wants no ``[DONE]``.
+    ``echo`` holds the members that the answer repeats. ``on_done`` gets the final response object. ``websocket``:
+    errors carry the status, and the stream has no ``[DONE]``.
     """
 
     asked: ResponsesRequest
@@ -61,13 +61,13 @@ class Understood(NamedTuple):
 
 
 class Last:
-    """The last response of a connection that has a memory of its own."""
+    """The last response of a websocket, stored or not; ``previous_response_id`` may name it."""
 
     response: Stored | None = None
 
 
 def understood(asked: ResponsesRequest, members: RawObject, before: Stored | None = None) -> Understood:
-    """Joins a request to the response that it goes on from."""
+    """Returns the request with the items of the response that it continues before its own input."""
     own = stored.as_items(asked.input)
     earlier: list[RawObject] = []
     if before is not None:
@@ -79,18 +79,18 @@ def understood(asked: ResponsesRequest, members: RawObject, before: Stored | Non
 
 
 def convert(found: Understood, context: Context) -> Converted:
-    """Raises ApiError 400."""
+    """Returns the backend request. Raises ApiError 400."""
     return from_responses(found.asked, context.resolved, context.settings, earlier=found.earlier)
 
 
 def prepare(found: Understood, context: Context) -> Prepared:
-    """Raises ApiError 400."""
+    """Returns the backend request and its conversion. Raises ApiError 400."""
     converted = convert(found, context)
     wanted = limits_of(None, ("max_output_tokens", found.asked.max_output_tokens))
 
     def conversion() -> Conversion:
         truncation = Truncation(Cutoff(wanted)) if wanted.max_tokens is not None else None
-        # Only where it may be needed: it keeps the request for as long as the answer takes.
+        # Only if a limit needs it: it keeps the request in memory until the answer ends.
         counted = partial(prompt_tokens, converted.request) if truncation else int
         stream = ResponsesStream(
             found.echo, converted.names, truncation, counted, found.on_done, websocket=found.websocket
@@ -121,7 +121,7 @@ class ResponsesEndpoints:
         ]
 
     async def responses(self, exchange: Exchange) -> Reply:
-        """A response, as OpenAI's Responses API has it."""
+        """Creates a response (OpenAI's Responses API)."""
         found, context = await self._read(exchange)
         found = found._replace(on_done=partial(self._keep, found, None))
         return await self._pipeline.answer(exchange.record, prepare(found, context))
@@ -133,7 +133,7 @@ class ResponsesEndpoints:
     def understand(
         self, record: Record, members: RawObject, body: bytes = b"", last: Last | None = None
     ) -> tuple[Understood, Context]:
-        """``last`` is what the client's connection remembers. Raises ApiError 400, 403 or 404."""
+        """Returns the decoded request and its context; ``last`` is the websocket's. Raises ApiError 400, 403 or 404."""
         asked: ResponsesRequest = REQUEST.decode(members)
         context = self._pipeline.understand(record, asked, members, RESPONSES, body)
         before = None
@@ -144,12 +144,12 @@ class ResponsesEndpoints:
         return understood(asked, members, before), context
 
     def open(self, record: Record, found: Understood, context: Context, last: Last) -> Relay | Fanout:
-        """Returns an answer for a websocket. Raises ApiError 400."""
+        """Returns the relay or fanout of an answer on a websocket. Raises ApiError 400."""
         found = found._replace(on_done=partial(self._keep, found, last), websocket=True)
         return self._pipeline.open_answer(record, prepare(found, context))
 
     def warm(self, record: Record, found: Understood, context: Context, last: Last) -> bytes:
-        """Returns an answer that nobody generates: it names its input, so that the next request can go on from it."""
+        """Returns the events of a response without output, which the next request can continue. Raises ApiError 400."""
         self._pipeline.refuse_drops(record)
         head = {"id": f"resp_{context.id}", "created_at": context.created, "model": context.resolved.model.slug}
         keep = partial(self._keep, found, last)
@@ -166,11 +166,11 @@ class ResponsesEndpoints:
             last.response = made if made.size() <= bound else None
 
     async def input_tokens(self, exchange: Exchange) -> Reply:
-        """An estimate: the backend has no such endpoint for this sign-in."""
+        """Estimates the number of input tokens. The backend has no such endpoint for this sign-in."""
         return json(_InputTokens(prompt_tokens(convert(*await self._read(exchange)).request)))
 
     async def compact(self, exchange: Exchange) -> Reply:
-        """The conversation, made short by the model: input items to go on with."""
+        """Compacts a conversation with the model; returns the input items to continue with."""
         found, context = await self._read(exchange)
         asked = msgspec.structs.replace(
             found.asked, input=[*found.input, stored.COMPACTION_TRIGGER], max_output_tokens=None
@@ -184,17 +184,17 @@ class ResponsesEndpoints:
     # --- stored responses
 
     async def response(self, exchange: Exchange) -> Reply:
-        """A stored response."""
+        """Returns a stored response."""
         return Document(bytes(self._stored(exchange).response))
 
     async def delete(self, exchange: Exchange) -> Reply:
-        """Delete a stored response."""
+        """Deletes a stored response."""
         found = self._stored(exchange)
         self._store.delete(found.id)
         return json(_Deleted(found.id))
 
     async def input_items(self, exchange: Exchange) -> Reply:
-        """The input of a stored response."""
+        """Lists the input items of a stored response."""
         found, query = self._stored(exchange), exchange.query
         limit = query.get("limit", "20")
         if not limit.isdecimal():
@@ -205,10 +205,10 @@ class ResponsesEndpoints:
         return json(page)
 
     async def cancel(self, exchange: Exchange) -> Reply:
-        """Refused: nothing runs in the background."""
+        """Always refused: codexd runs no background responses."""
         self._stored(exchange)
         raise errors.bad_request(
-            "Only background responses can be cancelled, and codexd has none: to end a stream, close its connection.",
+            "Only background responses can be cancelled, and codexd has none. To end a stream, close its connection.",
             code="not_cancellable",
         )
 

@@ -1,4 +1,4 @@
-"""One table of all endpoints: fixed paths, and paths with a name in them."""
+"""The table of all endpoints: fixed paths, and patterns with one name."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -16,10 +16,10 @@ Serve = Callable[["Route", dict[str, str], ServerRequest], Awaitable[None]]
 
 
 class Route(NamedTuple):
-    """One endpoint. ``path`` may hold one name: ``<id>`` is a segment, ``<path:id>`` the rest of the path.
+    """One endpoint. ``path`` may contain one name: ``<id>`` is a segment, ``<path:id>`` the rest of the path.
 
     ``api``: served both with and without the /v1 prefix, for clients whose base URL lacks it. ``dialect`` is that of
-    the request's body, where it has one; ``streams``: its answer can be an event stream.
+    the request's body, if any; ``streams``: the answer can be an event stream.
     """
 
     method: str
@@ -31,7 +31,7 @@ class Route(NamedTuple):
 
     @property
     def failure(self) -> Callable[[ApiError], bytes]:
-        """Makes the document of an error, in the shape of the endpoint's API."""
+        """The function that encodes an error in the shape of the endpoint's API."""
         return ApiError.body if self.dialect is None else self.dialect.failure
 
     @property
@@ -40,15 +40,15 @@ class Route(NamedTuple):
 
     @property
     def public_path(self) -> str:
-        """The path as documentation writes it: ``/v1/responses/{id}``."""
+        """The path as in the documentation, such as ``/v1/responses/{id}``."""
         return "".join(["/v1" if self.api else "", _NAME.sub(r"{\1}", self.path)])
 
 
 class Router:
-    """Finds what serves a request. ``serve`` answers it by its route, with the names in its path.
+    """Finds the handler of a request. ``serve`` runs a route with the names in the path.
 
-    ``refuse`` answers what no route takes, and is told which methods the path has. ``preflight`` answers OPTIONS for a
-    path with methods; it may be switched off.
+    ``refuse`` answers a request that no route matches; it gets the methods of the path. ``preflight`` answers OPTIONS
+    for a path that has methods, while ``preflights()`` is true.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Router:
                     methods["HEAD"] = methods["GET"]
 
     def find(self, method: str, path: str) -> Handler:
-        """Returns what serves the request; a refusal is served too."""
+        """Returns the handler of the request; if no route matches, the handler of the refusal."""
         path = fold(path)
         methods = self._fixed.get(path, {})
         if (handler := methods.get(method)) is not None:
@@ -89,7 +89,7 @@ class Router:
                 return self._handler(route, found.groupdict())
         allowed = [each for each in (*methods, *(route.method for _, route in named)) if each != "HEAD"]
         if method == "OPTIONS" and allowed and self._preflights():
-            # What is counted is the pattern: anybody may ask so, for any name.
+            # The metrics count the pattern: preflights need no key and may contain any name.
             counted = path if methods else named[0][1].path
             answer = partial(self._preflight, allowed)
             return self._handler(Route(method, counted, answer))
@@ -100,7 +100,7 @@ class Router:
 
 
 def fold(path: str) -> str:
-    """Returns a path without repeated slashes and without one at its end: clients join base URLs carelessly."""
+    """Returns the path without repeated and trailing slashes, which careless joining of base URLs causes."""
     if "//" in path:
         path = re.sub(r"/{2,}", "/", path)
     return path.rstrip("/") or "/" if path.endswith("/") else path

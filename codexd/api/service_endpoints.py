@@ -1,4 +1,4 @@
-"""The endpoints that make no answers: models, health, metrics, usage, the OpenAPI document, the status page."""
+"""The endpoints that ask no model: models, health, metrics, usage, the OpenAPI document, the status page."""
 
 from collections.abc import Callable, Sequence
 
@@ -22,7 +22,7 @@ from codexd.upstream.client import Upstream
 
 PULSES = 4
 PULSE_INTERVAL = 0.25
-"""Seconds. Together they tell a proxy that buffers from one that does not."""
+"""Seconds between pulses. The client sees from their times whether a proxy buffers."""
 
 
 class _ModelObject(msgspec.Struct):
@@ -45,7 +45,7 @@ class _Health(msgspec.Struct):
 
 
 class _Pulse:
-    """A short stream that shows whether something on the way holds events back."""
+    """A short stream that shows whether a proxy on the way buffers events."""
 
     error: ApiError | None = None
     done = False
@@ -59,7 +59,7 @@ class _Pulse:
 
 
 class ServiceEndpoints:
-    """``routes_of_all`` gives every route of the API, for its OpenAPI document."""
+    """``routes_of_all`` returns all routes of the API, for the OpenAPI document."""
 
     def __init__(
         self,
@@ -94,36 +94,36 @@ class ServiceEndpoints:
         ]
 
     async def models(self, exchange: Exchange) -> Reply:
-        """OpenAI's list; the Codex CLI, which names its version, gets the backend's own catalogue."""
+        """Lists the models; with ``client_version``, as from the Codex CLI, returns the backend's catalogue."""
         if "client_version" in exchange.query:
             catalogue, etag = await self._catalog.document()
             return Document(catalogue, [("etag", etag)] if etag else [])
         return json(_ModelList([_ModelObject(slug) for slug in self._listed(exchange)]))
 
     def _listed(self, exchange: Exchange) -> list[str]:
-        """Returns the models that the client's key may use."""
+        """Returns the listed models that the client's key may use."""
         key = exchange.record.key
         return [slug for slug in self._catalog.models.listed if key is None or self._keys.may_use(key, slug)]
 
     async def model(self, exchange: Exchange) -> Reply:
-        """One model."""
+        """Returns one model."""
         self._catalog.resolve(exchange.names["name"])
         return json(_ModelObject(exchange.names["name"]))
 
     async def usage(self, _: Exchange) -> Reply:
-        """The backend's usage page, where the Codex CLI looks for it."""
+        """Returns the backend's usage document, at the path that the Codex CLI uses."""
         return Document(await self._upstream.usage_document())
 
     async def openapi(self, _: Exchange) -> Reply:
-        """This document."""
-        # Imported when it is asked for: few do, and nobody twice.
+        """Returns the OpenAPI document."""
+        # Imported here because it is rarely requested.
         from codexd.api import openapi
 
         return Document(openapi.document(self._routes_of_all(), __version__))
 
     async def status_page(self, exchange: Exchange) -> Reply:
-        """A page for people: the sign-in, the limits, what was used, how to use it."""
-        # Imported when somebody looks: few do.
+        """Returns the status page (HTML): sign-in, limits, usage, and examples for clients."""
+        # Imported here because it is rarely requested.
         from codexd.api import status_page
 
         signed_in, known, headers = self._session.describe(), self._upstream.limits(), exchange.headers
@@ -145,13 +145,13 @@ class ServiceEndpoints:
         )
 
     async def metrics(self, exchange: Exchange) -> Reply:
-        """Prometheus's metrics, for this machine."""
+        """Returns the metrics in Prometheus's text format, only to clients on this machine."""
         if exchange.record.client is not None or is_forwarded(exchange.headers):
             raise errors.only_local(exchange.path)
         return Document(self.metrics_text(), content_type=CONTENT_TYPE)
 
     def metrics_text(self) -> bytes:
-        """Returns all metrics, in Prometheus's text format."""
+        """Returns all metrics in Prometheus's text format."""
         session, known = self._session, self._upstream.limits()
         return self._journal.metrics.render(
             Gauges(
@@ -165,7 +165,7 @@ class ServiceEndpoints:
         )
 
     async def health(self, exchange: Exchange) -> Reply:
-        """Whether codexd serves, and with ``ready=1`` whether requests would be."""
+        """Returns the health of codexd; with ``ready=1``, 503 unless requests would get a token."""
         query = exchange.query
         if query.get("stream", "0") not in ("0", "false"):
             exchange.record.streamed = True

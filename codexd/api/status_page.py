@@ -1,4 +1,4 @@
-"""The status page: one HTML document, nothing in it fetched from anywhere, nothing in it a script."""
+"""The status page: one HTML document without scripts and external resources."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -18,9 +18,9 @@ HEADERS = (
 
 
 class View(NamedTuple):
-    """What is so now. ``who`` is None when nobody is signed in, for the reason ``why``; ``now`` is in Unix seconds.
+    """The data of the page. ``who`` is the account; None if signed out, for the reason ``why`` if one is known.
 
-    ``base`` is the address of the API as the reader of the page reached it. ``today``: requests, tokens in and out.
+    ``now`` is in Unix seconds. ``base`` is the base URL of the API at the address at which the page was requested.
     """
 
     version: str
@@ -98,15 +98,15 @@ summary { cursor: pointer; font-weight: 600; }
 
 def page(view: View) -> Document:
     parts = {
-        "head": f"{escape(view.version)}, up {escape(view.uptime)}, {_count(view.streams, 'answer')} under way",
+        "head": f"{escape(view.version)}, up {escape(view.uptime)}, {_count(view.streams, 'answer')} in progress",
         "sign_in": _sign_in(view),
         "limits": "".join(_limit(window, view.now) for window in view.windows)
-        or '<p class="soft">None are known yet: the first answer tells them.</p>',
+        or '<p class="soft">Unknown until the first answer.</p>',
         "charts": _chart("Requests", [hour.requests for hour in view.hours])
         + _chart("Tokens in and out", [hour.input + hour.output for hour in view.hours]),
         "use": _use(view),
         "models": f"<ul>{''.join(f'<li><code>{escape(name)}</code></li>' for name in view.models)}</ul>"
-        '<p class="soft">Each also works with a reasoning effort behind it, as in <code>NAME-high</code>.</p>',
+        '<p class="soft">Append a reasoning effort to a name to choose it, such as <code>NAME-high</code>.</p>',
     }
     return Document(_PAGE.substitute(parts).encode(), HEADERS, content_type="text/html; charset=utf-8")
 
@@ -125,7 +125,7 @@ def _sign_in(view: View) -> str:
     why = "" if view.why is None else f" {escape(view.why)}."
     return (
         f'<strong class="bad">Signed out.</strong>{why} '
-        'Requests get 401 until somebody runs <code class="copy">codexctl login</code> on this machine.'
+        'Requests get 401. To sign in, run <code class="copy">codexctl login</code> on this machine.'
     )
 
 
@@ -136,7 +136,7 @@ def _limit(window: Window, now: float) -> str:
     resets = ""
     if window.resets_at is not None:
         minutes = max(0, round((window.resets_at - now) / 60))
-        resets = f"<small>begins anew in {_span(minutes)}</small>"
+        resets = f"<small>resets in {_span(minutes)}</small>"
     return (
         f'<div class="limit"><span>{escape(name)}</span>'
         f'<div class="track {style}" role="img" aria-label="{used:g} % used"><div style="width:{used:g}%"></div></div>'
@@ -175,9 +175,9 @@ def _use(view: View) -> str:
     base = escape(view.base)
     key = "YOUR-KEY" if view.key_required else "unused"
     note = (
-        "Each program needs a key: <code>codexctl keys add NAME</code> makes one."
+        "Each program needs a key. To make one, run <code>codexctl keys add NAME</code>."
         if view.key_required
-        else "No key is asked for; where a program wants one, any text will do."
+        else "No key is required. If a program requires one, enter any text."
     )
     model = escape(view.models[0]) if view.models else "MODEL"
     shown = "".join(
@@ -188,7 +188,7 @@ def _use(view: View) -> str:
 
 
 def _snippets(base: str, key: str, model: str) -> dict[str, str]:
-    """Escaped for HTML. One click selects the whole of one."""
+    """Returns examples for clients by name, escaped for HTML. One click selects a whole example."""
     return {
         "curl": f"""curl -N {base}/chat/completions \\
   -H "authorization: Bearer {key}" -H "content-type: application/json" \\

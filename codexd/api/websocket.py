@@ -1,9 +1,16 @@
-"""The Responses API over a websocket: many responses on one connection, one after the other.
+"""The Responses API over a websocket: several responses on one connection, one at a time.
 
-Every text frame of the client is a ``response.create``: a request of ``POST /v1/responses`` with a type. Every frame
-that it gets is one event of the stream, without ``[DONE]``. A failure is an ``error`` event with its HTTP status, and
-the connection goes on. The last response of a connection is remembered on it, so that ``previous_response_id`` finds
-it also when it was not to be stored.
+    state      | left by                                                         | to
+    -----------|-----------------------------------------------------------------|----------
+    handshake  | admitted, or an HTTP refusal (401, 403)                         | idle, closed
+    idle       | a ``response.create`` frame, which is admitted again            | answering
+    idle       | a drain, or ``LIFETIME`` (after an ``error`` event)             | closed 1001
+    answering  | the last event, or an ``error`` event with its HTTP status      | idle
+    any        | more than ``MAX_WAITING`` frames wait                           | closed 1008
+    any        | the client disconnects                                          | closed
+
+A frame of the client is the body of ``POST /v1/responses`` with a ``type``; each frame to it is one event, without
+``[DONE]``. ``previous_response_id`` also finds the connection's last response if that was not stored (``Last``).
 """
 
 import contextlib
@@ -28,10 +35,10 @@ from codexd.relay.relay import Header
 from codexd.state.keys import Keys
 
 LIFETIME = 3600.0
-"""Seconds that a connection lives, as at OpenAI; an answer in progress is finished first."""
+"""Seconds that a connection may last, as at OpenAI. An answer in progress is finished first."""
 
 MAX_WAITING = 4
-"""Requests that may wait while one is answered; a client that sends more is not listening."""
+"""Requests that may wait while one is answered. A client that sends more is disconnected."""
 
 GOING_AWAY, TOO_BUSY = 1001, 1008
 
@@ -55,7 +62,7 @@ _NOT_OF_THE_REQUEST = ("type", "generate", "stream")
 
 
 class _Events:
-    """The client's side of one response: an event a frame. Comments are for byte streams, and go nowhere."""
+    """The client of a relay, over a websocket: one event a frame. SSE comments (keep-alives) are not sent."""
 
     def __init__(self, send: Callable[[str], Awaitable[None]]) -> None:
         self._send = send
@@ -76,7 +83,7 @@ class _Events:
 
 
 class ResponsesWebsocket:
-    """Serves websockets. Each request on one is admitted again: its key may have been revoked since the last."""
+    """Serves websockets. Each request is admitted again, because its key may have been revoked."""
 
     def __init__(self, endpoints: ResponsesEndpoints, access: AccessControl, keys: Keys, journal: Journal) -> None:
         self._endpoints = endpoints
@@ -88,7 +95,7 @@ class ResponsesWebsocket:
         self.connections = 0
 
     def drain(self) -> None:
-        """Let no connection wait for another request; answers that are on their way are finished."""
+        """Closes idle connections; answers in progress are finished first."""
         self._draining = True
         for waiting in self._idle:
             waiting.cancel()
@@ -122,21 +129,21 @@ class ResponsesWebsocket:
             nursery.start_soon(answer_all)
             with contextlib.suppress(trio.WouldBlock):
                 while True:
-                    # Read on while an answer streams: only so is it noticed when the client leaves.
+                    # Read during an answer too: otherwise a disconnect goes unnoticed.
                     frames.send_nowait(await websocket.receive() or "")
             nursery.cancel_scope.cancel()
-        # Only now that nobody writes any more: the host has no order between a close and an event beside it.
+        # Only after the writer has ended: the host does not order a close and a concurrent event.
         await websocket.close(code, why)
 
     async def _answer_all(self, queue: trio.MemoryReceiveChannel[str | bytes]) -> tuple[int, str]:
-        """Until the connection has to end: the code and the reason to close it with."""
+        """Answers requests until the connection has to end; returns the code and the reason to close it with."""
         ends = trio.current_time() + LIFETIME
         last = Last()
         try:
             while (frame := await self._next(queue, ends)) is not None:
                 await self._answer(frame, last)
         finally:
-            # A task that ended may be part of a circle, and this part of it is large.
+            # The ended task may be in a reference cycle; this releases its large part at once.
             last.response = None
         if self._draining:
             return GOING_AWAY, "codexd is shutting down"
@@ -188,7 +195,7 @@ class ResponsesWebsocket:
         try:
             await relay.stream(events)
         finally:
-            # A failure that was told is an end too; otherwise the client has left.
+            # An error that was sent completes the response too; otherwise the client has disconnected.
             record.complete = relay.done or relay.error is not None
             if relay.error is not None:
                 record.fail(relay.error)

@@ -302,7 +302,7 @@ async def test_slashes_too_many_are_folded(autojump_clock: MockClock, tmp_path: 
         assert (await app.request("HEAD", path)).status == 200
         refused = await app.request("PUT", path)
     assert (refused.status, refused.headers["allow"]) == (405, "GET")
-    assert refused.json["error"]["message"] == f"{path} does not take PUT, but GET."
+    assert refused.json["error"]["message"] == f"{path} does not support PUT. Use GET."
 
 
 async def test_an_upgrade_to_websocket_is_a_426(autojump_clock: MockClock, tmp_path: Path) -> None:

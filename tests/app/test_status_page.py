@@ -73,9 +73,7 @@ def test_what_it_says() -> None:
     assert "Signed out." in out and "codexctl login" in out and "Not signed in" not in out
     window = Window(limit="codex", label="5 h", used_percent=93.5, window_minutes=300, resets_at=4_600)
     limits = text(VIEW._replace(windows=[window]))
-    assert (
-        'aria-label="93.5 % used"' in limits and 'class="track bad"' in limits and "begins anew in 1 h 0 min" in limits
-    )
+    assert 'aria-label="93.5 % used"' in limits and 'class="track bad"' in limits and "resets in 1 h 0 min" in limits
     busy = text(VIEW._replace(hours=[Hour(hour=number, requests=50, input=1000, output=500) for number in range(24)]))
     assert "<strong>1\u202f200</strong> requests" in busy and "<strong>36\u202f000</strong> tokens" in busy
     assert "YOUR-KEY" in text(VIEW._replace(key_required=True)) and "YOUR-KEY" not in text(VIEW)
