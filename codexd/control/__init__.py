@@ -1,1 +1,1 @@
-"""The control socket: how ``codexctl`` and the daemon talk, one line of JSON in, any number out."""
+"""The control socket between ``codexctl`` and the daemon: one request line of JSON, then reply lines."""

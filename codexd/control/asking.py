@@ -1,4 +1,4 @@
-"""A question over the control socket, answered by the pipeline that answers clients: ``codexctl try``."""
+"""``codexctl try``: a question over the control socket, answered by the pipeline of the API."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 
 class _ControlConverter:
-    """An answer as lines of the control protocol."""
+    """Converts backend events to lines of the control protocol."""
 
     def __init__(self, stream: ChatStream) -> None:
         self.state = stream
@@ -41,7 +41,7 @@ class _ControlConverter:
         return b"".join(lines)
 
     def failure(self, error: ApiError) -> bytes:
-        return b""  # the last line says it
+        return b""  # ``ask`` raises it, and it becomes the last line
 
     def keepalive(self) -> bytes:
         return b""
@@ -51,7 +51,7 @@ class _ControlConverter:
 
 
 class _ControlClient:
-    """The control connection as a relay sees it."""
+    """The client of a relay, over a control connection."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
@@ -70,7 +70,7 @@ class _ControlClient:
 
 
 async def ask(services: Services, request: wire.Try, say: Say) -> None:
-    """Raises ApiError."""
+    """Runs a chat request that came over the control socket; it is already authorized. Raises ApiError."""
     record = Record(new_id(), "POST", "/v1/chat/completions", "/chat/completions")
     record.streamed = True
     with structlog.contextvars.bound_contextvars(request_id=record.id), services.journal.entry(record):
@@ -86,7 +86,7 @@ async def ask(services: Services, request: wire.Try, say: Say) -> None:
             record.status = 500
             record.fail(failure := errors.internal(record.id))
             raise failure from error
-        # A client that leaves cancels, and its request stays incomplete.
+        # If the client disconnects, this is cancelled and the record stays incomplete.
         finally:
             record.complete = record.status != 0
 

@@ -1,4 +1,4 @@
-"""The control socket from the outside: small and blocking, on the standard library and msgspec alone."""
+"""The client of the control socket: blocking, with only the standard library and msgspec."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ from codexd.control.wire import REPLY, Reply, Request, encode
 
 
 class DaemonUnreachable(Exception):
-    """No daemon answers there. The message says why; ``denied`` that it is there and this user may not."""
+    """The daemon cannot be reached; the message says why. ``denied``: this user may not use its socket."""
 
     def __init__(self, path: Path, why: str, *, denied: bool = False) -> None:
         super().__init__(f"codexd cannot be reached at {path}: {why}")
@@ -24,10 +24,7 @@ class DaemonUnreachable(Exception):
 
 
 def candidates(environ: Mapping[str, str]) -> list[Path]:
-    """Where a daemon may listen: what ``$CODEXCTL_SOCKET`` names, else one's own, else the system's.
-
-    The places are those of ``config.paths.control_socket``, for any daemon of this user that was not told another.
-    """
+    """Returns the paths to try: ``$CODEXCTL_SOCKET`` if set, otherwise the defaults of ``config.paths``."""
     if given := environ.get("CODEXCTL_SOCKET"):
         return [Path(given)]
     home = Path(environ.get("HOME", "/"))
@@ -42,7 +39,7 @@ def candidates(environ: Mapping[str, str]) -> list[Path]:
 
 
 def find(environ: Mapping[str, str]) -> Path:
-    """The first place where there is a socket; the likeliest one when there is none."""
+    """Returns the first candidate that is a socket or cannot be examined; otherwise the system's path."""
     places = candidates(environ)
     for place in places:
         try:
@@ -57,18 +54,18 @@ _CONTROL = re.compile(rb"(\\\\)|\\u00[01][0-9a-fA-F]|\\[bf]|(\\r)|\xc2[\x80-\x9f
 
 
 def for_terminal(line: bytes) -> bytes:
-    """A line of JSON whose texts hold no control characters but ends of lines and tabs.
+    """Returns a line of JSON without control characters in its texts, except line ends and tabs.
 
-    Clients, and models, choose some of what codexd tells; a terminal would obey it.
+    Some texts come from clients and models; a terminal would execute escape sequences in them.
     """
     return _CONTROL.sub(lambda found: found[1] or (b"" if found[2] else rb"\ufffd"), line)
 
 
 class ControlConnection:
-    """One request and its replies. Closing it ends what the request started, but for a device sign-in."""
+    """One request and its replies. Closing it cancels the request, except a device sign-in."""
 
     def __init__(self, path: Path, request: Request, *, timeout: float | None = None, raw: bool = False) -> None:
-        """``timeout`` is in seconds, for each reply. Not ``raw``: for a terminal. Raises DaemonUnreachable."""
+        """``timeout``: seconds for each reply. ``raw``: keep control characters. Raises DaemonUnreachable."""
         self.path = path
         self._raw = raw
         self._data = b""
@@ -76,7 +73,7 @@ class ControlConnection:
         self._socket.settimeout(timeout)
         try:
             self._socket.connect(str(path))
-            # A daemon that refuses may close before it has read all: what it said is there to be read.
+            # A daemon that refuses may close before it has read everything; its reply can still be read.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self._socket.sendall(encode(request))
         except PermissionError as error:
@@ -95,15 +92,15 @@ class ControlConnection:
         self._socket.close()
 
     def __iter__(self) -> Iterator[Reply]:
-        """The replies. Raises DaemonUnreachable when the daemon goes away, or sends what this version does not know."""
+        """Yields the replies. Raises DaemonUnreachable if the connection breaks or a reply is unknown."""
         while (line := self._line()) is not None:
             try:
                 yield REPLY.decode(line if self._raw else for_terminal(line))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise DaemonUnreachable(self.path, f"its answer is not understood ({error})") from error
+                raise DaemonUnreachable(self.path, f"invalid reply ({error})") from error
 
     def readable(self, other: int) -> bool:
-        """Wait until a reply or input on another descriptor is there; whether a reply is."""
+        """Waits for a reply or for input on another descriptor; returns whether it is a reply."""
         if b"\n" in self._data:
             return True
         ready, _, _ = select.select([self._socket.fileno(), other], [], [])

@@ -1,4 +1,4 @@
-"""``codexctl doctor``: what usually breaks, looked at one by one, each finding with what to do about it."""
+"""``codexctl doctor``: checks for common problems, each with advice."""
 
 import os
 import stat
@@ -20,11 +20,11 @@ from codexd.upstream.tunnel import CannotConnect
 REACH_DEADLINE = 15.0
 DEEP_DEADLINE = 90.0
 MAX_SKEW = 60.0
-"""Seconds by which this clock may differ from the servers'. Expiry is five minutes ahead, so more begins to matter."""
+"""Seconds by which the clock may differ from the servers'. Tokens are renewed five minutes before they expire."""
 
 
 async def examine(services: Services, say: Say, *, deep: bool) -> None:
-    """Say one ``Check`` after the other."""
+    """Sends one ``Check`` after the other. ``deep`` also makes a real request."""
     for check in [*_configuration(services), *_files(services)]:
         await say(check)
     skews: list[float] = []
@@ -61,7 +61,7 @@ def _configuration(services: Services) -> Iterator[Check]:
     place = str(origin) if origin is not None else "built-in defaults"
     change, _ = compare(services.config.current, wanted)
     if change.restart:
-        advice = "Restart codexd, as with `sudo systemctl restart codexd`."
+        advice = "Restart codexd, such as with `sudo systemctl restart codexd`."
         yield _warning("configuration", f"{place}: {', '.join(change.restart)} changed since the start", advice)
     elif change.changed:
         advice = "Run `codexctl reload`."
@@ -71,7 +71,7 @@ def _configuration(services: Services) -> Iterator[Check]:
     if origin is not None and wanted.server.client_keys and _others_read(origin):
         readable = any(not key.startswith("sha256:") for key in wanted.server.client_keys.values())
         if readable:
-            advice = f"Run `chmod o-r {origin}`, or use `codexctl keys add` instead, which keeps hashes alone."
+            advice = f"Run `chmod o-r {origin}`, or use `codexctl keys add` instead, which stores only hashes."
             yield _warning("configuration mode", f"{origin} holds client keys and everyone can read it", advice)
 
 
@@ -85,7 +85,7 @@ def _others_read(path: Path) -> bool:
 def _files(services: Services) -> Iterator[Check]:
     state = services.state
     if not os.access(state, os.W_OK | os.X_OK):
-        advice = f"Make {state} exist, owned by the user of codexd: refreshed tokens are lost otherwise."
+        advice = f"Create {state}, owned by the user of codexd. Otherwise refreshed tokens are lost."
         yield _failed("state directory", f"{state} cannot be written", advice, "internal")
         return
     free = os.statvfs(state)
@@ -104,14 +104,14 @@ def _files(services: Services) -> Iterator[Check]:
             advice = f"Run `chown {os.geteuid()} {path}`."
             yield _warning("file owner", f"{path} belongs to another user (uid {found.st_uid})", advice)
         else:
-            yield _ok("file mode", f"{path} is for codexd alone")
+            yield _ok("file mode", f"{path} is readable only by codexd")
     if services.keys.fault is not None:
-        advice = "`codexctl keys add NAME` sets the file aside and begins a new one."
+        advice = "`codexctl keys add NAME` moves the file aside and starts a new one."
         yield _failed("client keys", services.keys.fault, advice)
 
 
 def _network(services: Services) -> Iterator[Check]:
-    """Which proxy is in use and why, and whose certificates are trusted."""
+    """Yields checks of the proxies in use and of the trusted certificates."""
     hosts: dict[str, list[str]] = {}
     for url in (services.issuer.url, services.config.current.backend.url):
         host = urlsplit(url).hostname or ""
@@ -159,17 +159,17 @@ async def _reach(services: Services, name: str, url: str, say: Say, skews: list[
 
 def clock_check(skews: list[float]) -> Check:
     if not skews:
-        return _warning("clock", "no server could be asked for the time", "Fix the errors above first.")
+        return _warning("clock", "no server could be reached to compare the time", "Fix the errors above first.")
     worst = max(skews, key=abs)
     if abs(worst) > MAX_SKEW:
         way = "behind" if worst > 0 else "ahead"
-        advice = "Set it, as with `timedatectl set-ntp true`: tokens seem expired, or valid, when they are not."
+        advice = "Set it, such as with `timedatectl set-ntp true`. A wrong clock makes valid tokens seem expired."
         return _failed("clock", f"this machine's clock is {abs(worst):.0f} seconds {way}", advice)
     return _ok("clock", f"within {max(1.0, abs(worst)):.0f} s of the servers'")
 
 
 async def _token(services: Services, say: Say) -> bool:
-    """Whether there is a token to look further with."""
+    """Checks the sign-in; returns whether there is a token for the checks that follow."""
     try:
         await services.session.token()
     except ApiError as error:
@@ -183,13 +183,13 @@ async def _token(services: Services, say: Say) -> bool:
     found = services.session.describe()
     who = f"{found.email or found.account_id or 'an account without a name'}"
     if found.unsaved:
-        advice = f"Make {services.state} writable before codexd stops: the sign-in is nowhere else."
+        advice = f"Make {services.state} writable before codexd stops, or you will have to sign in again."
         await say(_failed("sign-in", f"{who}, but the tokens could not be saved", advice, "internal"))
     elif found.refresh_failed is not None:
         advice = "codexd tries again by itself; `codexctl refresh` tries now."
         await say(_warning("sign-in", f"{who}; the last refresh failed: {found.refresh_failed}", advice))
     elif found.account_id is None:
-        advice = "`codexctl login` signs in anew; without an account id the backend may refuse."
+        advice = "Run `codexctl login` to sign in again. Without an account id the backend may refuse requests."
         await say(_warning("sign-in", f"{who}; the tokens name no account", advice))
     else:
         await say(_ok("sign-in", who))
@@ -205,7 +205,7 @@ async def _account(services: Services, say: Say) -> None:
     if known:
         await say(_ok("account", "the backend knows it"))
     else:
-        advice = "`codexctl login`: the account has no access any more, or another one was chosen."
+        advice = "Run `codexctl login`. The account has no access any more, or another one was chosen."
         await say(_failed("account", "the backend does not list the account of this sign-in", advice, "upstream"))
 
 
@@ -213,7 +213,7 @@ async def _models(services: Services, say: Say) -> None:
     if await services.catalog.refresh(services.upstream):
         await say(_ok("models", f"{services.catalog.models_listed} listed"))
     else:
-        advice = "Requests go on with the models that were known; look at backend.client_version if this lasts."
+        advice = "The previous list stays in use. If this continues, check backend.client_version."
         await say(_warning("models", services.catalog.why or "the catalogue could not be fetched", advice))
 
 

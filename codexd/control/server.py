@@ -1,7 +1,13 @@
-"""The control socket's listening side: who may, framing, deadlines, and a bulkhead round every connection.
+"""The server of the control socket: permission, framing and deadlines. It is independent of the API, which may hang.
 
-It runs beside the API and not through it, so it answers while the API drains or is wedged. A client that goes away
-cancels what its request was doing.
+    state       | left by                                                      | to
+    ------------|--------------------------------------------------------------|----------
+    connected   | the peer may not use it, or no valid line in LINE_TIMEOUT    | refused
+    connected   | a request line                                               | answering
+    answering   | the handler's end; ``Done`` or ``Refused`` is the last line  | closed
+    any         | disconnect, more data, or a reply unread in WRITE_TIMEOUT    | closed
+
+An exception in one connection does not reach the others.
 """
 
 import contextlib
@@ -35,7 +41,7 @@ from codexd.errors import ApiError
 from codexd.system.peer import Peer, peer_of
 
 LINE_TIMEOUT = 5.0
-"""Seconds in which the request line must be there."""
+"""Seconds in which the request line must arrive."""
 
 WRITE_TIMEOUT = 10.0
 """Seconds that a client may take to read a reply."""
@@ -43,13 +49,13 @@ WRITE_TIMEOUT = 10.0
 log = structlog.get_logger()
 
 Say = Callable[[Reply | bytes], Awaitable[None]]
-"""Sends a reply, or lines that are encoded already."""
+"""Sends a reply, or lines that are already encoded."""
 
 Handler = Callable[[Request, Say], Awaitable[None]]
 
 
 def may(peer: Peer, *, service_uid: int, socket_gid: int) -> bool:
-    """Root, the service's user, and the members of the socket's group."""
+    """Returns whether the peer is root, the service's user, or a member of the socket's group."""
     return peer.uid in (0, service_uid) or socket_gid in peer.gids
 
 
@@ -60,7 +66,7 @@ async def serve(
     peer_of: Callable[[socket.socket], Peer] = peer_of,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. ``listener`` is a listening unix socket, its group that of those who may."""
+    """Serves until cancelled. ``listener`` is a listening unix socket; members of its group may use it."""
     path = Path(listener.getsockname())
     listening = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     task_status.started()
@@ -75,7 +81,7 @@ async def _connection(
         async with stream:
             await _serve_one(handler, peer_of, path, stream)
     except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-        pass  # the client has gone, or does not read
+        pass  # the client has disconnected, or does not read
     except* Exception as group:
         log.error("a control connection failed; the others go on", exc_info=group)
 
@@ -92,7 +98,7 @@ async def _serve_one(
     peer, group = peer_of(raw), _group_of(path)
     if not may(peer, service_uid=os.geteuid(), socket_gid=group):
         with contextlib.suppress(NotUnderstood):
-            await read_line(stream)  # so that the client, which is still writing, gets to read
+            await read_line(stream)  # a close with unread data would reset the connection before the reply is read
         log.warning("control request refused", pid=peer.pid, uid=peer.uid)
         name = _group_name(group)
         message = f"Only root, the service's user and members of the group {name} may control codexd."
@@ -103,13 +109,13 @@ async def _serve_one(
     except NotUnderstood as error:
         await say(error.refusal)
         return
-    # Somebody asks those every few seconds.
+    # These come every few seconds and would fill the log.
     say_so = log.debug if isinstance(request, Health | Metrics | Top) else log.info
     say_so("control request", verb=type(request).__struct_config__.tag, pid=peer.pid, uid=peer.uid)
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
-            # Nothing more is expected: data here, or the end, means that the client has gone.
+            # The client sends nothing after its line; readable means that it has disconnected.
             await trio.lowlevel.wait_readable(raw)
             nursery.cancel_scope.cancel()
 
@@ -119,7 +125,7 @@ async def _serve_one(
 
 
 async def _answer(handler: Handler, request: Request, say: Say) -> Reply:
-    """Run the handler; the last line."""
+    """Runs the handler and returns the last line."""
     try:
         await handler(request, say)
     except ApiError as error:
@@ -128,15 +134,13 @@ async def _answer(handler: Handler, request: Request, say: Say) -> Reply:
         raise
     except Exception as error:
         log.error("a control request met a fault of codexd itself", exc_info=error)
-        message = (
-            f"codexd met a fault of its own ({type(error).__name__}): its log has the details (journalctl -u codexd)"
-        )
+        message = "Internal error in codexd. Its log has the details: `journalctl -u codexd`."
         return Refused(kind="internal", code="internal_error", message=message)
     return Done()
 
 
 async def read_line(stream: trio.SocketStream) -> bytes:
-    """Raises NotUnderstood."""
+    """Returns the first line, without its end. Raises NotUnderstood."""
     data, received = bytearray(), b""
     with trio.move_on_after(LINE_TIMEOUT):
         while b"\n" not in received:
@@ -148,7 +152,7 @@ async def read_line(stream: trio.SocketStream) -> bytes:
             return bytes(data.partition(b"\n")[0])
         why = f"is longer than {MAX_LINE} bytes" if len(data) > MAX_LINE else "ended before its line end"
         raise NotUnderstood(Refused(kind="usage", code="request", message=f"the request {why}"))
-    why = f"the request was not there within {LINE_TIMEOUT:g} seconds"
+    why = f"the request did not arrive within {LINE_TIMEOUT:g} seconds"
     raise NotUnderstood(Refused(kind="usage", code="request", message=why))
 
 

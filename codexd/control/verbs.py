@@ -1,4 +1,4 @@
-"""What the daemon does for each verb of the control socket. One method a verb; what it says last ends the answer."""
+"""The daemon's side of each verb of the control socket, dispatched by ``Verbs.handle``."""
 
 import os
 import socket
@@ -24,11 +24,10 @@ from codexd.telemetry.tokens import Row
 from codexd.telemetry.trace import KEPT
 
 USAGE_AGE = 60.0
-"""Seconds for which ``status`` takes the usage that is known, before it asks the backend."""
+"""Seconds for which ``status`` shows the known usage without asking the backend."""
 
 USAGE_PATIENCE = 3.0
-"""Seconds that ``status`` waits for the backend's usage page: it must also answer when the backend does not."""
-
+"""Seconds that ``status`` waits for the backend's usage page; it must also work if the backend does not answer."""
 
 ERRORS_SHOWN = 5
 _FROM = {
@@ -39,18 +38,18 @@ _FROM = {
 }
 
 HEALTH_PATIENCE = 4.0
-"""Seconds in which codexd has to answer its own request, to be called healthy."""
+"""Seconds in which codexd must answer its own request to be healthy."""
 
 
 class Verbs:
-    """``listener`` is a socket of the API, to see whether anything answers there."""
+    """The handlers of all verbs. ``listener`` is a socket of the API, for the health check."""
 
     def __init__(self, services: Services, listener: socket.socket) -> None:
         self._services = services
         self._listener = listener
 
     async def handle(self, request: wire.Request, say: Say) -> None:  # noqa: C901 - a dispatch table, checked for gaps
-        """Raises ApiError."""
+        """Runs a request and sends its replies with ``say``. Raises ApiError."""
         match request:
             case wire.Login():
                 await self._login(request, say)
@@ -113,7 +112,7 @@ class Verbs:
             case _:
                 assert_never(request)
 
-    # --- what it does
+    # --- requests, log, history
 
     def _top(self) -> wire.TopReport:
         services, usage = self._services, self._services.upstream.limits()
@@ -178,7 +177,7 @@ class Verbs:
     # --- instruction texts
 
     def _known(self, name: str) -> None:
-        """Raises ApiError 404 for what is neither a family nor a model."""
+        """Raises ApiError 404 unless the name is that of a family or a model."""
         if name not in FAMILIES and all(name != model.slug for model in self._services.catalog.models.own):
             raise errors.no_such_prompt(name, FAMILIES)
 
@@ -192,7 +191,7 @@ class Verbs:
         return wire.PromptsReport(prompts=entries, in_use=self._services.config.current.codex.mode)
 
     async def _offer(self, say: Say) -> None:
-        """Raises ApiError 401 or 503."""
+        """Sends the official texts that differ from those in force. Raises ApiError 401 or 503."""
         services = self._services
         if not await services.catalog.refresh(services.upstream):
             raise errors.no_catalogue(services.catalog.why)
@@ -210,7 +209,7 @@ class Verbs:
             await say(_shown(attempt, joined=joined))
             await attempt.finished.wait()
         except trio.Cancelled:
-            # A device code may be in somebody's hand already; a browser's way back ends with who asked for it.
+            # The user may be entering the device code elsewhere, so that sign-in continues; a browser sign-in ends.
             if attempt.method != "device" and not joined:
                 attempt.end(errors.login_ended("codexctl was stopped"))
             raise
@@ -233,12 +232,12 @@ class Verbs:
         await self._services.session.sign_in(credentials)
         await say(account(self._services.session.describe()))
 
-    # --- what is known
+    # --- reports
 
     async def _status(self) -> wire.StatusReport:
         services = self._services
         usage = services.upstream.limits()
-        # Not with a token that must be renewed first: a refresh cannot be given up half-way.
+        # Not if the token must be renewed first: a refresh cannot be cancelled half-way.
         if services.session.fresh and (usage is None or services.clock() - usage.as_of > USAGE_AGE):
             with trio.move_on_after(USAGE_PATIENCE):
                 try:
@@ -274,7 +273,7 @@ class Verbs:
         if ready and not session.ready:
             raise errors.issuer_unavailable(session.describe().refresh_failed or "no reason is known", 0)
         answered = self._services.lifecycle.draining
-        if not answered:  # it listens no more then, and finishes what is open
+        if not answered:  # while draining it does not listen, but finishes open streams
             with trio.move_on_after(HEALTH_PATIENCE):
                 answered = await answers(self._listener)
         if not answered:
@@ -317,7 +316,7 @@ class Verbs:
             change = self._services.reload()
         except ConfigError as error:
             said = str(error).rstrip(".")
-            message = f"{said}{'' if said.endswith('?') else '.'} The configuration in force stays; mend it and reload."
+            message = f"{said}{'' if said.endswith('?') else '.'} The old configuration stays; fix it and reload."
             raise errors.bad_request(message, code="configuration") from error
         return wire.Reloaded(config=self._services.config.source, changed=change.changed, restart=change.restart)
 

@@ -1,8 +1,8 @@
-"""What goes over the control socket, without I/O: one request line, then reply lines until the connection closes.
+"""The protocol of the control socket, without I/O: one request line, then reply lines until the connection closes.
 
-Every line is a JSON object with ``version``. A request says which ``verb`` it is, a reply which ``reply``; ``codexctl
---json`` prints the reply lines as they come. Times are Unix seconds. New fields may be added to a version; whoever
-reads must not mind them.
+Every line is a JSON object with ``version``. The member ``verb`` is the type of a request, ``reply`` that of a reply;
+``codexctl --json`` prints the reply lines unchanged. Times are Unix seconds. Fields may be added within a version;
+clients must ignore unknown ones.
 """
 
 from typing import Annotated, Literal
@@ -18,7 +18,7 @@ from codexd.telemetry.trace import Trace
 
 VERSION = 1
 MAX_LINE = 32 * 1024 * 1024
-"""Bytes of a request line. A question with images is the largest."""
+"""Bytes of a request line. The largest is a question with images."""
 
 MAX_LEVEL_SECONDS = 30 * 86400
 
@@ -35,19 +35,19 @@ class _Request(Struct, frozen=True, kw_only=True, tag_field="verb"):
 
 
 class Login(_Request, frozen=True, kw_only=True, tag="login"):
-    """Sign in; joins the sign-in of that method that is under way."""
+    """Starts a sign-in, or joins the one in progress by the same method."""
 
     method: Method = "device"
 
 
 class LoginCallback(_Request, frozen=True, kw_only=True, tag="login_callback"):
-    """The address that the browser was sent to, for the sign-in under way."""
+    """Completes the sign-in in progress with the address that the browser was sent to."""
 
     address: str
 
 
 class LoginImport(_Request, frozen=True, kw_only=True, tag="login_import"):
-    """The contents of the official CLI's ``auth.json``."""
+    """Imports the sign-in of the official CLI. ``auth`` is the contents of its ``auth.json``."""
 
     auth: Raw
 
@@ -61,7 +61,7 @@ class Status(_Request, frozen=True, kw_only=True, tag="status"):
 
 
 class Health(_Request, frozen=True, kw_only=True, tag="health"):
-    """``ready``: refuse also when requests would fail, because nobody is signed in or codexd is stopping."""
+    """``ready``: also refuse if requests would fail, because codexd is signed out or stopping."""
 
     ready: bool = False
 
@@ -79,7 +79,7 @@ class Models(_Request, frozen=True, kw_only=True, tag="models"):
 
 
 class KeysAdd(_Request, frozen=True, kw_only=True, tag="keys_add"):
-    """``strict``: for this key every parameter that cannot be honoured is an error. ``limits``: what it may do."""
+    """``strict``: parameters that codexd would drop are errors for this key. ``limits`` restrict its use."""
 
     name: str
     strict: bool = False
@@ -99,21 +99,21 @@ class Reload(_Request, frozen=True, kw_only=True, tag="reload"):
 
 
 class Doctor(_Request, frozen=True, kw_only=True, tag="doctor"):
-    """``deep`` also makes a tiny real request, which counts against the account's limits."""
+    """``deep``: also make a tiny real request, which counts as usage."""
 
     deep: bool = False
 
 
 class Metrics(_Request, frozen=True, kw_only=True, tag="metrics"):
-    """In Prometheus's text format, as ``GET /metrics``."""
+    """Returns the metrics in Prometheus's text format, as ``GET /metrics`` does."""
 
 
 class Top(_Request, frozen=True, kw_only=True, tag="top"):
-    """What is under way, and what went wrong last."""
+    """Returns the requests in progress and the last failures."""
 
 
 class Log(_Request, frozen=True, kw_only=True, tag="log"):
-    """The last lines of the log; with ``follow`` those to come too. ``request`` and ``level`` say which lines."""
+    """Returns the last lines of the log, with ``follow`` also new ones. ``request`` (an id) and ``level`` filter."""
 
     lines: int = 100
     follow: bool = False
@@ -122,20 +122,20 @@ class Log(_Request, frozen=True, kw_only=True, tag="log"):
 
 
 class Explain(_Request, frozen=True, kw_only=True, tag="explain"):
-    """What became of one of the last requests. ``request`` is its id or the beginning of it."""
+    """Returns the trace of one of the last requests. ``request`` is its id or the beginning of it."""
 
     request: str
 
 
 class SetLevel(_Request, frozen=True, kw_only=True, tag="level"):
-    """Log from this level on, for so many seconds; without a level, as the configuration says, and with 0 only tell."""
+    """Sets the log level for ``seconds``; without a level, restores the configured one. 0 seconds: change nothing."""
 
     level: Level | None = None
     seconds: Annotated[int, msgspec.Meta(ge=0, le=MAX_LEVEL_SECONDS)] = 600
 
 
 class History(_Request, frozen=True, kw_only=True, tag="history"):
-    """What was used since a day (as 2030-12-31), summed over the columns that are not named."""
+    """Returns the usage since a day (such as 2030-12-31), summed over the columns that are not in ``by``."""
 
     since: str
     by: list[Column]
@@ -146,13 +146,13 @@ class PromptsList(_Request, frozen=True, kw_only=True, tag="prompts_list"):
 
 
 class PromptsShow(_Request, frozen=True, kw_only=True, tag="prompts_show"):
-    """``name`` is a family's, or a model's."""
+    """``name`` is that of a family or a model."""
 
     name: str
 
 
 class PromptsSet(_Request, frozen=True, kw_only=True, tag="prompts_set"):
-    """``source`` says where the text came from."""
+    """``source`` is the file or URL of the text."""
 
     name: str
     text: str
@@ -160,17 +160,17 @@ class PromptsSet(_Request, frozen=True, kw_only=True, tag="prompts_set"):
 
 
 class PromptsReset(_Request, frozen=True, kw_only=True, tag="prompts_reset"):
-    """Of one, or of all."""
+    """Restores the built-in text of one name, or of all."""
 
     name: str | None = None
 
 
 class PromptsOffer(_Request, frozen=True, kw_only=True, tag="prompts_offer"):
-    """The official texts of the account's catalogue that differ from those in force. Nothing is changed."""
+    """Returns the official texts of the account's models that differ from those in force. Changes nothing."""
 
 
 class Try(_Request, frozen=True, kw_only=True, tag="try"):
-    """A question to a model; without one the first of the catalogue. ``images`` are data URLs."""
+    """Asks a model a question; the default is the first listed model. ``images`` are data URLs."""
 
     question: str
     model: str | None = None
@@ -218,9 +218,9 @@ class _Reply(Struct, frozen=True, kw_only=True, tag_field="reply"):
 
 
 class Refused(_Reply, frozen=True, kw_only=True, tag="refused"):
-    """The last line of what did not work. ``message`` ends in what to do; ``kind`` decides the exit code.
+    """The last line of a request that failed. ``message`` ends with what to do; ``kind`` decides the exit code.
 
-    ``unreachable`` comes from codexctl itself, when there is no daemon to say anything.
+    The kind ``unreachable`` comes from codexctl itself, if the daemon does not answer.
     """
 
     kind: Kind
@@ -229,7 +229,7 @@ class Refused(_Reply, frozen=True, kw_only=True, tag="refused"):
 
 
 class DeviceCode(_Reply, frozen=True, kw_only=True, tag="device_code"):
-    """Open the address and enter the code. ``joined``: the sign-in was under way already."""
+    """Open the address and enter the code. ``joined``: the sign-in was already in progress."""
 
     verification_url: str
     user_code: str
@@ -238,7 +238,7 @@ class DeviceCode(_Reply, frozen=True, kw_only=True, tag="device_code"):
 
 
 class AuthorizationUrl(_Reply, frozen=True, kw_only=True, tag="authorization_url"):
-    """Open the address. With the method ``paste`` the address that follows it is to be handed in."""
+    """Open the address. With the method ``paste``, then send the address that the browser ends at."""
 
     authorization_url: str
     expires_at: int
@@ -246,9 +246,9 @@ class AuthorizationUrl(_Reply, frozen=True, kw_only=True, tag="authorization_url
 
 
 class Account(_Reply, frozen=True, kw_only=True, tag="account"):
-    """The sign-in. ``why`` says why there is none; ``ended`` that there was one, which cannot be used any more.
+    """The sign-in. ``why`` is the reason if not signed in; ``ended``: there was one, but it cannot be used any more.
 
-    ``unsaved``: it is not on disk yet, and codexd must not stop.
+    ``unsaved``: it is not on disk yet. Do not stop codexd.
     """
 
     signed_in: bool
@@ -264,14 +264,14 @@ class Account(_Reply, frozen=True, kw_only=True, tag="account"):
 
 
 class SignedOut(_Reply, frozen=True, kw_only=True, tag="signed_out"):
-    """The credentials are deleted. ``revoked`` is false when the issuer could not be told, for the reason ``why``."""
+    """The credentials are deleted. ``revoked`` is false if the issuer did not revoke them, for the reason ``why``."""
 
     revoked: bool
     why: str | None
 
 
 class UsageReport(_Reply, frozen=True, kw_only=True, tag="usage"):
-    """``source``: the backend's usage page, or the headers of the last answer when that could not be had (``why``)."""
+    """``source``: the backend's usage page, or the headers of the last answer if the page is unavailable (``why``)."""
 
     source: Literal["usage", "headers"]
     as_of: int
@@ -283,7 +283,7 @@ class UsageReport(_Reply, frozen=True, kw_only=True, tag="usage"):
 
 
 class StatusReport(_Reply, frozen=True, kw_only=True, tag="status"):
-    """``login`` is the method of a sign-in that is under way; ``draining`` means that codexd is stopping."""
+    """``login`` is the method of the sign-in in progress; ``draining``: codexd is stopping."""
 
     daemon_version: str
     pid: int
@@ -303,14 +303,14 @@ class StatusReport(_Reply, frozen=True, kw_only=True, tag="status"):
 
 
 class HealthReport(_Reply, frozen=True, kw_only=True, tag="health"):
-    """codexd answers requests on its own listener. ``signed_in``: and there is a sign-in to answer them with."""
+    """codexd answers requests on its own listener. ``signed_in``: the sign-in can be used."""
 
     daemon_version: str
     signed_in: bool
 
 
 class ModelEntry(Struct, frozen=True, kw_only=True):
-    """``shape``: what the backend wants for it, ``classic`` or ``lite``. ``context_window`` is in tokens."""
+    """``shape``: the request format that the backend requires for it. ``context_window`` is in tokens."""
 
     name: str
     efforts: list[str]
@@ -322,7 +322,7 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
 
 
 class ModelsReport(_Reply, frozen=True, kw_only=True, tag="models"):
-    """``why`` says why a refresh that was asked for did not work; the models are then those that were known."""
+    """``why`` is the reason if a requested refresh failed; the list is then the previous one."""
 
     models: list[ModelEntry]
     fetched_at: int | None
@@ -330,7 +330,7 @@ class ModelsReport(_Reply, frozen=True, kw_only=True, tag="models"):
 
 
 class KeyAdded(_Reply, frozen=True, kw_only=True, tag="key_added"):
-    """The only time that the key is shown."""
+    """The new key. It is shown only once."""
 
     name: str
     key: str
@@ -346,7 +346,7 @@ class KeyEntry(Struct, frozen=True, kw_only=True):
 
 
 class KeysReport(_Reply, frozen=True, kw_only=True, tag="keys"):
-    """``required``: clients must present one of them."""
+    """``required``: clients must present a key."""
 
     keys: list[KeyEntry]
     required: bool
@@ -354,14 +354,14 @@ class KeysReport(_Reply, frozen=True, kw_only=True, tag="keys"):
 
 
 class KeyRevoked(_Reply, frozen=True, kw_only=True, tag="key_revoked"):
-    """``required`` is false when that was the last one and the API is open to local programs from now on."""
+    """``required`` is false if that was the last key: local programs can now use the API without one."""
 
     name: str
     required: bool
 
 
 class Reloaded(_Reply, frozen=True, kw_only=True, tag="reloaded"):
-    """``changed`` is in force now; ``restart`` are the keys whose new values wait for a restart."""
+    """``changed`` are the keys whose new values are in force; those of ``restart`` need a restart."""
 
     config: str
     changed: list[str]
@@ -369,7 +369,7 @@ class Reloaded(_Reply, frozen=True, kw_only=True, tag="reloaded"):
 
 
 class Check(_Reply, frozen=True, kw_only=True, tag="check"):
-    """One line of ``doctor``. ``advice`` says what to do about a warning or a failure, which has a ``kind``."""
+    """One check of ``doctor``. A warning or failure has ``advice``, and a failure a ``kind``."""
 
     name: str
     outcome: Literal["ok", "warning", "failed"]
@@ -383,7 +383,7 @@ class MetricsText(_Reply, frozen=True, kw_only=True, tag="metrics"):
 
 
 class TopReport(_Reply, frozen=True, kw_only=True, tag="top"):
-    """``requests`` are under way, the oldest first; ``errors`` the last that failed, the newest last."""
+    """``requests`` are those in progress, oldest first; ``errors`` the last failures, newest last."""
 
     now: float
     daemon_version: str
@@ -396,7 +396,7 @@ class TopReport(_Reply, frozen=True, kw_only=True, tag="top"):
 
 
 class LogLine(_Reply, frozen=True, kw_only=True, tag="log_line"):
-    """One line, without secrets. ``lost``: so many before it went by too fast."""
+    """One line, without secrets. ``lost``: number of lines before it that were dropped because they came too fast."""
 
     level: str
     line: str
@@ -404,14 +404,14 @@ class LogLine(_Reply, frozen=True, kw_only=True, tag="log_line"):
 
 
 class Explained(_Reply, frozen=True, kw_only=True, tag="explained"):
-    """``bodies``: whether those of new requests are kept (logging.enable_request_logging)."""
+    """``bodies``: the bodies of new requests are kept (logging.enable_request_logging)."""
 
     request: Trace
     bodies: bool
 
 
 class LevelReport(_Reply, frozen=True, kw_only=True, tag="level"):
-    """``until`` is when the configured level is in force again, in Unix seconds."""
+    """``until`` is when the configured level applies again, in Unix seconds."""
 
     level: Level
     configured: Level
@@ -419,7 +419,7 @@ class LevelReport(_Reply, frozen=True, kw_only=True, tag="level"):
 
 
 class HistoryReport(_Reply, frozen=True, kw_only=True, tag="history"):
-    """The columns that are summed over are empty."""
+    """Columns that are not in ``by`` are empty."""
 
     since: str
     by: list[Column]
@@ -427,7 +427,7 @@ class HistoryReport(_Reply, frozen=True, kw_only=True, tag="history"):
 
 
 class PromptEntry(Struct, frozen=True, kw_only=True):
-    """``source`` and ``set_at`` are None for what is built in. ``size`` is in characters."""
+    """``source`` and ``set_at`` are None for a built-in text. ``size`` is in characters."""
 
     name: str
     size: int
@@ -437,7 +437,7 @@ class PromptEntry(Struct, frozen=True, kw_only=True):
 
 
 class PromptsReport(_Reply, frozen=True, kw_only=True, tag="prompts"):
-    """``in_use`` is false where codex.mode is off and no text is added to requests."""
+    """``in_use`` is false if codex.mode is off: no text is added to requests."""
 
     prompts: list[PromptEntry]
     in_use: bool
@@ -452,13 +452,13 @@ class PromptText(_Reply, frozen=True, kw_only=True, tag="prompt"):
 
 
 class PromptsWereReset(_Reply, frozen=True, kw_only=True, tag="prompts_reset"):
-    """The names of those that had been set."""
+    """``names`` are those whose text had been set."""
 
     names: list[str]
 
 
 class PromptOffered(_Reply, frozen=True, kw_only=True, tag="prompt_offered"):
-    """``before`` is in force for the model now; ``text`` is the official one, as its ``source`` has it."""
+    """``before`` is the text in force for the model, ``text`` the official one from ``source``."""
 
     name: str
     before: str
@@ -467,7 +467,7 @@ class PromptOffered(_Reply, frozen=True, kw_only=True, tag="prompt_offered"):
 
 
 class TryText(_Reply, frozen=True, kw_only=True, tag="text"):
-    """A piece of the answer, or of the summary of the reasoning before it."""
+    """A piece of the answer or, with ``thinking``, of the reasoning summary before it."""
 
     text: str
     thinking: bool = False
@@ -481,7 +481,7 @@ class TryEnded(_Reply, frozen=True, kw_only=True, tag="try_ended"):
 
 
 class Done(_Reply, frozen=True, kw_only=True, tag="done"):
-    """The last line of what has nothing more to say."""
+    """The last line of a request that succeeded."""
 
 
 Reply = (
@@ -524,7 +524,7 @@ class _Head(Struct, frozen=True):
 
 
 class NotUnderstood(Exception):
-    """A line that is no request. ``refusal`` is the answer to it."""
+    """A line that is not a valid request. ``refusal`` is the reply to it."""
 
     def __init__(self, refusal: Refused) -> None:
         super().__init__(refusal.message)
@@ -541,20 +541,20 @@ def encode(line: Struct) -> bytes:
 
 
 def decode_request(line: bytes) -> Request:
-    """Raises NotUnderstood."""
+    """Returns the request of a line. Raises NotUnderstood."""
     try:
         head = _HEAD.decode(line)
         if head.version is UNSET:
-            raise _not_understood("version", "the request names no version")
+            raise _not_understood("version", "the request has no version")
         if head.version != VERSION:
             raise _not_understood(
                 "version",
-                f"the request speaks version {head.version} of the control protocol, this codexd speaks {VERSION}: "
-                "install codexctl and codexd of one version, and restart codexd",
+                f"the request has version {head.version} of the control protocol, but this codexd requires {VERSION}. "
+                "Install codexctl and codexd of the same version, and restart codexd.",
             )
         return _REQUEST.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _not_understood("request", f"the request is not understood: {error}") from error
+        raise _not_understood("request", f"invalid request: {error}") from error
 
 
 def _not_understood(code: str, message: str) -> NotUnderstood:
@@ -562,7 +562,7 @@ def _not_understood(code: str, message: str) -> NotUnderstood:
 
 
 def refused(error: ApiError) -> Refused:
-    """The daemon's own errors, as replies."""
+    """Returns the reply for an ApiError."""
     kind: Kind = "refused"
     if error.error.code == "signed_out":
         kind = "signed_out"
@@ -574,9 +574,9 @@ def refused(error: ApiError) -> Refused:
 
 
 def how_to_join(group: str) -> str:
-    """What somebody does who may not use the control socket, which belongs to that group.
+    """Returns the advice for a user who may not use the control socket of that group.
 
-    Joining is advised for codexd's own groups alone: membership of another, such as root, would give more than codexd.
+    Joining is advised only for codexd's own groups: another one, such as root, would give more rights than codexd.
     """
     if group == "codexd" or group.startswith("codexd-"):
         return f"Use `sudo codexctl`, or join the group: `sudo usermod -aG {group} $USER`, then log in again."

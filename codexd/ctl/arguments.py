@@ -1,4 +1,4 @@
-"""What the command lines of several verbs share: common options, actions of a verb, types of arguments."""
+"""Shared parts of the command lines of verbs: common options, actions of a verb, types of arguments."""
 
 import argparse
 import re

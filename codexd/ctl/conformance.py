@@ -1,4 +1,4 @@
-"""What clients of the API rely on, checked from the side of a client, for ``codexctl selftest``."""
+"""Checks of the API from the side of a client, for ``codexctl selftest``."""
 
 import contextlib
 import http.client
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 ANSWER_SECONDS = 180.0
-"""For a whole answer of a model."""
+"""Seconds for a whole answer of a model."""
 
 Json = dict[str, Any]
 
@@ -23,7 +23,7 @@ _TOOL = {
 
 
 class Wrong(Exception):
-    """An answer is not what clients of the API rely on."""
+    """An answer does not follow the API."""
 
 
 def demand(condition: object, otherwise: str) -> None:
@@ -44,7 +44,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class Listener:
-    """A listener of codexd, a client key for it, and the model that is asked."""
+    """A listener of codexd, with the client key and the model to use."""
 
     def __init__(self, address: str, key: str | None) -> None:
         self.address = address
@@ -52,7 +52,7 @@ class Listener:
         self.model = ""
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str], bytes]:
-        """Returns the status, the headers by lower-case names, and the body. Raises Wrong when there is no answer."""
+        """Returns the status, the headers by lower-case names, and the body. Raises Wrong if there is no answer."""
         headers = {"content-type": "application/json"}
         if self.key:
             headers["authorization"] = f"Bearer {self.key}"
@@ -68,7 +68,7 @@ class Listener:
             connection.close()
 
     def document(self, method: str, path: str, body: object = None, *, status: int = 200) -> Json:
-        """Returns the JSON object of an answer. Raises Wrong when the status is another one."""
+        """Returns the JSON object of an answer. Raises Wrong if it has another status."""
         found, headers, data = self.ask(method, path, body)
         demand(found == status, f"{method} {path} has status {found}, not {status}: {_said(data)}")
         demand("x-request-id" in headers, f"{method} {path} has no x-request-id")
@@ -246,4 +246,4 @@ CHECKS: dict[str, Checked] = {
     "refusals": refusals,
 }
 REAL = ("models", "chat, streamed", "tool call", "responses, streamed", "refusals")
-"""Those for the running codexd, where each request counts as usage: they cost little."""
+"""The checks for ``--real``, where each request counts as usage; these are cheap."""

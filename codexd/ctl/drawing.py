@@ -1,4 +1,4 @@
-"""What codexctl draws with: consoles, tables, bars, times, and the replies that several verbs show.
+"""Terminal output of codexctl: consoles, tables, bars, times, and the replies that several verbs show.
 
 rich is imported inside the functions: it takes longer than a verb with ``--json``, which does not need it.
 """
@@ -35,7 +35,7 @@ def console(*, stderr: bool = False) -> Console:
 
     class Pipe(rich.console.Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich would exit with 1; __main__ knows what it means
+            raise BrokenPipeError  # rich would exit with 1; __main__ handles it
 
     stream = sys.stderr if stderr else sys.stdout
     return Pipe(stderr=stderr, highlight=False, emoji=False, markup=False, width=None if stream.isatty() else 10_000)
@@ -73,7 +73,7 @@ def failure(message: str) -> None:
 
 @contextmanager
 def spinner(shown: Any) -> Iterator[None]:
-    """Shows a spinner with a text, or with what has ``__rich__``, which is drawn several times a second."""
+    """Shows a spinner with a text, or with an object with ``__rich__``, which is drawn several times a second."""
     with console(stderr=True).status(shown, spinner="dots"):
         yield
 
@@ -89,7 +89,7 @@ def text(content: str, style: str = "") -> Text:
 
 
 def stack(*parts: Drawn) -> Drawn:
-    """Returns what draws the parts below each other."""
+    """Returns the parts, each below the previous one."""
     from rich.console import Group
 
     return Group(*parts)
@@ -103,7 +103,7 @@ def below(part: Drawn) -> Drawn:
 
 
 def bare(spaces: int) -> Table:
-    """Returns a table without lines and headings, whose columns are so many spaces apart."""
+    """Returns a table without lines and headings. ``spaces`` separate its columns."""
     from rich.table import Table
 
     return Table.grid(padding=(0, spaces))
@@ -120,7 +120,7 @@ def grid(rows: list[tuple[str, Drawn]]) -> Table:
 
 
 def table(*columns: str, right: int | None = None) -> Table:
-    """Returns a table with headings. The columns from the number ``right`` on stand at their right side."""
+    """Returns a table with headings. The columns from index ``right`` on are right-aligned."""
     from rich import box
     from rich.table import Table
 

@@ -16,11 +16,7 @@ $XDG_RUNTIME_DIR/codexd, $STATE_DIRECTORY, $XDG_STATE_HOME/codexd (~/.local/stat
 
 
 def parser(words: Collection[str] | None = None) -> argparse.ArgumentParser:
-    """Returns the parser of the command line.
-
-    ``words`` are those of a command line. Only the verbs among them get their arguments, so that only their modules are
-    imported; without ``words`` all verbs do.
-    """
+    """Returns the parser. Only the verbs among ``words`` (default: all) are imported and get their arguments."""
     top = Parser(
         prog="codexctl",
         description="Control codexd: sign in, see what it does, manage client keys.",

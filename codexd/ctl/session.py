@@ -1,4 +1,4 @@
-"""What the verbs share: the question to the daemon over the control socket, the output, failures and exit codes."""
+"""Shared parts of the verbs: requests to the daemon over the control socket, output, failures and exit codes."""
 
 import argparse
 import os
@@ -44,7 +44,7 @@ def failed(kind: Kind, code: str, message: str) -> VerbFailed:
 
 
 def unreachable(options: argparse.Namespace, error: DaemonUnreachable) -> VerbFailed:
-    """Returns the failure with the places that were tried and what to do."""
+    """Returns the failure with the paths that were tried and what to do."""
     named = bool(getattr(options, "socket", None) or os.environ.get("CODEXCTL_SOCKET"))
     others = [str(place) for place in candidates(os.environ)[:-1]]
     where = "" if named else f" (nor at {', '.join(others)})"
@@ -74,7 +74,7 @@ def _group_of(path: Path) -> str:
 
 
 class Output:
-    """Where replies go: with ``json`` as they are, one a line, else drawn for a person."""
+    """The output of replies: with ``json`` unchanged, one a line, otherwise drawn for a terminal."""
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
@@ -109,7 +109,7 @@ class Output:
         return EXIT[error.refusal.kind]
 
     def note(self, text: str) -> None:
-        """Writes a remark on the standard error; with ``json`` there are none."""
+        """Writes a remark on the standard error, but not with ``json``."""
         if not self.json:
             from codexd.ctl import drawing
 
@@ -117,7 +117,7 @@ class Output:
 
     @contextmanager
     def waiting(self, text: object) -> Iterator[None]:
-        """Shows a spinner where a terminal is."""
+        """Shows a spinner if the standard error is a terminal."""
         if self.json or not sys.stderr.isatty():
             yield
             return
@@ -131,7 +131,7 @@ class Output:
         sys.stdout.buffer.flush()
 
 
-# --- questions to the daemon
+# --- requests to the daemon
 
 
 def socket_of(options: argparse.Namespace) -> Path:
@@ -141,10 +141,7 @@ def socket_of(options: argparse.Namespace) -> Path:
 
 
 def replies(options: argparse.Namespace, request: Request, *, timeout: float | None = REPLY_TIMEOUT) -> Iterator[Reply]:
-    """Yields the replies as they come, without the last, ``Done``. ``timeout`` is in seconds, for each.
-
-    Raises VerbFailed and DaemonUnreachable.
-    """
+    """Yields the replies except ``Done``. ``timeout``: seconds for each. Raises VerbFailed and DaemonUnreachable."""
     raw = getattr(options, "json", False)
     with ControlConnection(socket_of(options), request, timeout=timeout, raw=raw) as connection:
         yield from until_done(connection)
@@ -164,14 +161,14 @@ def until_done(connection: ControlConnection) -> Iterator[Reply]:
 def show(
     options: argparse.Namespace, out: Output, request: Request, draw: Draw, *, timeout: float | None = REPLY_TIMEOUT
 ) -> None:
-    """Asks, and shows each reply as it comes. Raises VerbFailed and DaemonUnreachable."""
+    """Sends a request and shows each reply as it comes. Raises VerbFailed and DaemonUnreachable."""
     for reply in replies(options, request, timeout=timeout):
         out.reply(reply, draw)
     out.done()
 
 
 def ask(options: argparse.Namespace, out: Output, request: Request, draw: Draw, waiting: str) -> list[Reply]:
-    """Asks behind a spinner, shows all replies, and returns them. Raises VerbFailed and DaemonUnreachable."""
+    """Sends a request behind a spinner, shows all replies and returns them. Raises VerbFailed and DaemonUnreachable."""
     with out.waiting(waiting):
         found = list(replies(options, request))
     for reply in found:

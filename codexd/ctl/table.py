@@ -41,6 +41,6 @@ VERBS = (
 
 
 def load(name: str) -> ModuleType:
-    """Imports the module of a verb. Raises StopIteration when there is no such verb."""
+    """Imports the module of a verb. Raises StopIteration for an unknown verb."""
     verb = next(verb for verb in VERBS if verb.name == name)
     return importlib.import_module(f"codexd.ctl.verbs.{verb.module}")

@@ -35,14 +35,14 @@ async def test_it_answers_while_the_api_drains(setup: Make) -> None:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        (b"\n", "not understood"),
-        (b"{}\n", "names no version"),
-        (b'{"version": 2, "verb": "status"}\n', "speaks version 2"),
+        (b"\n", "invalid request"),
+        (b"{}\n", "has no version"),
+        (b'{"version": 2, "verb": "status"}\n', "has version 2"),
         (b'{"version": 1, "verb": "dance"}\n', "dance"),
         (b'{"version": 1, "verb": "keys_add"}\n', "name"),
-        (b"\xff\xfe\n", "not understood"),
-        (b"[" * 60_000 + b"\n", "not understood"),
-        (b"x" * 70_000 + b"\n", "not understood"),
+        (b"\xff\xfe\n", "invalid request"),
+        (b"[" * 60_000 + b"\n", "invalid request"),
+        (b"x" * 70_000 + b"\n", "invalid request"),
     ],
     ids=["nothing", "no version", "another version", "no such verb", "no name", "no text", "deep", "long"],
 )

@@ -94,7 +94,7 @@ def _daemon(options: argparse.Namespace, out: Output) -> Iterator[Check]:
 
 
 def _configuration() -> Check:
-    """Checks the configuration of this user, for when there is no daemon to check its own."""
+    """Checks the configuration of this user; used if no daemon can check its own."""
     try:
         _, origin = load(None, os.environ)
     except ConfigError as error:

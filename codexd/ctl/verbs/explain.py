@@ -20,7 +20,7 @@ ADJUSTED = {
     "shortened": "shortened; the answer has the original names",
     "added": "added where the conversation lacked it",
 }
-"""What ``Trace.adjusted`` says of a parameter or a part of the conversation; anything else is its new value."""
+"""The values in ``Trace.adjusted``, for a parameter or a part of the conversation; any other is its new value."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def draw(reply: wire.Explained) -> None:
-    """Draws a table of labels and values, the time of each step, and the bodies where they are kept."""
+    """Draws a table of labels and values, the time of each step, and the bodies if they are kept."""
     trace = reply.request
     ending, style = ENDINGS.get(trace.status, (str(trace.status), "green" if trace.error is None else "red"))
     rows: list[tuple[str, drawing.Drawn]] = [
@@ -87,7 +87,7 @@ def _backend(trace: Trace) -> str:
 
 
 def _steps(trace: Trace) -> Iterator[tuple[str, int | None]]:
-    """Yields the steps and when each was done, in milliseconds since the request came; None for one that was not."""
+    """Yields the steps, and the milliseconds from the request to the end of each; None if it was not reached."""
     spans = trace.spans
     which = {None: "connection", True: "connection (reused)", False: "connection (new)"}
     yield "read, checked, converted", spans.asked

@@ -12,7 +12,7 @@ from codexd.ctl.arguments import actions, number
 from codexd.ctl.session import Output, VerbFailed, ask, replies
 
 COMPLETION_SECONDS = 2.0
-"""For the names of the keys, when a shell completes one."""
+"""Seconds to wait for the names of the keys when a shell completes one."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def _add(options: argparse.Namespace, out: Output) -> None:
 
 
 def draw_added(reply: wire.KeyAdded) -> None:
-    """Prints the key alone on the standard output, so that a script can read it."""
+    """Prints only the key on the standard output, so that a script can read it."""
     drawing.note(f'API key "{reply.name}" (shown only once, save it now):')
     drawing.plain(reply.key)
 

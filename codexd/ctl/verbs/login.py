@@ -71,7 +71,7 @@ def _draw(reply: Reply) -> None:
 
 
 def choose(options: argparse.Namespace, environ: Mapping[str, str]) -> Method:
-    """Returns the method: what the options say, else a browser where there is a screen, else a code for any device."""
+    """Returns the method of the options, or else a browser on a local desktop, or else a code for any device."""
     if options.device:
         return "device"
     if options.browser:
@@ -84,7 +84,7 @@ def choose(options: argparse.Namespace, environ: Mapping[str, str]) -> Method:
 
 
 class _Countdown:
-    """The time that is left for the sign-in. rich draws it several times a second."""
+    """The time left for the sign-in. rich draws it several times a second."""
 
     def __init__(self, expires_at: int) -> None:
         self._expires_at = expires_at
@@ -158,7 +158,7 @@ def _paste(options: argparse.Namespace, connection: ControlConnection, out: Outp
 
 
 def _import(options: argparse.Namespace, out: Output) -> int:
-    """Copies the login of the Codex CLI and returns the exit code. Raises VerbFailed."""
+    """Copies the sign-in of the Codex CLI and returns the exit code. Raises VerbFailed."""
     home = Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex")
     path = Path(options.auth_json) if options.auth_json else home / "auth.json"
     auth = _read(path)
@@ -221,7 +221,7 @@ def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
 
 
 def _signed_in(options: argparse.Namespace) -> str | None:
-    """Returns who is signed in now; None when nobody is. Raises VerbFailed and DaemonUnreachable."""
+    """Returns the account that is signed in, or None. Raises VerbFailed and DaemonUnreachable."""
     for reply in replies(options, wire.Status()):
         if isinstance(reply, wire.StatusReport) and reply.account.signed_in:
             return reply.account.email or reply.account.account_id or "an account without a name"

@@ -13,7 +13,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def draw(reply: wire.SignedOut) -> None:
-    """Says what was deleted, and what to do where the revocation failed."""
+    """Shows what was deleted, and what to do if the revocation failed."""
     if reply.revoked:
         drawing.line("Signed out: the sign-in was revoked, and its file deleted.")
         return

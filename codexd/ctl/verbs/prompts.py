@@ -70,7 +70,7 @@ def _update(options: argparse.Namespace, out: Output) -> None:
 
 
 def _agreed(offered: list[wire.PromptOffered], out: Output) -> bool:
-    """Returns whether the user agrees. Where there is nobody to ask, a note says how to set the texts."""
+    """Returns whether the user agrees. Without a terminal, a note says how to set the texts."""
     names = ", ".join(offer.name for offer in offered)
     if out.json or not sys.stdin.isatty():
         out.note(f"Nothing was changed. `codexctl prompts update --yes` sets {names}.")

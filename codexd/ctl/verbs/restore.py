@@ -14,7 +14,7 @@ from codexd.ctl.state import FILES, FOLDER, add_arguments, as_owner, directory
 from codexd.state.lock import InUse, lock_directory
 
 MAX_BYTES = 4 << 30
-"""Of the files together; no state directory grows so large."""
+"""Bytes of all files together; no state directory grows so large."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def _restore(source: Path, state: Path) -> int:
 
 
 def _contents(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields names below the state directory and contents, and ignores all else. Raises VerbFailed."""
+    """Yields names below the state directory and contents; ignores other members. Raises VerbFailed."""
     left = MAX_BYTES
     try:
         with tarfile.open(source, "r:gz") as archive:

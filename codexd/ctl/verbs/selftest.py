@@ -25,7 +25,7 @@ from codexd.ctl.conformance import CHECKS, REAL, Listener, Wrong
 from codexd.ctl.session import EXIT, Output, failed, replies
 
 START_SECONDS = 20.0
-"""For the start of a codexd."""
+"""Seconds for the start of a codexd."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def checked(name: str, target: Listener) -> Check:
-    """Runs a check. An answer of another shape than the API's is a failure, not a fault of codexctl."""
+    """Runs a check. An answer of another shape than the API's is a failed check, not an error of codexctl."""
     begun = time.monotonic()
     try:
         said = CHECKS[name](target)
@@ -125,12 +125,12 @@ sys.path.insert(0, {root!r})
 from codexd.__main__ import cli
 cli()
 """
-"""The daemon of a test. It runs while its standard input is open, so no longer than this process, however that ends."""
+"""The daemon of a test. It stops when its standard input closes, so when this process ends for any reason."""
 
 
 @contextlib.contextmanager
 def _ended_politely() -> Iterator[None]:
-    """Ends this process in order on SIGHUP, as when the terminal closes, and on SIGTERM: its files are removed."""
+    """Exits with cleanup of its files on SIGTERM and on SIGHUP, such as when the terminal closes."""
 
     def end(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -144,7 +144,7 @@ def _ended_politely() -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    """Returns the environment without what configures a codexd of this machine."""
+    """Returns the environment without the variables that configure a codexd of this machine."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR") if name in os.environ}
 
 

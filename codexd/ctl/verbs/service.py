@@ -1,7 +1,6 @@
 """``codexctl service``: runs codexd as a service of the user, under the user's systemd.
 
-It writes a unit for a codexd that pipx or pip installed. Where a package of the system has installed codexd, it enables
-the unit of that package.
+Writes a unit for a codexd from pipx or pip; for a codexd from a system package, enables the unit of the package.
 """
 
 import argparse
@@ -22,7 +21,7 @@ PACKAGED = Path("/usr/bin/codexd")
 """The command in the unit of the system's package."""
 
 _SECONDS = 60.0
-"""For one call of systemctl; a start waits until codexd is ready."""
+"""Seconds for one call of systemctl; a start waits until codexd is ready."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def unit_path() -> Path:
-    """Returns where the unit of this user is written."""
+    """Returns the path of this user's unit."""
     base = os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "systemd" / "user" / UNIT
 
@@ -150,7 +149,7 @@ def _systemctl(*words: str) -> str:
 
 
 def _property(name: str) -> str:
-    """Returns a property of the unit, or an empty string when there is none."""
+    """Returns a property of the unit, or an empty string if it cannot be read."""
     try:
         return _systemctl("show", "-P", name, UNIT).strip()
     except _SystemctlFailed:
@@ -158,5 +157,5 @@ def _property(name: str) -> str:
 
 
 def _lingers() -> bool:
-    """Returns whether the services of this user run on after the logout."""
+    """Returns whether the services of this user keep running after logout."""
     return Path("/var/lib/systemd/linger", getpass.getuser()).exists()

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
-    """Shows one screen after the other until Ctrl-C, or one where nobody watches."""
+    """Shows a new screen each second until Ctrl-C, or one screen if the output is not a terminal."""
     if out.json or options.once or not sys.stdout.isatty():
         show(options, out, wire.Top(), draw)
         return 0

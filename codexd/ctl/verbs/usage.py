@@ -9,7 +9,7 @@ from codexd.ctl import drawing
 from codexd.ctl.session import Output, ask, replies
 
 COUNTS = ("requests", "failed", "input", "cached", "output", "reasoning")
-"""What is counted for each row of the history; fields of ``codexd.telemetry.tokens.Row``."""
+"""The counts in each row of the history: fields of ``codexd.telemetry.tokens.Row``."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

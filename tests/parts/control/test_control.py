@@ -165,8 +165,8 @@ async def test_a_line_may_come_in_pieces_and_has_its_limits(
     for pieces, options, said in (
         ([b"abc"], {"close": True}, "ended before its line end"),
         ([b"x" * 65536, b"x"], {}, "longer than 65536 bytes"),
-        ([b"a"], {}, "was not there within 5 seconds"),
-        ([b"a"] * 100, {"pause": 0.1}, "was not there within 5 seconds"),
+        ([b"a"], {}, "did not arrive within 5 seconds"),
+        ([b"a"] * 100, {"pause": 0.1}, "did not arrive within 5 seconds"),
     ):
         begun = trio.current_time()
         with pytest.raises(wire.NotUnderstood) as caught:
@@ -201,7 +201,7 @@ async def test_the_client_reads_what_the_daemon_says(serve: Serve) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "said"),
-    [(b"nonsense\n", "not understood"), (b'{"reply":"new"}\n', "not understood"), (b'{"reply"', "in the middle")],
+    [(b"nonsense\n", "invalid reply"), (b'{"reply":"new"}\n', "invalid reply"), (b'{"reply"', "in the middle")],
 )
 def test_a_daemon_that_talks_nonsense_is_an_error(tmp_path: Path, sent: bytes, said: str) -> None:
     import threading

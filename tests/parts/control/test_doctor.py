@@ -8,7 +8,7 @@ from codexd.control import doctor
 @pytest.mark.parametrize(
     ("skews", "outcome", "said"),
     [
-        ([], "warning", "no server could be asked"),
+        ([], "warning", "no server could be reached"),
         ([0.4, -2], "ok", "within 2 s"),
         ([1, 90], "failed", "90 seconds behind"),
         ([-3600], "failed", "3600 seconds ahead"),
