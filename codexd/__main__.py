@@ -1,4 +1,4 @@
-"""``codexd``: command line to configuration to daemon to exit code."""
+"""``codexd``: reads the command line and the configuration, runs the daemon, and returns the exit code."""
 
 import argparse
 import faulthandler
@@ -12,13 +12,14 @@ from codexd import __version__
 from codexd.system import support
 
 EX_CONFIG = 78
-"""sysexits' "configuration error"; systemd's RestartPreventExitStatus can name it."""
+"""Exit code "configuration error" of sysexits.h, for systemd's RestartPreventExitStatus."""
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs one command line and returns the exit code. Raises SystemExit for --help and wrong usage."""
     if (why := support.unsupported()) is not None:
         return _fail(why, 1)
-    # Not before: Windows has no pwd and no resource.
+    # Imported only after the check: Windows has neither pwd nor resource.
     import resource
 
     from codexd.config import load
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     environ = dict(os.environ)
     if options.demo and options.config is None:
-        # A demonstration must not depend on, or touch, what this machine has configured.
+        # The demo must not read or change the configuration and state of this machine.
         environ = {
             name: value for name, value in environ.items() if name in ("HOST", "PORT") or name.startswith("CODEXD_")
         }
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     for place in load.passed_over(options.config, environ):
         print(f"codexd: {place} is not used: permission denied", file=sys.stderr)  # noqa: T201
     if options.check_config:
-        from codexd.system import certificates  # here: a start reads certificates only when it needs them
+        from codexd.system import certificates  # imported here: a start does not need them at once
         from codexd.upstream import proxies
 
         trusted = certificates.store(environ, settings.backend.ca_file)
@@ -67,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         others = ", ".join(support.untested_versions()) or f"{error}"
         return _fail(f"an installed package does not fit: {others}. Reinstall codexd with its dependencies.", 1)
     try:
-        # systemd's watchdog ends a process that hangs by SIGABRT: then the journal has to say where it hung.
+        # systemd's watchdog ends a process that hangs with SIGABRT; the journal then shows where it hung.
         faulthandler.enable()
-        # A core dump would hold every token.
+        # A core dump would contain all tokens.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         memory.limit_retention()
         if options.demo:
@@ -87,12 +88,13 @@ def _fail(message: str, code: int) -> int:
 
 
 def cli() -> NoReturn:
+    """Runs the command line of the process and exits."""
     code = main()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            # The terminal is gone; the interpreter's own flush must not turn a good end into a bad one.
+            # The terminal is closed; the interpreter's own flush must not fail and change the exit code.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 

@@ -1,7 +1,13 @@
-"""The daemon: sockets, parts, nurseries, readiness, drain.
+"""The daemon: sockets, services, nurseries, readiness and drain.
 
-Two nurseries. The keepers (token, catalogue, signals) live until the web nursery has drained: streams that are still
-open may need a token. A crash in either ends the process, and systemd starts it anew.
+    state     | left by                                                       | to
+    ----------|---------------------------------------------------------------|---------
+    starting  | all listeners serve (``_ready``: READY=1)                     | running
+    running   | SIGTERM, SIGINT, or no request for ``exit_idle_seconds``      | draining
+    draining  | no open streams, the drain's deadline, or a second signal     | stopped
+
+Two nurseries: the keepers (token, catalogue, signals) run until the web nursery has drained, because open streams may
+need a token. A crash in either ends the process, and systemd restarts it.
 """
 
 import contextlib
@@ -48,27 +54,23 @@ from codexd.upstream import proxies
 
 log = structlog.get_logger()
 
-_clock: Callable[[], float] = time.time  # noqa: TID251 - the one clock, which all others are given
-
+_clock: Callable[[], float] = time.time  # noqa: TID251 - the only clock, passed to all parts
 
 DEMO_PATIENCE = 4.0
-"""Seconds after which the simulated person approves a device code: time to look at it."""
+"""Seconds after which the simulated issuer approves a device code, so that the user can see the code first."""
 
 STATUS_INTERVAL = 5.0
-"""Seconds between two looks at what ``systemctl status`` shows."""
+"""Seconds between updates of the status line in ``systemctl status``."""
 
 IDLE_CHECK = 10.0
-"""Seconds between two looks at whether anybody still asks for anything, at most."""
+"""Maximum seconds between checks for ``server.exit_idle_seconds``."""
 
 LAST_WORDS = 2.0
-"""Seconds after the drain in which answers that are still open are ended with an error, before they are cut."""
+"""Seconds after the drain in which open answers are ended with an error event, before their connections are closed."""
 
 
 async def run(config: Config, origin: Path | None, load: Load) -> None:
-    """Run until SIGTERM or SIGINT and drain; a second signal ends it at once. Raises CannotStart.
-
-    ``load`` reads the configuration anew, when a reload is asked for.
-    """
+    """Runs the daemon until a signal, then drains. ``load`` reads the configuration again. Raises CannotStart."""
     state = state_dir(config, os.environ)
     _configure(config, state)
     log.info("starting", version=__version__, config=str(origin or "built-in defaults"), state=str(state))
@@ -77,7 +79,7 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
         log.error("connections that need this fail until it is corrected", reason=str(fault))
     hypercorn.check()
     listening = open_all(config, os.environ)
-    # What cannot be made is said by whoever wants to write there; a daemon that only reads may do without.
+    # A failure is reported by the first write to the directory; until then codexd can do without it.
     with contextlib.suppress(OSError):
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     if config.server.exit_idle_seconds and not listening.activated:
@@ -96,8 +98,8 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
 
 
 async def demo(config: Config) -> None:
-    """Run over a simulated ChatGPT, signed in, with its state in a temporary directory. Raises CannotStart."""
-    # Imported here: the daemon proper never needs it.
+    """Runs over a simulated ChatGPT, signed in, with its state in a temporary directory. Raises CannotStart."""
+    # Imported here because the daemon itself does not need it.
     from codexd.demo.announcement import announce
     from codexd.demo.chatgpt import ChatGPT
     from codexd.demo.issuer import SimulatedIssuer
@@ -118,7 +120,7 @@ async def demo(config: Config) -> None:
                 backend=msgspec.structs.replace(config.backend, url=f"{simulated}/backend-api"),
             )
             store.save(state / "tokens.json", chatgpt.issuer.sign_in())
-            # Nothing leaves the machine: not by a proxy of the environment either.
+            # trust_env is off so that no traffic leaves the machine through a proxy of the environment.
             in_force = ConfigInForce(config, None, lambda: (config, None))
             services = partial(build, in_force, state, clock=_clock, trust_env=False)
             await _serve(services, listening, announce=partial(announce, config, control))
@@ -133,7 +135,7 @@ def _configure(config: Config, state: Path) -> None:
 
 
 def _import_credential(state: Path) -> None:
-    """Take over the sign-in that ``LoadCredential=tokens.json:…`` brings, once: it changes hands with that."""
+    """Imports the sign-in of ``LoadCredential=tokens.json:…`` once, because its refresh token is single-use."""
     path, mark = state / "tokens.json", state / "credential.sha256"
     try:
         data = credential(os.environ, "tokens.json")
@@ -141,14 +143,14 @@ def _import_credential(state: Path) -> None:
             return
         digest = hashlib.sha256(data).hexdigest().encode()
         if mark.exists() and mark.read_bytes() == digest:
-            # It was taken over before and signed out since: its tokens are spent.
+            # It was imported before, and codexd has signed out since: its tokens are used up.
             return
         store.save(path, store.from_bytes(data))
         files.write_durably(mark, digest)
     except (OSError, store.StoreError) as error:
-        log.error("the credential tokens.json cannot be taken over", reason=str(error))
+        log.error("the credential tokens.json cannot be imported", reason=str(error))
     else:
-        log.info("the credential tokens.json was taken over")
+        log.info("the credential tokens.json was imported")
 
 
 async def _serve(
@@ -158,7 +160,7 @@ async def _serve(
     announce: Callable[[str], None] = lambda _: None,
     release: Callable[[], None] = lambda: None,
 ) -> None:
-    """Runs until it is stopped and has drained. ``release`` is called when the drain begins."""
+    """Runs until stopped and drained. ``release`` is called when the drain begins."""
     changed = _Changes()
     try:
         async with services(on_change=changed.ring) as made:
@@ -169,7 +171,7 @@ async def _serve(
 
 
 class _Daemon:
-    """What runs, and what ends it. ``stop`` is set when the drain begins."""
+    """The running daemon. ``_stop`` is set when the drain begins."""
 
     def __init__(
         self,
@@ -241,7 +243,7 @@ class _Daemon:
     def _ready(self) -> None:
         for address in self._services.lifecycle.listeners:
             log.info("listening", address=address)
-        # What lives from here on was made by start-up: the collector need not look at it again.
+        # Objects made by the start-up stay alive: the garbage collector need not examine them again.
         gc.collect()
         gc.freeze()
         self._told = _status(self._services)
@@ -264,7 +266,7 @@ class _Daemon:
                 await self._changed.wait()
 
     async def _not_signed_in(self) -> None:
-        """Says what to do; at a terminal, starts doing it."""
+        """Logs how to sign in; at a terminal, starts a device sign-in."""
         log.warning("not signed in: run codexctl login; until then requests get 401")
         if sys.stderr.isatty() and not self._services.session.has_credentials:
             await _sign_in_here(self._services)
@@ -272,7 +274,7 @@ class _Daemon:
     # --- the end
 
     async def _watch_signals(self, everything: trio.CancelScope) -> None:
-        # A closed terminal sends SIGHUP too, to a daemon that somebody has started there by hand: that one is to stop.
+        # A closed terminal sends SIGHUP too: a daemon that was started there by hand has to stop, not to reload.
         at_terminal = sys.stderr.isatty()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for number in signals:
@@ -292,13 +294,13 @@ class _Daemon:
         try:
             self._services.reload()
         except ConfigError:
-            pass  # it is in the log, and the configuration in force stays
+            pass  # it is logged, and the old configuration stays in force
         except Exception as error:
             log.error("a reload met a fault of codexd itself", exc_info=error)
         self._notifier.ready(_status(self._services))
 
     async def _exit_when_idle(self) -> None:
-        """systemd keeps the sockets, and starts codexd again with the next request."""
+        """Stops when idle. systemd keeps the sockets and starts codexd again for the next connection."""
         while not self._stop.is_set():
             limit = self._config.server.exit_idle_seconds
             attempt = self._services.logins.current
@@ -327,7 +329,7 @@ class _Daemon:
 
 
 class _Changes:
-    """A bell that any part may ring: somebody signed in or out."""
+    """An event that can be set repeatedly, after each sign-in and sign-out."""
 
     def __init__(self) -> None:
         self._rung = trio.Event()
@@ -341,7 +343,7 @@ class _Changes:
 
 
 def _status(services: Services) -> str:
-    """``signed in as a@b, 5h 37%, week 12%, 3 streams``."""
+    """Returns the status line for systemd: ``signed in as a@b, 5h 37%, week 12%, 3 streams``."""
     sign_in = services.session.describe()
     if not sign_in.signed_in:
         return "signed out: run codexctl login"
@@ -370,6 +372,6 @@ async def _sign_in_here(services: Services) -> None:
 
 
 def _say(text: str) -> None:
-    # The terminal may have been closed meanwhile, and that must not end the daemon.
+    # The terminal may be closed by now; that must not end the daemon.
     with contextlib.suppress(OSError):
         print(f"\n{text}\n", file=sys.stderr, flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""What a daemon is made of, built once, and how a new configuration reaches each part of it."""
+"""The services of a daemon: how they are built, and how a reloaded configuration reaches each of them."""
 
 import dataclasses
 from collections.abc import AsyncIterator, Callable
@@ -30,23 +30,23 @@ from codexd.upstream.client import USER_AGENT, HttpClient, Upstream, make_client
 from codexd.upstream.transport import Transport
 
 Load = Callable[[], tuple[Config, Path | None]]
-"""Reads the configuration again, from where it came at the start: it, and its file. Raises ConfigError."""
+"""Reads the configuration again from the same sources; returns it and its file. Raises ConfigError."""
 
 FIXED = ("server.bind", "server.host", "server.port", "control.socket", "storage.dir", "storage.responses")
-"""What a running daemon does not change: where it listens and where its state lies."""
+"""Keys that need a restart: where codexd listens, and where its state is stored."""
 
 log = structlog.get_logger()
 
 
 class Change(NamedTuple):
-    """Keys whose values differ: ``changed`` are in force, ``restart`` are not until codexd is restarted."""
+    """Keys whose values differ: ``changed`` are in force, ``restart`` only after a restart of codexd."""
 
     changed: list[str]
     restart: list[str]
 
 
 class Lifecycle:
-    """What the daemon is doing, for those who ask. ``started`` is in trio's time."""
+    """The daemon's state for status reports. ``started`` is in trio's time."""
 
     def __init__(self) -> None:
         self.started = trio.current_time()
@@ -55,7 +55,7 @@ class Lifecycle:
 
 
 class ConfigInForce:
-    """The configuration that the services run under, and the file that it came from, if any."""
+    """The configuration in force, and its file (``origin``), if any."""
 
     def __init__(self, config: Config, origin: Path | None, load: Load) -> None:
         self.current = config
@@ -69,7 +69,7 @@ class ConfigInForce:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Services:
-    """The parts of one daemon. ``state`` is its directory; ``clock`` gives Unix seconds."""
+    """The services of one daemon. ``state`` is its directory; ``clock`` gives Unix seconds."""
 
     config: ConfigInForce
     state: Path
@@ -90,19 +90,16 @@ class Services:
     api: Api
 
     def reload(self) -> Change:
-        """Takes over a changed configuration without touching an open stream.
-
-        Raises ConfigError; then the one in force stays.
-        """
+        """Applies a changed configuration to new requests. Raises ConfigError; the old one then stays in force."""
         try:
             wanted, origin = self.config.load()
             change, config = compare(self.config.current, wanted)
             configure_logging(config.logging, self.state)
         except ConfigError as error:
-            log.error("the configuration cannot be used; the one in force stays", reason=str(error))
+            log.error("the configuration cannot be used; the old one stays in force", reason=str(error))
             raise
         except OSError as error:
-            log.error("the configuration cannot be used; the one in force stays", reason=str(error))
+            log.error("the configuration cannot be used; the old one stays in force", reason=str(error))
             raise ConfigError(f"logging.dir: {error.filename}: {error.strerror}") from error
         self.config.current, self.config.origin = config, origin
         self.upstream.configure(config.backend)
@@ -122,7 +119,7 @@ class Services:
 
 
 def compare(old: Config, wanted: Config) -> tuple[Change, Config]:
-    """Returns what differs, and the new configuration with what is fixed as it was."""
+    """Returns the differences, and the new configuration with the old values of ``FIXED``."""
     change = Change([], [])
     sections = {}
     for section in msgspec.structs.fields(Config):
@@ -140,7 +137,7 @@ def compare(old: Config, wanted: Config) -> tuple[Change, Config]:
 
 
 def identity(config: Config) -> dict[str, str]:
-    """Returns the headers that tell the issuer who refreshes and revokes."""
+    """Returns the headers that identify the client to the issuer, for refresh and revocation."""
     return {"originator": config.backend.originator, "user-agent": USER_AGENT}
 
 
@@ -153,10 +150,7 @@ async def build(
     trust_env: bool = True,
     on_change: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Services]:
-    """Makes the services, not running yet. ``on_change`` is called when somebody signed in or out.
-
-    ``trust_env`` honours the environment's proxies and certificates.
-    """
+    """Builds the services, which do not run yet. ``trust_env``: use the environment's proxies and certificates."""
     transport = make_transport(config.current.backend.ca_file, trust_env=trust_env)
     async with make_client(transport) as client:
         yield compose(config, state, client, transport, clock=clock, on_change=on_change)
@@ -171,7 +165,7 @@ def compose(
     clock: Callable[[], float],
     on_change: Callable[[], None] = lambda: None,
 ) -> Services:
-    """Makes the services over an HTTP client, and over a transport for streams, where there is one."""
+    """Builds the services over an HTTP client and a transport for streams, if any. ``on_change``: see ``Session``."""
     config = in_force.current
     issuer = Issuer(client, config.oauth, identity(config))
     session = Session(state / "tokens.json", issuer=issuer, clock=clock, on_change=on_change)
