@@ -1,1 +1,1 @@
-"""One upstream answer to one client: driving it, keeping it alive, cancelling it."""
+"""Relay of an upstream answer to a client: reading, writing, keep-alives, retry, cancellation."""

@@ -1,6 +1,6 @@
-"""``n`` answers to one request: as many requests to the backend at once, and one answer with so many choices.
+"""``n`` answers to one request: ``n`` concurrent requests to the backend, combined into one answer with ``n`` choices.
 
-The backend knows no ``n``. All or nothing: when one of the answers fails, the others end and the request fails with it.
+The backend has no parameter ``n``. If one of the answers fails, the others are cancelled and the request fails.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ MAX_N = 8
 
 
 class Fanout:
-    """The relays of one request, together one body. ``usage`` makes the chunk with the usage of all, or nothing.
+    """The relays of one request, combined into one body.
 
-    Their conversions end without ``[DONE]`` and without a usage chunk of their own.
+    ``usage`` returns the chunk with the total usage, or nothing. Conversions must not write that or ``[DONE]``.
     """
 
     def __init__(self, relays: Sequence[Relay], usage: Callable[[], bytes]) -> None:
@@ -32,7 +32,7 @@ class Fanout:
         return all(relay.done for relay in self._relays)
 
     async def stream(self, client: Client) -> None:
-        """Raises ApiError only while the status is still the caller's to choose."""
+        """Streams all answers to the client. Raises ApiError only if the status line has not been sent."""
         reported = False
         async with trio.open_nursery() as nursery:
 
@@ -43,7 +43,7 @@ class Fanout:
                 except ApiError as error:
                     self.error = self.error or error
                 if relay.error is not None:
-                    # One that had begun has told the client itself.
+                    # A relay that had started has sent its error to the client.
                     reported = reported or self.error is None
                     self.error = self.error or relay.error
                     nursery.cancel_scope.cancel()
@@ -59,7 +59,7 @@ class Fanout:
         await client.end()
 
     async def start(self, client: Client, headers: Sequence[Header]) -> None:
-        """Starts the answer; the first of the relays to begin does it for all."""
+        """Starts the answer when the first relay starts; later calls do nothing."""
         async with self._lock:
             if not self._started:
                 await client.start(headers)
@@ -70,7 +70,7 @@ class Fanout:
             await write(client, data)
 
     async def collect(self) -> tuple[list[bytes], Sequence[Header]]:
-        """All documents, in the order of their indices, and the headers of the last. Raises ApiError."""
+        """Returns all documents in order, and the headers of the one that ended last. Raises ApiError."""
         documents: list[bytes] = [b""] * len(self._relays)
         headers: Sequence[Header] = ()
         async with trio.open_nursery() as nursery:
@@ -91,7 +91,7 @@ class Fanout:
 
 
 class _Branch:
-    """The client, as one of the relays sees it: it always waits, because another may be writing."""
+    """The client for one relay. ``write_now`` writes nothing, because another relay may be writing."""
 
     def __init__(self, fanout: Fanout, client: Client) -> None:
         self._fanout = fanout

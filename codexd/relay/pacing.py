@@ -1,20 +1,24 @@
-"""When an answer is kept alive, when it is given up, when it is tried once more. Nothing here waits or reads a clock.
+"""Decides when to send a keep-alive, give up, or retry an answer. Pure: nothing here waits or reads a clock.
 
-Two silences are watched. The backend's lasts from ``read_at``: beyond the limit the answer is given up. The client's
-lasts from ``wrote_at``: beyond the interval it gets a keep-alive, so that proxies keep their patience; reads without
-output, such as the backend's own pings, are silence to it. While a write is pending neither counts: the backend is not
-read, and the client is not idle.
+    state      | left by                                                  | to
+    -----------|----------------------------------------------------------|---------
+    unheard    | a read: the caller sets ``heard``                        | heard
+    heard      | ``retry`` returns a pause                                | unheard
+    any        | ``limit`` seconds since ``read_at`` without a read       | given up
+
+A keep-alive is due KEEPALIVE_INTERVAL seconds after ``wrote_at``, because proxies have timeouts; reads without output,
+such as the backend's pings, do not count as writes. While a write is pending neither interval runs.
 """
 
 from typing import Literal, NamedTuple, Protocol
 
 KEEPALIVE_INTERVAL = 15.0
 RETRY_PAUSE = 0.3
-"""Seconds before the one retry, give or take half of it."""
+"""Seconds before the only retry, plus or minus half of it."""
 
 
 class Deadlines(Protocol):
-    """The two configured limits, in seconds."""
+    """The configured limits on the backend's silence, in seconds."""
 
     @property
     def first_event_timeout(self) -> float: ...
@@ -24,18 +28,18 @@ class Deadlines(Protocol):
 
 
 class Due(NamedTuple):
-    """What is to be done now, and when to look again. Times are those of the caller's clock, in seconds."""
+    """What to do now, and when to call ``due`` again, in seconds of the caller's clock."""
 
     action: Literal["wait", "keep alive", "give up"]
     look_again_at: float
 
 
 class Pacing:
-    """The caller sets ``read_at`` and ``heard`` with each read, ``wrote_at`` with each write that need not wait.
+    """The timing of one answer. ``streams``: the client gets a stream, and so may get keep-alives.
 
-    ``writing`` and ``keeping_alive`` are set round writes that may wait: those of the answer, and of a keep-alive. They
-    are attributes and not methods because that is done for each event of a stream. ``streams``: the client gets
-    the answer as it comes, and may be kept alive.
+    The caller sets ``read_at`` and ``heard`` on each read, ``wrote_at`` on each write that did not wait, and
+    ``writing`` or ``keeping_alive`` during a write that may wait. They are attributes, not methods, for speed: they are
+    set for each event of a stream.
     """
 
     __slots__ = ("_deadlines", "_retried", "_streams", "heard", "keeping_alive", "read_at", "writing", "wrote_at")
@@ -48,17 +52,17 @@ class Pacing:
         self.heard = self.writing = self.keeping_alive = False
 
     def wrote(self, now: float) -> None:
-        """A write that was waited for is complete: the backend was not read meanwhile, so its silence starts now."""
+        """Ends a write that waited. The backend was not read during it, so its silence starts now."""
         self.writing = False
         self.read_at = self.wrote_at = now
 
     @property
     def limit(self) -> float:
-        """Seconds that the backend may be silent: until its first event, or after it."""
+        """Maximum silence of the backend in seconds, before or after its first event."""
         return self._deadlines.idle_timeout if self.heard else self._deadlines.first_event_timeout
 
     def due(self, now: float) -> Due:
-        """Decides what is due; a keep-alive that is due counts as written."""
+        """Returns what is due. A keep-alive that is due counts as written."""
         busy = self.writing or self.keeping_alive
         give_up_at = (now if busy else self.read_at) + self.limit
         if now >= give_up_at:
@@ -72,9 +76,9 @@ class Pacing:
         return Due("keep alive" if silent else "wait", look_again_at)
 
     def retry(self, now: float, *, safe: bool, jitter: float) -> float | None:
-        """Returns the pause before another try, after which all begins again; None when there is none.
+        """Returns the pause in seconds before the retry; None if the request must not be retried.
 
-        ``safe``: the failure is one that may pass, and the client has seen nothing. ``jitter`` is between 0.5 and 1.5.
+        ``safe``: the failure may be temporary, and the client has received nothing. ``jitter``: 0.5 to 1.5.
         """
         if self._retried or not safe:
             return None

@@ -1,28 +1,25 @@
-"""One upstream stream to one client: drive it, keep it alive, cancel it.
-
-States of an answer, and what moves it:
+"""Relay of one upstream stream to one client: reading, writing, keep-alives, retry, cancellation.
 
     state    | left by                                                        | to
     ---------|----------------------------------------------------------------|----------
-    waiting  | an event with something of the answer, or a keep-alive is due   | started
-    waiting  | a failure that may pass, once                                   | waiting
-    waiting  | any other failure                                               | failed, with a status of its own
+    waiting  | an event with content of the answer; a keep-alive is due        | started
+    waiting  | a temporary failure, once                                       | waiting
+    waiting  | any other failure, a silence above the limit, ``abort``         | failed, with an HTTP status
     started  | the last event                                                  | done
-    started  | a failure, a silence beyond the limit, ``abort``                | failed, with one error frame
+    started  | a failure, a silence above the limit, ``abort``                 | failed, with one error frame
     any      | the client leaves                                               | cancelled
 
-The task of the request is the driver. The backend's bytes are pushed through a synchronous conversion to the client,
-one write for each read, by the process's reactor (``codexd.lowlevel.reactor``) for as long as nothing has to be waited
-for: the step then returns False, and the driver does the waiting. While a write is pending nothing is read, so a slow
-client slows the backend down. Three tasks joined by channels would read nicer and were measured: a hop costs 6 µs and
-two scheduler passes for each event.
+The request's task is the driver. The process's reactor (``codexd.lowlevel.reactor``) calls a step for each read, which
+converts the bytes and writes them to the client without waiting. When the step would have to wait, it returns False and
+the driver waits. Nothing is read while a write is pending, so a slow client slows the backend down. Three tasks joined
+by channels would be simpler, but cost 6 µs and two scheduler passes per event (measured).
 
-A timer asks ``Pacing`` what is due. A keep-alive is written by a child of the relay's nursery, because the driver is
-waiting for the backend; meanwhile the step holds its output back. When the client leaves, the server cancels the task,
-and leaving the upstream's context closes its connection.
+A timer asks ``Pacing`` what is due. A task in the relay's nursery writes keep-alives, because the driver waits for the
+backend; the step holds output back meanwhile. When the client leaves, the server cancels the driver, and leaving the
+upstream's context closes its connection.
 
-The status line is held back until the answer has begun, so that a failure before that has its own status and the one
-retry that is safe. It is not held back longer than a keep-alive interval: proxies lose patience.
+The status line is held back until the answer starts, so that an earlier failure can be retried or get its own status,
+but at most for a keep-alive interval, because of proxies' timeouts.
 """
 
 import contextvars
@@ -42,7 +39,7 @@ from codexd.protocol.conversion import Conversion
 from codexd.relay.pacing import Deadlines, Pacing
 
 DRAIN_PATIENCE = 0.5
-"""Seconds to wait for the upstream's end of stream after its last event, so that the connection can be used again."""
+"""Seconds to wait for the end of the body after the last event, so that the connection can be reused."""
 
 Header = tuple[str, str]
 
@@ -50,27 +47,27 @@ log = structlog.get_logger()
 
 
 class UpstreamSource(Protocol):
-    """An upstream response whose status was 200."""
+    """An upstream response with status 200."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...
 
     @property
     def push(self) -> Callable[[Callable[[bytes], bool]], Awaitable[bool]]:
-        """Calls a step with each piece of the body, until it returns False or the body ends; whether it has ended.
+        """Calls a step with each piece of the body until it returns False or the body ends; returns whether it ended.
 
-        The step must neither wait nor block. Called again, it goes on where it has stopped.
+        The step must neither wait nor block. Another call continues where the last one stopped.
         """
 
 
 class Client(Protocol):
-    """The client's side of one answer. ``start`` sends the status line once; ``end`` completes the body."""
+    """Writer of one answer to the client. ``start`` sends the status line; ``end`` completes the body."""
 
     async def start(self, headers: Sequence[Header]) -> None: ...
 
     @property
     def write_now(self) -> Callable[[bytes], memoryview | bytes]:
-        """Writes without waiting, never nothing; returns what is left, for ``write_rest`` before anything else."""
+        """Writes data, not empty, without waiting; returns the rest, to pass to ``write_rest`` before other writes."""
 
     async def write_rest(self, rest: memoryview | bytes) -> None: ...
 
@@ -83,13 +80,13 @@ async def write(client: Client, data: bytes) -> None:
 
 
 class Relay:
-    """One answer on its way. After ``stream`` or ``collect``, ``usage`` and ``error`` tell how it went.
+    """One answer. ``usage`` and ``error`` are set after ``stream`` or ``collect``.
 
-    ``first_at`` is when the backend sent the first event with something of the answer, in trio's time.
+    ``first_at`` is the time (trio's clock) of the first event with content of the answer.
 
-    ``open`` gives a fresh upstream stream, ``convert`` a fresh conversion: the retry needs both again. ``headers_of``
-    turns the upstream's headers into those that the client gets. ``forget`` is called when a streamed answer has begun:
-    nothing is tried again from there, and a request of megabytes need not stay for as long as its answer takes.
+    ``open`` and ``convert`` make an upstream stream and a conversion for each attempt. ``headers_of`` converts the
+    upstream's headers to the client's. ``forget`` is called when a streamed answer has started: it will not be retried,
+    so the request, which may be megabytes, can be released.
     """
 
     def __init__(
@@ -125,7 +122,7 @@ class Relay:
 
     @property
     def events(self) -> int:
-        """The number of events that the backend has sent so far."""
+        """Number of events that the backend has sent."""
         return self._conversion.events
 
     @property
@@ -133,7 +130,7 @@ class Relay:
         return self._conversion.state.usage
 
     async def stream(self, client: Client) -> None:
-        """Relays to a client that streams. Raises ApiError only while the status is still the caller's to choose."""
+        """Streams the answer to the client. Raises ApiError only if the status line has not been sent."""
         with self._watched(client):
             async with trio.open_nursery() as self._nursery:
                 await self._drive(client)
@@ -156,7 +153,7 @@ class Relay:
         return self._conversion.document(), self._headers
 
     def abort(self, error: ApiError) -> None:
-        """Ends the answer with this error, unless it is complete already."""
+        """Ends the answer with this error, unless it is complete."""
         if self.running and not self._conversion.state.done:
             self._aborted = error
             self._scope.cancel()
@@ -167,24 +164,24 @@ class Relay:
         self.error = self._aborted or self.error
 
     def _with_headers(self, error: ApiError) -> ApiError:
-        """A failure inside a 200 tells the limits as well."""
+        """Adds the rate limit headers to a failure that came inside a 200."""
         error.headers = error.headers or list(self._headers)
         return error
 
     # --- the driver
 
     async def _drive(self, client: Client | None) -> None:
-        """Runs one attempt or two. What fails is kept: raised in a nursery it would come out as a group."""
+        """Runs one or two attempts. Stores a failure, because a nursery would raise it as an exception group."""
         try:
             while (failure := await self._attempt(client)) is not None:
                 safe = failure.retryable and self._convert is not None and not self._conversion.state.begun
-                pause = self._pacing.retry(trio.current_time(), safe=safe, jitter=random.uniform(0.5, 1.5))  # noqa: S311 - a pause is no secret
+                pause = self._pacing.retry(trio.current_time(), safe=safe, jitter=random.uniform(0.5, 1.5))  # noqa: S311 - a pause is not a secret
                 if pause is None:
                     raise failure
                 log.info("trying once more", after=failure.error.code)
                 await trio.sleep(pause)
                 if self._convert is None:
-                    raise failure  # a keep-alive has begun the answer meanwhile
+                    raise failure  # a keep-alive has started the answer
                 self._conversion, self._held = self._convert(), b""
         except ApiError as error:
             self.error = error
@@ -192,7 +189,7 @@ class Relay:
             self._fault = error
 
     async def _attempt(self, client: Client | None) -> ApiError | None:
-        """Returns the failure that has ended it, if any."""
+        """Runs one attempt; returns its failure, if any."""
         state, step = self._conversion.state, self._step(client)
         try:
             async with self._open() as source:
@@ -205,26 +202,26 @@ class Relay:
                 state.eof()
                 if state.error is not None:
                     raise state.error
-                # The client has its last event; its end of body waits for the upstream's, because the server cancels
-                # this task with it, and a connection whose end was not read cannot be used again. What was cut short
-                # here would go on: that connection is closed instead.
+                # The client has its last event. Read the upstream's end before ending the client's body, which cancels
+                # this task: a connection can be reused only if its end was read. An answer that codexd cut short would
+                # continue, so its connection is closed instead.
                 if not state.cut_short:
                     with trio.move_on_after(DRAIN_PATIENCE):
                         await source.push(lambda _: True)
         except ApiError as error:
             if not state.done:
                 return error
-            # The connection broke when all was said.
+            # The connection failed after the last event.
         return None
 
     def _step(self, client: Client | None) -> Callable[[bytes], bool]:
-        """Returns what is done with each piece: the way of nearly all events, where nothing waits."""
+        """Returns the function that handles each piece without waiting, as nearly all events allow."""
         conversion, pacing, state = self._conversion, self._pacing, self._conversion.state
         feed, write_now = conversion.feed, None if client is None else client.write_now
 
         def step(data: bytes) -> bool:
             if self._aborted is not None:
-                return False  # the task that waits here has its end on the way
+                return False  # the driver has been cancelled
             pacing.read_at = now = trio.current_time()
             out = feed(data)
             if self.first_at is None:
@@ -244,7 +241,7 @@ class Relay:
         return step
 
     async def _wait_to_write(self, client: Client) -> None:
-        """Writes what the step could not: the beginning, behind a keep-alive, or more than the kernel takes."""
+        """Writes what the step could not write: the start, after a keep-alive, or what the kernel did not accept."""
         unwritten, rest = self._unwritten, self._rest
         self._unwritten = self._rest = b""
         if unwritten and not self._started and not self._conversion.state.begun:
@@ -260,9 +257,9 @@ class Relay:
         self._pacing.wrote(trio.current_time())
 
     async def _write(self, client: Client, data: bytes) -> None:
-        """Writes, after the status line and what was held back with it if they have not gone out yet."""
+        """Writes data; sends the status line and held-back output before it if necessary."""
         if not self._started:
-            # Cancelled in here, the status is still the caller's to choose.
+            # If this is cancelled, the caller can still choose the status.
             await client.start(self._headers)
             self._started, self._convert = True, None
             self._forget()
@@ -273,7 +270,7 @@ class Relay:
 
     @contextmanager
     def _watched(self, client: Client | None) -> Iterator[None]:
-        """Ends what stalls, and keeps a client alive through a silence, for as long as this is open."""
+        """Runs the timer inside: it aborts a stalled answer and sends keep-alives."""
         self._pacing = Pacing(self._deadlines, trio.current_time(), streams=client is not None)
         self._context, self._client = contextvars.copy_context(), client
         self.running = True
@@ -286,14 +283,14 @@ class Relay:
             self._timer.cancel()
 
     def _look(self) -> None:
-        """Does what is due, and asks to be called again when something may be next."""
+        """Does what is due, and sets the timer for its next call."""
         due = self._pacing.due(trio.current_time())
         if due.action == "give up":
             self.abort(self._stall_error())
             return
         if due.action == "keep alive" and self._client is not None:
             self._keeping_alive = trio.Event()
-            # In the request's own context: what is logged there has its id.
+            # In the request's context, so that log lines have the request id.
             self._context.run(self._nursery.start_soon, self._keep_alive, self._client, self._keeping_alive)
         self._timer = timers.call_at(due.look_again_at, self._look)
 

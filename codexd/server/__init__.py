@@ -1,1 +1,1 @@
-"""Clients' connections: listening sockets, Hypercorn made safe, one HTTP request and its answer."""
+"""Clients' connections: listening sockets, HTTP/1.1 over Hypercorn's protocol objects, one request and its answer."""

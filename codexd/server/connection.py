@@ -1,7 +1,14 @@
-"""One client connection: reading, writing with an end to every wait, idleness, and a bulkhead round it all.
+"""One client connection: reads, writes with a deadline, an idle timeout. No failure in it reaches the server.
 
-States: admitted or refused; waiting for a request (a timer runs); a request in progress; closed. Bytes that come and
-events of the protocol move it: ``Updated`` says whether it waits for a request, ``Closed`` that it is over.
+    state    | left by                                                                         | to
+    ---------|---------------------------------------------------------------------------------|----------------
+    new      | ``Connections.enter``                                                           | idle or refused
+    idle     | ``Updated`` of the protocol: a request has begun                                | busy
+    busy     | ``Updated``: the answer is complete                                             | idle
+    idle     | the timer; the connection limit; a stop                                         | closed
+    any      | ``Closed`` of the protocol, the client's end, a write that took WRITE_TIMEOUT   | closed
+
+A timer runs while a connection is idle.
 """
 
 import contextlib
@@ -25,7 +32,7 @@ from codexd.server.sockets import WRITE_TIMEOUT
 from codexd.system.peer import peer_of
 
 KEEP_ALIVE_TIMEOUT = 75.0
-"""Seconds that an idle connection is kept; longer than nginx's own 60, so that nginx is the one that closes."""
+"""Seconds that an idle connection is kept. Longer than nginx's own 60, so that nginx closes first."""
 
 CLOSE_SECONDS = 1.0
 REFUSAL_SECONDS = 1.0
@@ -35,7 +42,7 @@ log = structlog.get_logger()
 
 
 class Admission(NamedTuple):
-    """Who may connect; asked for each connection. An empty set of users leaves that to the socket's mode."""
+    """The current limits on new connections. With an empty set of users (uids) only the socket's mode decides."""
 
     max_connections: Callable[[], int]
     users: Callable[[], frozenset[int]]
@@ -45,7 +52,7 @@ OPEN = Admission(lambda: sys.maxsize, frozenset)
 
 
 class Connections:
-    """All connections of a server, to admit a new one, and to close those that wait for a request."""
+    """All connections of a server: admits new ones and closes idle ones."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -54,7 +61,7 @@ class Connections:
         self._open = 0
 
     def enter(self, peer: socket.socket) -> bytes | None:
-        """Returns the answer that refuses this one; None when it is admitted, and then it must ``leave``."""
+        """Returns None if the connection is admitted (it must call ``leave``), else the answer that refuses it."""
         users = self._admission.users()
         if users and peer.family == socket.AF_UNIX and (uid := peer_of(peer).uid) not in users:
             log.warning("a user who is not in server.allowed_users was refused", uid=uid)
@@ -63,7 +70,7 @@ class Connections:
             if not self._waiting:
                 log.warning("a connection was refused: there are server.max_connections already", open=self._open)
                 return _FULL
-            # The one that has waited for longest makes room.
+            # Close the one that has been idle for longest.
             next(iter(self._waiting)).close_idle()
         self._open += 1
         return None
@@ -72,7 +79,7 @@ class Connections:
         self._open -= 1
 
     def wait(self, waiting: "ClientConnection") -> float:
-        """Returns the time until which a connection may wait for a request."""
+        """Adds an idle connection; returns the time (trio's clock) at which to close it."""
         self._waiting[waiting] = None
         return -math.inf if self._ending else trio.current_time() + KEEP_ALIVE_TIMEOUT
 
@@ -80,7 +87,7 @@ class Connections:
         self._waiting.pop(waiting, None)
 
     def end(self) -> None:
-        """Takes no more requests."""
+        """Closes idle connections, now and as others become idle."""
         self._ending = True
         for waiting in list(self._waiting):
             waiting.close_idle()
@@ -98,7 +105,7 @@ _NOT_ALLOWED = _refusal(errors.user_not_allowed())
 
 
 class ClientConnection:
-    """``all_`` are the connections of its server."""
+    """One client connection. ``all_`` holds the connections of its server."""
 
     def __init__(
         self, stream: trio.SocketStream, application: Application, dispatch: Dispatch, all_: Connections
@@ -121,7 +128,7 @@ class ClientConnection:
             entered = True
             await self._serve()
         except* Exception as group:
-            # B0: anything that a client can cause to be raised here must not end the server.
+            # B0: no exception that a client can cause may end the server.
             log.error("a connection failed; the others go on", exc_info=group)
         finally:
             self._stop_waiting()
@@ -132,7 +139,7 @@ class ClientConnection:
         with trio.move_on_after(REFUSAL_SECONDS), contextlib.suppress(trio.BrokenResourceError):
             await self._stream.send_all(answer)
             await self._stream.send_eof()
-            # Closed with the request unread, the kernel would take the answer back.
+            # If the socket were closed with the request unread, the kernel would reset it and the answer would be lost.
             await self._stream.receive_some(READ_SIZE)
         await self._stream.aclose()
 
@@ -144,7 +151,7 @@ class ClientConnection:
                 self._wait_for_request()
                 await self._read()
         except OSError:
-            pass  # it broke before it was served
+            pass  # the connection broke before it was served
         finally:
             with trio.CancelScope(deadline=trio.current_time() + CLOSE_SECONDS, shield=True):
                 await self._close()
@@ -155,20 +162,20 @@ class ClientConnection:
                 await self._protocol.handle(RawData(bytes(data)))
             await self._protocol.handle(RawData(b""))
         await self._protocol.handle(Closed())
-        # B4: the descriptor of a peer that has closed would stay open until the timer runs out.
+        # B4: otherwise the descriptor would stay open until the timer expires, although the peer has closed.
         self._stop_waiting()
 
     async def protocol_send(self, event: Event) -> None:
-        """Does what the protocol asks for."""
+        """Handles an event of Hypercorn's protocol."""
         if isinstance(event, RawData):
             await self.send_data(event.data)
         elif isinstance(event, Closed):
-            # B2: quart-trio cancels its own task when the response is complete, just before this is acted upon.
+            # B2: quart-trio cancels this task when the response is complete, before this event is handled.
             with trio.CancelScope(shield=True):
                 await self._close()
                 await self._protocol.handle(event)
         elif isinstance(event, Updated):
-            # B1: for the same reason nothing may be waited for here.
+            # B1: for the same reason this branch must not wait.
             if event.idle:
                 self._wait_for_request()
             else:
@@ -177,15 +184,15 @@ class ClientConnection:
     # --- writing
 
     async def send_data(self, data: memoryview | bytes) -> None:
-        """Writes, at once what the kernel takes at once: nearly always that is all of it."""
+        """Writes all of the data. Waits only for what the kernel does not accept at once, which is rare."""
         if rest := self.send_now(data):
             await self._send_waiting(rest)
 
     def send_now(self, data: memoryview | bytes) -> memoryview | bytes:
-        """Hands to the kernel what it takes at once; returns the rest, which is for ``send_data``.
+        """Writes what the kernel accepts at once; returns the rest, which the caller passes to ``send_data``.
 
-        Nothing waits here: no lock, no deadline, no pass of the scheduler. A task that holds the lock is waiting to
-        write the rest of something, so nothing may be put in between. That a client has gone is found by ``send_data``.
+        Never waits. If a task holds the lock it has a rest to write first, so nothing is written. Errors are ignored:
+        ``send_data`` meets them again.
         """
         if self._send_lock.locked():
             return data
@@ -196,9 +203,8 @@ class ClientConnection:
         return memoryview(data)[sent:] if sent < len(data) else b""
 
     async def _send_waiting(self, data: memoryview | bytes) -> None:
-        # B3: Hypercorn shields this write without a deadline, so a client that does not read outlives every shutdown.
-        # Unshielded it can be cut in the middle, or before the rest of what went out already; then nothing else may be
-        # written, hence the close.
+        # B3: Hypercorn shields this write without a deadline, so a client that does not read would block a shutdown.
+        # Here cancellation can interrupt a write. Nothing else may be written after that, so the socket is closed.
         try:
             async with self._send_lock:
                 with trio.fail_after(WRITE_TIMEOUT):
@@ -231,7 +237,7 @@ class ClientConnection:
             self._idle_timer = None
 
     def close_idle(self) -> None:
-        """Closes this connection, unless it is ending by itself and its group with it."""
+        """Closes this connection, unless its task group has not started or is ending."""
         self._all.discard(self)
         with contextlib.suppress(AttributeError, RuntimeError):
             self._group.spawn(self._end_idle)

@@ -1,9 +1,9 @@
-"""Hypercorn's HTTP/1.1 protocol, made safe, and all that codexd uses of Hypercorn beyond its public names.
+"""Hypercorn's HTTP/1.1 protocol with workarounds, and all that codexd uses of Hypercorn's private names.
 
-As released, Hypercorn 0.18.0 under trio lets one odd request end the whole daemon, keeps idle connections for ever,
-ignores ``Connection: close``, and lets a client that does not read block shutdown. Its accept loop and its connection
-are therefore not used: ``codexd.server.serve`` and ``codexd.server.connection`` take their place. What remains are its
-protocol objects, which know nothing of sockets. B0 to B7 name the faults in comments and tests.
+In Hypercorn 0.18.0 under trio one malformed request can end the whole daemon, idle connections are kept forever,
+``Connection: close`` is ignored, and a client that does not read blocks shutdown. So ``codexd.server.serve`` and
+``codexd.server.connection`` replace its accept loop and its connection; only its protocol objects, which use no
+sockets, remain. Comments and tests call these faults B0 to B7.
 """
 
 import logging
@@ -24,18 +24,18 @@ from codexd.errors import CannotStart
 from codexd.server.request import Address, ConnectionWriter, Dispatch, ServerRequest
 
 VERSION = "0.18.0"
-"""The version that this file is written for, as pinned in ``pyproject.toml``."""
+"""The version that this file was written for, pinned in ``pyproject.toml``."""
 
 PRIVATE = {
     H11Protocol: ("_check_protocol", "_create_stream", "_maybe_recycle"),
     TaskGroup: ("spawn", "spawn_app"),
     WorkerContext: ("mark_request",),
 }
-"""Names that Hypercorn does not document and this file overrides or calls."""
+"""Undocumented names of Hypercorn that this file overrides or calls."""
 
 
 def check() -> None:
-    """Raises CannotStart when the installed Hypercorn or h11 lacks a name that this file relies on."""
+    """Checks the installed Hypercorn and h11. Raises CannotStart if a name that this file uses is missing."""
     missing = [
         f"{kind.__name__}.{name}" for kind, names in PRIVATE.items() for name in names if not hasattr(kind, name)
     ]
@@ -48,7 +48,7 @@ def check() -> None:
 
 
 class Application:
-    """An ASGI application with what Hypercorn's protocol objects want to know beside it."""
+    """An ASGI application, with the context and configuration that Hypercorn's protocol objects require."""
 
     def __init__(self, app: ASGIFramework) -> None:
         self.app = ASGIWrapper(app)
@@ -61,10 +61,10 @@ class Application:
 
 
 class Http1(H11Protocol):
-    """HTTP/1.1 on one connection. Requests that ``dispatch`` finds a handler for do not go through ASGI.
+    """HTTP/1.1 on one connection. Requests for which ``dispatch`` has a handler bypass ASGI.
 
-    States, by h11: idle, a request's head and body are coming, an answer goes out, done; then idle again, or closed.
-    The connection moves it by ``handle``: bytes that came, or the end. A request moves it by ``finish``.
+    h11 holds the states: idle, receiving a request, sending an answer, done, then idle again or closed. The connection
+    calls ``handle`` with received bytes or the end of the connection; a request calls ``finish`` after its answer.
     """
 
     _closed = False
@@ -90,7 +90,7 @@ class Http1(H11Protocol):
             connection.protocol_send,
         )
         self._dispatch = dispatch
-        # Past the protocol: what a request writes goes to the connection at once.
+        # Requests write directly to the connection, not through the protocol.
         self.send_now = connection.send_now
         self.send_data = connection.send_data
 
@@ -98,15 +98,15 @@ class Http1(H11Protocol):
         if isinstance(event, Closed):
             self._closed = True
             await super().handle(event)
-            # B6: with bytes behind the request h11 pauses, and the reader waits for the answer's end to read on. When
-            # there is none, it waited for ever, and its connection with it. A new h11 has nothing to give.
+            # B6: if bytes follow the request, h11 pauses and the reader waits for the end of the answer. Without an
+            # answer the reader and its connection would wait forever. A new h11 connection has no such bytes.
             self.connection = h11.Connection(h11.SERVER)
             await self.can_read.set()
         elif not self._closed:
             await super().handle(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        """On plaintext Hypercorn always offers HTTP/2, and no option stops that (B0: it ends the daemon)."""
+        """Does nothing. Hypercorn would switch to HTTP/2, and no option prevents that (B0: it can end the daemon)."""
 
     async def _create_stream(self, request: h11.Request) -> None:
         raw, _, query = request.target.partition(b"?")
@@ -115,9 +115,9 @@ class Http1(H11Protocol):
             self.config.websocket_max_message_size = self._dispatch.max_body_bytes()
             await super()._create_stream(request)
             return
-        # The protocol that the client offers to speak is not taken up. h11 would read nothing until that is answered,
-        # and so not notice that the client leaves.
-        cast("Any", self.connection)._cstate.pending_switch_proposals.clear()  # noqa: SLF001 - h11 has no other way
+        # An upgrade that the client offers is not accepted. Until it is answered h11 would stop reading, and a client
+        # that disconnects would not be noticed.
+        cast("Any", self.connection)._cstate.pending_switch_proposals.clear()  # noqa: SLF001 - h11 has no public way
         if (handler := self._dispatch.find(method, path)) is None:
             await super()._create_stream(request)
             return

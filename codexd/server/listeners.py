@@ -1,4 +1,4 @@
-"""Where the daemon listens: sockets that systemd hands over, and its own."""
+"""The daemon's listening sockets: those passed by systemd, and its own."""
 
 import socket
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 class Listeners(NamedTuple):
-    """``files`` are the unix sockets' that are ours to remove. ``activated``: systemd keeps those of the API."""
+    """The open sockets. ``files``: unix socket files for codexd to remove. ``activated``: systemd owns API sockets."""
 
     api: list[socket.socket]
     control: socket.socket
@@ -28,11 +28,7 @@ class Listeners(NamedTuple):
 
 
 def open_all(config: Config, environ: Mapping[str, str]) -> Listeners:
-    """Raises CannotStart.
-
-    Sockets of systemd stand in for the default address. Addresses that are configured are listened on as well, and so
-    TCP and unix, systemd's and our own go together.
-    """
+    """Opens all sockets. Those of systemd replace the default address, but not configured ones. Raises CannotStart."""
     try:
         given = systemd.inherited(environ)
         api = [sockets.adopt(each.socket) for each in given if each.name != systemd.CONTROL]
@@ -51,7 +47,7 @@ def open_all(config: Config, environ: Mapping[str, str]) -> Listeners:
 
 
 def open_api(config: Config, environ: Mapping[str, str], *, any_port: bool = False) -> list[socket.socket]:
-    """Listens on what is configured; ``any_port`` takes a free port where that one is in use. Raises CannotStart."""
+    """Opens the configured addresses; ``any_port`` selects a free port if one is in use. Raises CannotStart."""
     opened: list[socket.socket] = []
     try:
         for bind in config.listen():
@@ -68,13 +64,13 @@ def open_api(config: Config, environ: Mapping[str, str], *, any_port: bool = Fal
 
 
 def open_control(path: Path, others: list[socket.socket]) -> socket.socket:
-    """``others`` are closed when this one cannot be opened. Raises CannotStart."""
+    """Opens the control socket. Raises CannotStart, after closing ``others``."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return sockets.listen(f"unix:{path}")
     except (CannotListen, OSError) as error:
         _close(others)
-        hint = "; another codexd of this user runs already? Give this one a control.socket of its own"
+        hint = "; another codexd of this user may be running. Set a different control.socket for this one"
         raise CannotStart(f"control socket: {error}{hint if isinstance(error, AddressInUse) else ''}") from error
 
 

@@ -1,7 +1,6 @@
-"""Just enough of an HTTP/1.1 server for loopback: h11 on trio, one handler, streamed replies.
+"""A minimal HTTP/1.1 server for loopback: h11 on trio, one handler, streamed replies.
 
-It waits for the browser at the end of a sign-in, and carries the simulated ChatGPT. The API does not run on it, and
-that is of use in the demonstration: what the two agree on is the protocol.
+It serves the browser's return after a sign-in, and the simulated ChatGPT, which so shares no HTTP code with the API.
 """
 
 import email.utils
@@ -20,7 +19,7 @@ Header = tuple[str, str]
 
 
 class Request(NamedTuple):
-    """``headers`` with lower-case names; of a name that comes twice the last counts."""
+    """A whole request. ``headers`` have lower-case names; the last one of a name counts."""
 
     method: str
     path: str
@@ -84,7 +83,7 @@ async def _serve_connection(handler: Handler, max_body: int, patience: float, st
 
 
 async def _serve_request(handler: Handler, request: Request, reply: Reply, stream: trio.SocketStream) -> None:
-    """Run the handler, and stop it when the client closes the connection meanwhile."""
+    """Runs the handler; cancels it when the client closes the connection."""
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
@@ -97,7 +96,7 @@ async def _serve_request(handler: Handler, request: Request, reply: Reply, strea
 
 
 async def _read(stream: trio.SocketStream, connection: h11.Connection, max_body: int) -> Request | None:
-    """The next request; None when the client has closed, or sends more than it may."""
+    """Returns the next request; None if the client has closed or the body is larger than ``max_body``."""
     head: h11.Request | None = None
     body = bytearray()
     while True:
@@ -126,6 +125,6 @@ async def serve(
     patience: float,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. ``patience`` is how many seconds a client may take for a request, idling included."""
+    """Serves until cancelled. ``patience``: seconds for a client to send a request, including idle time."""
     task_status.started()
     await trio.serve_listeners(partial(_serve_connection, handler, max_body, patience), listeners)

@@ -1,13 +1,15 @@
-"""One request under the API and its answer, on the connection that it came by.
+"""One API request and its answer, without ASGI.
 
-ASGI takes a request through a channel, two tasks and Quart's context, and an answer's headers are looked at three times
-on their way out; together that was half of what a request costs. The API goes past it: Hypercorn still reads the
-connection and h11 still keeps HTTP's rules, of requests and of answers. What h11 has no opinion on, the other header
-fields and the pieces of a body, goes round it.
+    state    | left by                                                                   | to
+    ---------|---------------------------------------------------------------------------|-------------------
+    new      | ``answer`` or ``start`` of the handler                                    | ``begun``
+    begun    | the end of ``answer``; ``end``                                            | ended
+    any      | the client leaves (``StreamClosed``): the handler is cancelled            | ended
+    any      | the handler returns or raises before the end: the connection is closed    | ended
 
-States of a request: its body is coming, its handler runs, its answer has begun (``begun``), ended. ``handle`` is told
-of the body and of the client's leaving, which cancels the handler; ``answer``, or ``start``, ``write`` and ``end``,
-move it on. A handler that returns before the end has failed, and its connection is closed.
+ASGI passes a request through a channel, two tasks and Quart's context, and checks an answer's headers three times; that
+was measured as half the cost of a request. Here Hypercorn reads the connection and h11 enforces HTTP's rules. Other
+header fields and the pieces of a body bypass h11.
 """
 
 import re
@@ -20,7 +22,7 @@ import trio
 from hypercorn.protocol.events import Body, EndBody, Event, StreamClosed
 
 BODY_TIMEOUT = 300.0
-"""Seconds for a request body to arrive: big images over a slow line."""
+"""Seconds for a request body to arrive; long enough for large images over a slow line."""
 
 JOIN_BODY = 64 * 1024
 """An answer up to this size goes out in one write with its head."""
@@ -36,11 +38,11 @@ log = structlog.get_logger()
 
 
 class BodyTooLarge(Exception):
-    """The rest of it is still on its way, and nobody will read it."""
+    """The body is larger than the limit. Its rest is not read."""
 
 
 class BodyTimeout(Exception):
-    """It did not arrive within BODY_TIMEOUT."""
+    """The body did not arrive within BODY_TIMEOUT."""
 
 
 class ConnectionWriter(Protocol):
@@ -67,19 +69,18 @@ class Host(Protocol):
     def send_data(self) -> Callable[[memoryview | bytes], Awaitable[None]]: ...
 
     def common_fields(self) -> list[tuple[bytes, bytes]]:
-        """Returns the fields that all of this server's answers have."""
+        """Returns the header fields common to all answers."""
 
     async def finish(self) -> None:
-        """Ends the exchange: the connection takes the next request, or is closed."""
+        """Ends the exchange: the connection reads the next request, or is closed."""
 
     async def close(self) -> None: ...
 
 
 class ServerRequest:
-    """A request; its handler runs in a task of its own and is cancelled when the client leaves.
+    """A request. Its handler runs in a separate task and is cancelled when the client leaves.
 
-    It stands in the place of Hypercorn's stream. ``max_body`` is in bytes. ``headers`` have lower-case names; the first
-    of a name counts.
+    Replaces Hypercorn's stream. ``max_body`` is in bytes. ``headers`` have lower-case names; the first of each counts.
     """
 
     idle = False
@@ -126,13 +127,13 @@ class ServerRequest:
         except Exception as error:
             log.error("a request met a fault of codexd itself", exc_info=error)
         if not self._ended:
-            # Half an answer cannot be completed.
+            # No answer, or half of one, which cannot be completed.
             await self._host.close()
 
     # --- the handler's side
 
     async def body(self) -> bytes:
-        """The body as it was sent. Raises BodyTooLarge, also for what is only announced, and BodyTimeout."""
+        """Returns the body. Raises BodyTimeout, and BodyTooLarge, also for a content-length above the limit."""
         announced = self.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self._room + sum(map(len, self._parts)):
             raise BodyTooLarge
@@ -152,11 +153,11 @@ class ServerRequest:
         return not self._whole and self._room >= 0
 
     async def answer(self, status: int, fields: Iterable[Field], body: bytes) -> None:
-        """The whole answer. Raises ValueError for a field that cannot be sent."""
+        """Sends the whole answer. Raises ValueError for a field with invalid characters."""
         await trio.lowlevel.checkpoint_if_cancelled()
         head = self._head_of(status, fields, (b"content-length", b"%d" % len(body)))
         if self.method != "HEAD":
-            # h11 only counts: what it says to be sent is this.
+            # h11 only counts the bytes; the body itself is sent below.
             self._host.connection.send_with_data_passthrough(h11.Data(data=body))
         else:
             body = b""
@@ -166,7 +167,7 @@ class ServerRequest:
         await self._finish(head + body if head else body)
 
     async def start(self, fields: Iterable[Field]) -> None:
-        """Begin a streamed answer, with status 200. Its head goes out with the first piece. Raises ValueError."""
+        """Starts a streamed answer with status 200. Its head is sent with the first piece. Raises ValueError."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._head = self._head_of(200, fields, *_CHUNKED)
 
@@ -175,9 +176,9 @@ class ServerRequest:
             await self.write_rest(rest)
 
     def write_now(self, data: bytes) -> memoryview | bytes:
-        """Write a piece of the body, not empty, at once: past h11, whose writer of chunks keeps no state of them.
+        """Writes a piece of the body, not empty, without waiting. Bypasses h11, which keeps no state of chunks.
 
-        What is left of it is for ``write_rest``, before anything else is written.
+        Returns the rest, which the caller passes to ``write_rest`` before any other write.
         """
         if self._head:
             head, self._head = self._head, b""
@@ -205,15 +206,15 @@ class ServerRequest:
         await self._host.finish()
 
     def _head_of(self, status: int, fields: Iterable[Field], *framing: tuple[bytes, bytes]) -> bytes:
-        """h11 writes how the answer is framed and whether the connection goes on; the rest is put behind that."""
+        """Returns the head: the fields on framing and connection come from h11, and ``fields`` are appended."""
         of_h11 = [*framing, *self._host.common_fields()]
         if self._host.connection.their_state is h11.SEND_BODY:
-            # The rest of the body is on its way, and nobody will read it.
+            # The rest of the request body will not be read.
             of_h11.append((b"connection", b"close"))
         lines: list[str] = []
         for name, value in fields:
             if _UNSENDABLE.search(value):
-                raise ValueError(f"the field {name} holds what HTTP does not allow")
+                raise ValueError(f"the field {name} contains invalid characters")
             lines.append(f"{name}: {value}\r\n")
         self.begun = True
         response = h11.Response(status_code=status, headers=of_h11)
@@ -225,10 +226,7 @@ Handler = Callable[[ServerRequest], Awaitable[None]]
 
 
 class Dispatch(NamedTuple):
-    """Who takes a request, asked for each by method and path; None leaves it to the ASGI application.
-
-    ``max_body_bytes`` bounds a request's body, and a websocket's message.
-    """
+    """Handlers by method and path; None: the ASGI application. ``max_body_bytes`` also limits websocket messages."""
 
     find: Callable[[str, str], Handler | None]
     serves_websocket: Callable[[str], bool]

@@ -1,4 +1,4 @@
-"""The accept loop: connections on listening sockets of our own, until a stop, then a drain."""
+"""The accept loop: accepts connections until a stop, then drains them."""
 
 import socket
 from collections.abc import Awaitable, Callable
@@ -24,9 +24,9 @@ async def serve(
     admission: Admission = OPEN,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves on listening sockets until ``stop`` returns, then drains. Started means that all of them accept.
+    """Serves on listening sockets until ``stop`` returns, then drains. ``task_status`` reports that all accept.
 
-    ``drain_seconds`` is asked when the drain begins: a reload may have changed it since the start.
+    ``drain_seconds`` is called when the drain begins, because a reload may have changed the setting.
     """
     application, connections = Application(app), Connections(admission)
     listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in sockets]

@@ -1,4 +1,4 @@
-"""Listening sockets of our own: their addresses, modes and options, and what becomes of a unix socket's file."""
+"""Listening sockets: addresses, modes, options, and the files of unix sockets."""
 
 import contextlib
 import errno
@@ -11,17 +11,17 @@ from pathlib import Path
 from codexd.config.addresses import split_bind
 
 WRITE_TIMEOUT = 60.0
-"""Seconds that a client may take to read what was sent to it, before it counts as gone."""
+"""Seconds for a client to read what was sent to it. After that its connection is closed."""
 
 BACKLOG = 1024
 
 
 class CannotListen(Exception):
-    """The message names the address, says why, and what to do."""
+    """A socket could not be opened. The message names the address and the reason."""
 
 
 class AddressInUse(CannotListen):
-    """Another process listens there."""
+    """Another process listens on the address."""
 
 
 def listen(bind: str) -> socket.socket:
@@ -41,7 +41,7 @@ def listen(bind: str) -> socket.socket:
 
 def _listen_tcp(host: str, port: int) -> socket.socket:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    # A name such as localhost has addresses of both families; clients that try only one try IPv4.
+    # A name such as localhost has IPv4 and IPv6 addresses. Clients that try only one try IPv4.
     family, kind, proto, _, target = min(found, key=lambda each: each[0] != socket.AF_INET)
     listener = socket.socket(family, kind, proto)
     try:
@@ -57,10 +57,10 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
 
 
 def adopt(listener: socket.socket) -> socket.socket:
-    """Sets the options that ``serve`` needs on a listening socket, whichever process opened it."""
+    """Sets the options that ``serve`` needs, also on a socket that another process opened."""
     if listener.family != socket.AF_UNIX:
-        # Accepted sockets inherit both: small events must not wait for acknowledgements, and a peer whose network is
-        # gone must not hold a stream open for the kernel's quarter of an hour.
+        # Accepted sockets inherit both. Small events must not wait for acknowledgements, and a peer that lost its
+        # network must not keep a stream open for 15 minutes, the kernel's default.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT * 1000))
@@ -69,16 +69,16 @@ def adopt(listener: socket.socket) -> socket.socket:
 
 
 def _listen_unix(path: Path) -> socket.socket:
-    # B5: Hypercorn removes a socket file unseen and so steals it from a daemon that is alive. Asking first tells.
+    # B5: Hypercorn removes an existing socket file unchecked, even of a running daemon. So try to connect first.
     if path.exists() or path.is_symlink():
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise CannotListen(f"cannot listen on unix:{path}: there is a file of that name that is no socket")
+            raise CannotListen(f"cannot listen on unix:{path}: a file with that name exists and is not a socket")
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
                 raise AddressInUse(f"cannot listen on unix:{path}: another process is serving on it")
         path.unlink()
     listener = socket.socket(socket.AF_UNIX)
-    # nginx and the daemon share a group: read and write for both, nothing for others.
+    # Mode 0660: nginx and the daemon share a group; other users have no access.
     before = os.umask(0o117)
     try:
         listener.bind(str(path))
@@ -93,16 +93,13 @@ def _listen_unix(path: Path) -> socket.socket:
 
 
 def files_of(listeners: Iterable[socket.socket]) -> dict[Path, int]:
-    """The files of the unix sockets among them, and their inodes."""
+    """Returns the files of the unix sockets among them, with their inodes."""
     paths = [Path(name) for each in listeners if isinstance(name := each.getsockname(), str)]
     return {path: path.stat().st_ino for path in paths}
 
 
 def remove(files: Mapping[Path, int]) -> None:
-    """Take the files of unix sockets away at the end, so that nginx sees at once that nobody serves.
-
-    Not when a successor has put its own there while this process was draining.
-    """
+    """Removes unix sockets' files at the end, so nginx fails at once; not a successor's, which has another inode."""
     for path, inode in files.items():
         with contextlib.suppress(OSError):
             if path.stat().st_ino == inode:
@@ -110,7 +107,7 @@ def remove(files: Mapping[Path, int]) -> None:
 
 
 def describe(listener: socket.socket) -> str:
-    """The listener's base URL, or ``unix:/path``."""
+    """Returns the listener's base URL, or ``unix:/path``."""
     name = listener.getsockname()
     if isinstance(name, str):
         return f"unix:{name}"

@@ -260,7 +260,7 @@ def test_a_stale_unix_socket_is_replaced_and_anything_else_is_left(tmp_path: Pat
         sockets.remove(sockets.files_of([listener]))
         assert not path.exists()
     path.write_text("precious")
-    with pytest.raises(sockets.CannotListen, match="no socket"):
+    with pytest.raises(sockets.CannotListen, match="not a socket"):
         sockets.listen(f"unix:{path}")
     assert path.read_text() == "precious"
     with pytest.raises(sockets.CannotListen, match=r"cannot listen on unix:.*too long"):
