@@ -1,1 +1,1 @@
-"""The Codex backend: connections to it, one request and its answer, the model catalogue."""
+"""The Codex backend: connections, requests and answers, the model catalogue."""

@@ -1,4 +1,4 @@
-"""One request to the backend, and what is different about its second try."""
+"""One request to the backend, and its retry without encrypted reasoning."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,10 +12,10 @@ log = structlog.get_logger()
 
 
 class Attempts:
-    """``without_reasoning`` makes the same call without encrypted reasoning; None when there is none in it.
+    """The attempts at one request.
 
-    Such reasoning belongs to an account and a model, and the backend refuses all when it cannot decrypt one of them:
-    then it is left out and the request tried once more.
+    ``without_reasoning`` returns the call without encrypted reasoning, None if it contains none. That reasoning belongs
+    to an account and a model. If the backend cannot decrypt an item it refuses the request; the next attempt has none.
     """
 
     def __init__(self, upstream: Upstream, call: Call, without_reasoning: Callable[[], Call | None]) -> None:
@@ -24,12 +24,12 @@ class Attempts:
         self._without_reasoning = without_reasoning
 
     def forget(self) -> None:
-        """There will be no other try."""
+        """Releases the request; it cannot be opened again."""
         self._call, self._without_reasoning = None, _nothing
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[EventStream]:
-        """As ``Upstream.open``. Raises ValueError when the request was forgotten."""
+        """Opens the backend's event stream as ``Upstream.open`` does. Raises ValueError after ``forget``."""
         if self._call is None:
             raise ValueError("the request was forgotten")
         try:

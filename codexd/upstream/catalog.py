@@ -1,7 +1,7 @@
-"""The model catalogue: what is known at once, made better in the background, never in a request's way.
+"""The model catalogue: available at once, refreshed in the background; requests never wait for it.
 
-The live catalogue comes from the backend and is kept on disk, so that a restart without a network still knows the
-account's models. A copy that is old is served while a new one is fetched.
+It comes from the backend and a copy is kept on disk, so that the account's models are known after a restart without a
+network. An old copy is used while a new one is fetched.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from codexd.upstream.client import Upstream
 REFRESH_INTERVAL = 3600.0
 RETRY_INTERVAL = 60.0
 MIN_INTERVAL = 60.0
-"""Seconds between two refreshes, whatever the backend says with its answers."""
+"""Minimum seconds between two refreshes, even if answers announce a new catalogue."""
 
 log = structlog.get_logger()
 
 
 class _Copy(Struct):
-    """The copy on disk. ``client_version`` decided what the backend listed: another version needs another copy."""
+    """The copy on disk. The backend's list depends on ``client_version``, so a copy is valid for one version."""
 
     fetched_at: int
     client_version: str
@@ -46,7 +46,7 @@ class _Texts(Struct):
 
 
 class Catalog:
-    """``models`` is the catalogue at this moment; ``run`` replaces it as a whole."""
+    """The model catalogue. ``models`` is the current one; ``run`` replaces it as a whole."""
 
     def __init__(
         self, path: Path, *, aliases: Mapping[str, str], client_version: str, clock: Callable[[], float]
@@ -64,7 +64,7 @@ class Catalog:
         self._load()
 
     def configure(self, aliases: Mapping[str, str], client_version: str) -> None:
-        """Take over new aliases; with another client version the backend lists other models, so they become due."""
+        """Sets new aliases. A new client version makes a refresh due, because the backend then lists other models."""
         self._aliases = aliases
         self.models = Catalogue(aliases) if self._live is None else Catalogue(aliases, self._live)
         if client_version != self._client_version:
@@ -73,18 +73,15 @@ class Catalog:
 
     @property
     def models_listed(self) -> int:
-        """How many models clients are shown, aliases apart."""
+        """Number of models that clients are shown, without aliases."""
         return sum(model.listed for model in self.models.own)
 
     def resolve(self, name: str) -> Resolved:
-        """Raises ApiError for an unknown model or an effort that it lacks."""
+        """Finds a model by name. Raises ApiError for an unknown model or an unsupported effort."""
         return self.models.resolve(name)
 
     async def document(self) -> tuple[bytes, str | None]:
-        """The backend's own catalogue, instruction texts and all, and its etag; from disk, it is large.
-
-        Raises ApiError 503 when there is none.
-        """
+        """Returns the backend's catalogue and its etag, read from disk. Raises ApiError 503 if there is no copy."""
         try:
             copy = msgspec.json.decode(await trio.to_thread.run_sync(self._path.read_bytes), type=_Copy)
         except (OSError, msgspec.DecodeError) as error:
@@ -92,7 +89,7 @@ class Catalog:
         return bytes(copy.answer), copy.etag
 
     async def instructions(self) -> dict[str, str]:
-        """The official text of each model that has one, from the backend's own catalogue. Raises ApiError 503."""
+        """Returns each model's official instructions, from the backend's catalogue. Raises ApiError 503."""
         document, _ = await self.document()
         found = {}
         for raw in msgspec.json.decode(document, type=_Texts).models:
@@ -102,13 +99,13 @@ class Catalog:
         return found
 
     def on_models_etag(self, etag: str) -> None:
-        """The backend has told its catalogue's version with an answer; another one than ours makes a refresh due."""
-        # Weak or strong makes no difference here, and the two headers were seen to differ in it.
+        """Makes a refresh due if the etag, which comes with the backend's answers, differs from the known one."""
+        # Weak and strong etags count as equal: the two headers were seen to differ only in that.
         if self._etag is not None and etag.removeprefix("W/") != self._etag.removeprefix("W/"):
             self._due.set()
 
     async def run(self, upstream: Upstream) -> None:
-        """Refresh now, then hourly and when the backend says that there is news. Runs until cancelled."""
+        """Refreshes now, then hourly and when the etag changes. Runs until cancelled."""
         while True:
             pause = REFRESH_INTERVAL if await self.refresh(upstream) else RETRY_INTERVAL
             with trio.move_on_after(pause):
@@ -117,7 +114,7 @@ class Catalog:
             self._due = trio.Event()
 
     async def refresh(self, upstream: Upstream) -> bool:
-        """Fetch the catalogue once; whether that worked. What is known stays known when it did not."""
+        """Fetches the catalogue once; returns whether that succeeded. After a failure the known one stays in use."""
         try:
             response = await upstream.models(self._etag)
         except ApiError as error:

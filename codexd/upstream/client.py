@@ -1,4 +1,4 @@
-"""The Codex backend over httpx: its headers, its cookies, its refusals. Foreign exceptions end here."""
+"""Client of the Codex backend: headers, cookies, errors. Exceptions of httpx stop here and become ApiError."""
 
 import email.utils
 import math
@@ -30,19 +30,19 @@ from codexd.upstream.transport import ResponseBody, Transport, origin_of, target
 from codexd.upstream.tunnel import CannotConnect
 
 MAX_ERROR_BODY = 256 * 1024
-"""Bytes of an error's body that are read; the rest of it is of no use to anyone."""
+"""Bytes of an error's body to read at most."""
 
 PAGE_TIMEOUT = 30.0
-"""Seconds for what is not a stream: the catalogue, the usage page."""
+"""Seconds for requests that are not streams: the catalogue, the usage page."""
 
 WARM_SECONDS = 3600.0
-"""After the last request, for which a connection is held ready; then it stays until the backend closes it."""
+"""Seconds after the last request during which a connection is kept open; later, a closed one is not replaced."""
 
 WARM_INTERVAL = 5.0
-"""Seconds between two looks at that connection; longer ones, up to a minute, while it cannot be made."""
+"""Seconds between checks of that connection; grows to a minute while connecting fails."""
 
 COOKIE_SECONDS = 30.0
-"""For which the header with the cookies is used again; they live for half an hour and more."""
+"""Seconds for which the cookie header is reused. The cookies live for half an hour or longer."""
 
 USER_AGENT = f"codexd/{__version__} ({platform.system()} {platform.release()}; {platform.machine()})"
 
@@ -50,10 +50,7 @@ log = structlog.get_logger()
 
 
 class Call(NamedTuple):
-    """One request to ``/codex/responses``. ``key`` is the prompt cache key; headers repeat it as the thread's id.
-
-    ``timings`` are filled in as it goes its way.
-    """
+    """One request to ``/codex/responses``. ``key``: prompt cache key and thread id. ``timings``: filled in later."""
 
     body: bytes
     key: str
@@ -70,7 +67,7 @@ class _Accounts(msgspec.Struct):
 
 
 class _CloudflareOnly(DefaultCookiePolicy):
-    """Keeps the cookies of the edge, which knows its visitors by them, and no others: those would be an identity."""
+    """Keeps the cookies that Cloudflare requires, and no others, because those could identify the user."""
 
     def set_ok(self, cookie: Cookie, request: Any) -> bool:
         name = cookie.name
@@ -79,13 +76,13 @@ class _CloudflareOnly(DefaultCookiePolicy):
 
 
 def make_transport(ca_file: str | None, *, trust_env: bool = True) -> Transport:
-    """The way to backend and issuer. ``trust_env`` honours the environment's proxies and certificates."""
+    """Returns the transport to backend and issuer. ``trust_env``: use the environment's proxies and certificates."""
     environ = os.environ if trust_env else {}
     return Transport(trusting(ca_file, trust_env=trust_env), partial(proxies.route, environ))
 
 
 def trusting(ca_file: str | None, *, trust_env: bool = True) -> Callable[[], ssl.SSLContext]:
-    """What makes the TLS context; it raises CannotTrust."""
+    """Returns a function that makes the TLS context; it raises CannotTrust."""
     return lambda: certificates.context(certificates.store(os.environ if trust_env else {}, ca_file))
 
 
@@ -93,22 +90,22 @@ HttpClient = httpx.AsyncClient
 
 
 def make_client(transport: httpx.AsyncBaseTransport) -> HttpClient:
-    """The one HTTP client of the process, for what is not a stream: the issuer, the catalogue, the usage page."""
+    """Returns the process's HTTP client, for requests that are not streams: issuer, catalogue, usage page."""
     client = httpx.AsyncClient(
         transport=transport,
         cookies=CookieJar(_CloudflareOnly()),
-        timeout=None,  # noqa: S113 - who asks has the deadline, and the transport one for connecting
+        timeout=None,  # noqa: S113 - callers set deadlines, and the transport one for connecting
         follow_redirects=False,
         trust_env=False,
     )
-    # The official client asks for no compression; a compressed event stream arrives in lumps.
+    # The official client requests no compression, which would also delay events.
     del client.headers["accept-encoding"]
     client.headers["user-agent"] = USER_AGENT
     return client
 
 
 class _PlainResponse(NamedTuple):
-    """What is used of a response, without httpx's view of it, when nobody on the way has compressed it."""
+    """An uncompressed response, without the cost of an httpx.Response."""
 
     headers: Mapping[str, str]
     stream: ResponseBody
@@ -122,7 +119,7 @@ class _PlainResponse(NamedTuple):
 
 
 class EventStream:
-    """A response whose status was checked, being read. ``push`` is ``ResponseBody.push``, or does the same."""
+    """A response with status 200. ``push`` is ``ResponseBody.push`` or equivalent."""
 
     __slots__ = ("headers", "push")
 
@@ -135,7 +132,7 @@ class EventStream:
 
 
 def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Returns the body as it comes, decompressed when somebody on the way has compressed it."""
+    """Returns the body piece by piece, decompressed if a proxy has compressed it."""
     match response.headers.get("content-encoding", "").strip().lower():
         case "":
             return aiter(cast("httpx.AsyncByteStream", response.stream))
@@ -153,10 +150,10 @@ async def _push(chunks: AsyncIterator[bytes], step: Callable[[bytes], bool]) -> 
 
 
 class Upstream:
-    """The backend, as one account sees it. ``clock`` gives Unix seconds.
+    """The backend for one account. ``clock`` gives Unix seconds.
 
-    Answers are asked of ``transport`` directly, when it is given: what the client does beyond that (merging headers,
-    redirects, authentication, a cookie jar for each response) costs more than all the rest of a request.
+    If ``transport`` is given, answers are requested from it directly: the client's other work (merging headers,
+    redirects, authentication, a cookie jar for each response) costs more than the rest of a request.
     """
 
     def __init__(
@@ -181,7 +178,7 @@ class Upstream:
         self._used_at = -math.inf
 
     def configure(self, config: Backend) -> None:
-        """Certificates are read again, changed or not: their files may have."""
+        """Applies a new configuration, and reads the certificates again, because their files may have changed."""
         self._set(config)
         if self._transport is not None:
             self._transport.configure(trusting(config.ca_file))
@@ -194,9 +191,9 @@ class Upstream:
 
     @asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[EventStream]:
-        """The backend's event stream, its status checked; closed on leaving. A 401 is mended once on the way.
+        """Opens the backend's event stream with status 200, and closes it on exit. Retries a 401 once with a new token.
 
-        Raises ApiError, also for faults while the caller reads.
+        Raises ApiError, also for failures while the caller reads.
         """
         timings = call.timings
         self._used_at = now = trio.current_time()
@@ -230,7 +227,7 @@ class Upstream:
             raise _foreign(error) from error
 
     async def keep_warm(self) -> None:
-        """Have name, proxy, connection and TLS ready before a request wants them. Runs until cancelled."""
+        """Keeps a connection open, so that requests need not wait for name, proxy and TLS. Runs until cancelled."""
         if self._transport is None:
             return
         self._used_at, pause = trio.current_time(), WARM_INTERVAL
@@ -242,11 +239,11 @@ class Upstream:
                 pause = WARM_INTERVAL
             except httpx.HTTPError as error:
                 pause = min(pause * 2, 60.0)
-                log.debug("no connection can be held ready", reason=str(error))
+                log.debug("no connection to the backend can be kept ready", reason=str(error))
             await trio.sleep(pause)
 
     async def models(self, etag: str | None) -> httpx.Response:
-        """``GET /codex/models``. Raises ApiError when the backend cannot be reached or nobody is signed in."""
+        """Sends ``GET /codex/models``. Raises ApiError if signed out or the backend is unreachable."""
         access = await self._session.token()
         headers = self._identity(access) | {"accept": "*/*"}
         if etag is not None:
@@ -254,7 +251,7 @@ class Upstream:
         return await self._page(f"{self._base}/codex/models?client_version={self._config.client_version}", headers)
 
     async def usage(self) -> Limits:
-        """``GET /wham/usage``. Raises ApiError when it cannot be had."""
+        """Returns ``GET /wham/usage``, decoded. Raises ApiError."""
         document = await self.usage_document()
         try:
             self._limits = limits.from_usage(document, self._clock())
@@ -263,11 +260,11 @@ class Upstream:
         return self._limits
 
     async def usage_document(self) -> bytes:
-        """The same as the backend wrote it. Raises ApiError when it cannot be had."""
+        """Returns the body of ``GET /wham/usage``. Raises ApiError."""
         return (await self._get("/wham/usage")).content
 
     def limits(self) -> Limits | None:
-        """The newest that is known without asking: from the usage endpoint, or from the last answer's headers."""
+        """Returns the newest known limits, from the usage endpoint or the last answer's headers, without a request."""
         if self._seen is not None:
             headers, moment = self._seen
             self._seen = None
@@ -275,7 +272,7 @@ class Upstream:
         return self._limits
 
     async def account_check(self) -> bool:
-        """``GET /wham/accounts/check``: whether the backend knows the account that codexd names. Raises ApiError."""
+        """Returns whether ``GET /wham/accounts/check`` lists the account in use. Raises ApiError."""
         access = await self._session.token()
         response = await self._get("/wham/accounts/check")
         try:
@@ -285,16 +282,13 @@ class Upstream:
         return access.account_id is None or any(account.id == access.account_id for account in known)
 
     def route(self, url: str) -> proxies.ProxyRoute:
-        """Through which proxy an address is reached. Raises BadProxy."""
+        """Returns the proxy for an address. Raises BadProxy."""
         if self._transport is None:
             return proxies.ProxyRoute(None, "no network is in use")
         return self._transport.route(origin_of(httpx.URL(url)))
 
     async def reach(self, url: str) -> float | None:
-        """Whether a server answers at all, whatever it says; its clock in Unix seconds. Raises ApiError.
-
-        Without credentials, and without looking at the answer's body.
-        """
+        """Sends HEAD without credentials, accepts any status; returns its Unix time or None. Raises ApiError."""
         try:
             async with self._client.stream("HEAD", url, timeout=None) as response:
                 return _moment(response.headers.get("date"))
@@ -302,7 +296,7 @@ class Upstream:
             raise _foreign(error) from error
 
     async def _get(self, path: str) -> httpx.Response:
-        """One of the account's own pages, a 401 mended once on the way; the answer is a 200. Raises ApiError."""
+        """Returns a page of the account with status 200. Retries a 401 once with a new token. Raises ApiError."""
         access = await self._session.token()
         response = await self._get_once(path, access)
         if response.status_code == 401 and (again := await self._session.replace(access.token)) is not None:
@@ -312,7 +306,7 @@ class Upstream:
         return response
 
     async def _get_once(self, path: str, access: Access) -> httpx.Response:
-        # No originator and no version here: so the official client asks.
+        # Without originator and version, as in the official client.
         headers = {"authorization": f"Bearer {access.token}", "accept": "*/*"}
         if access.account_id is not None:
             headers["chatgpt-account-id"] = access.account_id
@@ -328,7 +322,7 @@ class Upstream:
             raise _foreign(error) from error
 
     async def _send(self, call: Call, access: Access) -> httpx.Response | _PlainResponse:
-        # session_id, conversation_id and OpenAI-Beta are what earlier clients sent, the others what today's sends.
+        # Earlier official clients sent session_id, conversation_id and OpenAI-Beta; the current one sends the others.
         headers = self._identity(access) | {
             "user-agent": USER_AGENT,
             "accept": "text/event-stream",
@@ -365,7 +359,7 @@ class Upstream:
         return _PlainResponse(found, body) if plain else response
 
     def _cookie_header(self) -> bytes:
-        """Asking the jar takes as long as the rest of a request's headers, so its answer is used again for a while."""
+        """Returns the cookie header, cached: making it takes as long as making all other headers."""
         if not self._client.cookies:
             return b""
         until, cookie = self._cookie
@@ -400,9 +394,9 @@ class Upstream:
 
 
 class _Unzstd:
-    """A compressed body, decoded: httpx does that for zstd only with a package that codexd does not need.
+    """Decodes a zstd body, which httpx can do only with another package.
 
-    No generator: one that is left half-way is finalised by the garbage collector, with a warning.
+    Not a generator, because the garbage collector would finalise an unfinished one with a warning.
     """
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
@@ -437,8 +431,8 @@ def _foreign(error: Exception) -> errors.ApiError:
     if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
         return errors.upstream_unreachable(str(error) or type(error).__name__)
     if isinstance(error, httpx.LocalProtocolError):
-        # Its text quotes the header that could not be sent, and that may be the authorization.
-        return errors.upstream_unreachable("the request cannot be sent: a header holds what HTTP does not allow")
+        # Its text may quote the authorization header.
+        return errors.upstream_unreachable("the request cannot be sent: a header contains invalid characters")
     if isinstance(error, httpx.TransportError | httpx.DecodingError | httpx.StreamError):
         return errors.stream_ended()
     return errors.upstream_unreachable(str(error) or type(error).__name__)

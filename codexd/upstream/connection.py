@@ -1,7 +1,8 @@
-"""A connection to a server: its name, its addresses, a proxy before it, TLS in it, and what is said where it fails.
+"""Connections to a server: name resolution, TCP, proxy, TLS, and the messages for failures.
 
-All of it is on the kernel's own sockets. A read is one wait and one ``recv``, over TLS too, without a stream of trio's
-between, which halved its cost.
+States: TCP (``_open``), the proxy's handshake (``_through``), TLS (``_secure``), ready; a failure or CONNECT_SECONDS
+before that closes it. When a read of a ready connection also finds its end, it is ``over``; the next read reports that.
+A read is one wait and one ``recv`` on the socket, over TLS too; without trio's streams it costs half as much.
 """
 
 import contextlib
@@ -19,27 +20,27 @@ from codexd.upstream.proxies import Origin, Proxy
 from codexd.upstream.tunnel import CannotConnect
 
 CONNECT_SECONDS = 6.0
-"""For a connection: name, addresses, proxy and TLS together. Tried twice, it still ends before the first keep-alive is
-sent to a client (15 s), so that the status line can still say that it failed."""
+"""Seconds for name, TCP, proxy and TLS together. Two attempts end before the first keep-alive is sent to a client
+(15 s), so that a failure can still be reported in the status line."""
 
 READ_SIZE = 64 * 1024
 
 PROBE_SECONDS = 30
-"""After so long a silence the kernel asks whether the other side is there, three times, and gives up after as long
-again: a router that forgets a connection, or a machine that slept, leaves no other sign."""
+"""Seconds of silence after which the kernel sends three probes; it closes the connection after the same time again.
+Needed when a router has dropped a connection or the machine was suspended: no other sign arrives."""
 
 _PROBES = {
     "TCP_KEEPIDLE": PROBE_SECONDS,
-    "TCP_KEEPALIVE": PROBE_SECONDS,  # macOS's name for it
+    "TCP_KEEPALIVE": PROBE_SECONDS,  # the name on macOS
     "TCP_KEEPINTVL": PROBE_SECONDS // 3,
     "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 2 * PROBE_SECONDS * 1000,
 }
-"""The options, where the system has them."""
+"""Options of the socket. A system may lack some of them."""
 
 
 async def connect(origin: Origin, proxy: Proxy | None, context: ssl.SSLContext | None) -> "Connection":
-    """A connection that is ready for a request; ``context`` where TLS is spoken. Raises CannotConnect."""
+    """Returns a connection that is ready for a request. ``context`` is required for TLS. Raises CannotConnect."""
     scheme, host, port = origin
     try:
         with trio.fail_after(CONNECT_SECONDS):
@@ -53,7 +54,7 @@ async def connect(origin: Origin, proxy: Proxy | None, context: ssl.SSLContext |
 
 
 async def _through(proxy: Proxy, host: str, port: int, context: ssl.SSLContext | None) -> "Connection":
-    """A connection to that host and port, made by the proxy."""
+    """Returns a connection to that host and port through the proxy. Raises CannotConnect."""
     connection = await _open(proxy.host, proxy.port, proxy)
     if proxy.scheme == "https":
         connection = await _secure(connection, proxy.host, proxy, context)
@@ -65,7 +66,7 @@ async def _through(proxy: Proxy, host: str, port: int, context: ssl.SSLContext |
                 await connection.send(send)
                 received = await connection.read()
             except (httpx.ReadError, httpx.WriteError):
-                received = b""  # reset: an end like any other, and what it means is the handshake's to say
+                received = b""  # a reset counts as an end; the handshake raises the error
             try:
                 send = steps.send(received)
             except StopIteration:
@@ -78,7 +79,7 @@ async def _through(proxy: Proxy, host: str, port: int, context: ssl.SSLContext |
 async def _secure(
     connection: "Connection", host: str, proxy: Proxy | None, context: ssl.SSLContext | None
 ) -> "Connection":
-    """TLS inside that connection, which is closed when there is none to be had."""
+    """Returns TLS inside that connection, which is closed on failure. Raises CannotConnect."""
     assert context is not None  # noqa: S101 - the transport makes it before a connection with TLS
     try:
         tls = connection.wrap(context, host)
@@ -101,11 +102,11 @@ async def _secure(
 
 
 async def _open(host: str, port: int, proxy: Proxy | None = None) -> "Connection":
-    """A connection of TCP, to whichever of the host's addresses answers first (RFC 8305). Raises CannotConnect."""
+    """Returns a TCP connection to the address of the host that answers first (RFC 8305). Raises CannotConnect."""
     try:
         stream = await trio.open_tcp_stream(host, port)
     except (OSError, UnicodeError) as error:
-        # The second is a name that cannot be one.
+        # UnicodeError: an invalid host name.
         raise _unreachable(error, host, port, proxy) from error
     raw = socket.socket(fileno=stream.socket.detach())
     raw.setblocking(False)
@@ -118,13 +119,13 @@ def _watch_over(opened: socket.socket) -> None:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _PROBES.items():
         if (option := getattr(socket, name, None)) is not None:
-            # A kernel may know the name alone, and a connection may have ended already: the next read tells.
+            # The kernel may lack the option, or the connection may have ended, which the next read reports.
             with contextlib.suppress(OSError):
                 opened.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _why(error: BaseException) -> str:
-    """What is at the bottom of a failed connection: trio tries several addresses and reports all of them."""
+    """Returns the first root cause of a failed connection: trio tries several addresses and reports all of them."""
     while (cause := error.__cause__) is not None:
         error = cause
         while isinstance(error, BaseExceptionGroup):
@@ -134,7 +135,7 @@ def _why(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-# --- what is said
+# --- messages
 
 
 def _place(host: str, port: int) -> str:
@@ -194,13 +195,13 @@ _WRONG_NAME = (62, 64)
 
 
 class Connection:
-    """One connection, plain. ``read`` gives what one wait brought, and nothing at the end."""
+    """A plain connection. ``read`` returns what one wait brought, empty at the end, or raises ReadError."""
 
     __slots__ = ("_fd", "_socket", "idle_since", "over")
 
     def __init__(self, opened: "socket.socket | TlsInTls") -> None:
         self._socket = opened
-        self.over = False  # the end has come behind what was read: only the next read tells, and no epoll
+        self.over = False  # the end was read with other data; epoll does not report it, the next read does
         self._fd = opened.fileno()
         self.idle_since = 0.0
 
@@ -225,8 +226,8 @@ class Connection:
         return self._socket.fileno() < 0
 
     def wrap(self, context: ssl.SSLContext, host: str) -> "ssl.SSLSocket | TlsInTls":
-        """TLS on this connection, whose handshake is still to be made; this is of no more use."""
-        # An end that the other side did not sign may be anybody's, so it is told, and not taken for the real one.
+        """Returns TLS on this connection, before its handshake. This object cannot be used any more."""
+        # An end without TLS's close_notify may be forged by an attacker, so it is an error.
         return context.wrap_socket(
             cast("socket.socket", self._socket),
             server_hostname=host,
@@ -241,7 +242,7 @@ class Connection:
                 return data
 
     def read_now(self) -> bytes | None:
-        """What is there already; None when that is nothing. Raises ReadError."""
+        """Returns the bytes available now; None if there are none yet. Raises ReadError."""
         try:
             return self._socket.recv(READ_SIZE)
         except BlockingIOError:
@@ -250,9 +251,9 @@ class Connection:
             raise httpx.ReadError(_why(error)) from error
 
     def quiet(self) -> bool:
-        """Whether nothing has come since the last answer: neither its end nor what nobody asked for."""
+        """Returns whether nothing, neither an end nor unexpected bytes, has come since the last response."""
         try:
-            # Over TLS this takes in what is no data: the tickets that follow a handshake.
+            # Over TLS this also processes the session tickets after a handshake, which are not data.
             self._socket.recv(1)
         except (BlockingIOError, ssl.SSLWantReadError):
             return True
@@ -267,7 +268,7 @@ class Connection:
 
 
 class TlsConnection(Connection):
-    """The same over TLS, where one wait may bring several records, and the last of them is not the last of the data."""
+    """A connection over TLS. A read collects all records that one wait brought; a ``recv`` returns only one."""
 
     __slots__ = ()
 
@@ -288,11 +289,11 @@ class TlsConnection(Connection):
             try:
                 data = self._socket.recv(READ_SIZE)
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                # It wants to write only to answer a change of keys, which the next write does too.
+                # It wants to write only after a key update; the next write does that too.
                 break
             except OSError as error:
                 if found:
-                    self.over = True  # the next read meets it again
+                    self.over = True  # the next read raises it again
                     break
                 raise httpx.ReadError(_why(error)) from error
             found.append(data)
@@ -301,7 +302,7 @@ class TlsConnection(Connection):
                 self.over = True
                 break
         if size >= READ_SIZE and isinstance(self._socket, TlsInTls):
-            # No epoll tells of what is buffered above the kernel's socket.
+            # epoll does not report bytes that are buffered above the socket.
             found += self._socket.buffered()
         if len(found) == 1:
             return found[0]
@@ -309,7 +310,7 @@ class TlsConnection(Connection):
 
 
 class TlsInTls:
-    """TLS inside of TLS, as behind a proxy that speaks TLS itself: what ``Connection`` uses of a socket."""
+    """TLS inside TLS, for a proxy with an https URL. Has the methods that ``Connection`` uses of a socket."""
 
     def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
         self._outer = outer
@@ -344,13 +345,13 @@ class TlsInTls:
                 self._fill()
 
     def buffered(self) -> Iterator[bytes]:
-        """What can be decrypted without the outer connection. An end is for the next ``recv``, which meets it again."""
+        """Yields what can be decrypted without reading the outer connection. The next ``recv`` reports an end."""
         with contextlib.suppress(ssl.SSLError):
             while data := self._tls.read(READ_SIZE):
                 yield data
 
     def send(self, data: memoryview) -> int:
-        """What was encrypted is told as sent only once it has gone out: until then the same data is given again."""
+        """Returns the bytes sent, after their encrypted form was written. Until then the caller repeats the data."""
         self._flush()
         if not self._owed:
             self._owed = self._tls.write(data)
@@ -362,7 +363,7 @@ class TlsInTls:
         self._outer.close()
 
     def _flush(self) -> None:
-        """Raises SSLWantWriteError while not all has gone out."""
+        """Writes all encrypted bytes. Raises SSLWantWriteError if not all could be written."""
         while True:
             if not self._unsent:
                 self._unsent = memoryview(self._out.read())
@@ -371,7 +372,7 @@ class TlsInTls:
             self._unsent = self._unsent[self._outer.send(self._unsent) :]
 
     def _fill(self) -> None:
-        """Raises SSLWantReadError when nothing is there."""
+        """Reads encrypted bytes. Raises SSLWantReadError if there are none."""
         data = self._outer.recv(READ_SIZE)
         if data:
             self._in.write(data)

@@ -1,6 +1,6 @@
-"""Where an HTTP/1.1 response begins and ends, in the bytes of its connection: RFC 9112, read strictly.
+"""Parser of HTTP/1.1 responses (RFC 9112, strict): status line, header fields, end of the body. Pure: no I/O.
 
-What does not fit is RemoteProtocolError: the connection is of no further use. Nothing here reads or waits.
+Raises httpx.RemoteProtocolError for invalid responses; their connection cannot be used any more.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import Protocol
 import httpx
 
 MAX_HEAD = 64 * 1024
-"""Bytes of a status line with its headers, or of a chunked body's trailers."""
+"""Maximum bytes of a status line with its headers, or of a chunked body's trailers."""
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -20,17 +20,17 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 def parse_head(head: bytes) -> tuple[int, Fields, bool]:
-    """Status, fields with their names in lower case, whether the connection may live on. ``head``: without its end."""
+    """Returns status, fields (names in lower case), and whether the connection persists. ``head`` has no end mark."""
     first, *lines = head.split(b"\r\n")
     found = _STATUS.fullmatch(first)
     if found is None:
-        raise httpx.RemoteProtocolError("the response has no status line of HTTP/1.1")
+        raise httpx.RemoteProtocolError("the response has no HTTP/1.1 status line")
     tokens: list[bytes] = []
     fields: Fields = []
     for line in lines:
         field = _FIELD.fullmatch(line)
         if field is None:
-            raise httpx.RemoteProtocolError("the response has a header that cannot be read")
+            raise httpx.RemoteProtocolError("the response has an invalid header")
         name, value = field[1].lower(), field[2].rstrip(b" \t")
         if name == b"connection":
             tokens += [token.strip() for token in value.lower().split(b",")]
@@ -40,20 +40,20 @@ def parse_head(head: bytes) -> tuple[int, Fields, bool]:
 
 
 def framing_of(method: str, status: int, fields: Fields, *, keep: bool) -> tuple["Framing", bool]:
-    """How the body ends, and whether the connection may be used again after it."""
+    """Returns the framing of the body, and whether the connection can be reused. Raises RemoteProtocolError."""
     if method == "HEAD" or status in (204, 304):
         return Length(0), keep
     codings = [value.decode("latin-1").strip().lower() for name, value in fields if name == b"transfer-encoding"]
     lengths = {value.decode("latin-1") for name, value in fields if name == b"content-length"}
     if codings:
         if codings != ["chunked"]:
-            raise httpx.RemoteProtocolError(f"the response is in a transfer coding that was not asked for: {codings}")
-        # With a length beside it somebody on the way may have seen another end: nothing may follow here.
+            raise httpx.RemoteProtocolError(f"the response has an unsupported transfer coding: {codings}")
+        # With a content-length too, a proxy may have seen another end, so the connection is not reused.
         return Chunked(), keep and not lengths
     if lengths:
         length = lengths.pop()
         if lengths or not _LENGTH.fullmatch(length):
-            raise httpx.RemoteProtocolError("the response's length cannot be told")
+            raise httpx.RemoteProtocolError("the response has an invalid content-length")
         return Length(int(length)), keep
     return UntilClose(), False
 
@@ -62,16 +62,16 @@ def framing_of(method: str, status: int, fields: Fields, *, keep: bool) -> tuple
 
 
 class Framing(Protocol):
-    """Where a body ends. ``rest`` holds what came and does not belong to it, or cannot be told yet."""
+    """Finds the end of a body. ``rest`` holds bytes that do not belong to it or cannot be decoded yet."""
 
     done: bool
     rest: bytes
 
     def feed(self, data: bytes) -> bytes:
-        """The part of the read that is content. Raises RemoteProtocolError."""
+        """Returns the content in the bytes of a read. Raises RemoteProtocolError."""
 
     def eof(self) -> None:
-        """The connection has ended. Raises RemoteProtocolError when that cuts the body off."""
+        """Handles the end of the connection. Raises RemoteProtocolError if the body is incomplete."""
 
 
 class Length:
@@ -108,12 +108,15 @@ class UntilClose:
 
 
 class Chunked:
-    """All chunks of a read in one pass with an index: slicing the rest off for each would be quadratic."""
+    """The chunked coding: size line, data, and so on, then trailers (``_ending``), then done.
+
+    All chunks of a read are taken in one pass with an index; slicing the rest off for each would be quadratic.
+    """
 
     __slots__ = ("_ending", "_left", "done", "rest")
 
     def __init__(self) -> None:
-        self._left = 0  # of the chunk that is under way, with its line end
+        self._left = 0  # bytes of the current chunk, with its line end
         self._ending = False
         self.done = False
         self.rest = b""
@@ -134,13 +137,13 @@ class Chunked:
                 if size - at < left:
                     break
                 if data[at : at + 2] != b"\r\n":
-                    raise httpx.RemoteProtocolError("a chunk of the response is longer than it says")
+                    raise httpx.RemoteProtocolError("a chunk of the response is longer than its size")
                 at += 2
                 left = 0
             found = _CHUNK.match(data, at)
             if found is None:
                 if size - at > MAX_HEAD or b"\n" in data[at : at + MAX_HEAD]:
-                    raise httpx.RemoteProtocolError("a chunk of the response has no size that can be read")
+                    raise httpx.RemoteProtocolError("a chunk of the response has an invalid size")
                 break
             at = found.end()
             length = int(found[1], 16)
@@ -155,7 +158,7 @@ class Chunked:
         return out[0] if len(out) == 1 else b"".join(out)
 
     def _trailers(self) -> None:
-        """What follows the last chunk: fields that nobody asked for, up to an empty line."""
+        """Skips the trailer fields after the last chunk, up to an empty line."""
         if self.rest.startswith(b"\r\n"):
             self.done, self.rest = True, self.rest[2:]
         elif (end := self.rest.find(b"\r\n\r\n")) >= 0:

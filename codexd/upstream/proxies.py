@@ -1,9 +1,9 @@
-"""Which proxy a connection goes through, by the environment's variables. Pure: the environment is an argument.
+"""Selection of the proxy for a connection from environment variables. Pure: the environment is an argument.
 
 The variables are curl's: ``https_proxy`` or ``http_proxy`` by the scheme of the address, then ``all_proxy``, each also
-in capitals, and ``no_proxy`` for what is reached directly. Users write them by hand, so they are read liberally: a
-password may hold any character, and an entry of ``no_proxy`` may be a name, a suffix, an address or a network. What
-cannot be used raises BadProxy when a connection needs it, and never at start.
+in capitals, and ``no_proxy`` for direct connections. Users write them by hand, so parsing is lenient: a password may
+contain any character, and an entry of ``no_proxy`` may be a name, a suffix, an address or a network. An invalid value
+raises BadProxy when a connection needs it, not at start.
 """
 
 import ipaddress
@@ -14,14 +14,14 @@ from urllib.parse import unquote_to_bytes
 from urllib.request import getproxies
 
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-"""The schemes that are supported, with the ports that they mean when none is given."""
+"""The supported schemes and their default ports."""
 
 Origin = tuple[str, str, int]
 """Scheme, host (IPv6 without brackets), port."""
 
 
 class BadProxy(Exception):
-    """A proxy variable cannot be used. ``source`` is its name as in ``$HTTPS_PROXY``; no password is in the text."""
+    """A proxy variable is invalid. ``source`` is its name, such as ``$HTTPS_PROXY``. The text contains no password."""
 
     def __init__(self, source: str, why: str) -> None:
         super().__init__(f"{source}: {why}")
@@ -30,7 +30,7 @@ class BadProxy(Exception):
 
 
 class Proxy(NamedTuple):
-    """``source`` is where it is set, as in ``$HTTPS_PROXY``. The credentials are decoded."""
+    """A proxy. ``source`` is where it is set, such as ``$HTTPS_PROXY``. The credentials are decoded."""
 
     scheme: str
     host: str
@@ -41,7 +41,7 @@ class Proxy(NamedTuple):
 
     @property
     def address(self) -> str:
-        """For people: without the credentials."""
+        """The URL for messages, without the credentials."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
@@ -50,14 +50,14 @@ class Proxy(NamedTuple):
 
 
 class ProxyRoute(NamedTuple):
-    """How an origin is reached: through ``proxy``, or directly. ``why`` says which variable decided it."""
+    """The route to an origin: through ``proxy``, or direct. ``why`` names the variable that decided."""
 
     proxy: Proxy | None
     why: str
 
 
 def route(environ: Mapping[str, str], origin: Origin) -> ProxyRoute:
-    """Raises BadProxy."""
+    """Returns the route to an origin. Raises BadProxy."""
     scheme, host, port = origin
     found = _setting(environ, f"{scheme}_proxy") or _setting(environ, "all_proxy") or _of_the_system(scheme)
     if found is None:
@@ -71,7 +71,7 @@ def route(environ: Mapping[str, str], origin: Origin) -> ProxyRoute:
 
 
 def problems(environ: Mapping[str, str]) -> list[BadProxy]:
-    """Every variable that is set and cannot be used, whether or not it is needed."""
+    """Returns every variable that is set and invalid, needed or not."""
     found = []
     for name in ("https_proxy", "http_proxy", "all_proxy"):
         if (setting := _setting(environ, name)) is not None:
@@ -83,7 +83,7 @@ def problems(environ: Mapping[str, str]) -> list[BadProxy]:
 
 
 def _setting(environ: Mapping[str, str], name: str) -> tuple[str, str] | None:
-    """The variable as ``$NAME`` and its value. As in curl the lower case counts first; an empty value is none."""
+    """Returns ``$NAME`` and its value. As in curl, lower case comes first and an empty value counts as unset."""
     for each in (name, name.upper()):
         if value := environ.get(each, "").strip():
             return f"${each}", value
@@ -91,7 +91,7 @@ def _setting(environ: Mapping[str, str], name: str) -> tuple[str, str] | None:
 
 
 def _of_the_system(scheme: str) -> tuple[str, str] | None:
-    """On macOS, what the network settings say; elsewhere this is the environment again, which was read already."""
+    """Returns the proxy of macOS's network settings. Elsewhere getproxies() reads the environment, as done above."""
     import sys
 
     if sys.platform != "darwin":
@@ -101,19 +101,19 @@ def _of_the_system(scheme: str) -> tuple[str, str] | None:
 
 
 def parse(text: str, source: str) -> Proxy:
-    """``[scheme://][user[:password]@]host[:port][/]``. Raises BadProxy.
+    """Parses ``[scheme://][user[:password]@]host[:port][/]``. Raises BadProxy.
 
-    The last ``@`` ends the credentials, and what looks percent-encoded is decoded, so that a password with ``#``, ``/``
-    or ``@`` in it works as it is.
+    The last ``@`` ends the credentials, and percent-encoding is decoded, so a password may contain ``#``, ``/`` and
+    ``@`` unencoded.
     """
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower() if separator else "http"
     if scheme not in PORTS:
-        # What is no scheme may be a password.
+        # Text that is not a scheme may be a password, so it is not shown.
         shown = f' "{scheme}"' if re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) else ""
         raise BadProxy(source, f"unsupported proxy scheme{shown}. Use http://, https://, socks5:// or socks5h://.")
     if not separator and re.match(r"[A-Za-z0-9+.-]+:/", text):
-        raise BadProxy(source, "a slash is missing behind the scheme. Use the form http://HOST:PORT.")
+        raise BadProxy(source, "a slash is missing after the scheme. Use the form http://HOST:PORT.")
     userinfo, at, place = (rest if separator else text).rpartition("@")
     place = re.split(r"[/?#]", place, maxsplit=1)[0]
     found = re.fullmatch(r"\[([0-9A-Fa-f:.]+(?:%[^\]]+)?)\]:?(\d{0,9})|([^:\[\]\s]+):?(\d{0,9})", place)
@@ -128,7 +128,7 @@ def parse(text: str, source: str) -> Proxy:
 
 
 def _decoded(text: str) -> bytes:
-    """Bytes that are no UTF-8 come out of the environment as surrogates, and go back as they were."""
+    """Decodes percent-encoding. Non-UTF-8 bytes, which are surrogates in the environment, become bytes again."""
     return unquote_to_bytes(text.encode("utf-8", "surrogateescape"))
 
 
@@ -136,7 +136,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _matching(text: str, host: str, port: int) -> str | None:
-    """The entry that covers this host, if one does."""
+    """Returns the entry that covers this host, or None."""
     for entry in re.split(r"[,\s]+", text):
         if entry and _covers(entry, host.rstrip(".").lower(), port):
             return entry
@@ -163,7 +163,7 @@ def _covers(entry: str, host: str, port: int) -> bool:
 
 
 def _split_port(entry: str) -> tuple[str, int | None]:
-    """``host:port``, ``[address]:port``, or without a port; a bare IPv6 address is none with a port."""
+    """Splits ``host:port`` or ``[address]:port``; the port is optional. A bare IPv6 address has no port."""
     if found := re.fullmatch(r"\[([^\]]*)\](?::(\d{1,5}))?(/\d+)?", entry):
         return found[1] + (found[3] or ""), int(found[2]) if found[2] else None
     if found := re.fullmatch(r"([^:]+):(\d{1,5})", entry):

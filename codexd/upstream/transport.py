@@ -1,15 +1,20 @@
-"""HTTP/1.1 towards ChatGPT: an httpx transport on the kernel's own sockets.
+"""HTTP/1.1 to ChatGPT: an httpx transport on plain sockets.
 
-httpx's own transport is right and slow for this use. Measured beside it on the same streams: a deadline and a scheduler
-pass for each read, h11 for each chunk, a pool that looks at every open connection on every request (with 1000 streams
-open a request cost five times as much). Here one read is one wait and one ``recv``, all of its chunks are taken apart
-at once, and an idle connection is the top of a stack.
+    connection | left by                                                                    | to
+    -----------|----------------------------------------------------------------------------|--------
+    none       | ``connect`` succeeds                                                       | in use
+    in use     | the body was read to its end, and the connection persists                  | idle
+    in use     | a failure, cancellation, or a body not read to its end                     | closed
+    idle       | the next request (the connection used last comes first)                    | in use
+    idle       | ``sweep`` or a request finds it ended; more than MAX_IDLE; ``aclose``      | closed
 
-Nothing here has a deadline but connecting: whoever reads has one. HTTP/1.1 alone, because over one HTTP/2 connection
-only 100 streams run and the others wait without an error. A proxy of the environment is asked here too, so that behind
-one nothing else is slower. Cookies, redirects and authentication are left to httpx.
+httpx's own transport is slow for this use. Measured on the same streams, it has a deadline and a scheduler pass for
+each read, h11 for each chunk, and checks every open connection on every request (five times the cost with 1000 open
+streams). Here a read is one wait and one ``recv``, and all of its chunks are decoded at once.
 
-How a connection is made is in ``connecting``, what a response's bytes mean in ``framing``.
+Only connecting has a deadline; callers set one for reads. HTTP/2 is not used, because one connection allows 100 streams
+and further ones wait without an error. Cookies, redirects and authentication are left to httpx. ``connection`` opens
+connections and ``http1`` parses responses.
 """
 
 import math
@@ -30,26 +35,26 @@ from codexd.upstream.proxies import BadProxy, Origin, ProxyRoute
 from codexd.upstream.tunnel import CannotConnect
 
 KEEP_ALIVE = 90.0
-"""Seconds for which an idle connection may be used again by a request that must not be sent twice."""
+"""Maximum idle seconds of a connection that is reused for a request which must not be sent twice."""
 
 MAX_IDLE = 100
-"""Idle connections that are kept for one origin."""
+"""Maximum number of idle connections for one origin."""
 
 STALE_SECONDS = 1.0
-"""In which a connection that had ended before it was used says so."""
+"""Seconds in which a reused connection that had ended before the request reports its end."""
 
 JOIN_BODY = 64 * 1024
-"""A request body up to this size goes out in one write with its head; a larger one is not copied for that."""
+"""A request body up to this size is copied and sent in one write with its head."""
 
 _UNSENDABLE = re.compile(rb"[\x00\r\n]")
 
 
 class Unanswered(httpx.RemoteProtocolError):
-    """The connection ended before the first byte of an answer."""
+    """The connection ended before the first byte of a response."""
 
 
 class RequestTarget(NamedTuple):
-    """Where a request goes: connection, request target, Host header."""
+    """Destination of a request: origin of the connection, request target, Host header."""
 
     origin: Origin
     path: bytes
@@ -57,7 +62,7 @@ class RequestTarget(NamedTuple):
 
 
 def origin_of(url: httpx.URL) -> Origin:
-    """The host as it goes over the wire: IDNA's form, which ``url.host`` would decode."""
+    """Returns the origin of a URL, with the host in its IDNA form, which ``url.host`` would decode."""
     return url.scheme, url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
 
 
@@ -70,9 +75,10 @@ def _directly(_: Origin) -> ProxyRoute:
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """``context`` makes the TLS context, in a thread, when the first connection needs it; it may raise CannotTrust.
+    """An httpx transport with a stack of idle connections for each origin.
 
-    ``route`` says through which proxy an origin is reached; it may raise BadProxy.
+    ``context`` makes the TLS context, in a thread, for the first connection with TLS; it may raise CannotTrust.
+    ``route`` selects the proxy for an origin; it may raise BadProxy.
     """
 
     def __init__(
@@ -86,11 +92,11 @@ class Transport(httpx.AsyncBaseTransport):
         self.idle: dict[Origin, list[Connection]] = {}
 
     def configure(self, context: Callable[[], ssl.SSLContext]) -> None:
-        """Trust otherwise, from the next connection on."""
+        """Sets another function for the TLS context, used from the next connection on."""
         self._make_context, self._context = context, None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Raises httpx's own exceptions. The response's stream must be closed."""
+        """Sends a request. Raises httpx's exceptions. The caller must close the response's stream."""
         url = request.url
         head = _head_of(request.method.encode("ascii"), url.raw_path, request.headers.raw)
         body = await request.aread()
@@ -102,10 +108,10 @@ class Transport(httpx.AsyncBaseTransport):
     async def post(
         self, target: RequestTarget, fields: Fields, body: bytes, may_resend: Callable[[], bool]
     ) -> "RawResponse":
-        """The same for a POST, without httpx's objects. Raises httpx's exceptions.
+        """Sends a POST without httpx's objects. Raises httpx's exceptions. The caller must close the body.
 
-        A connection that has been idle for as long as it pleases may end just when it is used. What was sent on one and
-        met its end at once is sent once more, on a new one, when ``may_resend`` agrees.
+        An idle connection of any age is reused, and may end just then. If it ends without a response within
+        STALE_SECONDS and ``may_resend`` returns True, the request is sent once more on a new connection.
         """
         length = b"content-length", b"%d" % len(body)
         head = _head_of(b"POST", target.path, [(b"host", target.host), *fields, length])
@@ -114,21 +120,21 @@ class Transport(httpx.AsyncBaseTransport):
             try:
                 return await self._exchange(connection, "POST", target.origin, head, body, ready=True)
             except Unanswered:
-                # Whoever closes later has perhaps begun to work on it.
+                # A server that closes later may have started to process the request.
                 if trio.current_time() > began + STALE_SECONDS or not may_resend():
                     raise
-            # What has ended this one unnoticed, a network that changed or a sleep, has ended the others too.
+            # The cause, such as a changed network or a suspended machine, has probably ended the other idle ones too.
             self._forget(target.origin)
         connection = await self._connect(target.origin)
         return await self._exchange(connection, "POST", target.origin, head, body, ready=False)
 
     async def warm(self, origin: Origin) -> None:
-        """Have a connection ready there. Raises httpx's exceptions."""
+        """Opens an idle connection to the origin if there is none. Raises httpx's exceptions."""
         if not self.idle.get(origin):
             self._give_back(origin, await self._connect(origin))
 
     def sweep(self) -> None:
-        """Close the idle connections that the other side has closed."""
+        """Closes idle connections that the other side has closed."""
         for origin, idle in self.idle.items():
             quiet = {connection: connection.quiet() for connection in idle}
             self.idle[origin] = [connection for connection in idle if quiet[connection]]
@@ -159,7 +165,7 @@ class Transport(httpx.AsyncBaseTransport):
     # --- connections
 
     def _take(self, origin: Origin, since: float = -math.inf) -> "Connection | None":
-        """One that nobody uses, idle since then at the earliest: the top of the stack was used last."""
+        """Returns an idle connection that was used after ``since``, the one used last first, or None."""
         idle = self.idle.get(origin)
         while idle and idle[-1].idle_since >= since:
             connection = idle.pop()
@@ -180,10 +186,10 @@ class Transport(httpx.AsyncBaseTransport):
             idle.pop(0).close()
 
     async def _connect(self, origin: Origin) -> "Connection":
-        """Raises CannotConnect, and httpx.UnsupportedProtocol."""
+        """Opens a connection. Raises CannotConnect and httpx.UnsupportedProtocol."""
         scheme = origin[0]
         if scheme not in ("http", "https"):
-            raise httpx.UnsupportedProtocol(f"http or https is needed, not {scheme!r}")
+            raise httpx.UnsupportedProtocol(f"use an http or https URL, not {scheme!r}")
         try:
             proxy = self.route(origin).proxy
         except BadProxy as error:
@@ -198,15 +204,15 @@ class Transport(httpx.AsyncBaseTransport):
 
 
 def _unusable(error: BadProxy | CannotTrust, code: str) -> CannotConnect:
-    """A setting that must be changed first; its message has what is wrong and what to do."""
+    """Returns the error for an invalid setting, whose message says what is wrong and what to do."""
     what, _, advice = str(error).partition(". ")
     return CannotConnect(what, advice, code, again=False)
 
 
 async def _sent(connection: Connection, head: bytes, body: bytes) -> bool:
-    """Send the request; whether it was taken whole.
+    """Sends the request; returns whether all of it was written.
 
-    A server may answer before it has read all, 413 or 401, and close: its answer is there to be read.
+    False is not an error: a server may answer early, such as with 413 or 401, and close. Its answer can still be read.
     """
     try:
         if len(body) <= JOIN_BODY:
@@ -226,13 +232,13 @@ def _head_of(method: bytes, path: bytes, fields: Fields) -> bytes:
     lines = [b"%b %b HTTP/1.1" % (method, path)]
     for name, value in fields:
         if _UNSENDABLE.search(value) or _UNSENDABLE.search(name):
-            raise httpx.LocalProtocolError("a header holds what HTTP does not allow")
+            raise httpx.LocalProtocolError("a header contains invalid characters")
         lines.append(b"%b: %b" % (name, value))
     return b"\r\n".join([*lines, b"\r\n"])
 
 
 async def _read_head(connection: Connection) -> tuple[int, Fields, bool, bytes]:
-    """Status, header fields, whether the connection may live on, and the bytes that came after the head."""
+    """Returns status, header fields, whether the connection persists, and the bytes after the head."""
     data = b""
     while True:
         while (end := data.find(b"\r\n\r\n")) < 0:
@@ -254,14 +260,14 @@ async def _read_head(connection: Connection) -> tuple[int, Fields, bool, bytes]:
         if status >= 200:
             return status, fields, persistent, data
         if status == 101:
-            raise httpx.RemoteProtocolError("the server changed the protocol unasked")
+            raise httpx.RemoteProtocolError("the server switched protocols without a request (101)")
 
 
 # --- bodies
 
 
 class ResponseBody(httpx.AsyncByteStream):
-    """The body, a piece for each read. Once it was read to its end, the connection goes back to the idle ones."""
+    """A response body, one piece per read. When it is read to its end, its connection becomes idle."""
 
     __slots__ = ("_connection", "_framing", "_give_back", "_rest")
 
@@ -292,9 +298,9 @@ class ResponseBody(httpx.AsyncByteStream):
         raise StopAsyncIteration
 
     async def push(self, step: Callable[[bytes], bool]) -> bool:
-        """Calls ``step`` with each piece as it comes, until it returns False or the body ends; whether it has ended.
+        """Calls ``step`` with each piece until it returns False or the body ends; returns whether the body ended.
 
-        The reactor calls it, so it must neither wait nor block. Called again, or iterated, it goes on where it stopped.
+        The reactor calls ``step``, which must neither wait nor block. Another call, or iteration, continues there.
         """
         framing, going_on = self._framing, True
 
@@ -313,7 +319,7 @@ class ResponseBody(httpx.AsyncByteStream):
         while not framing.done:
             connection = self._open_connection()
             if self._rest or connection.over:
-                # No epoll tells of what was read with the head, nor of an end that was read behind the last piece.
+                # epoll does not report bytes that were read with the head, or an end that was read with the last piece.
                 data, self._rest = self._rest or await connection.read(), b""
                 if data:
                     out = framing.feed(data)
@@ -348,7 +354,7 @@ class ResponseBody(httpx.AsyncByteStream):
 class RawResponse(NamedTuple):
     """A response whose head was read. ``body`` must be closed.
 
-    ``connected``: when there was a connection for it, in trio's time; ``ready``: an idle one was there.
+    ``connected``: time (trio's clock) when it had a connection. ``ready``: that was an idle one.
     """
 
     status: int

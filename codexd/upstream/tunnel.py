@@ -1,7 +1,7 @@
-"""What is said to a proxy before a connection is one to somebody else: HTTP's CONNECT, and SOCKS5. Nothing here waits.
+"""Handshakes with proxies: HTTP CONNECT (RFC 9110 section 9.3.6) and SOCKS5 (RFC 1928, RFC 1929). No I/O.
 
-Both are a generator: it yields what is to be sent, and is sent what came, nothing at the connection's end. What remains
-after it returns belongs to the other side. RFC 9110 section 9.3.6, RFC 1928 and RFC 1929.
+Both are generators that yield bytes to send and are sent the bytes received, empty at the connection's end. When one
+returns, the connection leads to the requested host.
 """
 
 import base64
@@ -18,7 +18,7 @@ Handshake = Generator[bytes, bytes, None]
 
 
 class CannotConnect(httpx.ConnectError):
-    """There is no connection. ``what`` happened, ``advice`` says what to do; ``code`` is for the API's error object."""
+    """A connection failed. ``what`` happened, ``advice`` says what to do; ``code`` is for the API's error object."""
 
     def __init__(self, what: str, advice: str, code: str = "upstream_unreachable", *, again: bool = True) -> None:
         super().__init__(f"{what}. {advice}")
@@ -26,7 +26,7 @@ class CannotConnect(httpx.ConnectError):
         self.advice = advice
         self.code = code
         self.again = again
-        """Whether another attempt may end otherwise without anybody changing anything."""
+        """Whether another attempt may succeed without a change of settings."""
 
 
 def named(proxy: Proxy) -> str:
@@ -34,7 +34,7 @@ def named(proxy: Proxy) -> str:
 
 
 def handshake(proxy: Proxy, host: str, port: int) -> Handshake:
-    """Until the proxy has connected to that host and port. Raises CannotConnect."""
+    """Returns the handshake that connects the proxy to that host and port. It raises CannotConnect."""
     return (_socks if proxy.scheme.startswith("socks") else _connect)(proxy, host, port)
 
 
@@ -114,13 +114,13 @@ _SOCKS_REPLIES = {
     6: "no answer in time",
 }
 _BY_ADDRESS = {1: 4, 4: 16}
-"""Bytes of the address in a reply, by its type; a name (3) has a byte of length before it."""
+"""Bytes of the address in a reply, by its type. A name (3) has a length byte before it."""
 
 
 def _socks(proxy: Proxy, host: str, port: int) -> Handshake:
-    """The proxy resolves the name: behind one, this machine's own resolver often cannot.
+    """SOCKS5. The proxy resolves the name, because behind a proxy the local resolver often cannot.
 
-    By hand: socksio has the same forty lines without reading what comes in pieces, and no release since 2020.
+    The library socksio was rejected: it needs replies in one piece and has had no release since 2020.
     """
     reader = _Reader(proxy)
     method = 0 if proxy.username is None else 2
@@ -158,13 +158,13 @@ def _socks_address(host: str) -> bytes:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        name = host.encode("ascii")[:255]  # no name in the DNS is longer, so a longer one is not found either way
+        name = host.encode("ascii")[:255]  # DNS names are shorter; a longer one is not found anyway
         return bytes([3, len(name)]) + name
     return bytes([1 if address.version == 4 else 4]) + address.packed
 
 
 class _Reader:
-    """Reads exactly so many bytes, however they come."""
+    """Reads exact numbers of bytes from pieces of any size."""
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
