@@ -39,7 +39,7 @@ help:
 	@echo "make bench-ci  the instructions that they take, beside the committed figures; make plots: how costs grow"
 	@echo "make lint    ruff, flake8-async, mypy, import-linter"
 	@echo "make docs    the documentation as a site, in build/site"
-	@echo "make lock    make the lock files anew from pyproject.toml"
+	@echo "make lock    regenerate the lock files from pyproject.toml"
 
 demo: $(VENV)/.runtime
 	@$(BIN)/python -m codexd --demo

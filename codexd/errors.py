@@ -28,7 +28,8 @@ class ApiError(Exception):
     """A failed request, with all parts of its answer.
 
     ``retry_after`` is in seconds. ``retryable`` marks faults of the upstream after which one more attempt is safe,
-    until the client has received a byte. ``headers`` are sent to the client unchanged.
+    until the client has received a byte. ``headers`` are sent to the client unchanged. ``type`` follows from the
+    status, unless it is given.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class ApiError(Exception):
         status: int,
         message: str,
         *,
-        type: str = "invalid_request_error",  # noqa: A002 - the API's own word
+        type: str | None = None,  # noqa: A002 - the API's own word
         code: str | None = None,
         param: str | None = None,
         retry_after: int | None = None,
@@ -44,6 +45,8 @@ class ApiError(Exception):
         headers: Iterable[tuple[str, str]] = (),
     ) -> None:
         super().__init__(message)
+        if type is None:
+            type = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"  # noqa: A001
         self.status = status
         self.error = ErrorObject(message=message, type=type, param=param, code=code)
         self.retry_after = retry_after
@@ -105,7 +108,6 @@ def no_catalogue(why: str | None) -> ApiError:
     return ApiError(
         503,
         f"The model catalogue has not been fetched yet{reason}; `codexctl models` shows its state.",
-        type="server_error",
         code="no_catalogue",
         retry_after=60,
     )
@@ -121,7 +123,6 @@ def issuer_unavailable(why: str, retry_after: int, *, valid: bool = False) -> Ap
         503,
         f"The ChatGPT sign-in could not be renewed ({why}); {token}. "
         "codexd keeps trying; no action is needed unless this continues.",
-        type="server_error",
         code="auth_unavailable",
         retry_after=retry_after,
     )
@@ -143,7 +144,6 @@ def login_unreachable(why: str) -> ApiError:
     return ApiError(
         502,
         f"The ChatGPT sign-in server could not be used ({why}). `codexctl doctor` looks for the cause.",
-        type="server_error",
         code="login_unreachable",
     )
 
@@ -218,7 +218,6 @@ def cannot_delete(path: str, why: str) -> ApiError:
     return ApiError(
         500,
         f"{path} could not be deleted ({why}). Delete it by hand: it holds the sign-in.",
-        type="server_error",
         code="state_not_writable",
     )
 
@@ -227,7 +226,6 @@ def cannot_save(path: str, why: str) -> ApiError:
     return ApiError(
         500,
         f"{path} could not be written ({why}), so nothing was changed. Check the space and the owner of its directory.",
-        type="server_error",
         code="state_not_writable",
     )
 
@@ -267,7 +265,6 @@ def key_busy(name: str, limit: int) -> ApiError:
         429,
         f"The client key {name!r} has {limit} requests in progress, which is its limit (concurrent_requests). "
         "Wait for one of them to end.",
-        type="rate_limit_error",
         code="key_concurrency_limit",
         retry_after=1,
     )
@@ -277,7 +274,6 @@ def key_too_fast(name: str, limit: int, seconds: int) -> ApiError:
     return ApiError(
         429,
         f"The client key {name!r} may make {limit} requests a minute (requests_per_minute). Try again in {seconds} s.",
-        type="rate_limit_error",
         code="key_rate_limit",
         retry_after=seconds,
     )
@@ -297,7 +293,6 @@ def not_compacted() -> ApiError:
     return ApiError(
         502,
         "The ChatGPT backend answered without compacting the conversation. Try again, or with another model.",
-        type="server_error",
         code="not_compacted",
     )
 
@@ -368,7 +363,6 @@ def too_many_requests(limit: int) -> ApiError:
     return ApiError(
         503,
         f"codexd is answering {limit} requests already (server.max_requests). Try again in a moment.",
-        type="server_error",
         code="server_is_busy",
         retry_after=1,
     )
@@ -378,7 +372,6 @@ def too_many_connections() -> ApiError:
     return ApiError(
         503,
         "codexd has as many connections as it may have (server.max_connections). Try again in a moment.",
-        type="server_error",
         code="server_is_busy",
         retry_after=1,
     )
@@ -415,7 +408,6 @@ def shutting_down() -> ApiError:
     return ApiError(
         503,
         "codexd is stopping, and the time for open answers (server.drain_seconds) is over. Send the request again.",
-        type="server_error",
         code="shutting_down",
         retry_after=5,
     )
@@ -441,7 +433,6 @@ def upstream_unreachable(why: str) -> ApiError:
     return ApiError(
         502,
         f"The ChatGPT backend could not be reached: {why}. Check the network of the machine where codexd runs.",
-        type="server_error",
         code="upstream_unreachable",
         retryable=True,
     )
@@ -452,7 +443,6 @@ def cannot_connect(what: str, advice: str, code: str, *, retryable: bool) -> Api
     return ApiError(
         502,
         f"The ChatGPT backend could not be reached: {what}. {advice}",
-        type="server_error",
         code=code,
         retryable=retryable,
     )
@@ -462,7 +452,6 @@ def upstream_timeout(what: str, seconds: float, key: str) -> ApiError:
     return ApiError(
         504,
         f"The ChatGPT backend sent {what} for {seconds:g} seconds. Send the request again; {key} is the limit.",
-        type="server_error",
         code="upstream_timeout",
     )
 
@@ -471,7 +460,6 @@ def stream_ended() -> ApiError:
     return ApiError(
         502,
         "The ChatGPT backend ended the stream before the answer was complete. Send the request again.",
-        type="server_error",
         code="upstream_stream_ended",
         retryable=True,
     )
@@ -481,7 +469,6 @@ def empty_answer() -> ApiError:
     return ApiError(
         502,
         "The ChatGPT backend called the answer complete without having sent any of it. Send the request again.",
-        type="server_error",
         code="upstream_empty_answer",
         retryable=True,
     )
@@ -491,7 +478,6 @@ def internal(request_id: str) -> ApiError:
     return ApiError(
         500,
         f"Internal error in codexd. Its log has the details: `codexctl log --request {request_id}`.",
-        type="server_error",
         code="internal_error",
     )
 

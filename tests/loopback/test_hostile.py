@@ -1,6 +1,6 @@
 """The host's faults, each provoked with the hostile bytes themselves: the daemon goes on serving.
 
-B0 to B6 are the names that codexd/server.py gives them. Each cure was seen to be needed: taken out, its test fails.
+B0 to B6 are the names that codexd/server/hypercorn.py gives them. Each cure was seen to be needed: taken out, its test fails.
 """
 
 import contextlib

@@ -154,14 +154,14 @@ FAULTS: dict[str, Script] = {
             for e in (CREATED, ADDED, text("\u2028\x85"), done("\u2028\x85"), COMPLETED)
         ).encode()
     ),
-    "JSON that is none": in_one(b"data: {bad\n\n" + encoded(*ANSWER)),
+    "invalid JSON": in_one(b"data: {bad\n\n" + encoded(*ANSWER)),
     "events that nobody knows": in_one(encoded({"type": "codex.brand_new", "x": 1}, *ANSWER)),
     "bytes that are no UTF-8": in_one(b"data: \xff\xfe\n\n" + encoded(*ANSWER)),
     "an event of 8 MiB": large(8 * 1024 * 1024),
     "an event without an end": endless,
     "gzip": in_one(gzip.compress(encoded(*ANSWER)), "content-encoding: gzip"),
     "zstd": in_one(zstd.compress(encoded(*ANSWER)), "content-encoding: zstd"),
-    "gzip that is none": in_one(encoded(*ANSWER), "content-encoding: gzip"),
+    "invalid gzip": in_one(encoded(*ANSWER), "content-encoding: gzip"),
     "an empty body": in_one(b""),
     "a JSON document": in_one(b'{"id": "x"}', "content-type: application/json"),
     "an HTML page as 200": in_one(b"<html>Sign in</html>", "content-type: text/html"),

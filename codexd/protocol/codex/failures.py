@@ -129,7 +129,6 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes, now: float) 
             return ApiError(
                 503 if overloaded or status == 503 else 502,
                 message or f"The ChatGPT backend failed with status {status}. Try again in a moment.",
-                type="server_error",
                 code=_text(said.code) or "upstream_error",
                 retry_after=wait,
                 retryable=wait is None,
@@ -175,13 +174,11 @@ def _from_edge(status: int) -> ApiError:
             "the cause: this happens to addresses of data centres, and to requests without the originator, "
             "chatgpt-account-id or user-agent headers. Try again later or from another network, and check "
             "backend.originator.",
-            type="server_error",
             code="upstream_blocked",
         )
     return ApiError(
         502,
         f"The edge in front of the ChatGPT backend answered {status} with an HTML page. Try again in a moment.",
-        type="server_error",
         code="upstream_error",
         retryable=status >= 500,
     )

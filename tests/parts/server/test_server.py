@@ -208,7 +208,7 @@ async def test_a_unix_socket_may_be_for_some_users(tmp_path: Path, mine: bool) -
 
 
 def test_the_cures_are_for_these_versions() -> None:
-    # codexd/server.py overrides private names. With another version each cure has to be looked at again.
+    # codexd/server/hypercorn.py overrides private names. With another version each cure has to be looked at again.
     assert {name: metadata.version(name) for name in ("hypercorn", "quart-trio", "h11")} == {
         "hypercorn": "0.18.0",
         "quart-trio": "0.12.0",

@@ -121,7 +121,7 @@ async def test_tls(authority: trustme.CA) -> None:
 
 @pytest.mark.parametrize("framed", ["length", "chunks", "connection"])
 async def test_tls_that_ends_without_saying_so(authority: trustme.CA, framed: str) -> None:
-    """Whoever is on the way can end a connection; only what its framing says is complete is taken for whole."""
+    """Anyone on the path can end a connection; only what the framing declares complete counts as complete."""
     answers = {
         "length": ANSWER,
         "chunks": CHUNKED + b"2\r\nok\r\n0\r\n\r\n",

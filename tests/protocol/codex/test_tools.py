@@ -138,8 +138,8 @@ def test_what_has_no_counterpart_is_refused_with_its_place(messages: Any, param:
     assert "codex.repair_history" in str(error)
 
 
-@pytest.mark.parametrize("mend", [False, True])
-def test_the_same_for_input_items(mend: bool) -> None:
+@pytest.mark.parametrize("repair", [False, True])
+def test_the_same_for_input_items(repair: bool) -> None:
     items = [
         {"role": "user", "content": "x"},
         {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
@@ -147,7 +147,7 @@ def test_the_same_for_input_items(mend: bool) -> None:
         {"type": "function_call", "name": "f"},
         {"type": 7},
     ]
-    if not mend:
+    if not repair:
         with pytest.raises(ApiError) as caught:
             responses_request(input=items)
         assert caught.value.error.param == "input[1]"
