@@ -3,6 +3,7 @@ import inspect
 import logging
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 TEST_SECONDS = 240.0
 """For one async test: ten times what the slowest takes on an idle machine."""
+
+
+def pytest_sessionstart() -> None:
+    # A shell starts what runs in its background with SIGINT ignored, and the processes of the tests would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
