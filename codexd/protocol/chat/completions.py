@@ -13,7 +13,6 @@ from codexd.protocol.chat.fold import fold
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.chat.wire import Chunk, CompletionUsage, FinishReason
 from codexd.protocol.codex.events import decode_event
-from codexd.protocol.conversion import DONE, Conversion
 from codexd.protocol.members import RequestDecoder
 
 
@@ -110,7 +109,3 @@ class CompletionsConverter:
 
 def frame(chunk: TextCompletion) -> bytes:
     return b"data: %b\n\n" % msgspec.json.encode(chunk)
-
-
-def conversion(stream: ChatStream, *, streamed: bool, echo: str, index: int, last: bytes = DONE) -> Conversion:
-    return Conversion(CompletionsConverter(stream, streamed=streamed, echo=echo, index=index), last)
