@@ -1,13 +1,12 @@
-"""Upstream bytes in, client bytes out: a decoder, an automaton and an encoder, joined for one answer.
+"""The backend's events in, client bytes out: an automaton and an encoder, joined for one answer.
 
 ``relay`` drives a ``Conversion`` without knowing the dialect. Everything here is synchronous.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from codexd import errors
 from codexd.errors import ApiError
-from codexd.protocol import sse
 from codexd.protocol.codex.events import Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -58,7 +57,6 @@ class Conversion:
 
     def __init__(self, dialect: EventConverter, last: bytes = DONE) -> None:
         self._last = last
-        self._decoder = sse.EventDecoder()
         self._dialect = dialect
         self.events = 0
         self.state = dialect.state
@@ -66,15 +64,10 @@ class Conversion:
         self.keepalive = dialect.keepalive
         self.document = dialect.document
 
-    def feed(self, data: bytes) -> bytes:
-        """Converts the bytes of one read. An event that is too large sets ``state.error``."""
+    def feed(self, events: Sequence[bytes]) -> bytes:
+        """Converts the events of one read, each a JSON document."""
         state, push = self.state, self._dialect.push
         if state.done or state.error is not None:
-            return b""
-        try:
-            events = self._decoder.feed(data)
-        except sse.EventTooLarge:
-            state.error = errors.stream_ended()
             return b""
         self.events += len(events)
         out = b"".join([push(event) for event in events])

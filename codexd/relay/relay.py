@@ -53,10 +53,11 @@ class UpstreamSource(Protocol):
     def headers(self) -> Mapping[str, str]: ...
 
     @property
-    def push(self) -> Callable[[Callable[[bytes], bool]], Awaitable[bool]]:
-        """Calls a step with each piece of the body until it returns False or the body ends; returns whether it ended.
+    def push(self) -> Callable[[Callable[[Sequence[bytes]], bool]], Awaitable[bool]]:
+        """Calls a step with each read's events until it returns False or the stream ends; returns whether it ended.
 
-        The step must neither wait nor block. Another call continues where the last one stopped.
+        A read without a complete event calls it with none. The step must neither wait nor block. Another call continues
+        where the last one stopped.
         """
 
 
@@ -214,16 +215,16 @@ class Relay:
             # The connection failed after the last event.
         return None
 
-    def _step(self, client: Client | None) -> Callable[[bytes], bool]:
-        """Returns the function that handles each piece without waiting, as nearly all events allow."""
+    def _step(self, client: Client | None) -> Callable[[Sequence[bytes]], bool]:
+        """Returns the function that handles each read without waiting, as nearly all events allow."""
         conversion, pacing, state = self._conversion, self._pacing, self._conversion.state
         feed, write_now = conversion.feed, None if client is None else client.write_now
 
-        def step(data: bytes) -> bool:
+        def step(events: Sequence[bytes]) -> bool:
             if self._aborted is not None:
                 return False  # the driver has been cancelled
             pacing.read_at = now = trio.current_time()
-            out = feed(data)
+            out = feed(events)
             if self.first_at is None:
                 pacing.heard = True
                 if state.begun:

@@ -5,7 +5,7 @@ import math
 import os
 import platform
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
@@ -19,7 +19,7 @@ import trio
 from codexd import __version__, errors
 from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
-from codexd.protocol import zstd
+from codexd.protocol import sse, zstd
 from codexd.protocol.codex import failures as failure
 from codexd.protocol.codex import rate_limits as limits
 from codexd.protocol.codex.rate_limits import Limits
@@ -119,16 +119,25 @@ class _PlainResponse(NamedTuple):
 
 
 class EventStream:
-    """A response with status 200. ``push`` is ``ResponseBody.push`` or equivalent."""
+    """A response with status 200, as events."""
 
-    __slots__ = ("headers", "push")
+    __slots__ = ("_decoder", "_push", "headers")
 
     def __init__(self, response: httpx.Response | _PlainResponse) -> None:
         self.headers: Mapping[str, str] = response.headers
+        self._decoder = sse.EventDecoder()
         if isinstance(response, _PlainResponse):
-            self.push = response.stream.push
+            self._push = response.stream.push
         else:
-            self.push = partial(_push, _chunks(response))
+            self._push = partial(_push, _chunks(response))
+
+    async def push(self, step: Callable[[Sequence[bytes]], bool]) -> bool:
+        """Calls ``step`` as the relay's ``UpstreamSource`` says. Raises ApiError for an event that is too large."""
+        feed = self._decoder.feed
+        try:
+            return await self._push(lambda data: step(feed(data)))
+        except sse.EventTooLarge as error:
+            raise errors.stream_ended() from error
 
 
 def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:

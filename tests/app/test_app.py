@@ -108,10 +108,10 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
 ) -> None:
     real = Conversion.feed
 
-    def broken(conversion: Conversion, data: bytes) -> bytes:
-        if moment in data:
+    def broken(conversion: Conversion, events: Sequence[bytes]) -> bytes:
+        if any(moment in event for event in events):
             raise ZeroDivisionError("oops")
-        return real(conversion, data)
+        return real(conversion, events)
 
     backend = Backend()
     async with client(tmp_path, backend) as app:

@@ -130,9 +130,9 @@ def streams(draw: st.DrawFn) -> tuple[Path, bool, list[bytes]]:
 def test_events_that_were_tampered_with_end_in_an_answer_or_an_error(case: tuple[Path, bool, list[bytes]]) -> None:
     folder, streamed, pieces = case
     converter = conversion(folder, streamed=streamed)
-    out = b""
+    decoder, out = sse.EventDecoder(), b""
     for piece in pieces:
-        out += converter.feed(piece)
+        out += converter.feed(decoder.feed(piece))
         if converter.state.error is not None or converter.state.done:
             break
     converter.state.eof()

@@ -6,7 +6,6 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from codexd.protocol import sse
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.chat.convert import from_chat
 from codexd.protocol.chat.converter import ChatConverter
@@ -93,7 +92,7 @@ def answer(*events: dict[str, Any]) -> dict[str, list[str]]:
     stream = ChatStream(id="i", model="m", created=1, include_usage=False)
     conversion = Conversion(ChatConverter(stream, streamed=True, turn=Turn(keep)))
     for event in events:
-        conversion.feed(sse.encode(b"x", msgspec.json.encode(event)))
+        conversion.feed([msgspec.json.encode(event)])
     return kept
 
 
@@ -116,7 +115,7 @@ def test_an_answer_that_was_cut_is_not_kept() -> None:
     stream = ChatStream(id="i", model="m", created=1, include_usage=False, cut=Cutoff(StopLimits(max_tokens=1)))
     conversion = Conversion(ChatConverter(stream, streamed=True, turn=Turn(lambda key, _: kept.append(key))))
     for event in (reasoning(0, "one"), call(1, "a"), message(2, "far too long"), COMPLETED):
-        conversion.feed(sse.encode(b"x", msgspec.json.encode(event)))
+        conversion.feed([msgspec.json.encode(event)])
     assert (stream.cut_short, kept) == (True, [])
 
 
@@ -163,7 +162,7 @@ def test_a_client_that_carries_reasoning_itself_can_be_tried_without() -> None:
 def said(form: ReasoningFormat, *events: dict[str, Any], streamed: bool = False) -> Any:
     stream = ChatStream(id="i", model="m", created=1, include_usage=False, reasoning=form)
     conversion = Conversion(ChatConverter(stream, streamed=streamed))
-    out = b"".join(conversion.feed(sse.encode(b"x", msgspec.json.encode(event))) for event in events)
+    out = b"".join(conversion.feed([msgspec.json.encode(event)]) for event in events)
     assert stream.done, stream.error
     return out if streamed else msgspec.json.decode(conversion.document())["choices"][0]["message"]
 

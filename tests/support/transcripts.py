@@ -4,15 +4,12 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import msgspec
-
 from codexd.api.anthropic import MESSAGES
 from codexd.api.chat import CHAT
 from codexd.api.pipeline import Context, Dialect
 from codexd.api.responses import RESPONSES, understood
-from codexd.protocol import members, parameters, sse
+from codexd.protocol import members, parameters
 from codexd.protocol.adjustments import Adjustments
-from codexd.protocol.codex.events import Other
 from codexd.protocol.codex.models import Catalogue
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.convert import Converted, Settings
@@ -59,7 +56,6 @@ def conversion(folder: Path, *, streamed: bool) -> Conversion:
     return make()
 
 
-def upstream(folder: Path) -> bytes:
-    """The backend's answer as a stream of events."""
-    lines = (folder / "upstream.jsonl").read_bytes().splitlines()
-    return b"".join(sse.encode(msgspec.json.decode(line, type=Other).type.encode(), line) for line in lines)
+def upstream(folder: Path) -> list[bytes]:
+    """The backend's answer as events."""
+    return (folder / "upstream.jsonl").read_bytes().splitlines()

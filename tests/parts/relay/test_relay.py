@@ -10,7 +10,6 @@ from trio.testing import MockClock
 
 from codexd.config.model import Backend
 from codexd.errors import ApiError
-from codexd.protocol import sse
 from codexd.protocol.chat.converter import ChatConverter
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.conversion import Conversion
@@ -48,9 +47,9 @@ class Fake:
         finally:
             self.closed += 1
 
-    async def push(self, step: Callable[[bytes], bool]) -> bool:
-        async for data in self.play:
-            if not step(data):
+    async def push(self, step: Callable[[Sequence[bytes]], bool]) -> bool:
+        async for event in self.play:
+            if not step([event]):
                 return False
         return True
 
@@ -71,7 +70,7 @@ class Play:
                 await trio.sleep(step)
             else:
                 await trio.lowlevel.checkpoint()
-                return sse.encode(step["type"].encode(), msgspec.json.encode(step))
+                return msgspec.json.encode(step)
         if self._broken_end:
             raise ConnectionError
         raise StopAsyncIteration

@@ -13,9 +13,10 @@ from codexd.auth.session import Session
 from codexd.auth.store import Credentials
 from codexd.config.model import Backend, OAuth
 from codexd.errors import ApiError
+from codexd.protocol import sse
 from codexd.protocol.codex.rate_limits import client_headers
 from codexd.telemetry.trace import Timings
-from codexd.upstream.client import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, Upstream, _foreign
+from codexd.upstream.client import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, EventStream, Upstream, _foreign
 from codexd.upstream.http1 import Fields
 from codexd.upstream.proxies import Origin
 from codexd.upstream.transport import RawResponse, RequestTarget, Transport
@@ -117,3 +118,11 @@ async def test_a_connection_is_held_ready_for_who_is_signed_in_and_asks(
         await trio.sleep(60)
         assert len([when for when in way.asked if when > begun + WARM_SECONDS]) >= 10
         nursery.cancel_scope.cancel()
+
+
+async def test_an_endless_event_ends_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 10)
+    response = httpx.Response(200, stream=httpx.ByteStream(b"data: {}\n\n" + b"x" * 11))
+    with pytest.raises(ApiError) as caught:
+        await EventStream(response).push(lambda _: True)
+    assert (caught.value.error.code, caught.value.retryable) == ("upstream_stream_ended", True)
