@@ -217,6 +217,15 @@ class Connection:
             except OSError as error:
                 raise httpx.WriteError(_why(error)) from error
 
+    def send_now(self, data: bytes) -> None:
+        """Sends a few bytes without waiting. Raises WriteError if the kernel does not take all of them."""
+        try:
+            sent = self._socket.send(memoryview(data))
+        except OSError as error:
+            raise httpx.WriteError(_why(error)) from error
+        if sent < len(data):
+            raise httpx.WriteError("the other side does not read")
+
     @property
     def fd(self) -> int:
         return self._fd

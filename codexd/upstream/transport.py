@@ -17,6 +17,7 @@ and further ones wait without an error. Cookies, redirects and authentication ar
 connections and ``http1`` parses responses.
 """
 
+import contextlib
 import math
 import re
 import ssl
@@ -128,6 +129,19 @@ class Transport(httpx.AsyncBaseTransport):
         connection = await self._connect(target.origin)
         return await self._exchange(connection, "POST", target.origin, head, body, ready=False)
 
+    async def upgrade(self, target: RequestTarget, fields: Fields) -> "RawResponse | Upgraded":
+        """Sends a GET whose ``fields`` ask for another protocol; returns the connection if the server agreed (101).
+
+        Otherwise it returns the response, whose body the caller must close. Raises httpx's exceptions. An idle
+        connection may end just then; the request is sent again on a new one, because it has no other effect.
+        """
+        head = _head_of(b"GET", target.path, [(b"host", target.host), *fields])
+        if (connection := self._take(target.origin)) is not None:
+            with contextlib.suppress(Unanswered):
+                return await self._upgrade(connection, target.origin, head, ready=True)
+        connection = await self._connect(target.origin)
+        return await self._upgrade(connection, target.origin, head, ready=False)
+
     async def warm(self, origin: Origin) -> None:
         """Opens an idle connection to the origin if there is none. Raises httpx's exceptions."""
         if not self.idle.get(origin):
@@ -142,6 +156,20 @@ class Transport(httpx.AsyncBaseTransport):
                 if not quiet[connection]:
                     connection.close()
 
+    async def _upgrade(
+        self, connection: Connection, origin: Origin, head: bytes, *, ready: bool
+    ) -> "RawResponse | Upgraded":
+        connected = trio.current_time()
+        try:
+            sent = await _sent(connection, head, b"")
+            status, fields, keep, rest = await _read_head(connection, upgrading=True)
+            if status == 101:
+                return Upgraded(fields, connection, rest, connected, ready)
+            return self._received(connection, "GET", origin, (status, fields, keep and sent, rest), connected, ready)
+        except BaseException:
+            connection.close()
+            raise
+
     async def _exchange(
         self, connection: "Connection", method: str, origin: Origin, head: bytes, body: bytes, *, ready: bool
     ) -> "RawResponse":
@@ -149,14 +177,25 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             sent = await _sent(connection, head, body)
             status, fields, keep, rest = await _read_head(connection)
-            keep = keep and sent
-            framing, keep = framing_of(method, status, fields, keep=keep)
+            return self._received(connection, method, origin, (status, fields, keep and sent, rest), connected, ready)
         except BaseException:
             connection.close()
             raise
+
+    def _received(
+        self,
+        connection: Connection,
+        method: str,
+        origin: Origin,
+        head: "tuple[int, Fields, bool, bytes]",
+        connected: float,
+        ready: bool,
+    ) -> "RawResponse":
+        """Returns the response with this head (of ``_read_head``). Raises RemoteProtocolError."""
+        status, fields, keep, rest = head
+        framing, keep = framing_of(method, status, fields, keep=keep)
         give_back = (lambda: self._give_back(origin, connection)) if keep else None
-        stream = ResponseBody(connection, framing, rest, give_back)
-        return RawResponse(status, fields, stream, connected, ready)
+        return RawResponse(status, fields, ResponseBody(connection, framing, rest, give_back), connected, ready)
 
     async def aclose(self) -> None:
         for origin in list(self.idle):
@@ -237,8 +276,11 @@ def _head_of(method: bytes, path: bytes, fields: Fields) -> bytes:
     return b"\r\n".join([*lines, b"\r\n"])
 
 
-async def _read_head(connection: Connection) -> tuple[int, Fields, bool, bytes]:
-    """Returns status, header fields, whether the connection persists, and the bytes after the head."""
+async def _read_head(connection: Connection, *, upgrading: bool = False) -> tuple[int, Fields, bool, bytes]:
+    """Returns status, header fields, whether the connection persists, and the bytes after the head.
+
+    ``upgrading``: 101 is a possible answer.
+    """
     data = b""
     while True:
         while (end := data.find(b"\r\n\r\n")) < 0:
@@ -257,7 +299,7 @@ async def _read_head(connection: Connection) -> tuple[int, Fields, bool, bytes]:
             data += more
         status, fields, persistent = parse_head(data[:end])
         data = data[end + 4 :]
-        if status >= 200:
+        if status >= 200 or (status == 101 and upgrading):
             return status, fields, persistent, data
         if status == 101:
             raise httpx.RemoteProtocolError("the server switched protocols without a request (101)")
@@ -360,5 +402,15 @@ class RawResponse(NamedTuple):
     status: int
     fields: Fields
     body: ResponseBody
+    connected: float
+    ready: bool
+
+
+class Upgraded(NamedTuple):
+    """A connection that speaks another protocol now. ``rest``: what was read behind the head of the 101."""
+
+    fields: Fields
+    connection: Connection
+    rest: bytes
     connected: float
     ready: bool

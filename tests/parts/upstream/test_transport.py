@@ -15,6 +15,7 @@ from codexd.telemetry.trace import Timings
 from codexd.upstream import connection
 from codexd.upstream.connection import CONNECT_SECONDS
 from codexd.upstream.transport import STALE_SECONDS, Transport
+from support.cancelling import CancelAfter
 from support.serving import ANSWER, CHUNKED, HERE, Server, client, contexts, fetch, here, serving, serving_through
 
 
@@ -217,20 +218,6 @@ async def test_an_answer_in_two_pieces_cut_anywhere(pushed: bool) -> None:
             assert b"".join(pieces) == b"abcd", place
         assert server.connections == 1
         await made.aclose()
-
-
-class CancelAfter(trio.abc.Instrument):
-    """Cancels ``scope`` when the task that it was made in has run for so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.scope = trio.CancelScope()
-        self._task, self._left = trio.lowlevel.current_task(), steps
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._left -= 1
-            if self._left == 0:
-                self.scope.cancel()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
