@@ -1,16 +1,18 @@
 """The simulated ChatGPT: an OAuth issuer and the Codex backend on one loopback port.
 
+``websocket`` false refuses websockets, of which ``connections`` counts the accepted ones.
+
 It validates requests as strictly as the real one and has the same quirks: the stream has no content type, the final
 event's output is empty, refresh tokens work once.
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import trio
 
-from codexd.demo import judge, script
+from codexd.demo import judge, script, websocket
 from codexd.demo.issuer import ACCOUNT, EMAIL, SimulatedIssuer, send
 from codexd.protocol import sse
 from codexd.protocol.codex.models import BUILT_IN, Model
@@ -64,8 +66,12 @@ class ChatGPT:
     """The simulated server. ``clock`` gives Unix seconds; ``pace`` is the pause before each event, in seconds."""
 
     def __init__(self, clock: Callable[[], float], issuer: SimulatedIssuer, *, pace: float = 0.02) -> None:
-        self._clock = clock
+        self._clock = self.now = clock
+        self.models: Mapping[str, Model] = _MODELS
         self.pace = pace
+        self.websocket = True
+        self.connections = 0
+        self.turns: list[websocket.Turn] | None = None
         self.issuer = issuer
 
     async def serve(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
@@ -81,6 +87,8 @@ class ChatGPT:
         match (request.method, request.path.removeprefix("/backend-api")):
             case ("POST", "/codex/responses"):
                 await self._responses(request, reply)
+            case ("GET", "/codex/responses") if request.headers.get("upgrade", "").lower() == "websocket":
+                await self._websocket(request, reply)
             case ("GET", "/codex/models"):
                 await self._models(request, reply)
             case ("GET", "/wham/usage"):
@@ -100,6 +108,15 @@ class ChatGPT:
             {"error": {"message": "Provided authentication token is expired.", "code": "token_expired"}, "status": 401},
         )
         return False
+
+    async def _websocket(self, request: Request, reply: Reply) -> None:
+        if not await self._authorized(request, reply):
+            return
+        if not self.websocket or request.headers.get("openai-beta") != websocket.BETA:
+            await send(reply, 426, {"detail": "Upgrade Required"})
+            return
+        session, rest = await websocket.accept(self, request, reply)
+        await session.run(rest)
 
     async def _models(self, request: Request, reply: Reply) -> None:
         if not await self._authorized(request, reply):

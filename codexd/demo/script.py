@@ -15,18 +15,13 @@ Json = dict[str, Any]
 _OUTPUTS = ("function_call_output", "custom_tool_call_output")
 
 
-def events(body: Json, response_id: str, created_at: int) -> Iterator[Json]:
-    """Returns the events of one answer, with the shapes and quirks of the real backend."""
+def events(body: Json, response_id: str, created_at: int, cached: int = 0) -> Iterator[Json]:
+    """Returns the events of one answer, with the shapes and quirks of the real backend.
+
+    The first ``cached`` items of the input count as cached.
+    """
     counter = iter(range(1_000_000))
-    response: Json = {
-        "id": response_id, "object": "response", "created_at": created_at, "status": "in_progress", "background": False,
-        "error": None, "incomplete_details": None, "instructions": body.get("instructions"), "model": body["model"],
-        "output": [], "parallel_tool_calls": body["parallel_tool_calls"], "previous_response_id": None,
-        "reasoning": {"effort": body["reasoning"].get("effort"), "summary": body["reasoning"].get("summary")},
-        "service_tier": "auto", "store": False, "temperature": 1.0, "text": body["text"],
-        "tool_choice": body["tool_choice"], "tools": body.get("tools", []), "top_p": 1.0, "truncation": "disabled",
-        "usage": None, "metadata": {},
-    }  # fmt: skip
+    response = _response(body, response_id, created_at)
 
     def event(kind: str, **fields: Any) -> Json:
         return {"type": kind, **fields, "sequence_number": next(counter)}
@@ -34,21 +29,52 @@ def events(body: Json, response_id: str, created_at: int) -> Iterator[Json]:
     yield event("response.created", response=response)
     yield event("response.in_progress", response=response)
     # Informational: it has no sequence number and does not end a stream.
-    yield {"type": "codex.rate_limits", "plan_type": "plus", "rate_limits": {"allowed": True, "limit_reached": False}}
+    yield {"type": "codex.rate_limits", "plan_type": "plus", "rate_limits": RATE_LIMITS}
     words = 0
     for index, item in enumerate(_items(body, response_id)):
         for kind, fields in _item_events(item):
             yield event(kind, output_index=index, **fields)
             words += 1
+    yield event("response.completed", response=response | {"status": "completed", "usage": _usage(body, cached, words)})
+
+
+def prewarm(body: Json, response_id: str, created_at: int) -> Iterator[Json]:
+    """Returns the events of an answer that is not generated: the next request continues it."""
+    response = _response(body, response_id, created_at)
+    yield {"type": "response.created", "response": response}
+    yield {"type": "response.completed", "response": response | {"status": "completed", "usage": _usage(body, 0, 0)}}
+
+
+RATE_LIMITS: Json = {
+    "allowed": True,
+    "limit_reached": False,
+    "primary": {"used_percent": 12, "window_minutes": 300, "reset_at": None},
+    "secondary": {"used_percent": 34, "window_minutes": 10080, "reset_at": None},
+}
+
+
+def _response(body: Json, response_id: str, created_at: int) -> Json:
+    return {
+        "id": response_id, "object": "response", "created_at": created_at, "status": "in_progress", "background": False,
+        "error": None, "incomplete_details": None, "instructions": body.get("instructions"), "model": body["model"],
+        "output": [], "parallel_tool_calls": body["parallel_tool_calls"], "previous_response_id": None,
+        "reasoning": {"effort": body["reasoning"].get("effort"), "summary": body["reasoning"].get("summary")},
+        "service_tier": "auto", "store": False, "temperature": 1.0, "text": body["text"],
+        "tool_choice": body["tool_choice"], "tools": body.get("tools", []), "top_p": 1.0, "truncation": "disabled",
+        "usage": None, "metadata": {}, "prompt_cache_key": body.get("prompt_cache_key"),
+    }  # fmt: skip
+
+
+def _usage(body: Json, cached: int, words: int) -> Json:
     tokens_in = len(msgspec.json.encode(body["input"])) // 4 + 1
-    usage = {
+    tokens_cached = len(msgspec.json.encode(body["input"][:cached])) // 4 if cached else 0
+    return {
         "input_tokens": tokens_in,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": tokens_cached, "cache_write_tokens": 0},
         "output_tokens": words,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": tokens_in + words,
     }
-    yield event("response.completed", response=response | {"status": "completed", "usage": usage})
 
 
 def _items(body: Json, seed: str) -> Iterator[Json]:

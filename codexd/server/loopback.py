@@ -29,12 +29,31 @@ class Request(NamedTuple):
 
 
 class Reply:
-    """The answer to one request: either ``send``, or ``start``, ``write`` … and ``end``."""
+    """The answer to one request: either ``send``, or ``start``, ``write`` … and ``end``, or ``upgrade``.
+
+    ``watch`` waits until the client leaves; ``upgrade`` ends that, because the handler reads from then on.
+    """
 
     def __init__(self, stream: trio.SocketStream, connection: h11.Connection, *, head: bool) -> None:
         self._stream = stream
         self._connection = connection
         self._head = head
+        self._watching = trio.CancelScope()
+        self._watched = trio.Event()
+
+    async def watch(self) -> bool:
+        """Waits until the client sends or closes; returns False if the connection was upgraded."""
+        with self._watching:
+            await trio.lowlevel.wait_readable(self._stream.socket)
+        self._watched.set()
+        return not self._watching.cancelled_caught
+
+    async def upgrade(self, headers: Iterable[Header]) -> tuple[trio.SocketStream, bytes]:
+        """Answers 101; returns the connection and the bytes that were read behind the request."""
+        self._watching.cancel()
+        await self._watched.wait()
+        await self._push(h11.InformationalResponse(status_code=101, headers=list(headers)))
+        return self._stream, self._connection.trailing_data[0]
 
     async def send(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
         await self.start(status, [*headers, ("content-length", str(len(body)))])
@@ -52,7 +71,7 @@ class Reply:
     async def end(self) -> None:
         await self._push(h11.EndOfMessage())
 
-    async def _push(self, event: h11.Response | h11.Data | h11.EndOfMessage) -> None:
+    async def _push(self, event: h11.InformationalResponse | h11.Response | h11.Data | h11.EndOfMessage) -> None:
         data = self._connection.send(event)
         if data:
             await self._stream.send_all(data)
@@ -72,7 +91,7 @@ async def _serve_connection(handler: Handler, max_body: int, patience: float, st
                 if request is None:
                     return
                 reply = Reply(stream, connection, head=request.method == "HEAD")
-                await _serve_request(handler, request, reply, stream)
+                await _serve_request(handler, request, reply)
                 if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                     return
                 connection.start_next_cycle()
@@ -82,13 +101,13 @@ async def _serve_connection(handler: Handler, max_body: int, patience: float, st
         log.error("a request on loopback failed; the others go on", exc_info=group)
 
 
-async def _serve_request(handler: Handler, request: Request, reply: Reply, stream: trio.SocketStream) -> None:
+async def _serve_request(handler: Handler, request: Request, reply: Reply) -> None:
     """Runs the handler; cancels it when the client closes the connection."""
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:
-            await trio.lowlevel.wait_readable(stream.socket)
-            nursery.cancel_scope.cancel()
+            if await reply.watch():
+                nursery.cancel_scope.cancel()
 
         nursery.start_soon(watch)
         await handler(request, reply)
