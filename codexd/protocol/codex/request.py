@@ -106,3 +106,23 @@ class UpstreamRequest(Struct, frozen=True, kw_only=True):
     prompt_cache_key: str
     text: Text
     client_metadata: Raw | UnsetType = UNSET
+
+
+class ResponseCreate(Struct, frozen=True, kw_only=True, tag="response.create"):
+    """The same as a message on a websocket. ``input`` is encoded; with ``previous_response_id`` it has what is new."""
+
+    model: str
+    instructions: str | UnsetType = UNSET
+    stream: Literal[True] = True
+    service_tier: Literal["priority"] | UnsetType = UNSET
+    previous_response_id: str | UnsetType = UNSET
+    input: list[Raw]
+    tools: list[Tool] | UnsetType = UNSET
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | Raw = "auto"
+    parallel_tool_calls: bool = True
+    reasoning: Reasoning
+    store: Literal[False] = False
+    include: tuple[str, ...] = INCLUDE
+    prompt_cache_key: str
+    text: Text
+    client_metadata: dict[str, Any]
