@@ -307,6 +307,16 @@ def no_such_response(name: str, param: str | None = None) -> ApiError:
     )
 
 
+def no_such_item(name: str, param: str) -> ApiError:
+    return ApiError(
+        404,
+        f"No item {name!r} in a stored response: it was not stored, or has expired (storage.response_bytes and "
+        "storage.response_seconds are the limits). Send the item itself.",
+        code="item_not_found",
+        param=param,
+    )
+
+
 def not_local() -> ApiError:
     return ApiError(
         403,
@@ -445,6 +455,33 @@ def cannot_connect(what: str, advice: str, code: str, *, retryable: bool) -> Api
         f"The ChatGPT backend could not be reached: {what}. {advice}",
         code=code,
         retryable=retryable,
+    )
+
+
+def foreign_answer() -> ApiError:
+    return ApiError(
+        502,
+        "The ChatGPT backend mixed up two answers on one connection. Send the request again.",
+        code="upstream_stream_ended",
+        retryable=True,
+    )
+
+
+def websocket_refused(why: str) -> ApiError:
+    return ApiError(
+        502,
+        f"The ChatGPT backend could not be reached by websocket: {why}. Set backend.transport to auto or http.",
+        code="upstream_unreachable",
+        retryable=True,
+    )
+
+
+def too_many_websockets(limit: int) -> ApiError:
+    return ApiError(
+        503,
+        f"All {limit} websockets to the ChatGPT backend are in use (backend.max_connections). Try again in a moment.",
+        code="server_is_busy",
+        retry_after=1,
     )
 
 

@@ -66,9 +66,19 @@ class Last:
     response: Stored | None = None
 
 
-def understood(asked: ResponsesRequest, members: RawObject, before: Stored | None = None) -> Understood:
-    """Returns the request with the items of the response that it continues before its own input."""
-    own = stored.as_items(asked.input)
+def understood(
+    asked: ResponsesRequest,
+    members: RawObject,
+    before: Stored | None = None,
+    lookup: Callable[[str], RawObject | None] = lambda _: None,
+) -> Understood:
+    """Returns the request with the items of the response that it continues before its own input.
+
+    ``lookup`` returns the stored item that a reference names. Raises ApiError 404 if one names none.
+    """
+    own = stored.resolved(stored.as_items(asked.input), lookup)
+    if not isinstance(asked.input, str):
+        asked = msgspec.structs.replace(asked, input=own)
     earlier: list[RawObject] = []
     if before is not None:
         earlier = [*before.input, *before.output()]
@@ -141,7 +151,7 @@ class ResponsesEndpoints:
             before = last.response if last and last.response and last.response.id == name else self._store.get(name)
             if before is None:
                 raise errors.no_such_response(name, "previous_response_id")
-        return understood(asked, members, before), context
+        return understood(asked, members, before, self._store.item), context
 
     def open(self, record: Record, found: Understood, context: Context, last: Last) -> Relay | Fanout:
         """Returns the relay or fanout of an answer on a websocket. Raises ApiError 400."""

@@ -16,9 +16,12 @@ from msgspec import UNSET, Struct, UnsetType
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex import tools
 from codexd.protocol.codex.models import Resolved, check_effort
-from codexd.protocol.codex.request import InputItem, Tool, UpstreamRequest
+from codexd.protocol.codex.request import InputItem, UpstreamRequest
 from codexd.protocol.lite import to_lite
 from codexd.protocol.raw import plain, type_of
+
+_KEYS_FROM, _YEAR = 1_764_000_000_000, 365 * 86_400_000
+"""Milliseconds: the times in derived keys are in the year from November 2025 on."""
 
 NEUTRAL = "You are a helpful assistant."
 """Default instructions: the backend refuses a classic request without any."""
@@ -100,11 +103,19 @@ def service_tier(asked: str | None) -> tuple[Literal["priority"] | UnsetType, Ad
     return UNSET, (Adjustment("service_tier", "dropped"),) if dropped else NONE
 
 
-def cache_key(instructions: str, found: Sequence[Tool], items: Sequence[InputItem]) -> str:
-    """Returns a UUID that stays the same for all turns of a conversation; the official client's key has this form."""
+def cache_key(instructions: str, items: Sequence[InputItem]) -> str:
+    """Returns a UUID that stays the same for all turns of a conversation, also after a restart.
+
+    It has the form of the official client's ids, a UUIDv7; the time in it is derived too. Tools do not count, because
+    clients add some in the middle of a conversation.
+    """
     first_turn = next((item for item in items if role_of(item) == "user"), None)
-    digest = hashlib.sha256(msgspec.json.encode((instructions, found, first_turn))).digest()
-    return str(uuid.UUID(bytes=digest[:16], version=4))
+    digest = hashlib.sha256(msgspec.json.encode((instructions, first_turn))).digest()
+    milliseconds = _KEYS_FROM + int.from_bytes(digest[16:22]) % _YEAR
+    bits = milliseconds << 80 | int.from_bytes(digest[:10])
+    bits = bits & ~(0xF << 76) | 0x7 << 76  # version
+    bits = bits & ~(0b11 << 62) | 0b10 << 62  # variant
+    return str(uuid.UUID(int=bits))
 
 
 def role_of(item: InputItem) -> str | None:

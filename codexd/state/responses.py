@@ -78,6 +78,17 @@ class ResponseStore:
         found = self._entries.get(id)
         return None if found is None else found[1]
 
+    def item(self, id: str) -> RawObject | None:  # noqa: A002 - the API's own word
+        """Returns an output item of any stored response, the newest first; None if there is none with that id."""
+        self._shrink()
+        key, wanted = id.encode(), Raw(msgspec.json.encode(id))
+        for _, stored in reversed(self._entries.values()):
+            if key in bytes(stored.response):
+                for item in stored.output():
+                    if item.get("id") == wanted:
+                        return item
+        return None
+
     def delete(self, id: str) -> bool:  # noqa: A002 - the API's own word
         """Deletes a response; returns whether it existed."""
         if id not in self._entries:

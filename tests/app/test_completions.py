@@ -105,8 +105,8 @@ async def test_a_strict_key_hears_of_every_drop(autojump_clock: MockClock, tmp_p
         ("/v1/responses", {"model": "gpt-5.5", "input": "x", "truncation": "auto"}, "truncation"),
         (
             "/v1/responses",
-            {"model": "gpt-5.5", "input": [{"role": "user", "content": "x"}, {"type": "item_reference", "id": "a"}]},
-            "item_reference",
+            {"model": "gpt-5.5", "input": [{"role": "user", "content": "x"}, {"type": "reasoning", "id": "a"}]},
+            "reasoning",
         ),
         ("/v1/completions", ask(suffix="x"), "suffix"),
     )

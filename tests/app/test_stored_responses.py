@@ -84,6 +84,25 @@ async def test_what_is_stored_can_be_read_and_deleted(autojump_clock: MockClock,
         assert lost.json["error"]["code"] == "previous_response_not_found"
 
 
+async def test_a_reference_stands_for_the_stored_item(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Counting()
+    async with client(tmp_path, backend) as app:
+        first = await app.request("POST", "/v1/responses", ask("x"))
+        (answer,) = first.json["output"]
+        reference = {"type": "item_reference", "id": answer["id"]}
+        items = [{"role": "user", "content": "x"}, reference, {"role": "user", "content": "y"}]
+        assert (await app.request("POST", "/v1/responses", ask(items))).status == 200
+        sent = msgspec.json.decode(backend.requests[-1].content)["input"]
+        assert [item["role"] for item in sent] == ["user", "assistant", "user"]
+        assert sent[1]["content"] == answer["content"]
+        lost = await app.request("POST", "/v1/responses", ask([reference | {"id": "msg_lost"}]))
+        assert (lost.status, lost.json["error"]["code"], lost.json["error"]["param"]) == (
+            404,
+            "item_not_found",
+            "input[0]",
+        )
+
+
 async def test_store_false_keeps_nothing(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with client(tmp_path, Counting()) as app:
         answer = await app.request("POST", "/v1/responses", ask(store=False))

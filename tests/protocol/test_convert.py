@@ -95,7 +95,7 @@ def test_empty_messages_are_refused() -> None:
     assert refusal(messages=[]).error.param == "messages"
 
 
-@pytest.mark.parametrize("input", [[], [{"type": "item_reference", "id": "a"}]])
+@pytest.mark.parametrize("input", [[], [{"type": "reasoning", "id": "a"}]])
 def test_an_input_with_nothing_to_send_is_refused(input: list[Any]) -> None:  # noqa: A002
     with pytest.raises(ApiError) as caught:
         responses_request(input=input)

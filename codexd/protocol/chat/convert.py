@@ -28,7 +28,7 @@ from codexd.protocol.codex.request import (
     UpstreamRequest,
 )
 from codexd.protocol.codex.tools import Choice
-from codexd.protocol.convert import NEUTRAL, Converted, Settings, cache_key, effort_for, service_tier, shaped
+from codexd.protocol.convert import NEUTRAL, Converted, Settings, cache_key, effort_for, role_of, service_tier, shaped
 from codexd.protocol.reasoning import Recall, nothing, of_call, of_text
 from codexd.protocol.tool_pairs import Placed
 
@@ -81,7 +81,7 @@ def from_chat(
         tool_choice=choice,
         parallel_tool_calls=asked.parallel_tool_calls is not False and not legacy,
         reasoning=Reasoning(effort=effort, summary="auto"),
-        prompt_cache_key=asked.prompt_cache_key or cache_key(instructions, found, paired),
+        prompt_cache_key=asked.prompt_cache_key or cache_key(instructions, paired),
         text=Text(verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=form),
     )
     adjusted += (*repaired, *tiered, *instructed, *named)
@@ -97,11 +97,17 @@ def _choice(asked: chat.ChatRequest, found: list[Tool], *, legacy: bool) -> tupl
 
 
 def _ensure_json(items: list[InputItem], form: Any) -> tuple[list[InputItem], Adjustments]:
-    """Adds an instruction where needed: the backend accepts ``json_object`` only if the input contains "json"."""
-    if not isinstance(form, dict) or form.get("type") != "json_object" or b"json" in msgspec.json.encode(items).lower():
+    """Adds an instruction where needed: the backend accepts ``json_object`` only if the input contains "json".
+
+    It stands first, and only the conversation's beginning decides, so that it stays where it is in every turn.
+    """
+    if not isinstance(form, dict) or form.get("type") != "json_object":
+        return items, NONE
+    first_turn = next((index for index, item in enumerate(items) if role_of(item) == "user"), len(items))
+    if b"json" in msgspec.json.encode(items[: first_turn + 1]).lower():
         return items, NONE
     instruction = Message(role="developer", content=[InputText(text="Answer with one JSON object.")])
-    return [*items, instruction], (Adjustment("response_format", "instruction"),)
+    return [instruction, *items], (Adjustment("response_format", "instruction"),)
 
 
 def _leading_instructions(messages: list[chat.Message]) -> tuple[str, list[chat.Message]]:

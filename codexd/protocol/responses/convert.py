@@ -56,7 +56,7 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         tool_choice=asked.tool_choice if given(asked.tool_choice) else "auto",
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         reasoning=Reasoning(effort=effort, summary=UNSET if summary == "none" else summary),
-        prompt_cache_key=asked.prompt_cache_key or cache_key(instructions, found, items),
+        prompt_cache_key=asked.prompt_cache_key or cache_key(instructions, items),
         text=Text(
             verbosity=(text and text.verbosity) or settings.verbosity or model.verbosity,
             format=text.format if text is not None and given(text.format) else UNSET,
@@ -81,10 +81,8 @@ def _input(own: str | list[RawObject], earlier: int, settings: Settings) -> tupl
 
 
 def _fit_item(item: RawObject) -> tuple[InputItem | None, Adjustments]:
-    """Returns an input item without references to stored objects; None if nothing else is in it."""
+    """Returns an input item without its id; None if nothing else is in it."""
     kind = type_of(item)
-    if kind == "item_reference":
-        return None, (Adjustment("item_reference", "dropped"),)
     if kind == "reasoning" and not plain(item.get("encrypted_content")):
         # An id alone is useless to a backend that stores nothing: "Item with id 'rs_...' not found".
         return None, (Adjustment("reasoning", "dropped"),)

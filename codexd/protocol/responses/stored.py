@@ -1,14 +1,17 @@
 """Queries about a stored response: its input items in pages, each with an id, and its compaction. Pure functions."""
 
 import hashlib
+from collections.abc import Callable
 
 import msgspec
 from msgspec import Raw, Struct
 
 from codexd import errors
-from codexd.protocol.raw import RawObject
+from codexd.protocol.raw import RawObject, plain
 
 MAX_PAGE = 100
+
+_REFERENCE = Raw(b'"item_reference"')
 
 _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
 
@@ -80,6 +83,21 @@ def compacted(document: bytes, input: list[RawObject]) -> Compaction:  # noqa: A
         raise errors.not_compacted()
     kept = [item for item in input if bytes(item.get("role", b"")) in (b'"user"', b'"developer"', b'"system"')]
     return Compaction(id=whole.id, created_at=whole.created_at, output=[*kept, *found], usage=whole.usage)
+
+
+def resolved(items: list[RawObject], lookup: Callable[[str], RawObject | None]) -> list[RawObject]:
+    """Returns the items with each ``item_reference`` replaced by what it names. Raises ApiError 404 if unknown."""
+    if not any(item.get("type") == _REFERENCE for item in items):
+        return items
+    found: list[RawObject] = []
+    for index, item in enumerate(items):
+        if item.get("type") == _REFERENCE:
+            name = plain(item.get("id")) or ""
+            if (stored := lookup(name)) is None:
+                raise errors.no_such_item(name, f"input[{index}]")
+            item = stored
+        found.append(item)
+    return found
 
 
 def as_items(input: str | list[RawObject]) -> list[RawObject]:  # noqa: A002 - the API's own word
