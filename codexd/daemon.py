@@ -197,7 +197,7 @@ class _Daemon:
             keepers.start_soon(self._watch_signals, keepers.cancel_scope)
             keepers.start_soon(services.session.run)
             keepers.start_soon(services.catalog.run, services.upstream)
-            keepers.start_soon(services.upstream.keep_warm)
+            keepers.start_soon(services.upstream.run)
             keepers.start_soon(services.keys.run)
             keepers.start_soon(services.usage.run)
             keepers.start_soon(services.logins.run)

@@ -26,7 +26,8 @@ from codexd.state.usage import Ledger
 from codexd.telemetry.level import LevelOverride
 from codexd.telemetry.log import configure_logging
 from codexd.upstream.catalog import Catalog
-from codexd.upstream.client import USER_AGENT, HttpClient, Upstream, make_client, make_transport
+from codexd.upstream.client import HttpClient, Upstream, make_client, make_transport
+from codexd.upstream.identity import user_agent
 from codexd.upstream.transport import Transport
 
 Load = Callable[[], tuple[Config, Path | None]]
@@ -138,7 +139,7 @@ def compare(old: Config, wanted: Config) -> tuple[Change, Config]:
 
 def identity(config: Config) -> dict[str, str]:
     """Returns the headers that identify the client to the issuer, for refresh and revocation."""
-    return {"originator": config.backend.originator, "user-agent": USER_AGENT}
+    return {"originator": config.backend.originator, "user-agent": user_agent(config.backend)}
 
 
 @asynccontextmanager

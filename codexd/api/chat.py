@@ -26,6 +26,7 @@ from codexd.protocol.conversion import DONE, Conversion
 from codexd.protocol.convert import Converted, Settings
 from codexd.protocol.stops import Cutoff, StopLimits, limits_of
 from codexd.protocol.tokens import prompt_tokens
+from codexd.telemetry.trace import Lane, Timings
 
 MAX_N = 8
 
@@ -92,16 +93,17 @@ class ChatEndpoints:
         return await self._pipeline.answer(exchange.record, dialect.prepare(asked, context))
 
 
-async def probe(pipeline: Pipeline) -> str:
-    """Sends a tiny real request through the pipeline and returns its model's name. Raises ApiError."""
+async def probe(pipeline: Pipeline, lane: Lane | None = None) -> tuple[str, Timings]:
+    """Sends a tiny real request by that lane, or the usual one; returns the model and the times. Raises ApiError."""
     model = pipeline.catalog.models.own[0]
     record = Record("doctor")
+    record.timings.only = lane
     context = pipeline.context(record, Resolved(model, model.efforts[0] if model.efforts else None))
     context = context._replace(settings=Settings())
     message = chat.UserMessage(content="Answer with the word ok.")
     asked = chat.ChatRequest(model=model.slug, messages=[message])
     await pipeline.answer(record, prepare_chat(asked, context))
-    return model.slug
+    return model.slug, record.timings
 
 
 def _number(n: int | None) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
-import msgspec
 import structlog
 import trio
 
@@ -31,8 +30,9 @@ from codexd.relay.relay import Header, Relay, UpstreamSource
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
 from codexd.upstream.attempt import Attempts
+from codexd.upstream.call import Call
 from codexd.upstream.catalog import Catalog
-from codexd.upstream.client import Call, Upstream
+from codexd.upstream.client import Upstream
 
 log = structlog.get_logger()
 
@@ -71,10 +71,14 @@ class Joined(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The backend requests of one client request, each with its conversion. Several are ``joined`` into one answer."""
+    """The backend requests of one client request, each with its conversion. Several are ``joined`` into one answer.
+
+    ``lossless``: the API carries all items of an answer, also commentary and the calls of hosted tools.
+    """
 
     parts: Sequence[tuple[Converted, Callable[[], Conversion]]]
     joined: Joined | None = None
+    lossless: bool = False
 
 
 class Dialect(NamedTuple):
@@ -220,15 +224,27 @@ class Pipeline:
         for converted, _ in prepared.parts:
             record.adjust(*converted.adjusted)
         self.refuse_drops(record)
-        relays = [self._relay(record, converted, conversion) for converted, conversion in prepared.parts]
+        relays = [
+            self._relay(record, converted, conversion, lossless=prepared.lossless)
+            for converted, conversion in prepared.parts
+        ]
         record.usage = lambda: relays[0].usage
         if (joined := prepared.joined) is None:
             return relays[0]
         return Fanout(relays, lambda: joined.usage([relay.usage for relay in relays if relay.usage is not None]))
 
-    def _relay(self, record: Record, converted: Converted, conversion: Callable[[], Conversion]) -> Relay:
+    def _relay(
+        self, record: Record, converted: Converted, conversion: Callable[[], Conversion], *, lossless: bool
+    ) -> Relay:
         up = converted.request
-        call = Call(msgspec.json.encode(up), _header_key(up.prompt_cache_key), converted.lite, record.timings)
+        call = Call(
+            up,
+            _header_key(up.prompt_cache_key),
+            lite=converted.lite,
+            caller=record.caller,
+            lossless=lossless,
+            timings=record.timings,
+        )
         if self.config.logging.enable_request_logging:
             record.sent = call.body
             log.debug("request as it goes up", body=call.body.decode())
@@ -238,7 +254,7 @@ class Pipeline:
             if rest is None:
                 return None
             record.adjust(Adjustment("reasoning", "dropped"))
-            return call._replace(body=msgspec.json.encode(rest))
+            return call.replaced(rest)
 
         attempts = Attempts(self._upstream, call, reduced)
         relay = Relay(attempts.open, conversion, self._limits, self.config.backend, attempts.forget)

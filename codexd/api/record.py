@@ -71,6 +71,11 @@ class Record:
         """The HTTP status; 499, as in nginx, if the client disconnected."""
         return self.status if self.complete else 499
 
+    @property
+    def caller(self) -> str:
+        """Who asks: nobody continues another one's conversation with the backend."""
+        return f"key {self.key}" if self.key is not None else f"peer {self.client}"
+
     def adjust(self, *adjustments: Adjustment) -> None:
         """Adds parameters that were not passed on unchanged, each once."""
         self.adjusted += [each for each in adjustments if each not in self.adjusted]
@@ -111,6 +116,12 @@ class Record:
             tokens=_tokens(self.usage()),
             tries=timings.tries,
             connection_ready=timings.ready,
+            lane=timings.lane,
+            websocket_kept=timings.kept,
+            delta=timings.delta,
+            handshakes=timings.handshakes,
+            fallback=timings.fallback,
+            sent_bytes=timings.sent,
             backend_status=timings.status,
             backend_request_id=timings.request_id,
             body=_kept(self.received) if bodies else None,
@@ -132,6 +143,7 @@ class Record:
         if (usage := self.usage()) is not None:
             cached = usage.input_tokens_details and usage.input_tokens_details.cached_tokens
             fields |= {"tokens_in": usage.input_tokens, "tokens_cached": cached, "tokens_out": usage.output_tokens}
+        fields |= {"lane": self.timings.lane, "delta": self.timings.delta or None, "fallback": self.timings.fallback}
         fields["adjusted"] = ", ".join(map(str, self.adjusted)) or None
         fields["ms"] = round((trio.current_time() - self.started) * 1000)
         shown = {key: value for key, value in fields.items() if value is not None}

@@ -107,7 +107,7 @@ def prepare(found: Understood, context: Context) -> Prepared:
         )
         return Conversion(stream, b"" if found.websocket else DONE)
 
-    return Prepared([(converted, conversion)])
+    return Prepared([(converted, conversion)], lossless=True)
 
 
 RESPONSES = Dialect("responses", REQUEST, parameters.RESPONSES, None, ApiError.body, prepare)

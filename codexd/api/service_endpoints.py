@@ -153,11 +153,14 @@ class ServiceEndpoints:
     def metrics_text(self) -> bytes:
         """Returns all metrics in Prometheus's text format."""
         session, known = self._session, self._upstream.limits()
+        websockets, idle = self._upstream.websockets
         return self._journal.metrics.render(
             Gauges(
                 version=__version__,
                 signed_in=session.signed_in,
                 streams_open=self._pipeline.open,
+                websockets=websockets,
+                websockets_idle=idle,
                 refreshes=session.refreshes,
                 refresh_failures=session.refresh_failures,
                 windows=() if known is None else known.windows,

@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from functools import lru_cache
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -39,6 +40,7 @@ _PERMANENT = frozenset({"invalid_grant", "refresh_token_invalidated", "refresh_t
 class AuthClaim(Struct, frozen=True):
     chatgpt_account_id: str | None = None
     chatgpt_plan_type: str | None = None
+    chatgpt_compute_residency: str | None = None
 
 
 class ProfileClaim(Struct, frozen=True):
@@ -58,6 +60,7 @@ class Claims(
     profile: ProfileClaim = ProfileClaim()
 
 
+@lru_cache(maxsize=8)
 def claims(token: str | None) -> Claims:
     """Returns the claims of a JSON web token; empty claims for anything else."""
     parts = (token or "").split(".")

@@ -53,6 +53,7 @@ class Access(NamedTuple):
 
     token: str
     account_id: str | None
+    residency: str | None = None
 
     def __repr__(self) -> str:
         return f"Access(account_id={self.account_id!r})"
@@ -127,6 +128,11 @@ class Session:
         if credentials is None or self._fault is not None:
             return False
         return credentials.refresh_token is not None or self._seconds_left(credentials) > 0
+
+    @property
+    def access_token(self) -> str | None:
+        """The access token as it is now, valid or not; None if signed out."""
+        return self._credentials.access_token if self.signed_in and self._credentials is not None else None
 
     @property
     def has_credentials(self) -> bool:
@@ -438,4 +444,4 @@ class Session:
 
 
 def _access(credentials: Credentials) -> Access:
-    return Access(credentials.access_token, credentials.account())
+    return Access(credentials.access_token, credentials.account(), credentials.residency())

@@ -51,6 +51,11 @@ class Credentials(Struct, frozen=True, kw_only=True):
         """Returns the account's plan; the set of names is open."""
         return claims(self.id_token).auth.chatgpt_plan_type or claims(self.access_token).auth.chatgpt_plan_type
 
+    def residency(self) -> str | None:
+        """Returns the region that a workspace's requests must stay in; None without one."""
+        found = claims(self.access_token).auth.chatgpt_compute_residency
+        return None if found == "no_constraint" else found
+
     def expiry(self) -> float | None:
         """Returns the expiry of the access token, in Unix seconds: the earlier one of file and token."""
         known = [moment for moment in (self.expires_at, claims(self.access_token).exp) if moment is not None]

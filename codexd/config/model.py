@@ -144,6 +144,19 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "proxy. `$CODEX_CA_CERTIFICATE` adds one too; `$SSL_CERT_FILE` and `$SSL_CERT_DIR` replace the system's."
         ),
     ] = None
+    transport: Annotated[
+        Literal["auto", "websocket", "http"],
+        _about(
+            "How requests are sent. `auto`: over a websocket for each conversation, which starts answers earlier and "
+            "keeps the backend's cache, and over HTTP where that fails. `websocket` and `http`: only that."
+        ),
+    ] = "auto"
+    max_connections: Annotated[
+        int,
+        Meta(ge=1, le=1000),
+        _about("Maximum number of websockets to the backend. The idle one used least recently is closed first."),
+    ] = 32
+    idle_seconds: Annotated[Seconds, _about("Seconds after which an idle websocket to the backend is closed.")] = 600.0
     first_event_timeout: Annotated[Seconds, _about("Seconds to wait for the backend's first event.")] = 120.0
     idle_timeout: Annotated[Seconds, _about("Seconds without an event after which a stream is closed.")] = 300.0
     originator: Annotated[
@@ -154,6 +167,9 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(pattern=_IN_A_HEADER),
         _about("The official client's version to send. With too low a version, newer models are hidden or refused."),
     ] = "0.169.0"
+    user_agent: Annotated[
+        Annotated[str, Meta(pattern=r"^[\x20-\x7e]+$")] | None, _about("Sent as `user-agent`. Unset: codexd's own.")
+    ] = None
 
 
 class Logging(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

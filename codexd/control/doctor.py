@@ -14,6 +14,7 @@ from codexd.control.wire import Check, Kind
 from codexd.errors import ApiError, ConfigError
 from codexd.services import Services, compare
 from codexd.system import certificates
+from codexd.telemetry.trace import Lane
 from codexd.upstream.proxies import BadProxy
 from codexd.upstream.tunnel import CannotConnect
 
@@ -218,14 +219,23 @@ async def _models(services: Services, say: Say) -> None:
 
 
 async def _deep(services: Services, say: Say) -> None:
-    started = trio.current_time()
+    """Makes one request by each lane that the configuration allows."""
+    wanted = services.config.current.backend.transport
+    lanes: tuple[Lane, ...] = ("websocket", "http") if wanted == "auto" else (wanted,)
+    for lane in lanes:
+        await say(await _request(services, lane))
+
+
+async def _request(services: Services, lane: Lane) -> Check:
+    name, started = f"request ({'HTTP' if lane == 'http' else lane})", trio.current_time()
     try:
         with trio.fail_after(DEEP_DEADLINE):
-            model = await probe(services.pipeline)
+            model, timings = await probe(services.pipeline, lane)
     except ApiError as error:
-        await say(_failed("request", str(error), "See what the message says.", "upstream"))
+        return _failed(name, str(error), "See what the message says.", "upstream")
     except trio.TooSlowError:
         advice = "Try again; `codexctl status` shows whether a limit is reached."
-        await say(_failed("request", f"no answer within {DEEP_DEADLINE:g} seconds", advice, "upstream"))
-    else:
-        await say(_ok("request", f"{model} answered in {trio.current_time() - started:.1f} s"))
+        return _failed(name, f"no answer within {DEEP_DEADLINE:g} seconds", advice, "upstream")
+    took = f"{model} answered in {trio.current_time() - started:.1f} s"
+    key = {None: "", True: "; the backend took the cache key", False: "; the backend replaced the cache key"}
+    return _ok(name, took + key[timings.key_kept])

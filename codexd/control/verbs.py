@@ -246,6 +246,7 @@ class Verbs:
                     usage = services.upstream.limits()
         login = services.logins.current
         signed_in = account(services.session.describe())
+        websockets, idle = services.upstream.websockets
         return wire.StatusReport(
             daemon_version=__version__,
             pid=os.getpid(),
@@ -253,6 +254,9 @@ class Verbs:
             account=signed_in,
             listeners=services.lifecycle.listeners,
             streams_open=services.pipeline.open,
+            websockets=websockets,
+            websockets_idle=idle,
+            backend=services.upstream.lane,
             models_listed=services.catalog.models_listed,
             models_fetched_at=services.catalog.fetched_at,
             client_keys=len(services.keys.list()),

@@ -283,7 +283,10 @@ class UsageReport(_Reply, frozen=True, kw_only=True, tag="usage"):
 
 
 class StatusReport(_Reply, frozen=True, kw_only=True, tag="status"):
-    """``login`` is the method of the sign-in in progress; ``draining``: codexd is stopping."""
+    """``login`` is the method of the sign-in in progress; ``draining``: codexd is stopping.
+
+    ``websockets`` to the backend, and how many of them are idle; ``backend`` says how requests are sent.
+    """
 
     daemon_version: str
     pid: int
@@ -291,6 +294,9 @@ class StatusReport(_Reply, frozen=True, kw_only=True, tag="status"):
     account: Account
     listeners: list[str]
     streams_open: int
+    websockets: int = 0
+    websockets_idle: int = 0
+    backend: str = ""
     models_listed: int
     models_fetched_at: int | None
     client_keys: int

@@ -14,7 +14,10 @@ from typing import Literal, NamedTuple, Protocol
 
 KEEPALIVE_INTERVAL = 15.0
 RETRY_PAUSE = 0.3
-"""Seconds before the only retry, plus or minus half of it."""
+"""Seconds before a retry, plus or minus half of it."""
+
+MAX_RETRIES = 2
+"""A websocket that failed is followed by a new one, that by HTTP. A failure says whether a retry is safe."""
 
 
 class Deadlines(Protocol):
@@ -42,12 +45,12 @@ class Pacing:
     set for each event of a stream.
     """
 
-    __slots__ = ("_deadlines", "_retried", "_streams", "heard", "keeping_alive", "read_at", "writing", "wrote_at")
+    __slots__ = ("_deadlines", "_retries", "_streams", "heard", "keeping_alive", "read_at", "writing", "wrote_at")
 
     def __init__(self, deadlines: Deadlines, now: float, *, streams: bool) -> None:
         self._deadlines = deadlines
         self._streams = streams
-        self._retried = False
+        self._retries = 0
         self.read_at = self.wrote_at = now
         self.heard = self.writing = self.keeping_alive = False
 
@@ -80,9 +83,10 @@ class Pacing:
 
         ``safe``: the failure may be temporary, and the client has received nothing. ``jitter``: 0.5 to 1.5.
         """
-        if self._retried or not safe:
+        if self._retries >= MAX_RETRIES or not safe:
             return None
-        self._retried, self.heard = True, False
+        self._retries += 1
+        self.heard = False
         pause = RETRY_PAUSE * jitter
         self.read_at = now + pause
         return pause

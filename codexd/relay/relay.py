@@ -194,10 +194,13 @@ class Relay:
         state, step = self._conversion.state, self._step(client)
         try:
             async with self._open() as source:
-                self._headers = self._headers_of(source)
+                known, self._headers = source.headers, self._headers_of(source)
                 ended = False
                 while not (ended or state.done or state.error is not None):
                     ended = await source.push(step)
+                    if source.headers is not known:
+                        # Over a websocket the limits come with the first events.
+                        known, self._headers = source.headers, self._headers_of(source)
                     if client is not None and (self._unwritten or self._rest):
                         await self._wait_to_write(client)
                 state.eof()

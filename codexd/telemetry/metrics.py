@@ -30,6 +30,8 @@ class Gauges(NamedTuple):
     version: str
     signed_in: bool
     streams_open: int
+    websockets: int
+    websockets_idle: int
     refreshes: int
     refresh_failures: int
     windows: Iterable[Window]
@@ -59,6 +61,10 @@ class Metrics:
         self._tokens: Counter[tuple[str, str, str]] = Counter()
         self._errors: Counter[str] = Counter()
         self._adjusted: Counter[Adjustment] = Counter()
+        self._lanes: Counter[tuple[str, str, str]] = Counter()
+        self._sent: Counter[str] = Counter()
+        self._fallbacks: Counter[str] = Counter()
+        self._handshakes = 0
         self._first: dict[str, _Histogram] = {}
         self._duration: dict[str, _Histogram] = {}
         self.lag = _Histogram(LAG)
@@ -71,6 +77,13 @@ class Metrics:
                 self._tokens[kind, model, key] += getattr(trace.tokens, kind)
         if trace.error is not None and trace.tries:
             self._errors[trace.error] += 1
+        if trace.lane is not None:
+            connection = "kept" if trace.websocket_kept else "new"
+            self._lanes[trace.lane, connection, "delta" if trace.delta else "whole"] += 1
+            self._sent[trace.lane] += trace.sent_bytes
+            self._handshakes += trace.handshakes
+        if trace.fallback is not None:
+            self._fallbacks[trace.fallback] += 1
         for each in adjusted:
             known = each in self._adjusted or len(self._adjusted) < MAX_ADJUSTMENTS
             self._adjusted[each if known else Adjustment("other", "")] += 1
@@ -139,6 +152,19 @@ class Metrics:
             self._adjusted.items(),
         )  # fmt: skip
         yield counter(
+            "backend_requests", "Requests to the backend by lane, by connection, and by what was sent of the input.",
+            ["lane", "connection", "sent"], self._lanes.items(),
+        )  # fmt: skip
+        yield counter(
+            "backend_sent_bytes", "Bytes of requests to the backend.", ["lane"],
+            (((lane,), count) for lane, count in self._sent.items()),
+        )  # fmt: skip
+        yield counter(
+            "backend_fallbacks", "Requests sent over HTTP instead of a websocket, by reason.", ["reason"],
+            (((reason,), count) for reason, count in self._fallbacks.items()),
+        )  # fmt: skip
+        yield counter("backend_handshakes", "Websocket handshakes with the backend.", [], [((), self._handshakes)])
+        yield counter(
             "token_refreshes", "Attempts to renew the access token.", ["outcome"],
             [(("ok",), gauges.refreshes), (("failed",), gauges.refresh_failures)],
         )  # fmt: skip
@@ -151,6 +177,10 @@ class Metrics:
             {"": self.lag},
         )  # fmt: skip
         yield gauge("streams_open", "Answers in progress.", [], [((), gauges.streams_open)])
+        yield gauge(
+            "backend_websockets", "Open websockets to the backend.", ["state"],
+            [(("idle",), gauges.websockets_idle), (("answering",), gauges.websockets - gauges.websockets_idle)],
+        )  # fmt: skip
         yield gauge("signed_in", "1 if codexd is signed in, else 0.", [], [((), gauges.signed_in)])
         windows = list(gauges.windows)
         labels = ["limit", "window"]

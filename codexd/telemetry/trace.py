@@ -1,6 +1,7 @@
 """Traces of the last requests and their steps, in memory and bounded; bodies only if configured."""
 
 from collections import deque
+from typing import Literal
 
 from msgspec import Struct
 
@@ -13,6 +14,9 @@ KEPT_ERRORS = 20
 
 MAX_BODY = 32 * 1024
 """Bytes kept of each body, if bodies are kept at all."""
+
+
+Lane = Literal["websocket", "http"]
 
 
 class Spans(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,13 +39,25 @@ class Timings:
 
     Times are in seconds of trio's clock; None for a step that has not happened. After several tries the times are those
     of the last one, except ``asked``. ``ready``: an idle connection was reused. ``request_id`` is the backend's.
+
+    ``lane``: websocket or http. ``kept``: the websocket had answered before; ``delta``: only new items were sent.
+    ``sent``: bytes of the request. ``fallback``: why HTTP was used instead of a websocket. ``only``: the lane to use,
+    whatever is configured. ``key_kept``: whether the backend took the prompt cache key; None if it did not say.
     """
 
-    __slots__ = ("asked", "connected", "first", "head", "ready", "request_id", "resent", "status", "token", "tries")
+    __slots__ = ("asked", "connected", "delta", "fallback", "first", "handshakes", "head", "kept", "key_kept", "lane",
+                 "only", "ready", "request_id", "resent", "sent", "status", "token", "tries")  # fmt: skip
 
     def __init__(self) -> None:
         self.tries = 0
         self.resent = False
+        self.handshakes = 0
+        self.lane: Lane | None = None
+        self.kept = self.delta = False
+        self.sent = 0
+        self.only: Lane | None = None
+        self.key_kept: bool | None = None
+        self.fallback: str | None = None
         self.asked: float | None = None
         self.token: float | None = None
         self.connected: float | None = None
@@ -63,6 +79,9 @@ class Trace(Struct, frozen=True, kw_only=True):
 
     ``events`` counts the backend's events, about one for each token. ``body`` (from the client) and ``sent`` (to the
     backend) are redacted, and present only with ``logging.enable_request_logging``.
+
+    ``lane`` is how the request was sent. ``websocket_kept``: on a websocket that had answered before; ``delta``: only
+    its new items. ``fallback``: why HTTP was used and not a websocket. ``sent_bytes``: the request's size.
     """
 
     id: str
@@ -82,6 +101,12 @@ class Trace(Struct, frozen=True, kw_only=True):
     tokens: Tokens | None = None
     tries: int = 0
     connection_ready: bool | None = None
+    lane: Lane | None = None
+    websocket_kept: bool = False
+    delta: bool = False
+    handshakes: int = 0
+    fallback: str | None = None
+    sent_bytes: int = 0
     backend_status: int | None = None
     backend_request_id: str | None = None
     body: str | None = None

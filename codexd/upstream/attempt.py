@@ -6,7 +6,10 @@ from contextlib import asynccontextmanager
 import structlog
 
 from codexd.errors import ApiError
-from codexd.upstream.client import Call, EventStream, Upstream
+from codexd.upstream.call import Call
+from codexd.upstream.client import Upstream
+from codexd.upstream.http_lane import EventStream
+from codexd.upstream.websocket_lane import WebsocketStream
 
 log = structlog.get_logger()
 
@@ -22,20 +25,29 @@ class Attempts:
         self._upstream = upstream
         self._call: Call | None = call
         self._without_reasoning = without_reasoning
+        self._websockets = self._responses = 0
 
     def forget(self) -> None:
         """Releases the request; it cannot be opened again."""
         self._call, self._without_reasoning = None, _nothing
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[EventStream]:
+    async def open(self) -> AsyncIterator[EventStream | WebsocketStream]:
         """Opens the backend's event stream as ``Upstream.open`` does. Raises ValueError after ``forget``."""
         if self._call is None:
             raise ValueError("the request was forgotten")
+        timings = self._call.timings
         try:
-            async with self._upstream.open(self._call) as source:
+            async with self._upstream.open(self._call, self._websockets) as source:
                 yield source
         except ApiError as error:
+            # A websocket that failed is followed by another one, that by HTTP; over HTTP there is one retry, or none
+            # after websockets.
+            if timings.lane == "websocket":
+                self._websockets += 1
+            else:
+                error.retryable = error.retryable and not self._responses and self._websockets < 2
+                self._responses += 1
             if error.error.code == "invalid_encrypted_content" and (call := self._without_reasoning()) is not None:
                 log.info("the backend cannot decrypt the reasoning that was sent back; trying without it")
                 self._call, self._without_reasoning = call, _nothing

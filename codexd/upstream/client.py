@@ -1,36 +1,38 @@
-"""Client of the Codex backend: headers, cookies, errors. Exceptions of httpx stop here and become ApiError."""
+"""Client of the Codex backend: lanes, tokens, cookies, errors. Exceptions of httpx stop here and become ApiError."""
 
+import contextlib
 import email.utils
 import math
 import os
-import platform
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import httpx
 import msgspec
 import structlog
 import trio
 
-from codexd import __version__, errors
+from codexd import errors
 from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
-from codexd.protocol import sse, zstd
 from codexd.protocol.codex import failures as failure
 from codexd.protocol.codex import rate_limits as limits
 from codexd.protocol.codex.rate_limits import Limits
 from codexd.system import certificates
-from codexd.telemetry.trace import Timings
-from codexd.upstream import proxies
-from codexd.upstream.transport import ResponseBody, Transport, origin_of, target_of
+from codexd.upstream import identity, proxies
+from codexd.upstream.call import Call
+from codexd.upstream.conversations import Conversations, Entry, Head
+from codexd.upstream.frames import Closed
+from codexd.upstream.http_lane import EventStream, PlainResponse, note, read_error
+from codexd.upstream.lane import Failure, Lane
+from codexd.upstream.transport import RawResponse, Transport, origin_of, target_of
 from codexd.upstream.tunnel import CannotConnect
-
-MAX_ERROR_BODY = 256 * 1024
-"""Bytes of an error's body to read at most."""
+from codexd.upstream.websocket import handshake
+from codexd.upstream.websocket_lane import MAX_MESSAGE, WebsocketStream, message
 
 PAGE_TIMEOUT = 30.0
 """Seconds for requests that are not streams: the catalogue, the usage page."""
@@ -41,25 +43,36 @@ WARM_SECONDS = 3600.0
 WARM_INTERVAL = 5.0
 """Seconds between checks of that connection; grows to a minute while connecting fails."""
 
+_REFUSALS: Mapping[int, Failure] = {426: "unsupported", 400: "final", 429: "final"}
+"""What the status of a refused handshake means; any other one: refused."""
+
+_ACCOUNTS = "/wham/accounts/check"
+_UNCONSTRAINED = "NO_CONSTRAINT"
+
+ROUTING_PAUSE = 600.0
+"""Seconds before the account's routing is asked for again after a failure."""
+
+HANDSHAKE_SECONDS = 8.0
+"""Seconds for connection and handshake of a websocket."""
+
+_SPEAKING = (400, 401, 402, 403, 429)
+"""Statuses that refuse the request or the account, and not the websocket."""
+
+REFUSED_PAUSE = 1.0
+"""Seconds before the second handshake after a 403."""
+
 COOKIE_SECONDS = 30.0
 """Seconds for which the cookie header is reused. The cookies live for half an hour or longer."""
-
-USER_AGENT = f"codexd/{__version__} ({platform.system()} {platform.release()}; {platform.machine()})"
 
 log = structlog.get_logger()
 
 
-class Call(NamedTuple):
-    """One request to ``/codex/responses``. ``key``: prompt cache key and thread id. ``timings``: filled in later."""
-
-    body: bytes
-    key: str
-    lite: bool
-    timings: Timings
-
-
 class _AccountEntry(msgspec.Struct):
+    """``workspace_backend_origin`` replaces the origin of requests for answers; NO_CONSTRAINT or nothing keeps it."""
+
     id: str | None = None
+    workspace_backend_origin: str | None = None
+    account_routing_override: str | None = None
 
 
 class _Accounts(msgspec.Struct):
@@ -100,62 +113,8 @@ def make_client(transport: httpx.AsyncBaseTransport) -> HttpClient:
     )
     # The official client requests no compression, which would also delay events.
     del client.headers["accept-encoding"]
-    client.headers["user-agent"] = USER_AGENT
+    client.headers["user-agent"] = identity.USER_AGENT
     return client
-
-
-class _PlainResponse(NamedTuple):
-    """An uncompressed response, without the cost of an httpx.Response."""
-
-    headers: Mapping[str, str]
-    stream: ResponseBody
-    status_code: int = 200
-
-    def aiter_bytes(self) -> AsyncIterator[bytes]:
-        return aiter(self.stream)
-
-    async def aclose(self) -> None:
-        await self.stream.aclose()
-
-
-class EventStream:
-    """A response with status 200, as events."""
-
-    __slots__ = ("_decoder", "_push", "headers")
-
-    def __init__(self, response: httpx.Response | _PlainResponse) -> None:
-        self.headers: Mapping[str, str] = response.headers
-        self._decoder = sse.EventDecoder()
-        if isinstance(response, _PlainResponse):
-            self._push = response.stream.push
-        else:
-            self._push = partial(_push, _chunks(response))
-
-    async def push(self, step: Callable[[Sequence[bytes]], bool]) -> bool:
-        """Calls ``step`` as the relay's ``UpstreamSource`` says. Raises ApiError for an event that is too large."""
-        feed = self._decoder.feed
-        try:
-            return await self._push(lambda data: step(feed(data)))
-        except sse.EventTooLarge as error:
-            raise errors.stream_ended() from error
-
-
-def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Returns the body piece by piece, decompressed if a proxy has compressed it."""
-    match response.headers.get("content-encoding", "").strip().lower():
-        case "":
-            return aiter(cast("httpx.AsyncByteStream", response.stream))
-        case "zstd":
-            return _Unzstd(response.aiter_raw())
-        case _:
-            return response.aiter_bytes()
-
-
-async def _push(chunks: AsyncIterator[bytes], step: Callable[[bytes], bool]) -> bool:
-    async for data in chunks:
-        if not step(data):
-            return False
-    return True
 
 
 class Upstream:
@@ -181,14 +140,22 @@ class Upstream:
         self._set(config)
         self._on_models_etag = on_models_etag
         self._clock = clock
+        self._conversations = Conversations(config.max_connections, config.idle_seconds)
+        self._lane = Lane()
+        self._headers: Mapping[str, str] = {}
         self._seen: tuple[Mapping[str, str], float] | None = None
         self._cookie: tuple[float, bytes] = (-1.0, b"")
         self._limits: Limits | None = None
         self._used_at = -math.inf
+        self._routing: str | None = None
+        self._routed: str | None = None
 
     def configure(self, config: Backend) -> None:
         """Applies a new configuration, and reads the certificates again, because their files may have changed."""
         self._set(config)
+        self._conversations.configure(config.max_connections, config.idle_seconds)
+        if config.transport == "http":
+            self._conversations.close_idle()
         if self._transport is not None:
             self._transport.configure(trusting(config.ca_file))
 
@@ -199,10 +166,11 @@ class Upstream:
         self._base, self._config = base, config
 
     @asynccontextmanager
-    async def open(self, call: Call) -> AsyncIterator[EventStream]:
-        """Opens the backend's event stream with status 200, and closes it on exit. Retries a 401 once with a new token.
+    async def open(self, call: Call, failures: int = 0) -> AsyncIterator[EventStream | WebsocketStream]:
+        """Opens the backend's answer as events, and closes it on exit.
 
-        Raises ApiError, also for failures while the caller reads.
+        ``failures`` counts the websockets that failed for this request: after one a new one is opened, after two the
+        request is sent over HTTP. Raises ApiError, also for failures while the caller reads.
         """
         timings = call.timings
         self._used_at = now = trio.current_time()
@@ -210,38 +178,223 @@ class Upstream:
         try:
             access = await self._session.token()
             timings.token = trio.current_time()
-            response = await self._send(call, access)
-            if response.status_code == 401:
-                body = await self._read_error(response)
-                access_again = await self._session.replace(access.token)
-                if access_again is None:
-                    raise failure.from_http(401, response.headers, body, self._clock())
-                log.info("the backend refused the access token; trying once with a new one")
-                response = await self._send(call, access_again)
-            if response.status_code != 200:
-                body = await self._read_error(response)
-                error = failure.from_http(response.status_code, response.headers, body, self._clock())
-                error.headers += limits.client_headers(response.headers, self._clock())
-                self._seen = response.headers, self._clock()
-                raise error
-            del call
-            self._seen = response.headers, self._clock()
-            if etag := response.headers.get("x-models-etag"):
-                self._on_models_etag(etag)
-            try:
-                yield EventStream(response)
-            finally:
-                await response.aclose()
+            found = await self._websocket(call, access, failures)
+            opened = self._response(call, access) if found is None else self._answer(call, *found)
+            del call  # it may be megabytes, and the answer may take an hour
+            async with opened as answer:
+                yield answer
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise _foreign(error) from error
 
-    async def keep_warm(self) -> None:
-        """Keeps a connection open, so that requests need not wait for name, proxy and TLS. Runs until cancelled."""
+    # --- the websocket lane
+
+    async def _websocket(self, call: Call, access: Access, failures: int) -> tuple[Entry, Head | None] | None:
+        """Returns a connection for the request, and the head that it continues; None if it must be sent over HTTP."""
+        wanted = call.timings.only or self._config.transport
+        if self._transport is None or wanted == "http":
+            return None
+        timings = call.timings
+        if failures > 1 and wanted == "auto":
+            timings.fallback = "failed"
+            return None
+        fits = call.chain.size <= MAX_MESSAGE
+        if failures == 0 and (kept := await self._conversations.claim(call, access.token, whole=fits)) is not None:
+            timings.connected, timings.ready = trio.current_time(), True
+            return kept
+        if not fits and wanted == "auto":
+            timings.fallback = "too large"
+            return None
+        if not self._lane.take(trio.current_time()) and wanted == "auto":
+            timings.fallback = "paused"
+            return None
+        with self._conversations.room(spaced=wanted == "auto") as free:
+            if free:
+                return await self._dial(call, access)
+        self._lane.gave_up()
+        if wanted == "auto":
+            timings.fallback = "busy"
+            return None
+        raise errors.too_many_websockets(self._config.max_connections)
+
+    async def _dial(self, call: Call, access: Access) -> tuple[Entry, None] | None:
+        """Opens a websocket; returns None if the backend offers none now. Raises httpx's errors of connecting."""
+        why: Failure = "silent"
+        reason = f"no answer within {HANDSHAKE_SECONDS:g} seconds"
+        error: errors.ApiError | None = None
+        try:
+            with trio.move_on_after(HANDSHAKE_SECONDS):
+                found = await self._handshakes(call, access)
+                if isinstance(found, Entry):
+                    self._conversations.add(found, call)
+                    return found, None
+                why, error = found
+                reason = error.error.message.partition(" Set ")[0]
+        except CannotConnect:
+            self._lane.gave_up()
+            raise
+        except httpx.HTTPError as failed:
+            why, reason = "refused", str(failed) or type(failed).__name__
+        except BaseException:
+            self._lane.gave_up()
+            raise
+        self._close_lane(why, reason)
+        if (call.timings.only or self._config.transport) == "websocket":
+            raise error or errors.websocket_refused(reason)
+        call.timings.fallback = why
+        return None
+
+    async def _handshakes(self, call: Call, access: Access) -> Entry | tuple[Failure, errors.ApiError]:
+        """Tries once more after a 403, which is often sporadic, and after a 401 with another token."""
+        assert self._transport is not None  # noqa: S101 - ``_websocket`` has checked it
+        again = True
+        while True:
+            headers = identity.of_handshake(self._config, access, call, self._routing)
+            fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+            if cookie := self._cookie_header():
+                fields.insert(0, (b"cookie", cookie))
+            call.timings.handshakes += 1
+            found = await handshake(self._transport, self._target, fields)
+            if not isinstance(found, RawResponse):
+                socket, upgraded = found
+                call.timings.connected, call.timings.ready = upgraded.connected, upgraded.ready
+                return Entry(socket, call, access.token)
+            body = await read_error(PlainResponse({}, found.body))
+            if found.status == 401 and again:
+                if (other := await self._session.replace(access.token)) is not None:
+                    access, again = other, False
+                    continue
+            elif found.status == 403 and again:
+                again = False
+                await trio.sleep(REFUSED_PAUSE)
+                continue
+            fields_found = {name.decode("latin-1"): value.decode("latin-1") for name, value in found.fields}
+            why = _REFUSALS.get(found.status, "refused")
+            error = failure.from_http(found.status, fields_found, body, self._clock())
+            if error.retry_after is None and found.status not in _SPEAKING:
+                error = errors.websocket_refused(f"it answers the handshake with status {found.status}")
+                error.retryable = found.status >= 500
+            return why, error
+
+    @asynccontextmanager
+    async def _answer(self, call: Call, entry: Entry, head: Head | None) -> AsyncIterator[WebsocketStream]:
+        timings = call.timings
+        timings.tries += 1
+        timings.lane, timings.kept, timings.delta = "websocket", entry.kept, head is not None
+        if head is not None and not call.new_turn:
+            call.turn_state = head.turn_state
+        stream = WebsocketStream(entry, call, head, lambda: self._headers, self._on_limits, self._clock)
+        kept: Head | None = None
+        try:
+            data = message(call, head)
+            timings.sent = len(data)
+            try:
+                await entry.socket.send(data)
+            except (httpx.HTTPError, Closed) as error:
+                raise errors.stream_ended() from error
+            del call, data
+            yield stream
+            kept = stream.head()
+        finally:
+            self._conversations.release(entry, kept)
+            if kept is None:
+                self._lane.gave_up()
+            elif self._lane.worked():
+                log.info("websockets to the backend work again")
+
+    def _on_limits(self, data: bytes) -> None:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            if found := limits.headers_of_event(data):
+                self._seen, self._headers = (found, self._clock()), found
+
+    def _close_lane(self, why: Failure, reason: str) -> None:
+        if (pause := self._lane.failed(why, trio.current_time())) is not None:
+            log.warning("websockets to the backend do not work; using HTTP", seconds=round(pause), reason=reason)
+
+    # --- the HTTP lane
+
+    @asynccontextmanager
+    async def _response(self, call: Call, access: Access) -> AsyncIterator[EventStream]:
+        """Opens a response with status 200. Retries a 401 once with a new token."""
+        timings = call.timings
+        timings.lane, timings.kept, timings.delta = "http", False, False
+        response = await self._send(call, access)
+        if response.status_code == 401:
+            body = await read_error(response)
+            access_again = await self._session.replace(access.token)
+            if access_again is None:
+                raise failure.from_http(401, response.headers, body, self._clock())
+            log.info("the backend refused the access token; trying once with a new one")
+            response = await self._send(call, access_again)
+        if response.status_code != 200:
+            body = await read_error(response)
+            error = failure.from_http(response.status_code, response.headers, body, self._clock())
+            error.headers += limits.client_headers(response.headers, self._clock())
+            self._seen = response.headers, self._clock()
+            raise error
+        if timings.fallback == "failed":
+            # Only now: where HTTP fails too, it is not the websockets.
+            self._close_lane("refused", "two websockets ended before an answer")
+        del call
+        self._seen, self._headers = (response.headers, self._clock()), response.headers
+        if etag := response.headers.get("x-models-etag"):
+            self._on_models_etag(etag)
+        try:
+            yield EventStream(response)
+        finally:
+            await response.aclose()
+
+    # --- connections
+
+    @property
+    def lane(self) -> str:
+        """How requests are sent now, in words."""
+        if self._transport is None or self._config.transport == "http":
+            return "HTTP"
+        if self._lane.open or self._config.transport == "websocket":
+            return "websockets"
+        return "HTTP, because websockets failed"
+
+    @property
+    def websockets(self) -> tuple[int, int]:
+        """The numbers of open and of idle websockets."""
+        return self._conversations.counts
+
+    async def run(self) -> None:
+        """Watches idle websockets, and keeps a connection ready. Runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._conversations.run)
+            nursery.start_soon(self._keep_warm)
+            nursery.start_soon(self._learn_routing)
+
+    async def _learn_routing(self) -> None:
+        """Asks once for each account where its requests must be sent; until then they go to the usual place."""
+        while True:
+            pause = WARM_INTERVAL
+            if self._session.fresh and self._session.describe().account_id != self._routed:
+                try:
+                    # Without another token after a 401: a refresh is for a request that somebody waits for.
+                    access = await self._session.token()
+                    response = await self._get_once(_ACCOUNTS, access)
+                    if response.status_code == 200:
+                        self._learn_from(response, access)
+                    else:
+                        pause = ROUTING_PAUSE
+                except errors.ApiError as error:
+                    pause = ROUTING_PAUSE
+                    log.debug("the account's routing is unknown", reason=error.error.message)
+            await trio.sleep(pause)
+
+    async def _keep_warm(self) -> None:
+        """Keeps a connection open, so that requests need not wait for name, proxy and TLS.
+
+        It also closes idle websockets of an access token that is not in use any more, such as after a sign-out.
+        """
         if self._transport is None:
             return
         self._used_at, pause = trio.current_time(), WARM_INTERVAL
         while True:
             self._transport.sweep()
+            self._conversations.sweep(self._session.access_token or "")
             try:
                 if trio.current_time() < self._used_at + WARM_SECONDS and self._session.signed_in:
                     await self._transport.warm(self._target.origin)
@@ -254,7 +407,7 @@ class Upstream:
     async def models(self, etag: str | None) -> httpx.Response:
         """Sends ``GET /codex/models``. Raises ApiError if signed out or the backend is unreachable."""
         access = await self._session.token()
-        headers = self._identity(access) | {"accept": "*/*"}
+        headers = identity.base(self._config, access) | {"accept": "*/*"}
         if etag is not None:
             headers["if-none-match"] = etag
         return await self._page(f"{self._base}/codex/models?client_version={self._config.client_version}", headers)
@@ -281,14 +434,31 @@ class Upstream:
         return self._limits
 
     async def account_check(self) -> bool:
-        """Returns whether ``GET /wham/accounts/check`` lists the account in use. Raises ApiError."""
+        """Returns whether ``GET /wham/accounts/check`` lists the account, and keeps its routing. Raises ApiError."""
         access = await self._session.token()
-        response = await self._get("/wham/accounts/check")
+        return self._learn_from(await self._get(_ACCOUNTS), access)
+
+    def _learn_from(self, response: httpx.Response, access: Access) -> bool:
+        """Keeps the account's routing; returns whether the account is listed. Raises ApiError."""
         try:
             known = msgspec.json.decode(response.content, type=_Accounts).accounts
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise errors.upstream_unreachable(f"its accounts answer cannot be read ({error})") from error
-        return access.account_id is None or any(account.id == access.account_id for account in known)
+        account = next((each for each in known if each.id == access.account_id), None)
+        if account is not None:
+            self._route_by(account)
+        self._routed = access.account_id
+        return access.account_id is None or account is not None
+
+    def _route_by(self, account: _AccountEntry) -> None:
+        """Sends requests for answers where the workspace wants them."""
+        origin, override = account.workspace_backend_origin, account.account_routing_override
+        self._routing = None if override in (None, _UNCONSTRAINED) else override
+        if origin not in (None, _UNCONSTRAINED) and origin.startswith("https://"):
+            place = httpx.URL(origin)
+            self._url = self._url.copy_with(scheme=place.scheme, host=place.host, port=place.port)
+            self._target = target_of(self._url)
+            log.info("the workspace has its own backend", origin=origin)
 
     def route(self, url: str) -> proxies.ProxyRoute:
         """Returns the proxy for an address. Raises BadProxy."""
@@ -330,27 +500,15 @@ class Upstream:
         except httpx.HTTPError as error:
             raise _foreign(error) from error
 
-    async def _send(self, call: Call, access: Access) -> httpx.Response | _PlainResponse:
-        # Earlier official clients sent session_id, conversation_id and OpenAI-Beta; the current one sends the others.
-        headers = self._identity(access) | {
-            "user-agent": USER_AGENT,
-            "accept": "text/event-stream",
-            "content-type": "application/json",
-            "openai-beta": "responses=experimental",
-            "session_id": call.key,
-            "conversation_id": call.key,
-            "session-id": call.key,
-            "thread-id": call.key,
-            "x-client-request-id": call.key,
-        }
-        if call.lite:
-            headers["x-openai-internal-codex-responses-lite"] = "true"
+    async def _send(self, call: Call, access: Access) -> httpx.Response | PlainResponse:
+        headers = identity.of_post(self._config, access, call, self._routing)
         timings = call.timings
         timings.tries += 1
+        timings.sent = len(call.body)
         if self._transport is None:
             request = self._client.build_request("POST", self._url, content=call.body, headers=headers)
             proxied = await self._client.send(request, stream=True)
-            _note(timings, proxied.status_code, proxied.headers)
+            note(timings, proxied.status_code, proxied.headers)
             return proxied
         fields = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
         if cookie := self._cookie_header():
@@ -358,14 +516,14 @@ class Upstream:
         answer = await self._transport.post(self._target, fields, call.body, timings.resend)
         status, received, body, timings.connected, timings.ready = answer
         found = {name.decode("latin-1"): value.decode("latin-1") for name, value in received}
-        _note(timings, status, found)
+        note(timings, status, found)
         plain = status == 200 and "content-encoding" not in found
         if plain and "set-cookie" not in found:
-            return _PlainResponse(found, body)
+            return PlainResponse(found, body)
         response = httpx.Response(status, headers=received, stream=body, request=httpx.Request("POST", self._url))
         self._client.cookies.extract_cookies(response)
         self._cookie = (-1.0, b"")
-        return _PlainResponse(found, body) if plain else response
+        return PlainResponse(found, body) if plain else response
 
     def _cookie_header(self) -> bytes:
         """Returns the cookie header, cached: making it takes as long as making all other headers."""
@@ -378,53 +536,6 @@ class Upstream:
             cookie = request.headers.get("cookie", "").encode("latin-1")
             self._cookie = trio.current_time() + COOKIE_SECONDS, cookie
         return cookie
-
-    def _identity(self, access: Access) -> dict[str, str]:
-        headers = {
-            "version": self._config.client_version,
-            "authorization": f"Bearer {access.token}",
-            "originator": self._config.originator,
-        }
-        if access.account_id is not None:
-            headers["chatgpt-account-id"] = access.account_id
-        return headers
-
-    @staticmethod
-    async def _read_error(response: httpx.Response | _PlainResponse) -> bytes:
-        body = b""
-        try:
-            async for data in response.aiter_bytes():
-                body += data
-                if len(body) > MAX_ERROR_BODY:
-                    break
-        finally:
-            await response.aclose()
-        return body
-
-
-class _Unzstd:
-    """Decodes a zstd body, which httpx can do only with another package.
-
-    Not a generator, because the garbage collector would finalise an unfinished one with a warning.
-    """
-
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        self._chunks = chunks
-        self._decoder = zstd.ZstdDecoder()
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return self._decoder.feed(await anext(self._chunks))
-        except zstd.Undecodable as error:
-            raise httpx.DecodingError(str(error)) from error
-
-
-def _note(timings: Timings, status: int, headers: Mapping[str, str]) -> None:
-    timings.status, timings.head = status, trio.current_time()
-    timings.request_id = headers.get("x-request-id") or headers.get("x-oai-request-id")
 
 
 def _moment(date: str | None) -> float | None:

@@ -84,7 +84,7 @@ def warm(times: int = 100) -> None:
 def counted() -> dict[str, dict[str, float]]:
     """Thousands of user-space instructions for each kind of request: of a request, of an event paced and flat out."""
     found = {}
-    for server in ("codexd", "codexd:resp"):
+    for server in ("codexd", "codexd:resp", "codexd-http", "codexd-http:resp"):
         found[server] = instructions(server)
         print(server, found[server], flush=True)
     return found

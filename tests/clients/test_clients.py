@@ -29,10 +29,14 @@ needs_node = pytest.mark.skipif(NODE is None or not CODEX.exists(), reason="make
 needs_python = pytest.mark.skipif(not PYTHON.exists(), reason="make clients installs what is needed")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[str]:
-    with demo(tmp_path_factory.mktemp("clients"), logs / "clients.log") as said:
+@pytest.fixture(scope="module", params=["auto", "http"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[str]:
+    """The daemon, which speaks to the backend over websockets, or over HTTP."""
+    log, lane = logs / f"clients-{request.param}.log", request.param
+    with demo(tmp_path_factory.mktemp("clients"), log, CODEXD_BACKEND__TRANSPORT=lane) as said:
         yield base_url(said)
+    lanes = set(re.findall(r"request finished.*lane=(\w+)", log.read_text()))
+    assert lanes == {"websocket" if lane == "auto" else "http"}
 
 
 def node(script: str, base: str, model: str, home: Path) -> Any:
@@ -165,6 +169,7 @@ def test_litellm_as_a_client(base: str, model: str, tmp_path: Path) -> None:
 
 
 @needs_python
+@pytest.mark.parametrize("base", ["auto"], indirect=True)  # they take a minute, and no lane makes a difference to them
 def test_the_standard_tests_of_langchain(base: str, tmp_path: Path) -> None:
     """langchain-openai over chat and over responses, langchain-anthropic over messages; a model of each shape."""
     done = subprocess.run(

@@ -23,8 +23,8 @@ async def test_a_request_is_explained(shared: Setup) -> None:
     said = await shared.ctl("explain", "explain-1")
     assert (said.code, said.err) == (0, "")
     for line in (
-        r"request +explain-1\n", r"received .*POST /chat/completions", r"ended +200", r"tokens +\d+ in \(0 cached\), \d+ out",
-        r"adjusted +seed dropped: the backend does not support it", r"backend +HTTP 200",
+        r"request +explain-1\n", r"received .*POST /chat/completions", r"ended +200", r"tokens +\d+ in \(0 cached, 0%\), \d+ out",
+        r"adjusted +seed dropped: the backend does not support it", r"backend +HTTP 200", r"sent by +(the websocket of its|a new websocket), \d+\.\d KiB, (only what is new|the whole conversation)",
         r"read, checked, converted +\d+ ms", r"connection \(reused\) +\d+ ms", r"last byte +\d+ ms +at",
         r"Bodies are kept only with logging.enable_request_logging",
     ):  # fmt: skip

@@ -23,7 +23,7 @@ async def test_it_passes_on_a_simulated_backend(shared: Setup) -> None:
 
 async def test_it_passes_on_the_running_daemon(shared: Setup) -> None:
     real = await shared.ctl("selftest", "--real", "-m", "gpt-5.5", "--json")
-    assert real.code == 0
+    assert real.code == 0, real.out
     assert [line["outcome"] for line in real.json[:-1]] == ["ok"] * 5
 
 

@@ -1,7 +1,7 @@
 """``make soak``: the daemon as a process, under mixed use and faults for a while, and what that left behind.
 
-Streams, whole answers, clients that leave, clients that dawdle, faults of the backend, tokens that run out, reloads and
-idle connections, all at once. Every request has to end in one of the ways that it may end; memory and descriptors have
+Streams, whole answers, conversations, clients that leave, clients that dawdle, both lanes to the backend and its faults,
+tokens that run out, reloads and idle connections, all at once. Every request has to end in one of the ways that it may end; memory and descriptors have
 to stay flat; and the log may hold no line that nobody expects. Exits with 1 when any of that is not so.
 
     soak.py [--seconds 600] [--clients 24] [--idle 200]
@@ -43,11 +43,14 @@ from support.upstream import (
     stream_of,
     text,
     token_answer,
+    welcome,
 )
 
 WORDS = "x" * 40
 UNEXPECTED = re.compile(r"\[(ERROR|WARN)\]|Traceback|fault of codexd")
-EXPECTED = re.compile(r"the answer failed on its way|a client stopped reading|(refused|denied) the access token")
+EXPECTED = re.compile(
+    r"websockets to the backend|the answer failed on its way|a client stopped reading|(refused|denied) the access token"
+)
 WARM_UP = 0.25
 """The part of the time after which memory counts: pools and caches fill up first."""
 
@@ -96,15 +99,27 @@ PLAYS: list[tuple[int, Script]] = [
 ]
 
 
+HANDSHAKES: list[tuple[int, Script]] = [(60, welcome), (1, cut), (1, refuse(403, b"")), (1, refuse(503, b""))]
+
+
+def _any(scripts: list[tuple[int, Script]]) -> list[Script]:
+    return random.choices([play for _, play in scripts], [weight for weight, _ in scripts])  # noqa: S311
+
+
 class Moody(Upstream):
     """Plays at random, with fresh tokens for whoever asks."""
 
     async def _play(self, call: Call) -> None:
-        self.plays = random.choices([play for _, play in PLAYS], [weight for weight, _ in PLAYS])  # noqa: S311
         number = len(self.token_calls) + 2
         self.token_plays = [token_answer(access_token(time.time() + 864000, number=number), refresh_token(number))]
+        self.handshakes = _any(HANDSHAKES)
         await super()._play(call)
+        self.asked.clear()
+
+    async def _answer(self, call: Call) -> None:
+        self.plays = _any(PLAYS)
         self.calls.clear()
+        await super()._answer(call)
 
 
 class Soak:
@@ -143,6 +158,17 @@ class Soak:
         if ended == bool(failures):
             self.wrong.append(f"{path}: neither an end nor an error, or both: {response.text[-300:]}")
 
+    async def converses(self, http: httpx.AsyncClient) -> None:
+        """A conversation to its end, or to the first turn that fails; each turn is a request."""
+        messages = [{"role": "user", "content": f"hello {random.random()}"}]  # noqa: S311
+        for turn in range(4):
+            response = await http.post("/v1/chat/completions", json={"model": "gpt-5.5", "messages": messages})
+            if response.status_code != 200:
+                self.outcomes[f"{response.status_code} {response.json()['error']['code']}"] += 1
+                return
+            self.outcomes["turn of a conversation"] += 1
+            messages += [response.json()["choices"][0]["message"], {"role": "user", "content": f"and {turn}?"}]
+
     async def leaves(self, _: httpx.AsyncClient) -> None:
         path, _, body = self.body()
         async with connected(self.daemon) as client:
@@ -164,7 +190,7 @@ class Soak:
         async with httpx.AsyncClient(base_url=self.daemon.base, timeout=60) as http:
             while trio.current_time() < until:
                 does: Callable[[httpx.AsyncClient], Awaitable[None]]
-                [does] = random.choices([self.asks, self.leaves, self.dawdles], [80, 15, 5])  # noqa: S311
+                [does] = random.choices([self.asks, self.converses, self.leaves, self.dawdles], [60, 20, 15, 5])  # noqa: S311
                 try:
                     await does(http)
                 except httpx.HTTPError as error:
@@ -220,7 +246,7 @@ async def soak(seconds: float, clients: int, idle: int) -> int:
         async with trio.open_nursery() as nursery:
             upstream = Moody()
             await nursery.start(upstream.serve)
-            limits = {"first_event_timeout": 5, "idle_timeout": 3}
+            limits = {"first_event_timeout": 5, "idle_timeout": 3, "transport": "auto"}
             logging = {"level": "info", "enable_request_logging": False}
             storage = {"response_bytes": 256 * 1024}  # a store that is full soon, and then stays so
             async with running(folder, logs, upstream, backend=limits, logging=logging, storage=storage) as daemon:

@@ -68,7 +68,8 @@ async def over_simulated(
         if signed_in:
             store.save(state / "tokens.json", chatgpt.issuer.sign_in())
         ports = {"local_server_port": 0} | (oauth or {})
-        async with running(folder, logs, chatgpt, signed_in=False, oauth=ports, **options) as daemon:
+        backend = {"transport": "auto"} | options.pop("backend", {})
+        async with running(folder, logs, chatgpt, signed_in=False, oauth=ports, backend=backend, **options) as daemon:
             yield Setup(daemon, chatgpt)
 
 

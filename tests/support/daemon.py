@@ -81,9 +81,13 @@ async def running(
     *,
     signed_in: bool = True,
     env: dict[str, str] | None = None,
+    constants: dict[str, float] | None = None,
     **sections: Any,
 ) -> AsyncIterator[Daemon]:
-    """A daemon over that upstream, ready; killed at the end if it has not ended by itself."""
+    """A daemon over that upstream, ready; killed at the end if it has not ended by itself.
+
+    ``constants``: other values for what the code has fixed, such as ``codexd.upstream.lane.PAUSE``, to save time.
+    """
     state = folder / "state"
     state.mkdir(exist_ok=True)
     if signed_in and not (state / "tokens.json").exists():
@@ -91,14 +95,15 @@ async def running(
     config = {
         "server": {"bind": ["127.0.0.1:0"], "drain_seconds": 60} | sections.pop("server", {}),
         "oauth": {"issuer": upstream.url} | sections.pop("oauth", {}),
-        "backend": {"url": f"{upstream.url}/backend-api"} | sections.pop("backend", {}),
+        "backend": {"url": f"{upstream.url}/backend-api", "transport": "http"} | sections.pop("backend", {}),
         "logging": {"level": "debug", "enable_request_logging": True} | sections.pop("logging", {}),
         **sections,
     }
     path = folder / "config.json"
     path.write_bytes(msgspec.json.encode(config))
     log = logs / f"{folder.name}-{time.monotonic_ns()}.log"
-    command = [sys.executable, "-m", "codexd", "--config", str(path)]
+    start = ["-m", "codexd"] if constants is None else ["-c", _patched(constants)]
+    command = [sys.executable, *start, "--config", str(path)]
     environ = environment(folder) | {"STATE_DIRECTORY": str(state)} | (env or {})
     with log.open("wb") as output:
         process = await trio.lowlevel.open_process(
@@ -114,6 +119,15 @@ async def running(
             process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
+
+
+def _patched(constants: dict[str, float]) -> str:
+    """The program that sets constants of modules and then is codexd."""
+    lines = ["import importlib, runpy"]
+    for name, value in constants.items():
+        module, _, constant = name.rpartition(".")
+        lines.append(f"module = importlib.import_module({module!r}); module.{constant}; module.{constant} = {value!r}")
+    return "\n".join([*lines, "runpy.run_module('codexd', run_name='__main__', alter_sys=True)"])
 
 
 async def _listening(process: trio.Process, log: Path) -> list[str]:

@@ -1,11 +1,15 @@
-"""A ChatGPT that misbehaves to the byte: each test says what it writes, and when."""
+"""A ChatGPT that misbehaves to the byte, over HTTP and over websockets: each test says what it writes, and when."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import h11
 import msgspec
 import trio
+from wsproto.connection import SERVER, Connection
+from wsproto.events import CloseConnection, Ping, Pong, TextMessage
+from wsproto.utilities import generate_accept_token
 
 from codexd.protocol import sse
 from codexd.protocol.codex.models import BUILT_IN
@@ -13,15 +17,21 @@ from support.secrets import MARKER
 
 Json = dict[str, Any]
 
+CONTINUATION, TEXT, BINARY = 0, 1, 2
+"""Opcodes of frames."""
+
 
 class Call:
     """One request as it arrived, and the bare connection to answer on."""
+
+    lane = "http"
 
     def __init__(self, request: h11.Request, body: bytes, stream: trio.SocketStream) -> None:
         self.target = request.target.decode()
         self.headers = [(name.decode(), value.decode()) for name, value in request.headers]
         self.body = body
         self.stream = stream
+        self.upgraded = False
 
     def header(self, name: str) -> str | None:
         return dict(self.headers).get(name)
@@ -54,6 +64,13 @@ class Call:
         lines = [f"HTTP/1.1 {status} X", *headers, f"content-length: {len(data)}", "", ""]
         await self.raw("\r\n".join(lines).encode() + data)
 
+    async def upgrade(self, *headers: str, token: str | None = None) -> None:
+        """Accepts the handshake of a websocket; ``token`` in place of the right one."""
+        token = token or generate_accept_token((self.header("sec-websocket-key") or "").encode()).decode()
+        lines = ["HTTP/1.1 101 X", "upgrade: websocket", "connection: Upgrade", f"sec-websocket-accept: {token}"]
+        self.upgraded = True
+        await self.raw("\r\n".join([*lines, *headers, "", ""]).encode())
+
     async def gone(self) -> None:
         """Wait until the other side has closed the connection."""
         try:
@@ -63,15 +80,135 @@ class Call:
             pass
 
 
+class WebsocketCall(Call):
+    """One message as it arrived on a websocket. The verbs of ``Call`` send frames; others are for rude framing.
+
+    ``headers`` are those of the handshake. What is sent as an answer's head or end over HTTP has no place here.
+    """
+
+    lane = "websocket"
+
+    def __init__(self, handshake: Call, body: bytes, websocket: "Websocket") -> None:
+        self.target, self.headers, self.stream = handshake.target, handshake.headers, handshake.stream
+        self.body = body
+        self.upgraded = False
+        self.websocket = websocket
+
+    async def start(self, status: int = 200, *headers: str) -> None:
+        pass
+
+    async def chunk(self, data: bytes) -> None:
+        """One text frame."""
+        await self.frame(data)
+
+    async def events(self, *events: Json) -> None:
+        for event in events:
+            await self.chunk(msgspec.json.encode(event))
+
+    async def end(self) -> None:
+        pass
+
+    async def answer(self, status: int, body: bytes | Json, *headers: str) -> None:
+        """An ``error`` frame with what would be status, body and headers over HTTP."""
+        try:
+            document = body if isinstance(body, dict) else msgspec.json.decode(body)
+            error = document.get("error") or {"message": document.get("detail")}
+        except (msgspec.DecodeError, AttributeError):
+            error = {"message": bytes(body).decode()}
+        event: Json = {"type": "error", "status": status, "error": error}
+        if headers:
+            event["headers"] = dict(each.split(": ", 1) for each in headers)
+        await self.events(event)
+
+    async def gone(self) -> None:
+        """Wait until the other side has closed the connection, or has sent another message."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self.websocket.wait()
+
+    async def frame(self, payload: bytes, opcode: int = TEXT, *, last: bool = True) -> None:
+        """One frame as it is: ``opcode`` TEXT, CONTINUATION or BINARY; ``last``: the message ends with it."""
+        await self.raw(framed(payload, opcode, last=last))
+
+    async def ping(self) -> None:
+        await self.raw(self.websocket.protocol.send(Ping(b"here?")))
+
+    async def heard(self) -> None:
+        """Waits until the other side has read all that was sent: a pong says so."""
+        await self.ping()
+        await self.websocket.pong()
+
+    async def close(self, code: int, reason: str = "") -> None:
+        await self.raw(self.websocket.protocol.send(CloseConnection(code=code, reason=reason)))
+
+
+def framed(payload: bytes, opcode: int = TEXT, *, last: bool = True) -> bytes:
+    """A frame as a server sends it."""
+    size = len(payload)
+    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2) if size < 65536 else b"\x7f" + size.to_bytes(8)
+    return bytes([opcode | 0x80 * last]) + length + payload
+
+
+class Websocket:
+    """What a websocket brings, as messages. One task reads it at a time."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.protocol = Connection(SERVER)
+        self.pongs = 0
+        self._stream = stream
+        self._pieces: list[str] = []
+        self._messages: list[bytes] = []
+
+    async def receive(self) -> bytes | None:
+        """The next message; None at the end. Raises trio's exceptions of a broken stream."""
+        return self._messages.pop(0) if await self.wait() else None
+
+    async def wait(self) -> bool:
+        """Waits for a message, which stays for ``receive``; False at the end."""
+        while not self._messages:
+            if not await self._read():
+                return False
+        return True
+
+    async def pong(self) -> None:
+        """Waits for the pong to the last ping."""
+        before = self.pongs
+        while self.pongs == before:
+            if not await self._read():
+                raise trio.BrokenResourceError
+
+    async def _read(self) -> bool:
+        data = await self._stream.receive_some(65536)
+        if not data:
+            return False
+        self.protocol.receive_data(data)
+        for event in self.protocol.events():
+            if isinstance(event, TextMessage):
+                self._pieces.append(event.data)
+                if event.message_finished:
+                    self._messages.append("".join(self._pieces).encode())
+                    self._pieces = []
+            else:
+                assert isinstance(event, Pong), f"an unexpected frame: {event}"
+                self.pongs += 1
+        return True
+
+
 Script = Callable[[Call], Awaitable[None]]
 
 
 class Upstream:
-    """Serves ``/codex/responses`` by the scripts in ``plays``, one a call, the last one for ever; the rest politely."""
+    """Serves ``/codex/responses`` by the scripts in ``plays``, one a call, the last one for ever; the rest politely.
+
+    A message on a websocket is a call as a POST is. ``handshakes`` has the scripts for opening websockets; each ends
+    with ``Call.upgrade`` or with a refusal. ``asked`` are the handshakes that came, ``websockets`` counts the open ones.
+    """
 
     def __init__(self) -> None:
         self.plays: list[Script] = [polite]
         self.calls: list[Call] = []
+        self.handshakes: list[Script] = [welcome]
+        self.asked: list[Call] = []
+        self.websockets = 0
         self.token_calls: list[Call] = []
         self.token_plays: list[Script] = []
         self.open = 0
@@ -82,6 +219,11 @@ class Upstream:
         """Waits until it holds; it is asked again when a request comes and when a connection comes or goes."""
         while not condition():
             await self._changed.wait()
+
+    @property
+    def lanes(self) -> list[str]:
+        """How the calls came."""
+        return [call.lane for call in self.calls]
 
     def _note_change(self) -> None:
         self._changed.set()
@@ -104,6 +246,9 @@ class Upstream:
             async with stream:
                 while (call := await read_call(stream)) is not None:
                     await self._play(call)
+                    if call.upgraded:
+                        await self._converse(call)
+                        break
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
@@ -119,10 +264,29 @@ class Upstream:
                         "supported_reasoning_levels": [{"effort": e} for e in m.efforts],
                         "default_reasoning_level": m.default_effort} for m in BUILT_IN]  # fmt: skip
             await call.answer(200, {"models": entries}, 'etag: "1"')
-        else:
-            self.calls.append(call)
+        elif call.target.startswith("/backend-api/wham/accounts"):
+            await call.answer(200, {"accounts": []})
+        elif call.header("upgrade") == "websocket":
+            self.asked.append(call)
             self._note_change()
-            await self.plays[min(len(self.calls), len(self.plays)) - 1](call)
+            await self.handshakes[min(len(self.asked), len(self.handshakes)) - 1](call)
+        else:
+            await self._answer(call)
+
+    async def _answer(self, call: Call) -> None:
+        self.calls.append(call)
+        self._note_change()
+        await self.plays[min(len(self.calls), len(self.plays)) - 1](call)
+
+    async def _converse(self, handshake: Call) -> None:
+        websocket = Websocket(handshake.stream)
+        self.websockets += 1
+        self._note_change()
+        try:
+            while (message := await websocket.receive()) is not None:
+                await self._answer(WebsocketCall(handshake, message, websocket))
+        finally:
+            self.websockets -= 1
 
 
 async def read_call(stream: trio.SocketStream) -> Call | None:
@@ -202,6 +366,11 @@ async def polite(call: Call) -> None:
     )
     await call.events(CREATED, ADDED, text("Hel"), text("lo"), done("Hello"), COMPLETED)
     await call.end()
+
+
+async def welcome(call: Call) -> None:
+    """A handshake that is accepted."""
+    await call.upgrade()
 
 
 async def cut(call: Call) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import trustme
 
 from codexd import __version__
-from codexd.config.model import Config
+from codexd.config.model import Backend, Config
 from codexd.protocol.codex.models import BUILT_IN, Model, decode_catalogue
 from codexd.system import certificates
 from codexd.upstream import proxies
@@ -31,6 +31,8 @@ from upstream.recorder import Json, Recorder
 
 class Pair(NamedTuple):
     """A scenario of the official client, which of its requests to ``/codex/responses``, and what a client asks codexd.
+
+    In a scenario with a websocket it is the number of the message, beside which the handshake's headers are compared.
 
     The conversations are the same, so that ids, models, efforts and forms should be.
     """
@@ -86,16 +88,12 @@ PAIRS = (
     Pair("exec_lite_ultra", 0, _ask(LITE, reasoning_effort="ultra")),
     Pair("exec_lite_image_schema", 0, _ask(LITE, _SEE, response_format=_FORM)),
     Pair("exec_lite_tool_loop", 1, _ask(LITE, *_LOOP)),
+    Pair("ws_classic", 1, _ask(CLASSIC)),
+    Pair("ws_lite", 1, _ask(LITE)),
 )
-
-THREAD = "made from the conversation, so that its cache is found again: not an id that begins with the time"
 
 DELIBERATE: Mapping[str, str] = {
     "alpn": "codexd speaks HTTP/1.1 alone, over connections that it holds ready",
-    "header.session-id": THREAD,
-    "header.thread-id": THREAD,
-    "header.x-client-request-id": THREAD,
-    "body.prompt_cache_key": THREAD,
     "header.originator": "the name that the client signs in under, whose tokens these are; backend.originator is another",
     "header.user-agent": "codexd says what it is",
     "body.input[message/developer].content[input_text].text": "texts are the client's own, or those of prompts/",
@@ -156,6 +154,8 @@ def _kind(entry: Any) -> str:
 
 def request_of(capture: Mapping[str, Any], pair: Pair) -> Json:
     """The official client's request in a capture."""
+    if pair.scenario.startswith("ws_"):
+        return _framed(capture[pair.scenario], pair.which)
     found = [
         shape
         for shape in capture[pair.scenario]
@@ -165,28 +165,37 @@ def request_of(capture: Mapping[str, Any], pair: Pair) -> Json:
     return request
 
 
+def _framed(found: Iterable[Json], which: int) -> Json:
+    """The handshake of a websocket, and one of its messages as the body."""
+    shape = next(shape for shape in found if shape.get("frames"))
+    return {name: shape[name] for name in ("request", "alpn", "headers")} | {"body": shape["frames"][which]}
+
+
 async def own_requests(pairs: Iterable[Pair], version: str) -> list[Json]:
     """What codexd sends for each, as the recorder has it; ``version`` is the official client's, as it stands in a capture."""
-    back = backend.Backend({"models": []})
     hide = [(Config().backend.client_version, "<version>")] if Config().backend.client_version == version else []
     hide.append((f"codexd/{__version__}", "codexd/<own version>"))
     ca = trustme.CA()
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         (work := Path(folder)).chmod(0o700)
         ca.cert_pem.write_to_path(str(work / "ca.pem"))
-        async with proxying(Recorder(ca, back.answer)) as recorder:
-            transport = Transport(
-                lambda: certificates.context(certificates.store({}, str(work / "ca.pem"))),
-                partial(proxies.route, {"HTTPS_PROXY": recorder.url()}),
-            )
-            found = []
-            async with client(work, transport) as app:
-                for pair in pairs:
-                    recorder.log.clear()
+        found = []
+        for pair in pairs:
+            over_websocket = pair.scenario.startswith("ws_")
+            back = backend.Backend({"models": []}, websocket=over_websocket)
+            async with proxying(Recorder(ca, back.answer, back.websocket)) as recorder:
+                transport = Transport(
+                    lambda: certificates.context(certificates.store({}, str(work / "ca.pem"))),
+                    partial(proxies.route, {"HTTPS_PROXY": recorder.url()}),
+                )
+                config = Config(backend=Backend(transport="websocket" if over_websocket else "http"))
+                async with client(work, transport, config) as app:
                     answer = await app.request("POST", "/v1/chat/completions", pair.asked)
                     assert answer.status == 200, answer.body
-                    found += shapes.of(recorder.log, hide)
-            return found
+                await transport.aclose()
+                shaped = shapes.of(recorder.log, hide)
+                found += [_framed(shaped, 0)] if over_websocket else shaped
+        return found
 
 
 def models(capture: Mapping[str, Any]) -> list[str]:

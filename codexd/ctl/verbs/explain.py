@@ -55,6 +55,8 @@ def draw(reply: wire.Explained) -> None:
         rows.append(("tokens", _tokens(trace.tokens)))
     if trace.tries:
         rows.append(("backend", _backend(trace)))
+    if trace.lane is not None:
+        rows.append(("sent by", _lane(trace)))
     parts: list[drawing.Drawn] = [drawing.grid(rows), drawing.below(_times(trace))]
     bodies = [(name, body) for name, body in (("received", trace.body), ("sent", trace.sent)) if body]
     for name, body in bodies:
@@ -76,7 +78,8 @@ def _adjustment(entry: str) -> str:
 
 
 def _tokens(tokens: Tokens) -> str:
-    return f"{tokens.input} in ({tokens.cached} cached), {tokens.output} out ({tokens.reasoning} reasoning)"
+    share = f", {tokens.cached / tokens.input:.0%}" if tokens.input else ""
+    return f"{tokens.input} in ({tokens.cached} cached{share}), {tokens.output} out ({tokens.reasoning} reasoning)"
 
 
 def _backend(trace: Trace) -> str:
@@ -84,6 +87,29 @@ def _backend(trace: Trace) -> str:
     tries = "" if trace.tries == 1 else f", attempt {trace.tries}"
     name = f", request id {trace.backend_request_id}" if trace.backend_request_id else ""
     return f"{status}{tries}{name}"
+
+
+FALLBACKS = {
+    "unsupported": "the backend offers no websockets now",
+    "silent": "the websocket's handshake was not answered",
+    "refused": "the websocket's handshake failed",
+    "final": "the backend refused the websocket's handshake, as it may refuse the request",
+    "failed": "two websockets ended before the answer began",
+    "paused": "websockets failed before and are tried again later",
+    "busy": "all websockets are in use (backend.max_connections), or many were being opened",
+    "too large": "too large for a websocket",
+}
+"""The values of ``Trace.fallback``."""
+
+
+def _lane(trace: Trace) -> str:
+    """Returns how the request was sent, and how much of it."""
+    size = f"{trace.sent_bytes / 1024:.1f} KiB"
+    if trace.lane == "http":
+        why = f": {FALLBACKS.get(trace.fallback, trace.fallback)}" if trace.fallback else ""
+        return f"HTTP, {size}{why}"
+    which = "the websocket of its conversation" if trace.websocket_kept else "a new websocket"
+    return f"{which}, {size}, {'only what is new' if trace.delta else 'the whole conversation'}"
 
 
 def _steps(trace: Trace) -> Iterator[tuple[str, int | None]]:

@@ -30,6 +30,7 @@ def draw(report: wire.StatusReport) -> None:
         ("models", f"{report.models_listed} listed{fetched}"),
         ("client keys", keys),
         ("streams", str(report.streams_open)),
+        ("backend", _backend(report)),
         ("listening on", "\n".join(report.listeners)),
         ("daemon", f"codexd {report.daemon_version}, process {report.pid}, up {up}"),
     ]
@@ -44,6 +45,13 @@ def draw(report: wire.StatusReport) -> None:
     if report.usage is not None and report.usage.windows:
         parts.append(drawing.below(drawing.windows(report.usage)))
     drawing.put(drawing.stack(*parts))
+
+
+def _backend(report: wire.StatusReport) -> str:
+    """Returns how requests are sent to the backend."""
+    if not report.websockets:
+        return report.backend
+    return f"{report.backend}; {report.websockets} open, {report.websockets_idle} of them idle"
 
 
 def _account(account: wire.Account) -> list[tuple[str, drawing.Drawn]]:

@@ -79,13 +79,14 @@ def _in_progress(report: wire.TopReport, before: Seen) -> drawing.Drawn:
     """Returns a row for each request."""
     if not report.requests:
         return drawing.text("No requests in progress.", "dim")
-    table = drawing.table("request", "model", "key", "age", "first token", "tokens", "per second", right=3)
+    table = drawing.table("request", "model", "key", "sent by", "age", "first token", "tokens", "per second", right=4)
     for trace in report.requests:
         first = "waiting" if trace.spans.first is None else f"{trace.spans.first / 1000:.1f} s"
         name = trace.model or f"{trace.method} {trace.endpoint}"
         rate = f"{_rate(trace, report.now, before):.0f}" if trace.spans.first is not None else ""
         age = drawing.span(report.now - trace.at)
-        table.add_row(trace.id[:ID_SHOWN], name, trace.key or "", age, first, f"{trace.events}", rate)
+        sent = {"websocket": "delta" if trace.delta else "websocket", "http": "HTTP", None: ""}[trace.lane]
+        table.add_row(trace.id[:ID_SHOWN], name, trace.key or "", sent, age, first, f"{trace.events}", rate)
     return table
 
 

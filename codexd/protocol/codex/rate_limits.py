@@ -87,6 +87,43 @@ def from_headers(headers: Mapping[str, str], now: float) -> Limits | None:
     )
 
 
+class _EventWindow(Struct, frozen=True):
+    used_percent: float | None = None
+    window_minutes: int | None = None
+    reset_at: int | None = None
+
+
+class _EventLimits(Struct, frozen=True):
+    primary: _EventWindow | None = None
+    secondary: _EventWindow | None = None
+
+
+class _LimitsEvent(Struct, frozen=True):
+    plan_type: str | None = None
+    rate_limits: _EventLimits | None = None
+    credits: "_Credits | None" = None
+
+
+def headers_of_event(data: bytes) -> dict[str, str]:
+    """Returns a ``codex.rate_limits`` event as the headers that an answer over HTTP has. Raises DecodeError."""
+    event = msgspec.json.decode(data, type=_LimitsEvent)
+    found: dict[str, object] = {"plan-type": event.plan_type}
+    for name in ("primary", "secondary"):
+        if (window := getattr(event.rate_limits, name, None)) is not None:
+            found |= {
+                f"{name}-used-percent": window.used_percent,
+                f"{name}-window-minutes": window.window_minutes,
+                f"{name}-reset-at": window.reset_at,
+            }
+    if event.credits is not None:
+        found |= {
+            "credits-has-credits": event.credits.has_credits,
+            "credits-unlimited": event.credits.unlimited,
+            "credits-balance": event.credits.balance,
+        }
+    return {f"x-codex-{name}": str(value) for name, value in found.items() if value is not None}
+
+
 def _windows(headers: Mapping[str, str], now: float) -> Iterator[Window]:
     for name in headers:
         found = _USED.fullmatch(name)

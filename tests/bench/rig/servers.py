@@ -50,6 +50,13 @@ def _peer(name: str, port: int) -> Server:
     return Server(port, [str(WORK / "peers" / name / "bin" / "python"), str(RUN / f"run-{name}.py")], API)
 
 
+def _codexd_by(lane: str) -> Server:
+    """codexd, which sends requests to the backend by that lane."""
+    command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "codexd", "--config", str(RUN / f"codexd-{lane}.toml")]
+    environment = {"STATE_DIRECTORY": str(RUN / "state"), "PYTHONPATH": str(ROOT)}
+    return Server(CODEXD, command, {**API, "ws": "/v1/responses"}, environment)
+
+
 SERVERS = {
     "backend": Server(
         BACKEND,
@@ -63,12 +70,8 @@ SERVERS = {
     ),
     "chatmock": _peer("chatmock", CHATMOCK),
     "codex-api-proxy": _peer("codex-api-proxy", CODEX_API_PROXY),
-    "codexd": Server(
-        CODEXD,
-        [str(ROOT / ".venv" / "bin" / "python"), "-m", "codexd", "--config", str(RUN / "codexd.toml")],
-        {**API, "ws": "/v1/responses"},
-        {"STATE_DIRECTORY": str(RUN / "state"), "PYTHONPATH": str(ROOT)},
-    ),
+    "codexd": _codexd_by("websocket"),
+    "codexd-http": _codexd_by("http"),
 }
 
 
@@ -174,11 +177,14 @@ client_keys = {{ bench = "{KEY}" }}
 issuer = "http://127.0.0.1:{BACKEND}"
 [backend]
 url = "http://127.0.0.1:{BACKEND}/backend-api"
+transport = "%s"
+max_connections = 1000
 """
 
 
 def _codexd() -> None:
-    (RUN / "codexd.toml").write_text(CODEXD_TOML)
+    for lane in ("websocket", "http"):
+        (RUN / f"codexd-{lane}.toml").write_text(CODEXD_TOML % lane)
     tokens = RUN / "state" / "tokens.json"
     tokens.parent.chmod(0o700)
     document = {"access_token": _token(), "refresh_token": "rt_fake", "account_id": ACCOUNT}

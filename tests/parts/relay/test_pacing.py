@@ -53,9 +53,10 @@ def test_a_write_that_was_waited_for_begins_both_silences_again() -> None:
     assert made.due(74.0) == Due("wait", 75.0)
 
 
-def test_there_is_one_retry_and_it_begins_again() -> None:
+def test_there_are_two_retries_and_each_begins_again() -> None:
     made = pacing(heard=True)
     assert made.retry(5.0, safe=False, jitter=1.0) is None
     assert made.retry(5.0, safe=True, jitter=0.5) == RETRY_PAUSE / 2
     assert (made.heard, made.read_at) == (False, 5.0 + RETRY_PAUSE / 2)
-    assert made.retry(6.0, safe=True, jitter=1.0) is None
+    assert made.retry(6.0, safe=True, jitter=1.0) == RETRY_PAUSE
+    assert made.retry(7.0, safe=True, jitter=1.0) is None

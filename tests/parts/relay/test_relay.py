@@ -14,7 +14,7 @@ from codexd.protocol.chat.converter import ChatConverter
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.responses.stream import ResponsesStream
-from codexd.relay.pacing import KEEPALIVE_INTERVAL
+from codexd.relay.pacing import KEEPALIVE_INTERVAL, MAX_RETRIES
 from codexd.relay.relay import Header, Relay
 from support.upstream import ADDED, COMPLETED, CREATED, Json, done, failed, text
 
@@ -175,7 +175,7 @@ async def test_a_failure_after_an_early_start_is_a_frame_and_is_not_tried_again(
     assert fake.opened == 1
 
 
-async def test_one_retry_before_the_first_byte_with_a_fresh_conversion(autojump_clock: MockClock) -> None:
+async def test_a_retry_before_the_first_byte_has_a_fresh_conversion(autojump_clock: MockClock) -> None:
     fake, client = Fake([CREATED, failed("server_is_overloaded")], WHOLE), Client()
     await relay(fake, responses).stream(client)
     assert client.body.count(b"event: response.created\n") == 1
@@ -183,7 +183,7 @@ async def test_one_retry_before_the_first_byte_with_a_fresh_conversion(autojump_
     stubborn = Fake([CREATED])
     with pytest.raises(ApiError) as caught:
         await relay(stubborn).stream(Client())
-    assert (caught.value.status, stubborn.opened) == (502, 2)
+    assert (caught.value.status, stubborn.opened) == (502, 1 + MAX_RETRIES)
 
 
 async def test_a_beat_in_the_pause_before_the_retry_leaves_nothing_to_try(autojump_clock: MockClock) -> None:

@@ -15,9 +15,12 @@ from codexd.config.model import Backend, OAuth
 from codexd.errors import ApiError
 from codexd.protocol import sse
 from codexd.protocol.codex.rate_limits import client_headers
+from codexd.protocol.codex.request import Reasoning, Text, UpstreamRequest
 from codexd.telemetry.trace import Timings
-from codexd.upstream.client import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Call, EventStream, Upstream, _foreign
+from codexd.upstream.call import Call
+from codexd.upstream.client import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Upstream, _foreign
 from codexd.upstream.http1 import Fields
+from codexd.upstream.http_lane import EventStream
 from codexd.upstream.proxies import Origin
 from codexd.upstream.transport import RawResponse, RequestTarget, Transport
 from support.secrets import access_token
@@ -71,6 +74,13 @@ async def test_a_page_that_never_comes_is_given_up(autojump_clock: MockClock, tm
             assert trio.current_time() - begun == pytest.approx(PAGE_TIMEOUT)
 
 
+def call() -> Call:
+    request = UpstreamRequest(
+        model="m", input=[], reasoning=Reasoning(), prompt_cache_key="k", text=Text(verbosity="low")
+    )
+    return Call(request, "k", lite=False, caller="", lossless=True, timings=Timings())
+
+
 class Warming(Transport):
     """Notes when it was to be warmed; ``reachable`` says whether that works."""
 
@@ -99,7 +109,7 @@ async def test_a_connection_is_held_ready_for_who_is_signed_in_and_asks(
         session = Session(path, issuer=Issuer(http, OAuth(), {}), clock=lambda: NOW)
         upstream = Upstream(http, session, Backend(), clock=lambda: NOW, transport=way)
         begun = trio.current_time()
-        nursery.start_soon(upstream.keep_warm)
+        nursery.start_soon(upstream.run)
         await trio.sleep(62)
         assert way.asked == []
         store.save(path, Credentials(access_token=access_token(9e9)))
@@ -113,7 +123,7 @@ async def test_a_connection_is_held_ready_for_who_is_signed_in_and_asks(
         await trio.sleep(WARM_SECONDS)
         assert begun + WARM_SECONDS - 60 <= way.asked[-1] < begun + WARM_SECONDS
         with pytest.raises(ApiError):
-            async with upstream.open(Call(b"{}", "k", False, Timings())):
+            async with upstream.open(call()):
                 raise AssertionError
         await trio.sleep(60)
         assert len([when for when in way.asked if when > begun + WARM_SECONDS]) >= 10

@@ -1,7 +1,17 @@
+from typing import Any
+
 import msgspec
 import pytest
 
-from codexd.protocol.codex.rate_limits import Credits, Window, from_headers, from_usage, label, short
+from codexd.protocol.codex.rate_limits import (
+    Credits,
+    Window,
+    from_headers,
+    from_usage,
+    headers_of_event,
+    label,
+    short,
+)  # fmt: skip
 from support.daemon import ROOT
 
 NOW = 1_795_000_000.0
@@ -106,3 +116,55 @@ def test_the_captured_page_and_the_captured_headers() -> None:
 def test_a_window_has_a_short_name(minutes: int, shown: str) -> None:
     window = Window(limit="codex", label=label(minutes), used_percent=1, window_minutes=minutes, resets_at=None)
     assert short(window) == shown
+
+
+def test_an_event_about_limits_is_headers() -> None:
+    event = {
+        "type": "codex.rate_limits",
+        "plan_type": "plus",
+        "rate_limits": {
+            "allowed": True,
+            "primary": {"used_percent": 12.5, "window_minutes": 300, "reset_at": 1_795_000_060},
+            "secondary": {"used_percent": 34, "window_minutes": None},
+        },
+        "credits": {"has_credits": True, "unlimited": False, "balance": "7.5"},
+    }
+    headers = headers_of_event(msgspec.json.encode(event))
+    assert headers == {
+        "x-codex-plan-type": "plus",
+        "x-codex-primary-used-percent": "12.5",
+        "x-codex-primary-window-minutes": "300",
+        "x-codex-primary-reset-at": "1795000060",
+        "x-codex-secondary-used-percent": "34.0",
+        "x-codex-credits-has-credits": "True",
+        "x-codex-credits-unlimited": "False",
+        "x-codex-credits-balance": "7.5",
+    }
+    found = from_headers(headers, NOW)
+    assert found is not None
+    assert [(window.used_percent, window.resets_at) for window in found.windows] == [
+        (12.5, 1_795_000_060),
+        (34.0, None),
+    ]
+    assert (found.plan, found.credits) == ("plus", Credits(has_credits=True, unlimited=False, balance="7.5"))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"rate_limits": None},
+        {"rate_limits": {"primary": None}, "plan_type": None},
+        {"rate_limits": {"primary": {}}},
+    ],
+)
+def test_an_event_without_limits_has_no_headers(event: dict[str, Any]) -> None:
+    assert headers_of_event(msgspec.json.encode(event)) == {}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b'{"rate_limits":7}', b'{"rate_limits":{"primary":{"used_percent":"x"}}}']
+)
+def test_an_event_in_an_odd_shape_is_an_error(data: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        headers_of_event(data)

@@ -1,0 +1,50 @@
+"""One request to the backend, in the forms in which the lanes send it."""
+
+from functools import cached_property
+
+import msgspec
+
+from codexd.protocol.codex import continuation
+from codexd.protocol.codex.continuation import Chain
+from codexd.protocol.codex.request import UpstreamRequest
+from codexd.protocol.convert import role_of
+from codexd.telemetry.trace import Timings
+
+
+class Call:
+    """A request to ``/codex/responses``.
+
+    ``key``: the conversation's id as it may stand in a header. ``caller`` separates clients: none continues another's
+    conversation. ``lossless``: the client's API carries all items of an answer. ``turn_state``: the backend's, to be
+    repeated within a tool loop. ``timings`` is filled in.
+    """
+
+    def __init__(
+        self, request: UpstreamRequest, key: str, *, lite: bool, caller: str, lossless: bool, timings: Timings
+    ) -> None:
+        self.request = request
+        self.key = key
+        self.lite = lite
+        self.caller = caller
+        self.lossless = lossless
+        self.timings = timings
+        self.turn_state: str | None = None
+
+    @cached_property
+    def body(self) -> bytes:
+        """The request as JSON."""
+        return msgspec.json.encode(self.request)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The request's items, encoded one by one, and their digests."""
+        return continuation.chain_of(self.request, self.caller)
+
+    @property
+    def new_turn(self) -> bool:
+        """Whether the user has said something since the last answer; otherwise the request is part of a tool loop."""
+        return any(role_of(item) == "user" for item in self.request.input[self.chain.tail :])
+
+    def replaced(self, request: UpstreamRequest) -> "Call":
+        """Returns the same call with another request."""
+        return Call(request, self.key, lite=self.lite, caller=self.caller, lossless=self.lossless, timings=self.timings)

@@ -1,0 +1,207 @@
+"""Which websocket holds which conversation.
+
+    connection | left by                                                          | to
+    -----------|------------------------------------------------------------------|-----------
+    answering  | a complete answer, read to its last event                        | idle, with a head
+    answering  | an answer whose end does not allow to continue it                | closed
+    idle       | ``claim`` by a request that continues its head                   | answering
+    idle       | ``claim`` by another request with the same key and caller        | answering, without the head
+    idle       | ``room`` (least recently used first), ``sweep``, its end         | closed
+
+A head is the last answer of a connection, found by the digest of the input that it answers. Once taken it is gone: a
+retry, an edit or a second request at once sends its whole input. No bodies are kept, only digests.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import trio
+
+from codexd.protocol.codex import continuation
+from codexd.protocol.codex.continuation import Answer
+from codexd.upstream.call import Call
+from codexd.upstream.websocket import WebSocket
+
+UNSPACED = 8
+"""Websockets up to which new ones are opened at once; the backend is said to refuse many handshakes in a second."""
+
+SPACE = 1.0
+"""Seconds between two handshakes beyond that number."""
+
+MAX_AGE = 50 * 60.0
+"""Seconds of a connection's life in which an answer may start. The backend ends it after an hour."""
+
+SWEEP_INTERVAL = 5.0
+
+
+class Head(NamedTuple):
+    """A complete answer that its connection can continue. ``key``: the prompt cache key that was sent."""
+
+    digest: bytes
+    response_id: str
+    answer: Answer
+    key: str
+    turn_state: str | None
+
+
+class Entry:
+    """One connection. ``token``: the access token of its handshake. ``kept``: it has answered before."""
+
+    __slots__ = ("answering", "caller", "digest", "head", "kept", "key", "once", "socket", "token", "used_at")
+
+    def __init__(self, socket: WebSocket, call: Call, token: str) -> None:
+        self.socket = socket
+        self.token = token
+        self.caller, self.key = call.caller, call.key
+        self.head: Head | None = None
+        self.answering = True
+        self.kept = False
+        self.once = False
+        self.digest = b""
+        self.used_at = trio.current_time()
+
+
+class Conversations:
+    """All websockets. ``run`` watches the idle ones; without it none is kept."""
+
+    def __init__(self, max_connections: int, idle_seconds: float) -> None:
+        self.configure(max_connections, idle_seconds)
+        self._entries: list[Entry] = []
+        self._opening = 0
+        self._opened_at = -math.inf
+        self._heads: dict[bytes, Entry] = {}
+        self._nursery: trio.Nursery | None = None
+
+    def __repr__(self) -> str:
+        idle = sum(not entry.answering for entry in self._entries)
+        return f"<Conversations {len(self._entries)} websockets, {idle} idle, {len(self._heads)} heads>"
+
+    def configure(self, max_connections: int, idle_seconds: float) -> None:
+        self._max, self._idle_seconds = max_connections, idle_seconds
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The numbers of open and of idle connections."""
+        return len(self._entries), sum(not entry.answering for entry in self._entries)
+
+    async def run(self) -> None:
+        """Answers pings on idle connections and closes old ones. Runs until cancelled; then closes the idle ones."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                while True:
+                    await trio.sleep(SWEEP_INTERVAL)
+                    self.sweep()
+        finally:
+            self._nursery = None
+            self.close_idle()
+
+    def sweep(self, token: str | None = None) -> None:
+        """Closes idle connections that are too old, or, if ``token`` is given, were opened with another one."""
+        now = trio.current_time()
+        for entry in list(self._idle()):
+            if (
+                now > entry.used_at + self._idle_seconds
+                or now > entry.socket.opened_at + MAX_AGE
+                or token not in (None, entry.token)
+            ):
+                self.close(entry)
+
+    def close_idle(self) -> None:
+        for entry in list(self._idle()):
+            self.close(entry)
+
+    async def claim(self, call: Call, token: str, *, whole: bool = True) -> tuple[Entry, Head | None] | None:
+        """Returns an idle connection for the request, and the head that it continues.
+
+        Without a head to continue it is one that had the same key: the backend's cache is warm there. ``whole``: all of
+        the request may be sent; otherwise only a connection with a head will do.
+        """
+        self.sweep(token)
+        chain = call.chain
+        found = None if chain.before is None else self._heads.get(chain.before)
+        if found is not None and (head := found.head) is not None and not found.answering:
+            answer = call.request.input[chain.start : chain.tail]
+            if continuation.equals(head.answer, answer, lossless=call.lossless) and await self._claim(found, call):
+                return found, head
+        for entry in sorted(self._idle(), key=lambda each: -each.used_at) if whole else ():
+            if (
+                (entry.caller, entry.key) == (call.caller, call.key)
+                and not entry.answering
+                and await self._claim(entry, call)
+            ):
+                return entry, None
+        return None
+
+    @contextmanager
+    def room(self, *, spaced: bool = False) -> Iterator[bool]:
+        """Holds a place while a connection is opened; closes an idle one for it.
+
+        False if all are answering, or, with ``spaced``, if many are open and the last handshake was a moment ago.
+        """
+        many = len(self._entries) + self._opening >= UNSPACED
+        if spaced and many and trio.current_time() < self._opened_at + SPACE:
+            yield False
+            return
+        while (full := len(self._entries) + self._opening >= self._max) and (oldest := self._oldest()) is not None:
+            self.close(oldest)
+        self._opening += not full
+        self._opened_at = trio.current_time()
+        try:
+            yield not full
+        finally:
+            self._opening -= not full
+
+    def _oldest(self) -> Entry | None:
+        return min(self._idle(), key=lambda each: each.used_at, default=None)
+
+    def add(self, entry: Entry, call: Call) -> None:
+        """Takes in a new connection. If the same request is being answered already, this one ends with its answer."""
+        entry.digest = call.chain.digest
+        entry.once = any(other.answering and other.digest == entry.digest for other in self._entries)
+        self._entries.append(entry)
+
+    def release(self, entry: Entry, head: Head | None) -> None:
+        """Ends an answer: keeps the connection if there is a head, closes it otherwise."""
+        if head is None or entry.once or entry.socket.closed or self._nursery is None:
+            self.close(entry)
+            return
+        entry.answering, entry.kept, entry.head = False, True, head
+        entry.used_at = trio.current_time()
+        if (other := self._heads.get(head.digest)) is not None:
+            other.head = None
+        self._heads[head.digest] = entry
+        entry.socket.rest()
+        self._nursery.start_soon(self._watch, entry)
+
+    def close(self, entry: Entry) -> None:
+        self._forget_head(entry)
+        if entry in self._entries:
+            self._entries.remove(entry)
+        entry.socket.close()
+
+    async def _watch(self, entry: Entry) -> None:
+        await entry.socket.watch()
+        if entry.socket.closed:
+            self.close(entry)
+
+    async def _claim(self, entry: Entry, call: Call) -> bool:
+        self._forget_head(entry)
+        entry.answering, entry.digest, entry.key = True, call.chain.digest, call.key
+        try:
+            usable = await entry.socket.claim()
+        except BaseException:
+            self.close(entry)
+            raise
+        if not usable:
+            self.close(entry)
+        return usable
+
+    def _forget_head(self, entry: Entry) -> None:
+        if entry.head is not None and self._heads.get(entry.head.digest) is entry:
+            del self._heads[entry.head.digest]
+        entry.head = None
+
+    def _idle(self) -> Iterator[Entry]:
+        return (entry for entry in self._entries if not entry.answering)
