@@ -25,7 +25,7 @@ from codexd.protocol.codex.rate_limits import Limits
 from codexd.system import certificates
 from codexd.upstream import identity, proxies
 from codexd.upstream.call import Call
-from codexd.upstream.conversations import Conversations, Entry, Head
+from codexd.upstream.conversations import PATIENCE, Conversations, Entry, Head
 from codexd.upstream.frames import Closed
 from codexd.upstream.http_lane import EventStream, PlainResponse, note, read_error
 from codexd.upstream.lane import Failure, Lane
@@ -207,17 +207,20 @@ class Upstream:
         if not self._lane.take(trio.current_time()) and wanted == "auto":
             timings.fallback = "paused"
             return None
-        with self._conversations.room(spaced=wanted == "auto") as free:
-            if free:
-                return await self._dial(call, access)
+        with self._conversations.room(patience=PATIENCE if wanted == "auto" else math.inf) as wait:
+            if wait is not None:
+                return await self._dial(call, access, wait)
         self._lane.gave_up()
         if wanted == "auto":
             timings.fallback = "busy"
             return None
         raise errors.too_many_websockets(self._config.max_connections)
 
-    async def _dial(self, call: Call, access: Access) -> tuple[Entry, None] | None:
-        """Opens a websocket; returns None if the backend offers none now. Raises httpx's errors of connecting."""
+    async def _dial(self, call: Call, access: Access, wait: float) -> tuple[Entry, None] | None:
+        """Opens a websocket in ``wait`` seconds; returns None if the backend offers none now.
+
+        Raises httpx's errors of connecting.
+        """
         why: Failure = "silent"
         reason = f"no answer within {HANDSHAKE_SECONDS:g} seconds"
         error: errors.ApiError | None = None
@@ -225,6 +228,7 @@ class Upstream:
             with trio.move_on_after(HANDSHAKE_SECONDS):
                 found = await self._handshakes(call, access)
                 if isinstance(found, Entry):
+            await trio.sleep(wait)
                     self._conversations.add(found, call)
                     return found, None
                 why, error = found

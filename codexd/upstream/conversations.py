@@ -24,11 +24,14 @@ from codexd.protocol.codex.continuation import Answer
 from codexd.upstream.call import Call
 from codexd.upstream.websocket import WebSocket
 
-UNSPACED = 8
-"""Websockets up to which new ones are opened at once; the backend is said to refuse many handshakes in a second."""
+BURST = 8
+"""Handshakes that may follow one another at once; the backend is said to refuse many in a second."""
 
 SPACE = 1.0
 """Seconds between two handshakes beyond that number."""
+
+PATIENCE = 2.0
+"""Seconds for which a request waits for its handshake. The first token over HTTP is said to be later by three."""
 
 MAX_AGE = 50 * 60.0
 """Seconds of a connection's life in which an answer may start. The backend ends it after an hour."""
@@ -70,7 +73,7 @@ class Conversations:
         self.configure(max_connections, idle_seconds)
         self._entries: list[Entry] = []
         self._opening = 0
-        self._opened_at = -math.inf
+        self._spaced_until = -math.inf
         self._heads: dict[bytes, Entry] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -135,23 +138,27 @@ class Conversations:
         return None
 
     @contextmanager
-    def room(self, *, spaced: bool = False) -> Iterator[bool]:
-        """Holds a place while a connection is opened; closes an idle one for it.
+    def room(self, *, patience: float = math.inf) -> Iterator[float | None]:
+        """Holds a place while a connection is opened; closes an idle one for it. Gives the seconds to wait before.
 
-        False if all are answering, or, with ``spaced``, if many are open and the last handshake was a moment ago.
+        None if all are answering, or if the wait, because of the handshakes before this one, were over ``patience``.
         """
-        many = len(self._entries) + self._opening >= UNSPACED
-        if spaced and many and trio.current_time() < self._opened_at + SPACE:
-            yield False
+        now = trio.current_time()
+        start = max(now, self._spaced_until - (BURST - 1) * SPACE)
+        if start - now > patience:
+            yield None
             return
         while (full := len(self._entries) + self._opening >= self._max) and (oldest := self._oldest()) is not None:
             self.close(oldest)
-        self._opening += not full
-        self._opened_at = trio.current_time()
+        if full:
+            yield None
+            return
+        self._spaced_until = max(now, self._spaced_until) + SPACE
+        self._opening += 1
         try:
-            yield not full
+            yield start - now
         finally:
-            self._opening -= not full
+            self._opening -= 1
 
     def _oldest(self) -> Entry | None:
         return min(self._idle(), key=lambda each: each.used_at, default=None)

@@ -96,7 +96,7 @@ FALLBACKS = {
     "final": "the backend refused the websocket's handshake, as it may refuse the request",
     "failed": "two websockets ended before the answer began",
     "paused": "websockets failed before and are tried again later",
-    "busy": "all websockets are in use (backend.max_connections), or many were being opened",
+    "busy": "all websockets are in use (backend.max_connections), or too many were being opened",
     "too large": "too large for a websocket",
 }
 """The values of ``Trace.fallback``."""

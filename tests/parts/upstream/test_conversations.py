@@ -80,8 +80,8 @@ async def running(most: int = 10, idle_seconds: float = 1e9) -> AsyncIterator[Po
 
 
 def has_room(pool: Conversations) -> bool:
-    with pool.room() as room:
-        return room
+    with pool.room() as wait:
+        return wait is not None
 
 
 def socket_of(entry: Entry) -> Socket:
@@ -391,13 +391,15 @@ def test_an_answer_ends_before_the_backend_ends_its_connection() -> None:
 async def test_of_many_handshakes_there_is_one_a_second(autojump_clock: MockClock) -> None:
     pool = Conversations(100, 600.0)
 
-    def opens() -> bool:
-        with pool.room(spaced=True) as room:
-            if room:
+    def opens() -> float | None:
+        with pool.room(patience=conversations.PATIENCE) as wait:
+            if wait is not None:
                 pool.add(Entry(cast("WebSocket", Socket()), call(user("x")), "t"), call(user("x")))
-            return room
+            return wait
 
-    assert [opens() for _ in range(conversations.UNSPACED + 2)] == [True] * conversations.UNSPACED + [False, False]
-    assert has_room(pool), "where nothing else is left it does not wait"
-    await trio.sleep(conversations.SPACE)
-    assert [opens(), opens()] == [True, False]
+    at_once = [opens() for _ in range(conversations.BURST)]
+    assert at_once == [0.0] * conversations.BURST
+    assert [opens() for _ in range(4)] == [1.0, 2.0, None, None]
+    assert has_room(pool), "where nothing else is left it waits for as long as it takes"
+    await trio.sleep(5)
+    assert [opens() for _ in range(4)] == [0.0, 0.0, 1.0, 2.0]
