@@ -31,6 +31,7 @@ from codexd.upstream.http_lane import EventStream, PlainResponse, note, read_err
 from codexd.upstream.lane import Failure, Lane
 from codexd.upstream.transport import RawResponse, Transport, origin_of, target_of
 from codexd.upstream.tunnel import CannotConnect
+from codexd.upstream.turn_state import TurnStates
 from codexd.upstream.websocket import handshake
 from codexd.upstream.websocket_lane import MAX_MESSAGE, WebsocketStream, message
 
@@ -142,6 +143,7 @@ class Upstream:
         self._clock = clock
         self._conversations = Conversations(config.max_connections, config.idle_seconds)
         self._lane = Lane()
+        self._turn_states = TurnStates()
         self._headers: Mapping[str, str] = {}
         self._seen: tuple[Mapping[str, str], float] | None = None
         self._cookie: tuple[float, bytes] = (-1.0, b"")
@@ -178,6 +180,7 @@ class Upstream:
         try:
             access = await self._session.token()
             timings.token = trio.current_time()
+            call.turn_state = call.turn_state or self._turn_states.find(call)
             found = await self._websocket(call, access, failures)
             opened = self._response(call, access) if found is None else self._answer(call, *found)
             del call  # it may be megabytes, and the answer may take an hour
@@ -225,10 +228,10 @@ class Upstream:
         reason = f"no answer within {HANDSHAKE_SECONDS:g} seconds"
         error: errors.ApiError | None = None
         try:
+            await trio.sleep(wait)
             with trio.move_on_after(HANDSHAKE_SECONDS):
                 found = await self._handshakes(call, access)
                 if isinstance(found, Entry):
-            await trio.sleep(wait)
                     self._conversations.add(found, call)
                     return found, None
                 why, error = found
@@ -284,8 +287,6 @@ class Upstream:
         timings = call.timings
         timings.tries += 1
         timings.lane, timings.kept, timings.delta = "websocket", entry.kept, head is not None
-        if head is not None and not call.new_turn:
-            call.turn_state = head.turn_state
         stream = WebsocketStream(entry, call, head, lambda: self._headers, self._on_limits, self._clock)
         kept: Head | None = None
         try:
@@ -300,6 +301,8 @@ class Upstream:
             kept = stream.head()
         finally:
             self._conversations.release(entry, kept)
+            if stream.turn_state is not None:
+                self._turn_states.keep(entry.digest, stream.turn_state)
             if kept is None:
                 self._lane.gave_up()
             elif self._lane.worked():
@@ -335,6 +338,8 @@ class Upstream:
             error.headers += limits.client_headers(response.headers, self._clock())
             self._seen = response.headers, self._clock()
             raise error
+        if (state := call.turn_state or response.headers.get(identity.TURN_STATE)) is not None:
+            self._turn_states.keep(call.chain.digest, state)
         if timings.fallback == "failed":
             # Only now: where HTTP fails too, it is not the websockets.
             self._close_lane("refused", "two websockets ended before an answer")

@@ -46,7 +46,6 @@ class Head(NamedTuple):
     response_id: str
     answer: Answer
     key: str
-    turn_state: str | None
 
 
 class Entry:

@@ -79,8 +79,8 @@ def message(call: Call, head: Head | None) -> bytes:
     own: dict[str, Any] = {}
     if call.lite:
         own[LITE_METADATA] = "true"
-    if head is not None and head.turn_state is not None and not call.new_turn:
-        own[TURN_STATE] = head.turn_state
+    if call.turn_state is not None:
+        own[TURN_STATE] = call.turn_state
     metadata: Any
     if request.client_metadata is UNSET:
         metadata = {"session_id": call.key, "thread_id": call.key, "x-codex-window-id": f"{call.key}:0"} | own
@@ -99,7 +99,10 @@ def message(call: Call, head: Head | None) -> bytes:
 
 
 class WebsocketStream:
-    """The events of one answer. ``clock`` gives Unix seconds; ``on_limits`` gets each ``codex.rate_limits`` event."""
+    """The events of one answer. ``clock`` gives Unix seconds; ``on_limits`` gets each ``codex.rate_limits`` event.
+
+    ``turn_state`` is the turn's first one: what was sent, or else what came.
+    """
 
     def __init__(
         self,
@@ -113,7 +116,7 @@ class WebsocketStream:
         self._entry = entry
         self._digest, self._timings = call.chain.digest, call.timings
         self._key = head.key if head is not None else call.request.prompt_cache_key
-        self._turn_state = None if head is None or call.new_turn else head.turn_state
+        self.turn_state = call.turn_state
         self._headers = headers
         self._on_limits = on_limits
         self._clock = clock
@@ -161,7 +164,7 @@ class WebsocketStream:
         if not self._complete or not self._id or self._unknown:
             return None
         answer = continuation.answer_of(self._items)
-        return Head(self._digest, self._id, answer, self._key, self._turn_state)
+        return Head(self._digest, self._id, answer, self._key)
 
     def _note(self, data: bytes) -> None:
         try:
@@ -174,7 +177,7 @@ class WebsocketStream:
         elif kind == "error":
             self._refused(event, data)
         elif kind == "response.metadata":
-            self._turn_state = self._turn_state or _turn_state_in(data)
+            self.turn_state = self.turn_state or _turn_state_in(data)
         elif kind.startswith("response."):
             self._progress(kind, event, data)
 

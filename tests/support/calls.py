@@ -52,7 +52,7 @@ def raw(item: InputItem | dict[str, Any]) -> RawObject:
     return msgspec.json.decode(msgspec.json.encode(item), type=RawObject)
 
 
-def head(asked: Call, *answer: InputItem, name: str = "resp_1", turn_state: str | None = None) -> Head:
+def head(asked: Call, *answer: InputItem, name: str = "resp_1") -> Head:
     """What this answer to that request lets the next one continue."""
     found = continuation.answer_of([raw(item) for item in answer])
-    return Head(asked.chain.digest, name, found, asked.request.prompt_cache_key, turn_state)
+    return Head(asked.chain.digest, name, found, asked.request.prompt_cache_key)

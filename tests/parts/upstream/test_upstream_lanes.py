@@ -28,7 +28,7 @@ from codexd.upstream.http_lane import EventStream
 from codexd.upstream.transport import Transport
 from codexd.upstream.websocket_lane import WebsocketStream
 from support import calls
-from support.calls import called, output, raw, user
+from support.calls import called, output, raw, said, user
 from support.peer import Peer, peers
 from support.secrets import access_token
 from support.serving import serving
@@ -223,6 +223,23 @@ async def test_a_tool_loop_keeps_the_turn_state(rude: Any) -> None:
         await ask(upstream, again, 2)
         assert went(again) == ("http", "failed")
         assert b"x-codex-turn-state: state" in requests[-1]
+
+
+@pytest.mark.parametrize("first", ["state", "no \xe9"])
+async def test_over_http_the_turn_state_is_a_header(rude: Any, first: str) -> None:
+    status = f"200 OK\r\nx-codex-turn-state: {first}".encode("latin-1")
+    async with rude(transport="http", status=status) as (upstream, requests):
+
+        async def told(*items: Any) -> bool:
+            await ask(upstream, call(*items))
+            return b"x-codex-turn-state: state" in requests.pop()
+
+        kept = first == "state"
+        assert not await told(user("hi"))
+        assert await told(user("hi"), called(), output()) is kept
+        assert await told(user("hi"), called(), output(), called(), output()) is kept
+        assert not await told(user("hi"), called(), output(), said("x"), user("next"))
+        assert not await told(user("other"), called(), output())
 
 
 # --- handshakes

@@ -46,6 +46,7 @@ class Socket:
 def stream_of(reads: list[list[bytes]]) -> WebsocketStream:
     call = SimpleNamespace(
         request=SimpleNamespace(prompt_cache_key="k"),
+        turn_state=None,
         new_turn=True,
         timings=Timings(),
         chain=SimpleNamespace(digest=b""),
