@@ -138,6 +138,8 @@ class ServiceEndpoints:
                 who=(signed_in.email or signed_in.account_id or "an account") if signed_in.signed_in else None,
                 why=signed_in.why if signed_in.ended else None,
                 streams=self._pipeline.open,
+                lane=self._upstream.lane,
+                websockets=self._upstream.websockets[0],
                 windows=() if known is None else known.windows,
                 models=self._listed(exchange),
                 hours=self._ledger.hours(),

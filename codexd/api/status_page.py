@@ -20,7 +20,8 @@ HEADERS = (
 class View(NamedTuple):
     """The data of the page. ``who`` is the account; None if signed out, for the reason ``why`` if one is known.
 
-    ``now`` is in Unix seconds. ``base`` is the base URL of the API at the address at which the page was requested.
+    ``now`` is in Unix seconds. ``lane`` says in words how requests are sent to the backend, and ``websockets`` is the
+    number of open ones. ``base`` is the base URL of the API at the address at which the page was requested.
     """
 
     version: str
@@ -31,6 +32,8 @@ class View(NamedTuple):
     who: str | None
     why: str | None
     streams: int
+    lane: str
+    websockets: int
     windows: Iterable[Window]
     models: Sequence[str]
     hours: Sequence[Hour]
@@ -121,7 +124,9 @@ def _grouped(number: int) -> str:
 
 def _sign_in(view: View) -> str:
     if view.who is not None:
-        return f'<strong class="good">Signed in</strong> as {escape(view.who)}'
+        opened = f", {view.websockets} of them open" if view.websockets else ""
+        lane = f'<p class="soft">Requests are sent to the backend over {escape(view.lane)}{opened}.</p>'
+        return f'<strong class="good">Signed in</strong> as {escape(view.who)}{lane}'
     why = "" if view.why is None else f" {escape(view.why)}."
     return (
         f'<strong class="bad">Signed out.</strong>{why} '

@@ -18,7 +18,7 @@ from support.daemon import hello
 
 VIEW = status_page.View(
     version="1.0", uptime="5 min", now=1_000.0, base="http://localhost:3000/v1", key_required=False, who="a@b.c", why=None,
-    streams=1, windows=(), models=["gpt-5.5"], hours=[Hour(hour=number) for number in range(24)],
+    streams=1, lane="websockets", websockets=0, windows=(), models=["gpt-5.5"], hours=[Hour(hour=number) for number in range(24)],
 )  # fmt: skip
 
 
@@ -69,6 +69,8 @@ def test_it_is_whole_and_escaped(view: status_page.View) -> None:
 
 def test_what_it_says() -> None:
     assert "<strong" in text(VIEW) and "as a@b.c" in text(VIEW)
+    assert "sent to the backend over websockets." in text(VIEW)
+    assert "over websockets, 2 of them open." in text(VIEW._replace(websockets=2))
     out = text(VIEW._replace(who=None, why=None))
     assert "Signed out." in out and "codexctl login" in out and "Not signed in" not in out
     window = Window(limit="codex", label="5 h", used_percent=93.5, window_minutes=300, resets_at=4_600)
