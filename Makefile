@@ -65,6 +65,7 @@ build/schemathesis/.done: tests/fuzz/requirements.lock
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),600)
+	$(BIN)/python tests/soak/conversations.py --conversations $(or $(CONVERSATIONS),500)
 
 # What npm's newest official client sends today, beside tests/upstream/snapshot, and what codexd sends beside it. It needs
 # npm, x86-64 Linux and half a minute. What was looked at becomes the snapshot by upstream-accept.
