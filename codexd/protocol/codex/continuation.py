@@ -80,9 +80,13 @@ def chain_of(request: UpstreamRequest, caller: str) -> Chain:
         start = None
     fields = msgspec.structs.replace(request, input=[], prompt_cache_key="", client_metadata=UNSET)
     digest = hashlib.sha256(_encode((caller, fields)))
-    encoded = [_encode(_without_id(item) if isinstance(item, dict) else item) for item in items]
+    bare = [_without_id(item) if isinstance(item, dict) else item for item in items]
+    encoded = [_encode(item) for item in bare]
     # Raw objects of Responses clients may come back with their keys in another order and nulls added.
-    compared = [_normal(item) if isinstance(item, dict) else data for item, data in zip(items, encoded, strict=True)]
+    compared = [
+        _normal(item) if isinstance(item, dict) and not _is_normal(item) else data
+        for item, data in zip(bare, encoded, strict=True)
+    ]
     before = None
     if start is not None:
         _update(digest, compared[:start])
@@ -156,7 +160,7 @@ def _is_models(item: InputItem) -> bool:
 
 
 def _without_id(item: RawObject) -> RawObject:
-    return {key: value for key, value in item.items() if key != "id"}
+    return item if "id" not in item else {key: value for key, value in item.items() if key != "id"}
 
 
 def _raw(item: InputItem) -> RawObject:
@@ -167,6 +171,12 @@ def _normal(item: RawObject, ignored: Sequence[str] | frozenset[str] = _ID) -> b
     """Returns an item with its keys in the order of the structs, without nulls, so that both forms are equal."""
     keys = [key for key in _KEYS if key in item] + sorted(item.keys() - _KEYS.keys())
     return _encode({key: item[key] for key in keys if key not in ignored and item[key] != _NULL})
+
+
+def _is_normal(item: RawObject) -> bool:
+    """Returns whether ``_normal`` would only encode the item as it is, as it would most items."""
+    known = iter(_KEYS)
+    return all(key in known for key in item) and _NULL not in item.values()
 
 
 def _text(item: RawObject) -> str:
