@@ -1,6 +1,5 @@
 """The pipeline from a request's body to its answer: the steps that all dialects share."""
 
-import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -239,7 +238,7 @@ class Pipeline:
         up = converted.request
         call = Call(
             up,
-            _header_key(up.prompt_cache_key),
+            up.prompt_cache_key,
             lite=converted.lite,
             caller=record.caller,
             lossless=lossless,
@@ -264,10 +263,3 @@ class Pipeline:
 
     def _limits(self, source: UpstreamSource) -> Sequence[Header]:
         return rate_limits.client_headers(source.headers, self.clock())
-
-
-def _header_key(key: str) -> str:
-    """Returns a prompt cache key that is valid in a header: the key itself, otherwise its SHA-256."""
-    if key.isascii() and key.isprintable() and len(key) <= 256 and key == key.strip():
-        return key
-    return hashlib.sha256(key.encode()).hexdigest()

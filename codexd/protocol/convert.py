@@ -6,6 +6,7 @@ client.
 """
 
 import hashlib
+import re
 import uuid
 from collections.abc import Sequence
 from typing import Literal
@@ -22,6 +23,8 @@ from codexd.protocol.raw import plain, type_of
 
 _KEYS_FROM, _YEAR = 1_764_000_000_000, 365 * 86_400_000
 """Milliseconds: the times in derived keys are in the year from November 2025 on."""
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 NEUTRAL = "You are a helpful assistant."
 """Default instructions: the backend refuses a classic request without any."""
@@ -59,11 +62,19 @@ def shaped(
     forced: bool | None,
     legacy: bool = False,
 ) -> Converted:
-    """Renames tools and applies the model's shape. ``forced`` is the client's ``parallel_tool_calls``."""
+    """Fits tools and formats to the backend's rules, and applies the model's shape.
+
+    ``forced`` is the client's ``parallel_tool_calls``. Raises ApiError 400 for a schema that is too deep.
+    """
     own_tools = [] if request.tools is UNSET else request.tools
-    named = tools.name(own_tools, request.input, request.tool_choice)
-    if named.names:
-        adjusted += (Adjustment("tool_names", "shortened"),)
+    fitted, fit = tools.fit(own_tools)
+    named = tools.name(fitted, request.input, request.tool_choice)
+    form, formed = tools.fit_format(request.text.format)
+    adjusted += (*fit, *formed)
+    if form is not request.text.format:
+        request = msgspec.structs.replace(request, text=msgspec.structs.replace(request.text, format=form))
+    if named.names or fit:
+        adjusted += (Adjustment("tool_names", "shortened"),) if named.names else NONE
         request = msgspec.structs.replace(
             request, tools=named.tools or UNSET, input=named.items, tool_choice=named.choice
         )
@@ -103,14 +114,30 @@ def service_tier(asked: str | None) -> tuple[Literal["priority"] | UnsetType, Ad
     return UNSET, (Adjustment("service_tier", "dropped"),) if dropped else NONE
 
 
+def prompt_key(asked: str | None, instructions: str, items: Sequence[InputItem]) -> tuple[str, Adjustments]:
+    """Returns the ``prompt_cache_key``: the client's if it is a UUID, else one derived from it or the conversation.
+
+    The backend refuses one of over 64 characters, and headers repeat it, so it must be ASCII.
+    """
+    if not asked:
+        return cache_key(instructions, items), NONE
+    if _UUID.fullmatch(asked):
+        return asked, NONE
+    return _derived(asked.encode(errors="surrogatepass")), (Adjustment("prompt_cache_key", "derived"),)
+
+
 def cache_key(instructions: str, items: Sequence[InputItem]) -> str:
     """Returns a UUID that stays the same for all turns of a conversation, also after a restart.
 
-    It has the form of the official client's ids, a UUIDv7; the time in it is derived too. Tools do not count, because
-    clients add some in the middle of a conversation.
+    Tools do not count, because clients add some in the middle of a conversation.
     """
     first_turn = next((item for item in items if role_of(item) == "user"), None)
-    digest = hashlib.sha256(msgspec.json.encode((instructions, first_turn))).digest()
+    return _derived(msgspec.json.encode((instructions, first_turn)))
+
+
+def _derived(data: bytes) -> str:
+    """Returns a digest in the form of the official client's ids, a UUIDv7; the time in it is derived too."""
+    digest = hashlib.sha256(data).digest()
     milliseconds = _KEYS_FROM + int.from_bytes(digest[16:22]) % _YEAR
     bits = milliseconds << 80 | int.from_bytes(digest[:10])
     bits = bits & ~(0xF << 76) | 0x7 << 76  # version

@@ -11,9 +11,10 @@ import msgspec
 from msgspec import Raw
 
 from codexd import errors
-from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
+from codexd.protocol.adjustments import Adjustment, Adjustments
+from codexd.protocol.codex import ids
 from codexd.protocol.codex.request import InputItem
-from codexd.protocol.raw import plain, type_of
+from codexd.protocol.raw import type_of
 
 NO_OUTPUT = "[no output]"
 """Placeholder for the result of a call that the client no longer has."""
@@ -30,23 +31,24 @@ class Placed(NamedTuple):
 
 
 def pair(items: Sequence[Placed], *, repair: bool) -> tuple[list[InputItem], Adjustments]:
-    """Returns the items with calls and results in pairs.
+    """Returns the items with calls and results in pairs, with ids that the backend accepts.
 
     With ``repair``, adds missing results and drops orphaned ones. Otherwise raises ApiError 400 naming the first.
     """
-    links = [_link(placed.item) for placed in items]
+    found, renamed = ids.unique([placed.item for placed in items])
+    links = [_link(item) for item in found]
     if not any(links):
-        return [placed.item for placed in items], NONE
+        return list(found), renamed
     calls = {link[1] for link in links if link and link[0] in _OUTPUTS}
     results = {link[1] for link in links if link and link[0] not in _OUTPUTS}
     paired: list[InputItem] = []
-    adjusted = NONE
-    for (item, where), link in zip(items, links, strict=True):
+    adjusted = renamed
+    for item, (own, where), link in zip(found, items, links, strict=True):
         kind, call_id = link or (None, "")
         if kind is None or call_id in (results if kind in _OUTPUTS else calls):
             paired.append(item)
         elif not repair:
-            raise _alone(kind, call_id, where)
+            raise _alone(kind, ids.call_id_of(own) or call_id, where)
         elif kind in _OUTPUTS:
             adjusted += (Adjustment("tool_result", "added"),)
             paired += [item, _no_output(_OUTPUTS[kind], call_id)]
@@ -60,7 +62,7 @@ def _link(item: InputItem) -> tuple[str, str] | None:
     kind = type_of(item)
     if kind not in _KINDS:
         return None
-    call_id = plain(item.get("call_id")) if isinstance(item, dict) else getattr(item, "call_id", None)
+    call_id = ids.call_id_of(item)
     return None if call_id is None else (str(kind), call_id)
 
 

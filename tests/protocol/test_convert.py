@@ -1,3 +1,4 @@
+import uuid
 from typing import Any
 
 import msgspec
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from codexd.errors import ApiError
 from codexd.protocol import parameters
+from codexd.protocol.adjustments import Adjustment
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.chat.convert import from_chat
 from codexd.protocol.codex.models import Model, Resolved
@@ -32,8 +34,14 @@ def test_the_cache_key_stays_for_all_turns_of_a_conversation_and_no_longer(model
     assert chat_request(model, messages=later).request.prompt_cache_key == key
     assert chat_request(model, messages=[{"role": "user", "content": "other"}]).request.prompt_cache_key != key
     assert chat_request(model, Settings(prompt="Q")).request.prompt_cache_key != key
-    assert chat_request(model, prompt_cache_key="mine").request.prompt_cache_key == "mine"
-    assert responses_request(model, prompt_cache_key="mine").request.prompt_cache_key == "mine"
+    own = "0199F0AA-1111-7222-8333-444455556666"
+    for request in (chat_request, responses_request):
+        assert request(model, prompt_cache_key=own).request.prompt_cache_key == own
+        derived = request(model, prompt_cache_key="mine")
+        assert str(uuid.UUID(derived.request.prompt_cache_key)) == derived.request.prompt_cache_key
+        assert Adjustment("prompt_cache_key", "derived") in derived.adjusted
+        assert request(model, prompt_cache_key="mine").request == derived.request
+        assert request(model, prompt_cache_key="x" * 65).request.prompt_cache_key != derived.request.prompt_cache_key
     only_system = [{"role": "system", "content": "a"}]
     assert chat_request(model, messages=only_system).request.prompt_cache_key
 
@@ -140,7 +148,7 @@ def test_a_tool_without_parameters_takes_none() -> None:
             {"model": "gpt-5.5", "messages": [{"role": "user", "content": "hi"}], "tools": [{"function": function}]}
         )
         tool = up(from_chat(chat.REQUEST.decode(split(body)), CATALOGUE.resolve("gpt-5.5"), Settings()))["tools"][0]
-        assert tool["parameters"] == {"type": "object", "properties": {}}
+        assert tool["parameters"]["properties"] == {}
         assert tool["strict"] is bool(function.get("strict"))
 
 

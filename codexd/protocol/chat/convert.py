@@ -28,7 +28,7 @@ from codexd.protocol.codex.request import (
     UpstreamRequest,
 )
 from codexd.protocol.codex.tools import Choice
-from codexd.protocol.convert import NEUTRAL, Converted, Settings, cache_key, effort_for, role_of, service_tier, shaped
+from codexd.protocol.convert import NEUTRAL, Converted, Settings, effort_for, prompt_key, role_of, service_tier, shaped
 from codexd.protocol.reasoning import Recall, nothing, of_call, of_text
 from codexd.protocol.tool_pairs import Placed
 
@@ -72,6 +72,7 @@ def from_chat(
     tier, tiered = service_tier(asked.service_tier)
     items, instructed = _ensure_json(paired, form)
     effort, named = effort_for(asked.reasoning_effort, resolved, settings)
+    key, keyed = prompt_key(asked.prompt_cache_key, instructions, paired)
     request = UpstreamRequest(
         model=model.slug,
         instructions=instructions,
@@ -81,10 +82,10 @@ def from_chat(
         tool_choice=choice,
         parallel_tool_calls=asked.parallel_tool_calls is not False and not legacy,
         reasoning=Reasoning(effort=effort, summary="auto"),
-        prompt_cache_key=asked.prompt_cache_key or cache_key(instructions, paired),
+        prompt_cache_key=key,
         text=Text(verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=form),
     )
-    adjusted += (*repaired, *tiered, *instructed, *named)
+    adjusted += (*repaired, *tiered, *instructed, *named, *keyed)
     return shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls, legacy=legacy)
 
 

@@ -13,13 +13,11 @@ from msgspec import Raw, Struct
 from codexd import errors
 from codexd.protocol.chat.wire import Function, NamedChoice
 from codexd.protocol.codex.request import FunctionTool, NamedTool, Tool
-from codexd.protocol.codex.tools import Choice, name_of
+from codexd.protocol.codex.tools import Choice, name_of, no_parameters
 from codexd.protocol.members import place_of
 from codexd.protocol.raw import RawObject, given
 
 _OBJECT = msgspec.json.Decoder(RawObject)
-
-_NO_PARAMETERS = Raw(b'{"type":"object","properties":{}}')
 
 
 class _Grammar(Struct):
@@ -77,7 +75,7 @@ def function(asked: Function) -> FunctionTool:
         name=asked.name,
         description=asked.description if asked.description is not None else msgspec.UNSET,
         strict=asked.strict or False,
-        parameters=asked.parameters if given(asked.parameters) else _NO_PARAMETERS,
+        parameters=asked.parameters if given(asked.parameters) else no_parameters(strict=asked.strict or False),
     )
 
 

@@ -1,4 +1,4 @@
-"""Tool names that the backend accepts, and forced choices as instructions. Pure functions."""
+"""Tools in a form that the backend accepts, and forced choices as instructions. Pure functions."""
 
 import hashlib
 import re
@@ -8,8 +8,11 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Raw
 
+from codexd import errors
+from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
+from codexd.protocol.codex import schemas
 from codexd.protocol.codex.request import InputItem, NamedTool, Tool
-from codexd.protocol.raw import RawObject, plain, type_of
+from codexd.protocol.raw import RawObject, given, plain, type_of
 
 MAX_NAME = 64
 
@@ -47,27 +50,139 @@ _CALLS = frozenset({"function_call", "custom_tool_call"})
 
 
 def name(tools: Iterable[Tool], items: Iterable[InputItem], choice: Choice) -> Named:
-    """Renames every tool whose name the backend refuses, in tools, items and choice."""
+    """Renames every tool and namespace whose name the backend refuses, in tools, items and choice."""
     names: dict[str, str] = {}
 
-    def renamed(thing: Tool | InputItem, own: str | None) -> Tool | InputItem:
-        wire = own if own is None else wire_name(own)
-        if own is None or wire == own:
-            return thing
-        names[str(wire)] = own
-        if isinstance(thing, dict):
-            return {**thing, "name": Raw(msgspec.json.encode(wire))}
-        return msgspec.structs.replace(thing, name=wire)
+    def accepted(own: str) -> str:
+        wire = wire_name(own)
+        if wire != own:
+            names[wire] = own
+        return wire
 
-    new_tools = [renamed(tool, name_of(tool)) for tool in tools]
-    new_items = [renamed(item, name_of(item)) if type_of(item) in _CALLS else item for item in items]
+    def renamed(thing: Tool | InputItem) -> Tool | InputItem:
+        own = name_of(thing)
+        wire = own if own is None else accepted(own)
+        if not isinstance(thing, dict):
+            return thing if wire == own else msgspec.structs.replace(thing, name=wire)
+        changes: RawObject = {} if wire == own else {"name": _encoded(wire)}
+        if (space := plain(thing.get("namespace"))) is not None and accepted(space) != space:
+            changes["namespace"] = _encoded(accepted(space))
+        if type_of(thing) == "namespace" and (inside := _tools_in(thing)):
+            new = [renamed(tool) for tool in inside]
+            if any(one is not other for one, other in zip(new, inside, strict=True)):
+                changes["tools"] = _encoded(new)
+        return {**thing, **changes} if changes else thing
+
+    new_tools = [renamed(tool) for tool in tools]
+    new_items = [renamed(item) if type_of(item) in _CALLS else item for item in items]
     if isinstance(choice, NamedTool):
         choice = NamedTool(name=wire_name(choice.name))
     elif isinstance(choice, Raw) and bytes(choice).startswith(b"{"):
         raw = _OBJECT.decode(choice)
         if (own := plain(raw.get("name"))) is not None:
-            choice = Raw(msgspec.json.encode({**raw, "name": wire_name(own)}))
+            choice = _encoded({**raw, "name": wire_name(own)})
     return Named(new_tools, new_items, choice, names)  # type: ignore[arg-type]  # a tool stays a tool
+
+
+def _encoded(value: object) -> Raw:
+    return Raw(msgspec.json.encode(value))
+
+
+def _tools_in(namespace: RawObject) -> list[RawObject]:
+    try:
+        return msgspec.json.decode(namespace.get("tools", b"[]"), type=list[RawObject])
+    except msgspec.ValidationError:
+        return []
+
+
+# --- schemas
+
+_NO_PARAMETERS = {
+    False: Raw(b'{"type":"object","properties":{}}'),
+    True: Raw(b'{"type":"object","properties":{},"additionalProperties":false}'),
+}
+_TRUE, _FALSE = Raw(b"true"), Raw(b"false")
+
+
+def no_parameters(*, strict: bool) -> Raw:
+    """Returns the schema of a tool without parameters."""
+    return _NO_PARAMETERS[strict]
+
+
+def fit(tools: Iterable[Tool]) -> tuple[list[Tool], Adjustments]:
+    """Returns the tools with schemas that the backend accepts; good ones stay as they are.
+
+    ``strict`` becomes false where the schema does not keep its rules. Raises ApiError 400 for one that is too deep.
+    """
+    adjusted: dict[Adjustment, None] = {}
+
+    def fitted(tool: Tool, where: str) -> Tool:
+        if not isinstance(tool, dict):
+            schema, strict = _fit(tool.parameters, tool.strict, where, adjusted)
+            if schema is tool.parameters and strict is tool.strict:
+                return tool
+            return msgspec.structs.replace(tool, parameters=schema, strict=strict)
+        kind = type_of(tool)
+        if kind == "namespace":
+            inside = _tools_in(tool)
+            new = [fitted(each, f"{where}.tools[{index}]") for index, each in enumerate(inside)]
+            same = all(one is other for one, other in zip(new, inside, strict=True))
+            return tool if same else {**tool, "tools": _encoded(new)}
+        if kind != "function":
+            return tool
+        own = tool.get("parameters", msgspec.UNSET)
+        asked = tool.get("strict") == _TRUE
+        schema, strict = _fit(own if given(own) else no_parameters(strict=asked), asked, where, adjusted)
+        changes: RawObject = {} if schema is own else {"parameters": schema}
+        if strict is not asked:
+            changes["strict"] = _FALSE
+        return {**tool, **changes} if changes else tool
+
+    return [fitted(tool, f"tools[{index}]") for index, tool in enumerate(tools)], tuple(adjusted)
+
+
+def _fit(schema: Raw, strict: bool, where: str, adjusted: dict[Adjustment, None]) -> tuple[Raw, bool]:
+    checked = _checked(schema, f"{where}.parameters")
+    if checked.parameters is not None:
+        adjusted[Adjustment("tool_schemas", "fitted")] = None
+    if strict and not checked.strict:
+        adjusted[Adjustment("strict", "false")] = None
+    return schema if checked.parameters is None else checked.parameters, strict and checked.strict
+
+
+def fit_format(form: object) -> tuple[object, Adjustments]:
+    """Returns a text format with a name and a schema that the backend accepts, and ``strict`` only where it can be.
+
+    Raises ApiError 400 for a schema that is too deep.
+    """
+    raw = msgspec.json.decode(form, type=RawObject) if isinstance(form, Raw) else form
+    if not isinstance(raw, dict) or _plain(raw.get("type")) != "json_schema":
+        return form, NONE
+    changes: dict[str, object] = {}
+    own = _plain(raw.get("name"))
+    if isinstance(own, str) and wire_name(own) != own:
+        changes["name"] = wire_name(own)
+    adjusted = NONE
+    if isinstance(schema := raw.get("schema"), Raw) and given(schema):
+        checked = _checked(schema, "the format's schema")
+        if checked.format is not None:
+            changes["schema"] = checked.format
+            adjusted += (Adjustment("format_schema", "fitted"),)
+        if raw.get("strict") in (True, _TRUE) and not checked.strict:
+            changes["strict"] = False
+            adjusted += (Adjustment("strict", "false"),)
+    return ({**raw, **changes} if changes else form), adjusted
+
+
+def _plain(value: object) -> object:
+    return plain(value) if isinstance(value, Raw) else value
+
+
+def _checked(schema: Raw, where: str) -> schemas.Checked:
+    try:
+        return schemas.check(schema)
+    except RecursionError as error:
+        raise errors.bad_request(f"{where} is nested too deeply.", param=where) from error
 
 
 def instruction(choice: Choice) -> str | None:

@@ -23,7 +23,7 @@ from codexd.protocol.codex.request import (
     Tool,
     UpstreamRequest,
 )
-from codexd.protocol.convert import NEUTRAL, Converted, Settings, cache_key, effort_for, role_of, service_tier, shaped
+from codexd.protocol.convert import NEUTRAL, Converted, Settings, effort_for, prompt_key, role_of, service_tier, shaped
 from codexd.protocol.raw import RawObject, given, plain, type_of
 from codexd.protocol.responses.wire import ResponsesRequest
 from codexd.protocol.tool_pairs import Placed
@@ -47,6 +47,7 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
     summary = (reasoning and (reasoning.summary or reasoning.generate_summary)) or "auto"
     tier, tiered = service_tier(asked.service_tier)
     effort, named = effort_for(reasoning.effort if reasoning else None, resolved, settings)
+    key, keyed = prompt_key(asked.prompt_cache_key, instructions, items)
     request = UpstreamRequest(
         model=model.slug,
         instructions=instructions,
@@ -56,14 +57,14 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         tool_choice=asked.tool_choice if given(asked.tool_choice) else "auto",
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         reasoning=Reasoning(effort=effort, summary=UNSET if summary == "none" else summary),
-        prompt_cache_key=asked.prompt_cache_key or cache_key(instructions, items),
+        prompt_cache_key=key,
         text=Text(
             verbosity=(text and text.verbosity) or settings.verbosity or model.verbosity,
             format=text.format if text is not None and given(text.format) else UNSET,
         ),
         client_metadata=asked.client_metadata if given(asked.client_metadata) else UNSET,
     )
-    adjusted += (*tiered, *named)
+    adjusted += (*tiered, *named, *keyed)
     return shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls)
 
 

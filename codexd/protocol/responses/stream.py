@@ -44,7 +44,7 @@ _TERMINAL = {"response.completed": "completed", "response.incomplete": "incomple
 _WITH_RESPONSE = _SILENT | set(_TERMINAL)
 
 ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
-          "previous_response_id", "safety_identifier",
+          "previous_response_id", "prompt_cache_key", "safety_identifier",
           "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user")  # fmt: skip
 """Keys of the response object that repeat the request: the client's own value is used."""
 

@@ -1,0 +1,75 @@
+"""Ids of tool calls that the backend accepts: unique in a request, and at most 64 characters. Pure functions.
+
+Clients send longer ones, none at all, and the same one in several turns (``shell:0``). Such an id is replaced by a
+digest of itself and of how many times it occurred before, in the call and in its result, so each turn gets the same.
+"""
+
+import hashlib
+from collections import defaultdict, deque
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Raw
+
+from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
+from codexd.protocol.codex.request import FunctionCall, FunctionCallOutput, InputItem
+from codexd.protocol.raw import plain, type_of
+
+MAX_ID = 64
+
+
+def unique(items: Sequence[InputItem]) -> tuple[Sequence[InputItem], Adjustments]:
+    """Returns the items with accepted call ids; the identical sequence if all are. Each result follows its call."""
+    own_ids = [call_id_of(item) for item in items]
+    calls = [own for item, own in zip(items, own_ids, strict=True) if own is not None and not _is_result(item)]
+    if len(set(calls)) == len(calls) and all(own is None or 0 < len(own) <= MAX_ID for own in own_ids):
+        return items, NONE
+    made: list[InputItem] = []
+    taken = set(calls)
+    count: defaultdict[str, int] = defaultdict(int)
+    waiting: defaultdict[str, deque[str]] = defaultdict(deque)
+    last: dict[str, str] = {}
+    for item, own in zip(items, own_ids, strict=True):
+        if own is None:
+            made.append(item)
+        elif _is_result(item):
+            new = waiting[own].popleft() if waiting[own] else last.get(own) or _fitting(own, 0, taken)
+            made.append(_with(item, own, new))
+        else:
+            new = _fitting(own, count[own], taken)
+            count[own] += 1
+            waiting[own].append(new)
+            last[own] = new
+            made.append(_with(item, own, new))
+    return made, (Adjustment("call_ids", "replaced"),)
+
+
+def call_id_of(item: InputItem) -> str | None:
+    """Returns the id that joins a call and its result; None for any other item."""
+    if isinstance(item, dict):
+        return plain(item.get("call_id"))
+    return item.call_id if isinstance(item, FunctionCall | FunctionCallOutput) else None
+
+
+def _is_result(item: InputItem) -> bool:
+    if not isinstance(item, dict):
+        return isinstance(item, FunctionCallOutput)
+    return (type_of(item) or "").endswith("_output")
+
+
+def _fitting(own: str, before: int, taken: set[str]) -> str:
+    if before == 0 and 0 < len(own) <= MAX_ID:
+        return own
+    new, salt = "", 0
+    while not new or new in taken:
+        digest = hashlib.sha256(msgspec.json.encode((own, before, salt))).hexdigest()
+        new, salt = f"call_{digest[:32]}", salt + 1
+    return new
+
+
+def _with(item: InputItem, own: str, new: str) -> InputItem:
+    if new == own:
+        return item
+    if isinstance(item, dict):
+        return {**item, "call_id": Raw(msgspec.json.encode(new))}
+    return msgspec.structs.replace(item, call_id=new)
