@@ -26,11 +26,13 @@ from codexd import errors
 from codexd.api.access import AccessControl, client_of
 from codexd.api.exchange import failed
 from codexd.api.journal import Journal
+from codexd.api.pipeline import Context
 from codexd.api.record import Record, new_id
-from codexd.api.responses import Last, ResponsesEndpoints
+from codexd.api.responses import Last, ResponsesEndpoints, Understood
 from codexd.errors import ApiError, ErrorObject
 from codexd.protocol import sse
 from codexd.protocol.members import RequestDecoder, split
+from codexd.protocol.raw import plain
 from codexd.relay.relay import Header
 from codexd.state.keys import Keys
 
@@ -57,7 +59,17 @@ class _Error(msgspec.Struct):
     type: str = "error"
 
 
+class _Head(msgspec.Struct):
+    type: str = ""
+
+
 _FRAME = RequestDecoder(_Frame)
+_HEAD = msgspec.json.Decoder(_Head)
+
+NOTICES = frozenset({"response.processed", "response.interrupt", "ping", "pong"})
+"""Frames that ask for no response: an error in reply would be read as part of the next one. An answer in progress is
+not interrupted, which the official client accepts."""
+
 _NOT_OF_THE_REQUEST = ("type", "generate", "stream")
 
 
@@ -161,6 +173,8 @@ class ResponsesWebsocket:
         return None
 
     async def _answer(self, frame: str | bytes, last: Last) -> None:
+        if _is_notice(frame):
+            return
         record = _record()
         with structlog.contextvars.bound_contextvars(request_id=record.id), self._journal.entry(record):
             try:
@@ -184,7 +198,19 @@ class ResponsesWebsocket:
         generate = _FRAME.decode(members).generate
         for name in _NOT_OF_THE_REQUEST:
             members.pop(name, None)
-        found, context = self._endpoints.understand(record, members, data, last)
+        before = last.response
+        continued = before is not None and plain(members.get("previous_response_id")) == before.id
+        try:
+            found, context = self._endpoints.understand(record, members, data, last)
+            await self._stream(found, context, record, last, generate=generate)
+        except ApiError:
+            if continued:
+                last.response = None
+            raise
+        if continued and record.error is not None and last.response is before:
+            last.response = None  # as in OpenAI's API: the connection no longer holds what failed to be continued
+
+    async def _stream(self, found: Understood, context: Context, record: Record, last: Last, *, generate: bool) -> None:
         record.streamed = True
         events = _Events(websocket.send)
         if not generate:
@@ -199,6 +225,14 @@ class ResponsesWebsocket:
             record.complete = relay.done or relay.error is not None
             if relay.error is not None:
                 record.fail(relay.error)
+
+
+def _is_notice(frame: str | bytes) -> bool:
+    """Returns whether a frame tells something and asks for nothing, such as that an event was processed."""
+    try:
+        return _HEAD.decode(frame).type in NOTICES
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _record() -> Record:

@@ -13,6 +13,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from codexd import errors
+from codexd.errors import ApiError
+from codexd.protocol.adjustments import Adjustments
 from codexd.protocol.raw import RawObject
 
 _T = TypeVar("_T", bound=Struct)
@@ -37,20 +39,47 @@ def split(body: bytes) -> RawObject:
         raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
 
 
-class RequestDecoder(Generic[_T]):
-    """Builds a struct from a body's members. ``codexd.protocol.parameters`` handles unknown members."""
+Repair = Callable[[RawObject], tuple[RawObject, Adjustments]]
+"""Returns members with a body that its API's schema refuses put into the API's words, and what was changed."""
 
-    def __init__(self, struct: type[_T]) -> None:
+
+class RequestDecoder(Generic[_T]):
+    """Builds a struct from a body's members. ``codexd.protocol.parameters`` handles unknown members.
+
+    ``repair`` is called for a body that does not fit; its members replace the body's, and the struct's ``adjusted`` has
+    what it changed.
+    """
+
+    def __init__(self, struct: type[_T], repair: Repair | None = None) -> None:
         self.struct = struct
+        self._repair = repair
         hints = get_type_hints(struct)
         fields = msgspec.structs.fields(struct)
         self._readers: Mapping[str, tuple[str, Callable[[Raw], Any]]] = MappingProxyType(
-            {field.encode_name: (field.name, _reader(hints[field.name])) for field in fields}
+            {
+                field.encode_name: (field.name, _reader(hints[field.name]))
+                for field in fields
+                if field.name != "adjusted"
+            }
         )
         self._required = [field.encode_name for field in fields if field.required]
 
     def decode(self, members: RawObject) -> _T:
         """Builds the struct. Raises ApiError 400 that names the place of a wrong or missing value."""
+        try:
+            return self._decode(members)
+        except ApiError:
+            if self._repair is None:
+                raise
+            repaired, adjusted = self._repair(members)
+            if not adjusted:
+                raise
+            asked = msgspec.structs.replace(self._decode(repaired), adjusted=adjusted)
+            members.clear()
+            members.update(repaired)
+            return asked
+
+    def _decode(self, members: RawObject) -> _T:
         values: dict[str, Any] = {}
         name = ""
         try:

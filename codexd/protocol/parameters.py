@@ -76,6 +76,8 @@ CHAT: dict[str, Rule] = _SHARED | {
     "top_logprobs": Rule("refused", _BACKEND, (0,)),
     "audio": Rule("refused", "the backend has no audio"),
     "modalities": Rule("refused", "the backend answers in text", (["text"],)),
+    "previous_response_id": Rule("refused", "send the whole conversation, or use the Responses API"),
+    "conversation": Rule("refused", "send the whole conversation; codexd has no conversations API"),
     "functions": Rule("adjusted", "become `tools`; the answer has `function_call`. Ignored if `tools` is present"),
     "function_call": Rule("adjusted", "becomes `tool_choice`"),
 }
@@ -141,6 +143,7 @@ MESSAGES: dict[str, Rule] = {
     "cache_control": Rule("dropped", "the backend caches by itself"),
     "context_management": Rule("dropped", _BACKEND),
     "inference_geo": Rule("dropped", _BACKEND),
+    "thread": Rule("refused", "send the whole conversation without it, as the SDK then does"),
     "container": Rule("refused", "the backend has no containers"),
     "mcp_servers": Rule("refused", "the backend cannot reach MCP servers", ([],)),
 }
@@ -166,10 +169,21 @@ def apply_rules(members: RawObject, rules: dict[str, Rule]) -> Adjustments:
             adjusted[Adjustment(name if _SANE_NAME.fullmatch(name) else "unknown", "dropped")] = None
         elif rule.treatment == "refused":
             how = " with this value" if rule.harmless else ""
-            raise errors.unsupported(name, f"{name!r} is not supported{how}: {rule.note}.")
+            raise _refused(name, raw, f"{name!r} is not supported{how}: {rule.note}.")
         else:
             adjusted[Adjustment(name, rule.treatment)] = None
     return tuple(adjusted)
+
+
+def _refused(name: str, raw: Raw, message: str) -> errors.ApiError:
+    error = errors.unsupported(name, message)
+    if name == "thread":
+        # The SDK sends the whole conversation after these codes; after any other one it gives up.
+        continued = b'"continue"' in bytes(raw)
+        error.status = 404 if continued else 400
+        code = "thread_not_found" if continued else "thread_unsupported_request"
+        error.error = msgspec.structs.replace(error.error, code=code)
+    return error
 
 
 def _value(raw: Raw) -> object:

@@ -285,3 +285,26 @@ async def test_a_backend_that_does_not_compact_is_an_error(autojump_clock: MockC
     async with client(tmp_path, Counting()) as app:
         answer = await app.request("POST", "/v1/responses/compact", ask())
     assert (answer.status, answer.json["error"]["code"]) == (502, "not_compacted")
+
+
+async def test_a_reference_may_have_no_type(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Counting()
+    async with client(tmp_path, backend) as app:
+        first = await app.request("POST", "/v1/responses", ask("one"))
+        name = first.json["output"][0]["id"]
+        await app.request("POST", "/v1/responses", ask([{"id": name}, {"role": "user", "content": "two"}]))
+        assert texts(backend.sent) == ["Hi", "two"]
+        unknown = await app.request("POST", "/v1/responses", ask([{"id": "msg_other"}]))
+        assert unknown.status == 404
+        assert "msg_other" in unknown.json["error"]["message"]
+
+
+async def test_a_stored_response_alone_can_be_continued(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Counting()
+    async with client(tmp_path, backend) as app:
+        await app.request("POST", "/v1/responses", ask("one"))
+        body = {"model": "gpt-5.5", "previous_response_id": "resp_1"}
+        assert (await app.request("POST", "/v1/responses", body)).status == 200
+        assert texts(backend.sent) == ["one", "Hi"]
+        nothing = await app.request("POST", "/v1/responses", {"model": "gpt-5.5"})
+        assert (nothing.status, nothing.json["error"]["param"]) == (400, "input")

@@ -259,3 +259,35 @@ async def test_a_key_is_asked_for_before_the_handshake(autojump_clock: MockClock
 async def test_a_web_page_has_no_business_here(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with client(tmp_path, Counting()) as app, app.websocket({"origin": "http://page"}) as socket:
         assert (await socket.raw())["status"] == 403
+
+
+@pytest.mark.parametrize("notice", ["response.processed", "response.interrupt"])
+async def test_a_frame_that_is_no_request_gets_no_answer(
+    autojump_clock: MockClock, tmp_path: Path, notice: str
+) -> None:
+    async with client(tmp_path, Counting()) as app, app.websocket() as socket:
+        await socket.raw()
+        await socket.send({"type": notice, "response_id": "resp_1"})
+        await socket.send(create("x"))
+        assert (await socket.answer())[0]["type"] == "response.created"
+        await socket.send({"type": "response.unknown"})
+        assert (await socket.answer())[-1]["type"] == "error"
+
+
+@pytest.mark.parametrize("how", ["refused", "failed"])
+async def test_what_failed_to_be_continued_is_forgotten(autojump_clock: MockClock, tmp_path: Path, how: str) -> None:
+    backend = Counting()
+    async with client(tmp_path, backend) as app, app.websocket() as socket:
+        await socket.raw()
+        await socket.send(create("one", store=False))
+        first = (await socket.answer())[-1]["response"]["id"]
+        await socket.send(create("other", store=False, temperature=7, background=True))
+        assert (await socket.answer())[-1]["type"] == "error", "it did not continue"
+        if how == "failed":
+            backend.parts = (ADDED, text("x"), failed("invalid_prompt"))
+        odd = {"previous_response_id": first, "store": False} | ({"background": True} if how == "refused" else {})
+        await socket.send(create("two", **odd))
+        assert (await socket.answer())[-1]["type"] in ("error", "response.failed")
+        backend.parts = (done("Hi"),)
+        await socket.send(create("three", store=False, previous_response_id=first))
+        assert (await socket.answer())[-1]["error"]["code"] == "previous_response_not_found"

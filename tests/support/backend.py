@@ -73,12 +73,12 @@ class Counting(Backend):
 
     def __init__(self, *steps: Json) -> None:
         super().__init__()
-        self._parts = steps or (ADDED, text("Hi"), done("Hi"))
+        self.parts: Sequence[Json] = steps or (ADDED, text("Hi"), done("Hi"))
 
     def __call__(self, request: Any) -> Any:
         name = f"resp_{len(self.requests) + 1}"
         created = {"type": "response.created", "response": CREATED["response"] | {"id": name}}
-        self.steps = [created, *self._parts, completed(name)]
+        self.steps = [created, *self.parts, completed(name)]
         return super().__call__(request)
 
 

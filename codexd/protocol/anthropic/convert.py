@@ -39,6 +39,7 @@ from codexd.protocol.anthropic.wire import (
     WebSearchResult,
 )
 from codexd.protocol.chat import wire as chat
+from codexd.protocol.client_tools import NamedChoice
 from codexd.protocol.raw import given
 from codexd.protocol.reasoning import Items, of_call, of_text
 
@@ -76,7 +77,7 @@ def as_chat(asked: MessagesRequest) -> AsChat:
         own, where = message.content, f"messages[{index}]"
         blocks: Sequence[Block] = [TextBlock(text=own)] if isinstance(own, str) else own
         turns.append(_assistant(blocks, where) if message.role == "assistant" else _user(message.role, blocks, where))
-    adjusted = tuple(each for turn in turns for each in turn.adjusted)
+    adjusted = (*asked.adjusted, *(each for turn in turns for each in turn.adjusted))
     if asked.messages and asked.messages[-1].role == "assistant":
         adjusted += (Adjustment("prefill", "ignored"),)
     reasoning: dict[str, list[Items]] = {}
@@ -256,13 +257,13 @@ def _tool(tool: Tool, where: str) -> Raw:
     return Raw(msgspec.json.encode({"type": "function", "function": function}))
 
 
-def _choice(choice: ToolChoice | None) -> str | chat.NamedChoice | None:
+def _choice(choice: ToolChoice | None) -> str | NamedChoice | None:
     if choice is None:
         return None
     match choice.type:
         case "any":
             return "required"
         case "tool":
-            return chat.NamedChoice(name=choice.name)
+            return NamedChoice(name=choice.name)
         case kind:
             return kind

@@ -1,7 +1,7 @@
 """Failures in the shape of the Anthropic Messages API."""
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from codexd.errors import ApiError
 
@@ -18,9 +18,14 @@ _TYPES = {
 }
 
 
+_DETAILED = frozenset({"thread_not_found", "thread_unsupported_request"})
+"""Codes that the SDK reads in ``details``."""
+
+
 class _Error(Struct):
     type: str
     message: str
+    details: dict[str, str] | UnsetType = UNSET
 
 
 class _Failure(Struct, kw_only=True):
@@ -39,4 +44,6 @@ def failure_document(error: ApiError) -> bytes:
     if param is not None and param not in message:
         message = f"{param}: {message}"
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return msgspec.json.encode(_Failure(error=_Error(kind, message)))
+    code = error.error.code
+    details = {"error_code": code} if code in _DETAILED else UNSET
+    return msgspec.json.encode(_Failure(error=_Error(kind, message, details)))

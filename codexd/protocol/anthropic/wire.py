@@ -5,6 +5,8 @@ from typing import Literal
 import msgspec
 from msgspec import Raw, Struct, UnsetType
 
+from codexd.protocol.adjustments import NONE, Adjustments
+from codexd.protocol.anthropic.repair import repaired
 from codexd.protocol.members import RequestDecoder
 
 MAX_STOPS = 64
@@ -144,6 +146,7 @@ class MessagesRequest(Struct, frozen=True, kw_only=True):
     output_config: OutputConfig | None = None
     output_format: Format | None = None
     speed: Literal["standard", "fast"] | None = None
+    adjusted: Adjustments = NONE
 
 
-REQUEST = RequestDecoder(MessagesRequest)
+REQUEST = RequestDecoder(MessagesRequest, repaired)

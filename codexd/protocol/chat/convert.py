@@ -7,10 +7,10 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from codexd import errors
-from codexd.protocol import tool_pairs
+from codexd.protocol import client_tools, tool_pairs
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
-from codexd.protocol.chat import tools
 from codexd.protocol.chat import wire as chat
+from codexd.protocol.client_tools import Name, NamedChoice
 from codexd.protocol.codex.models import Resolved
 from codexd.protocol.codex.request import (
     FunctionCall,
@@ -45,13 +45,11 @@ def from_chat(
     ``places`` names the messages in errors; without it they are ``messages[N]``. Raises ApiError 400 naming the part
     that cannot be converted.
     """
-    if not asked.messages:
-        raise errors.bad_request("messages must hold at least one message.", param="messages")
     instructions, rest = settings.prompt, asked.messages
     if instructions is None:
         instructions, rest = _leading_instructions(asked.messages)
         instructions = instructions or NEUTRAL
-    adjusted = NONE
+    adjusted = asked.adjusted
     if any(isinstance(message, chat.SystemMessage) for message in asked.messages):
         adjusted += (Adjustment("system", "developer" if rest is asked.messages else "instructions"),)
     converter = _MessageConverter(recall)
@@ -65,8 +63,8 @@ def from_chat(
     if not paired:
         raise errors.bad_request("messages must hold some content.", param="messages")
     legacy = bool(asked.functions) and not asked.tools
-    found: list[Tool] = [tools.from_chat(raw, f"tools[{index}]") for index, raw in enumerate(asked.tools or ())]
-    found += [tools.function(function) for function in asked.functions or ()] if legacy else []
+    found: list[Tool] = [client_tools.from_chat(raw, f"tools[{index}]") for index, raw in enumerate(asked.tools or ())]
+    found += [client_tools.function(function) for function in asked.functions or ()] if legacy else []
     choice, found = _choice(asked, found, legacy=legacy)
     model, form = resolved.model, _text_format(asked)
     tier, tiered = service_tier(asked.service_tier)
@@ -91,10 +89,10 @@ def from_chat(
 
 def _choice(asked: chat.ChatRequest, found: list[Tool], *, legacy: bool) -> tuple[Choice, list[Tool]]:
     if not legacy:
-        return tools.choose(asked.tool_choice, found, "tool_choice")
+        return client_tools.choose(asked.tool_choice, found, "tool_choice")
     call = asked.function_call
-    wanted = chat.NamedChoice(name=call.name) if isinstance(call, chat.Name) else call
-    return tools.choose(wanted, found, "function_call")
+    wanted = NamedChoice(name=call.name) if isinstance(call, Name) else call
+    return client_tools.choose(wanted, found, "function_call")
 
 
 def _ensure_json(items: list[InputItem], form: Any) -> tuple[list[InputItem], Adjustments]:
@@ -180,14 +178,14 @@ class _MessageConverter:
             self._unanswered.setdefault(message.function_call.name, []).append(call_id)
             items.append(
                 FunctionCall(
-                    call_id=call_id, name=message.function_call.name, arguments=message.function_call.arguments
+                    call_id=call_id, name=message.function_call.name, arguments=message.function_call.arguments or "{}"
                 )
             )
         return items
 
     def _call(self, call: chat.ToolCall, where: str) -> InputItem:
         if call.function is not None:
-            return FunctionCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments)
+            return FunctionCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments or "{}")
         if call.custom is None:
             raise errors.bad_request(f"{where} holds neither function nor custom.", param=where)
         self._custom.add(call.id)

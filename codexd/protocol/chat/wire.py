@@ -8,6 +8,10 @@ from typing import Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from codexd import errors
+from codexd.protocol.adjustments import NONE, Adjustments
+from codexd.protocol.chat.repair import repaired
+from codexd.protocol.client_tools import Function, Name, NamedChoice
 from codexd.protocol.members import RequestDecoder
 
 # --- the request
@@ -107,38 +111,6 @@ class FunctionMessage(Struct, frozen=True, kw_only=True, tag_field="role", tag="
 Message = SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage | FunctionMessage
 
 
-class Function(Struct, frozen=True, kw_only=True):
-    """A function tool. ``parameters`` is a JSON schema that is passed on byte for byte."""
-
-    name: str
-    description: str | None = None
-    parameters: Raw | UnsetType = UNSET
-    strict: bool | None = None
-
-
-class Name(Struct, frozen=True, kw_only=True):
-    name: str
-
-
-class AllowedTools(Struct, frozen=True, kw_only=True):
-    tools: "list[NamedChoice]"
-    mode: Literal["auto", "required"] = "auto"
-
-
-class NamedChoice(Struct, frozen=True, kw_only=True):
-    """A choice of one tool or several, nested or flat."""
-
-    type: str = "function"
-    function: Name | None = None
-    custom: Name | None = None
-    name: str | None = None
-    allowed_tools: AllowedTools | None = None
-
-    def named(self) -> str | None:
-        nested = self.function or self.custom
-        return nested.name if nested else self.name
-
-
 class FormatText(Struct, frozen=True, kw_only=True, tag="text"):
     pass
 
@@ -181,9 +153,14 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     verbosity: Literal["low", "medium", "high"] | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
+    adjusted: Adjustments = NONE
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise errors.bad_request("messages must hold at least one message.", param="messages")
 
 
-REQUEST = RequestDecoder(ChatRequest)
+REQUEST = RequestDecoder(ChatRequest, repaired)
 
 
 # --- the answer

@@ -20,11 +20,11 @@ from codexd.protocol.codex.request import (
     OutputText,
     Reasoning,
     Text,
-    Tool,
     UpstreamRequest,
 )
 from codexd.protocol.convert import NEUTRAL, Converted, Settings, effort_for, prompt_key, role_of, service_tier, shaped
 from codexd.protocol.raw import RawObject, given, plain, type_of
+from codexd.protocol.responses import repair
 from codexd.protocol.responses.wire import ResponsesRequest
 from codexd.protocol.tool_pairs import Placed
 
@@ -42,7 +42,8 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
     instructions = "\n\n".join(filter(None, (settings.prompt, asked.instructions)))
     if not instructions:
         instructions, items = _leading_texts(items)
-    found: list[Tool] = list(asked.tools or ())
+    found, tooled = repair.tools_of(asked.tools or [])
+    choice, found, chosen = repair.choice_of(asked.tool_choice, found)
     reasoning, text, model = asked.reasoning, asked.text, resolved.model
     summary = (reasoning and (reasoning.summary or reasoning.generate_summary)) or "auto"
     tier, tiered = service_tier(asked.service_tier)
@@ -54,7 +55,7 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         service_tier=tier,
         input=items,
         tools=found or UNSET,
-        tool_choice=asked.tool_choice if given(asked.tool_choice) else "auto",
+        tool_choice=choice,
         parallel_tool_calls=asked.parallel_tool_calls is not False,
         reasoning=Reasoning(effort=effort, summary=UNSET if summary == "none" else summary),
         prompt_cache_key=key,
@@ -64,21 +65,26 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         ),
         client_metadata=asked.client_metadata if given(asked.client_metadata) else UNSET,
     )
-    adjusted += (*tiered, *named, *keyed)
+    adjusted += (*tiered, *named, *keyed, *tooled, *chosen)
     return shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls)
 
 
 def _input(own: str | list[RawObject], earlier: int, settings: Settings) -> tuple[list[InputItem], Adjustments]:
     if isinstance(own, str):
         return [Message(role="user", content=[InputText(text=own)])], NONE
-    fitted = [_fit_item(item) for item in own]
-    placed = [
-        Placed(fit, f"input[{index}]" if index >= 0 else "previous_response_id")
-        for index, (fit, _) in enumerate(fitted, -earlier)
-        if fit is not None
-    ]
-    items, repaired = tool_pairs.pair(placed, repair=settings.repair_history)
-    return items, (*(each for _, adjusted in fitted for each in adjusted), *repaired)
+    placed: list[Placed] = []
+    found: dict[Adjustment, None] = {}
+    for index, item in enumerate(own, -earlier):
+        where = f"input[{index}]" if index >= 0 else "previous_response_id"
+        meant, repaired = repair.items_of(item, where)
+        found |= dict.fromkeys(repaired)
+        for each in meant:
+            fit, adjusted = _fit_item(each)
+            found |= dict.fromkeys(adjusted)
+            if fit is not None:
+                placed.append(Placed(fit, where))
+    items, paired = tool_pairs.pair(placed, repair=settings.repair_history)
+    return items, (*found, *paired)
 
 
 def _fit_item(item: RawObject) -> tuple[InputItem | None, Adjustments]:

@@ -87,17 +87,23 @@ def compacted(document: bytes, input: list[RawObject]) -> Compaction:  # noqa: A
 
 def resolved(items: list[RawObject], lookup: Callable[[str], RawObject | None]) -> list[RawObject]:
     """Returns the items with each ``item_reference`` replaced by what it names. Raises ApiError 404 if unknown."""
-    if not any(item.get("type") == _REFERENCE for item in items):
+    if not any(map(_is_reference, items)):
         return items
     found: list[RawObject] = []
     for index, item in enumerate(items):
-        if item.get("type") == _REFERENCE:
+        if _is_reference(item):
             name = plain(item.get("id")) or ""
             if (stored := lookup(name)) is None:
                 raise errors.no_such_item(name, f"input[{index}]")
             item = stored
         found.append(item)
     return found
+
+
+def _is_reference(item: RawObject) -> bool:
+    """Returns whether an item names another one; clients may leave out the type."""
+    kind = item.get("type", Raw(b"null"))
+    return kind == _REFERENCE or (kind == Raw(b"null") and item.keys() <= {"id", "type"} and "id" in item)
 
 
 def as_items(input: str | list[RawObject]) -> list[RawObject]:  # noqa: A002 - the API's own word

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd.protocol.members import RequestDecoder
@@ -21,7 +22,7 @@ class TextOptions(Struct, frozen=True):
 
 class ResponsesRequest(Struct, frozen=True, kw_only=True):
     model: str
-    input: str | list[RawObject]
+    input: str | list[RawObject] = msgspec.field(default_factory=list)
     instructions: str | None = None
     stream: bool | None = False
     tools: list[RawObject] | None = None

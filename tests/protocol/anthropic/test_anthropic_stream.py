@@ -210,8 +210,9 @@ def test_a_conversation_that_is_too_long_is_said_in_the_words_that_clients_know(
 
 
 def test_a_turn_of_thinking_alone_is_no_turn() -> None:
-    body = {"model": "m", "messages": [{"role": "assistant", "content": [{"type": "redacted_thinking", "data": "gA"}]}]}
-    assert as_chat(anthropic.REQUEST.decode(split(msgspec.json.encode(body)))).request.messages == []
+    thought = {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "gA"}]}
+    body = {"model": "m", "messages": [{"role": "user", "content": "a"}, thought]}
+    assert len(as_chat(anthropic.REQUEST.decode(split(msgspec.json.encode(body)))).request.messages) == 1
 
 
 def test_an_answer_without_any_block_has_a_beginning_and_an_end() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from codexd.errors import ApiError
-from codexd.protocol.chat import tools as chat_tools
+from codexd.protocol import client_tools as chat_tools
 from codexd.protocol.codex import tools
 from codexd.protocol.codex.request import FunctionTool
 from codexd.protocol.convert import Settings
@@ -144,8 +144,7 @@ def test_the_same_for_input_items(repair: bool) -> None:
         {"role": "user", "content": "x"},
         {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
         {"type": "custom_tool_call_output", "call_id": "b", "output": ""},
-        {"type": "function_call", "name": "f"},
-        {"type": 7},
+        {"type": "other"},
     ]
     if not repair:
         with pytest.raises(ApiError) as caught:
@@ -154,7 +153,7 @@ def test_the_same_for_input_items(repair: bool) -> None:
         return
     converted = responses_request(settings=Settings(prompt="P", repair_history=True), input=items)
     kinds = [item["type"] for item in up(converted)["input"]]
-    assert kinds == ["message", "function_call", "function_call_output", "function_call", 7]
+    assert kinds == ["message", "function_call", "function_call_output", "other"]
     assert told(converted.adjusted) == ["tool_result=added", "tool_result=dropped"]
 
 

@@ -1,23 +1,54 @@
-"""Conversion of chat clients' tools to the shape that the backend accepts. Pure functions.
+"""Tools and choices of OpenAI's clients, and their conversion to the shape that the backend accepts. Pure functions.
 
 Chat Completions nests a function in ``function`` and a custom tool in ``custom``. Many clients send the flat shape of
 the Responses API instead, and some send the older ``functions``. A tool of an unknown type is passed on unchanged.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
-from codexd.protocol.chat.wire import Function, NamedChoice
 from codexd.protocol.codex.request import FunctionTool, NamedTool, Tool
 from codexd.protocol.codex.tools import Choice, name_of, no_parameters
 from codexd.protocol.members import place_of
 from codexd.protocol.raw import RawObject, given
 
 _OBJECT = msgspec.json.Decoder(RawObject)
+
+
+class Function(Struct, frozen=True, kw_only=True):
+    """A function tool. ``parameters`` is a JSON schema that is passed on byte for byte."""
+
+    name: str
+    description: str | None = None
+    parameters: Raw | UnsetType = UNSET
+    strict: bool | None = None
+
+
+class Name(Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class AllowedTools(Struct, frozen=True, kw_only=True):
+    tools: "list[NamedChoice]"
+    mode: Literal["auto", "required"] = "auto"
+
+
+class NamedChoice(Struct, frozen=True, kw_only=True):
+    """A choice of one tool or several, nested or flat."""
+
+    type: str = "function"
+    function: Name | None = None
+    custom: Name | None = None
+    name: str | None = None
+    allowed_tools: AllowedTools | None = None
+
+    def named(self) -> str | None:
+        nested = self.function or self.custom
+        return nested.name if nested else self.name
 
 
 class _Grammar(Struct):

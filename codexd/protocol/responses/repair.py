@@ -1,0 +1,361 @@
+"""Input items and tools of Responses requests that are written in another API's words. Pure functions.
+
+Clients send Chat Completions' parts, messages and nested tools to this API, leave out arguments, or put an object where
+a text belongs. What means one thing only is put into this API's words; for the rest ApiError 400 names the place. An
+item that is right stays the identical object.
+"""
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from codexd import errors
+from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
+from codexd.protocol.client_tools import NamedChoice, choose, from_chat
+from codexd.protocol.codex.request import Tool
+from codexd.protocol.codex.tools import Choice, name_of
+from codexd.protocol.raw import RawObject, given, plain, type_of
+
+REPAIRED: Adjustments = (Adjustment("input", "repaired"),)
+
+_OBJECT = msgspec.json.Decoder(RawObject)
+_LIST = msgspec.json.Decoder(list[Raw])
+_EMPTY = Raw(b'""')
+
+
+def _raw(value: object) -> Raw:
+    return Raw(msgspec.json.encode(value))
+
+
+# --- items
+
+
+def items_of(item: RawObject, where: str) -> tuple[list[RawObject], Adjustments]:
+    """Returns the items that an item means: several for a chat message with calls, maybe none. Raises ApiError 400."""
+    kind = type_of(item)
+    match kind:
+        case None | "message":
+            return _message(item, where)
+        case "function_call" | "custom_tool_call":
+            return _one(item, _call(item, kind, where))
+        case "function_call_output" | "custom_tool_call_output":
+            return _one(item, _output(item, kind, where))
+        case "reasoning":
+            return _one(item, item if given(item.get("summary", UNSET)) else {**item, "summary": Raw(b"[]")})
+        case "text" | "input_text" | "output_text" | "input_image" | "image_url" | "input_file" | "file":
+            message = {"type": Raw(b'"message"'), "role": Raw(b'"user"'), "content": _raw([item])}
+            return _message(message, where)[0], REPAIRED
+        case _:
+            return [item], NONE
+
+
+def _one(before: RawObject, after: RawObject) -> tuple[list[RawObject], Adjustments]:
+    return [after], NONE if after is before else REPAIRED
+
+
+def _message(item: RawObject, where: str) -> tuple[list[RawObject], Adjustments]:
+    role = plain(item.get("role"))
+    if role in ("tool", "function"):
+        name = item.get("tool_call_id", item.get("call_id", UNSET))
+        if not given(name):
+            raise errors.bad_request(f"{where} is a tool's result without tool_call_id.", param=f"{where}.tool_call_id")
+        output = {"type": Raw(b'"function_call_output"'), "call_id": name, "output": item.get("content", _EMPTY)}
+        return [_output(output, "function_call_output", where)], REPAIRED
+    if role not in ("user", "assistant", "system", "developer"):
+        raise errors.bad_request(f"{where}.role must be user, assistant, system or developer.", param=f"{where}.role")
+    content = item.get("content", UNSET)
+    calls = _chat_calls(item, where) if role == "assistant" and given(item.get("tool_calls", UNSET)) else []
+    if not given(content):
+        return calls, REPAIRED
+    fitted = _content(content, role, where)
+    if fitted is content and not calls:
+        return [item], NONE
+    kept = {key: value for key, value in item.items() if key != "tool_calls"} | {"content": fitted}
+    return [kept, *calls] if fitted not in (_EMPTY, Raw(b"[]")) else calls, REPAIRED
+
+
+def _chat_calls(item: RawObject, where: str) -> list[RawObject]:
+    found = []
+    for index, call in enumerate(_list(item["tool_calls"], f"{where}.tool_calls")):
+        here = f"{where}.tool_calls[{index}]"
+        raw = _object(call, here)
+        function = _object(raw.get("function", Raw(b"{}")), f"{here}.function")
+        made = {"type": Raw(b'"function_call"'), "call_id": raw.get("id", Raw(b"null")), **function}
+        found.append(_call(made, "function_call", here))
+    return found
+
+
+def _call(item: RawObject, kind: str, where: str) -> RawObject:
+    changes: RawObject = {}
+    if not given(item.get("call_id", UNSET)):
+        if not given(item.get("id", UNSET)):
+            raise errors.bad_request(f"{where} is a call without call_id.", param=f"{where}.call_id")
+        changes["call_id"] = item["id"]
+    if plain(item.get("name")) is None:
+        raise errors.bad_request(f"{where} is a call without name.", param=f"{where}.name")
+    key, empty = ("arguments", Raw(b'"{}"')) if kind == "function_call" else ("input", _EMPTY)
+    own = item.get(key, UNSET)
+    if not given(own) or (key == "arguments" and own == _EMPTY):
+        changes[key] = empty
+    elif plain(own) is None:
+        changes[key] = _raw(_compact(own))
+    return {**item, **changes} if changes else item
+
+
+def _compact(value: Raw) -> str:
+    return msgspec.json.format(bytes(value), indent=-1).decode()
+
+
+def _output(item: RawObject, kind: str, where: str) -> RawObject:
+    changes: RawObject = {}
+    if not given(item.get("call_id", UNSET)):
+        if not given(item.get("tool_call_id", UNSET)):
+            raise errors.bad_request(f"{where} is a result without call_id.", param=f"{where}.call_id")
+        changes["call_id"] = item["tool_call_id"]
+    own = item.get("output", UNSET)
+    if not given(own):
+        changes["output"] = _EMPTY
+    elif plain(own) is None:
+        fitted = _content(own, "user", where, key="output") if _has_parts(own) else _raw(_compact(own))
+        if fitted is not own:
+            changes["output"] = fitted
+    return {**item, **changes} if changes else item
+
+
+_PARTS = frozenset(
+    {"text", "input_text", "output_text", "refusal", "image_url", "input_image", "image", "file", "input_file",
+     "input_audio", "encrypted_content"}
+)  # fmt: skip
+
+
+def _has_parts(value: Raw) -> bool:
+    """Returns whether a value is a list of content parts, and not data of the tool's own."""
+    try:
+        parts = msgspec.json.decode(value, type=list[RawObject])
+    except msgspec.ValidationError:
+        return False
+    return all(type_of(part) in _PARTS for part in parts)
+
+
+# --- content
+
+
+class _Text(Struct):
+    type: Literal["input_text"]
+    text: Raw
+
+
+class _Said(Struct, tag="output_text"):
+    text: Raw
+
+
+class _Refused(Struct, tag="refusal"):
+    refusal: Raw
+
+
+_USUAL = msgspec.json.Decoder(list[_Text])
+_USUAL_ANSWER = msgspec.json.Decoder(list[_Said | _Refused])
+"""The parts of nearly all messages, which need no further look."""
+
+
+def _content(content: Raw, role: str, where: str, *, key: str = "content") -> Raw:
+    """Returns a message's content in this API's words; the identical value if it is. Raises ApiError 400."""
+    data = bytes(content)
+    if data[:1] == b'"':
+        return content
+    try:
+        (_USUAL_ANSWER if role == "assistant" else _USUAL).decode(content)
+    except msgspec.ValidationError:
+        pass
+    else:
+        return content
+    if data[:1] == b"{":
+        parts = [content]
+    elif data[:1] == b"[":
+        parts = _LIST.decode(content)
+    else:
+        raise errors.bad_request(f"{where}.{key} must be a text or a list of parts.", param=f"{where}.{key}")
+    kind = "output_text" if role == "assistant" else "input_text"
+    fitted = [_part(part, kind, f"{where}.{key}[{index}]") for index, part in enumerate(parts)]
+    if data[:1] == b"[" and all(one is other for one, other in zip(fitted, parts, strict=True)):
+        return content
+    return _raw([part for part in fitted if part is not None])
+
+
+def _part(part: Raw, kind: str, where: str) -> Raw | None:
+    """Returns a part in this API's words, the identical one if it is; None for a null."""
+    if not given(part):
+        return None
+    if (text := plain(part)) is not None:
+        return _raw({"type": kind, "text": text})
+    own = _object(part, where)
+    match type_of(own):
+        case "text" | "input_text" | "output_text" | None if (text := plain(own.get("text"))) is not None:
+            return part if type_of(own) == kind else _raw({"type": kind, "text": text})
+        case "refusal" if kind == "input_text" and (text := plain(own.get("refusal"))) is not None:
+            return _raw({"type": kind, "text": text})
+        case "image_url" | "input_image":
+            return _image(part, own, where)
+        case "image":
+            source = _object(own.get("source", Raw(b"{}")), f"{where}.source")
+            return _raw({"type": "input_image", "image_url": _source_url(source, where)})
+        case "file" | "input_file":
+            return _file(part, own, where)
+        case "input_audio":
+            raise errors.unsupported(where, "Audio input is not supported: the backend takes text, images and files.")
+        case "text" | "input_text" | "output_text" | None:
+            raise errors.bad_request(f"{where} is a part without text.", param=where)
+        case _:
+            return part
+
+
+def _image(part: Raw, own: RawObject, where: str) -> Raw:
+    if given(own.get("file_id", UNSET)):
+        raise _no_files(where, "images", "image_url")
+    url = own.get("image_url", UNSET)
+    if given(url) and bytes(url)[:1] == b"{":
+        nested = _object(url, f"{where}.image_url")
+        own = {
+            "detail": nested.get("detail", own.get("detail", Raw(b"null"))),
+            **own,
+            "image_url": nested.get("url", url),
+        }
+    elif type_of(own) == "input_image" and plain(own.get("image_url")) is not None:
+        return part
+    if plain(own.get("image_url")) is None:
+        raise errors.bad_request(f"{where} is an image without image_url.", param=f"{where}.image_url")
+    made: RawObject = {"type": Raw(b'"input_image"'), "image_url": own["image_url"]}
+    if given(detail := own.get("detail", UNSET)):
+        made["detail"] = detail
+    return _raw(made)
+
+
+def _source_url(source: RawObject, where: str) -> str:
+    match plain(source.get("type")):
+        case "base64":
+            return f"data:{plain(source.get('media_type')) or 'image/png'};base64,{plain(source.get('data')) or ''}"
+        case "url":
+            return plain(source.get("url")) or ""
+        case _:
+            raise _no_files(where, "images", "image_url")
+
+
+def _file(part: Raw, own: RawObject, where: str) -> Raw:
+    nested = _object(own["file"], f"{where}.file") if "file" in own else own
+    if not given(nested.get("file_data", UNSET)) and given(nested.get("file_id", UNSET)):
+        raise _no_files(where, "files", "file_data")
+    if nested is own:
+        return part
+    kept = {key: value for key, value in nested.items() if key in ("filename", "file_data", "file_url")}
+    return _raw({"type": "input_file"} | kept)
+
+
+def _no_files(where: str, what: str, key: str) -> errors.ApiError:
+    return errors.unsupported(where, f"Send {what} with the request, as {key} (a data URL): codexd has no files API.")
+
+
+def _object(value: Raw, where: str) -> RawObject:
+    try:
+        return _OBJECT.decode(value)
+    except msgspec.ValidationError as error:
+        raise errors.bad_request(f"{where} must be an object.", param=where) from error
+
+
+def _list(value: Raw, where: str) -> list[Raw]:
+    try:
+        return _LIST.decode(value)
+    except msgspec.ValidationError as error:
+        raise errors.bad_request(f"{where} must be a list.", param=where) from error
+
+
+# --- tools and choice
+
+_SEARCH = "web_search"
+_SEARCHES = ("web_search_preview", "web_search_20")
+"""Beginnings of the names of earlier versions, which this backend does not know."""
+
+
+def tools_of(found: list[RawObject]) -> tuple[list[Tool], Adjustments]:
+    """Returns the tools in this API's words; Chat Completions nests them. Raises ApiError 400."""
+    made = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(found)]
+    same = all(one is other for one, other in zip(made, found, strict=True))
+    return made, NONE if same else (Adjustment("tools", "repaired"),)
+
+
+def _tool(tool: RawObject, where: str) -> Tool:
+    kind = type_of(tool)
+    if kind is not None and kind.startswith(_SEARCHES):
+        return {**tool, "type": _raw(_SEARCH)}
+    if kind in (None, "function", "custom") and "input_schema" in tool:
+        rest = {key: value for key, value in tool.items() if key not in ("input_schema", "type", "cache_control")}
+        return from_chat(_raw({"type": "function", "parameters": tool["input_schema"], **rest}), where)
+    if kind is None or (kind in ("function", "custom") and given(tool.get(kind, UNSET))):
+        return from_chat(_raw(tool), where)
+    if kind == "function" and plain(tool.get("name")) is None:
+        raise errors.bad_request(f"{where} is a function without a name.", param=f"{where}.name")
+    return tool
+
+
+class _Choice(NamedChoice, frozen=True, kw_only=True):
+    """A choice in this API's words or, in ``NamedChoice``, in those of Chat Completions."""
+
+    mode: str = "auto"
+    tools: list[RawObject] = msgspec.field(default_factory=list)
+
+
+_CHOICE = msgspec.json.Decoder(_Choice)
+_WORDS = ("auto", "none", "any", "required")
+_CHOSEN: Adjustments = (Adjustment("tool_choice", "repaired"),)
+
+
+def choice_of(asked: Raw | UnsetType, found: list[Tool]) -> tuple[Choice, list[Tool], Adjustments]:
+    """Returns the ``tool_choice`` and the tools that may be chosen. Raises ApiError 400.
+
+    ``allowed_tools`` becomes a shorter list of tools, because models of the lite shape accept no choice.
+    """
+    if not given(asked):
+        return "auto", found, NONE
+    word = plain(asked)
+    try:
+        own = _Choice(type=word) if word is not None else _CHOICE.decode(asked)
+    except msgspec.ValidationError as error:
+        raise _no_choice() from error
+    if own.type in _WORDS:
+        choice, _ = choose("required" if own.type == "any" else own.type, found, "tool_choice")
+        return choice, found, NONE if own.type == word else _CHOSEN
+    if word is not None:
+        raise _no_choice()
+    if own.type == "allowed_tools":
+        mode, kept = _allowed(own, found)
+        choice, _ = choose(mode, kept, "tool_choice.mode")
+        return choice, kept, (Adjustment("allowed_tools", "tools"),)
+    if own.named() is None:
+        searches = own.type.startswith(_SEARCHES)
+        return (_raw({"type": _SEARCH}), found, _CHOSEN) if searches else (asked, found, NONE)
+    if own.name is not None and own.type in ("function", "custom"):
+        return asked, found, NONE
+    kind = "custom" if own.custom is not None else "function"
+    choice, _ = choose(msgspec.structs.replace(own, type=kind), found, "tool_choice")
+    return choice, found, _CHOSEN
+
+
+def _no_choice() -> errors.ApiError:
+    return errors.bad_request("tool_choice must be none, auto, required or name a tool.", param="tool_choice")
+
+
+def _allowed(own: _Choice, found: list[Tool]) -> tuple[str, list[Tool]]:
+    """Returns the mode, and those of the tools that the list names: by name, or hosted ones by type."""
+    if (nested := own.allowed_tools) is not None:
+        mode: str = nested.mode
+        listed = [(each.named(), each.type) for each in nested.tools]
+    else:
+        mode, listed = own.mode, [(name_of(each), _kind(each)) for each in own.tools]
+    names = {name for name, _ in listed if name is not None}
+    kinds = {kind for name, kind in listed if name is None}
+    return mode, [tool for tool in found if (name_of(tool) in names if name_of(tool) else type_of(tool) in kinds)]
+
+
+def _kind(tool: RawObject) -> str:
+    kind = type_of(tool) or ""
+    return _SEARCH if kind.startswith(_SEARCHES) else kind
