@@ -49,6 +49,7 @@ def prepare(asked: MessagesRequest, context: Context) -> Prepared:
             cut=ends,
             prompt_tokens=counted,
             reasoning="reasoning_content" if thinking else "none",
+            streamed=context.streamed,
         )
         dialect = MessagesConverter(
             stream,

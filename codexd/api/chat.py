@@ -148,6 +148,7 @@ class _Wanted:
             index=index,
             usage_chunk=number == 1 or not self._context.streamed,
             reasoning=self._context.reasoning_format,
+            streamed=self._context.streamed,
         )
 
     def joined(self, per_prompt: int, chunk: Callable[[str, int, str, chat.CompletionUsage], bytes]) -> Joined:

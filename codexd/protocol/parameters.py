@@ -25,8 +25,8 @@ class Rule(NamedTuple):
 
 _BACKEND = "the backend refuses it"
 _MAX_TOKENS = (
-    "codexd cuts the answer at an estimated 4 bytes of text and tool arguments per token and closes the backend's "
-    "stream; reasoning is not counted, and the usage of a cut answer is estimated"
+    "codexd counts words, numbers and punctuation of text and tool arguments, never more than there are tokens, and "
+    "closes the backend's stream at the limit; reasoning is not counted, and the usage of a cut answer is estimated"
 )
 _SHARED: dict[str, Rule] = {
     "model": Rule("adjusted", "resolved to a model and, for a `NAME-EFFORT` name, its reasoning effort"),

@@ -1,17 +1,17 @@
 """Early ends of an answer: stop sequences and a token limit. The backend supports neither.
 
-Tokens are estimated while the answer streams, at ``BYTES_PER_TOKEN`` bytes of text and tool arguments. The backend
-reports the real number only in its last event, which a cut answer does not wait for. Reasoning is not counted.
+Tokens of text and tool arguments are estimated while the answer streams (``codexd.protocol.tokens``), from below, so an
+answer that fits is never cut. The backend reports the real number only in its last event, which a cut answer does not
+wait for. Reasoning is not counted.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
 
 from codexd import errors
-from codexd.protocol.tokens import BYTES_PER_TOKEN
+from codexd.protocol.tokens import TokenCounter
 
 MAX_STOPS = 4
 
@@ -45,10 +45,10 @@ class Cutoff:
     """Limits of one answer. ``reason`` is set at its end, ``matched`` is the stop sequence that ended it."""
 
     def __init__(self, limits: StopLimits) -> None:
+        self.limits = limits
         self._stops = limits.stop
-        self._left = math.inf if limits.max_tokens is None else limits.max_tokens * BYTES_PER_TOKEN
+        self._counter = TokenCounter(limits.max_tokens)
         self._held = ""
-        self.spent = 0
         self.reason: Reason | None = None
         self.matched: str | None = None
 
@@ -75,17 +75,17 @@ class Cutoff:
         text, self._held = self._held, ""
         return self.spend(text)
 
+    @property
+    def spent(self) -> int:
+        """The estimated tokens so far."""
+        return self._counter.total()
+
     def spend(self, text: str) -> str:
         """Counts a piece of text or arguments; returns the part that fits the limit."""
-        size = len(text) if text.isascii() else len(text.encode())
-        if size > self._left:
-            # A character that does not fit completely is dropped.
-            text = text.encode()[: int(self._left)].decode(errors="ignore")
-            size = int(self._left)
+        fits = self._counter.take(text)
+        if len(fits) < len(text):
             self.reason = "length"
-        self._left -= size
-        self.spent += size
-        return text
+        return fits
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,6 +1,8 @@
-"""Rough token counts for cases where the backend's count is unknown: 4 bytes of text per token.
+"""Token counts for cases where the backend's count is unknown.
 
-Images and files count as 0, because their tokens do not depend on their size in bytes.
+Of a request they are rough: 4 bytes of text per token, and 0 for images and files, whose tokens do not depend on their
+size in bytes. Of an answer they are counted from below: o200k_base splits a text into words, numbers of three digits,
+punctuation and white space, and each piece is at least one token. The pieces here are as large as its own or larger.
 """
 
 import math
@@ -22,10 +24,111 @@ def tokens_of(size: int) -> int:
     return math.ceil(size / BYTES_PER_TOKEN)
 
 
-def estimated_usage(tokens_in: int, spent: int) -> Usage:
-    """Returns the usage of an answer that was cut after ``spent`` bytes, before the backend reported it."""
-    tokens_out = tokens_of(spent)
+def estimated_usage(tokens_in: int, tokens_out: int) -> Usage:
+    """Returns the usage of an answer that was cut before the backend reported it."""
     return Usage(input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out)
+
+
+_MARKS = (
+    "\u0300-\u036f\u0483-\u0487\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u0900-\u0dff"
+    "\u0e31-\u0e4e\u0eb1-\u0ece\u1000-\u109f\u1780-\u17d3"
+)
+"""Vowel signs and accents, which belong to a word."""
+
+_UPPER, _LOWER = rf"(?:[^\W\d_a-z]|[{_MARKS}])", rf"(?:[^\W\d_A-Z]|[{_MARKS}])"
+"""Letters; those outside ASCII count as both."""
+
+_SHORT = "(?:'(?:s|t|re|ve|m|ll|d))?"
+
+_PIECE = re.compile(
+    rf"(?:[^\r\n\w]|_)?{_UPPER}*{_LOWER}+{_SHORT}|(?:[^\r\n\w]|_)?{_UPPER}+{_LOWER}*{_SHORT}"
+    r"|\d{1,3}| ?(?:[^\s\w]|_)+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""A piece of text that is at least one token."""
+
+_LONGEST = 16
+"""Characters of ASCII in a token, of nearly all."""
+
+_SCRIPTS = (
+    (re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"), 0.5),  # Chinese, Japanese
+    (re.compile("[\uac00-\ud7af\u1100-\u11ff]"), 0.4),  # Korean
+    (re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"), 0.2),  # Thai and others without blanks
+    (re.compile("[\U0001f000-\U0001faff]"), 1.0),  # emoji
+    (re.compile("[\u0370-\u1fff]"), 0.15),  # the other alphabets
+)
+"""Tokens of a character, at least, in texts of these scripts; measured with o200k_base."""
+
+
+_MAX_PIECE = 256
+"""Characters of a piece that is still looked at as one when more of it comes."""
+
+
+def _tokens(piece: str) -> float:
+    if piece.isascii():
+        return max(1.0, len(piece) / _LONGEST)
+    return max(1.0, sum(len(script.findall(piece)) * weight for script, weight in _SCRIPTS))
+
+
+class TokenCounter:
+    """Counts the tokens of a text that comes in pieces, from below. ``limit``: None counts without an end."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = math.inf if limit is None else limit
+        self._room = self._limit
+        self._pending: list[str] = []
+        self._before = 0.0
+        self._last = ""
+
+    def total(self) -> int:
+        """Returns the tokens so far."""
+        self._count_pending()
+        return math.ceil(self._before + sum(_tokens(found[0]) for found in _PIECE.finditer(self._last)))
+
+    def take(self, text: str) -> str:
+        """Adds a piece; returns the part of it that fits."""
+        # A token has one character at least: most answers end before they have as many as they may have tokens.
+        self._room -= len(text)
+        if self._room >= 0:
+            self._pending.append(text)
+            return text
+        self._count_pending()
+        whole = self._last + text
+        total = self._before
+        for found in _PIECE.finditer(whole):
+            tokens = _tokens(found[0])
+            if total + tokens > self._limit:
+                end = found.start() + _fitting(found[0], self._limit - total)
+                fits = text[: max(0, end - len(self._last))]
+                self._before, self._last = min(total + tokens, self._limit), ""
+                return fits
+            total += tokens
+        self._count(whole)
+        return text
+
+    def _count_pending(self) -> None:
+        if self._pending:
+            text, self._pending = "".join(self._pending), []
+            self._count(self._last + text)
+
+    def _count(self, whole: str) -> None:
+        """Counts all pieces but the last two, which the next text may continue: ``it``, ``'`` and ``it's``."""
+        ends = [found.end() for found in _PIECE.finditer(whole)]
+        end = ends[-3] if len(ends) > 2 else 0
+        if len(whole) - end > _MAX_PIECE:
+            end = len(whole)
+        self._before += sum(_tokens(found[0]) for found in _PIECE.finditer(whole, 0, end))
+        self._last = whole[end:]
+
+
+def _fitting(piece: str, tokens: float) -> int:
+    """Returns how many characters of a piece of several tokens fit."""
+    if tokens < 1:
+        return 0
+    low, high = 0, len(piece)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _tokens(piece[:middle]) <= tokens else (low, middle - 1)
+    return low
 
 
 def prompt_tokens(request: UpstreamRequest) -> int:

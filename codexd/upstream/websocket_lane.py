@@ -15,6 +15,7 @@ A failure is raised by the call of ``push`` after the one that gave the events b
 events came in one read.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from msgspec import UNSET, Raw, Struct
 from codexd import errors
 from codexd.errors import ApiError
 from codexd.protocol.codex import continuation, failures, rate_limits
+from codexd.protocol.codex.events import ODD, standard
 from codexd.protocol.codex.request import ResponseCreate
 from codexd.protocol.raw import RawObject
 from codexd.upstream.call import Call
@@ -172,6 +174,9 @@ class WebsocketStream:
         except (msgspec.DecodeError, UnicodeDecodeError):
             return  # the conversion skips it too
         kind = event.type
+        if kind in ODD:
+            with contextlib.suppress(msgspec.DecodeError):
+                kind = _HEAD.decode(standard(kind, data)).type
         if kind == "codex.rate_limits":
             self._on_limits(data)
         elif kind == "error":

@@ -193,3 +193,19 @@ def test_the_standard_tests_of_langchain(base: str, tmp_path: Path) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= 130, done.stdout
+
+
+@needs_python
+def test_the_counts_of_tokens_are_those_of_the_real_tokenizer() -> None:
+    """litellm brings o200k_base along; ``test_stops.py`` holds the estimate against these counts."""
+    script = (
+        "import json, os, pathlib, sys, litellm\n"
+        "os.environ['TIKTOKEN_CACHE_DIR'] = str(pathlib.Path(litellm.__file__).parent / 'litellm_core_utils/tokenizers')\n"
+        "import tiktoken\n"
+        "encode = tiktoken.get_encoding('o200k_base').encode\n"
+        "print(json.dumps({kind: len(encode(it['text'])) for kind, it in json.load(sys.stdin).items()}))\n"
+    )
+    kinds = (HERE.parent / "protocol" / "tokens" / "o200k.json").read_bytes()
+    done = subprocess.run([str(PYTHON), "-c", script], input=kinds, capture_output=True, timeout=120, check=True)
+    expected = {kind: it["tokens"] for kind, it in msgspec.json.decode(kinds).items()}
+    assert msgspec.json.decode(done.stdout.splitlines()[-1]) == expected

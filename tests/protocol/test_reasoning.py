@@ -193,5 +193,6 @@ def test_thinking_ends_before_a_call_and_at_the_end() -> None:
     assert said("think-tags", THOUGHT, incomplete)["content"] == "<think>Hm.</think>\n\n"
 
 
-def test_commentary_alone_is_an_answer_also_when_nobody_sees_it() -> None:
-    assert said("none", message(0, "Working.", phase="commentary"), COMPLETED)["content"] == ""
+def test_commentary_alone_is_the_answer() -> None:
+    assert said("none", message(0, "Working.", phase="commentary"), COMPLETED)["content"] == "Working."
+    assert said("none", message(0, "Working.", phase="commentary"), call(1, "a"), COMPLETED)["content"] is None

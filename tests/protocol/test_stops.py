@@ -1,5 +1,8 @@
 """Stop sequences and limits of tokens, whatever the pieces in which the text comes."""
 
+import json
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -11,7 +14,7 @@ from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.chat.wire import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
 from codexd.protocol.codex.events import decode_event
 from codexd.protocol.stops import Cutoff, StopLimits, limits_of
-from codexd.protocol.tokens import BYTES_PER_TOKEN, prompt_tokens, tokens_of
+from codexd.protocol.tokens import TokenCounter, prompt_tokens
 from support.converted import chat_request, responses_request
 
 
@@ -55,19 +58,61 @@ def test_the_pieces_make_no_difference(text: str, stops: list[str], random: obje
     assert whole == ((text[: min(ends)[1]], "stop") if ends else (text, None))
 
 
-@given(st.lists(st.text(max_size=12), max_size=8), st.integers(1, 12))
-def test_the_limit_is_never_passed_and_never_splits_a_character(pieces: list[str], tokens: int) -> None:
+TEXT = st.text(alphabet="aB é,.'1 \n漢한😀", max_size=12)
+
+
+@given(st.lists(TEXT, max_size=8), st.integers(1, 12))
+def test_the_limit_is_never_passed(pieces: list[str], tokens: int) -> None:
     out, reason = cut(pieces, max_tokens=tokens)
     text = "".join(pieces)
     assert text.startswith(out)
-    assert len(out.encode(errors="surrogatepass")) <= tokens * BYTES_PER_TOKEN
-    assert (reason is None) == (len(text.encode(errors="surrogatepass")) <= tokens * BYTES_PER_TOKEN)
-    assert tokens_of(len(out.encode())) <= tokens
+    assert (reason is None) == (out == text)
+    assert counted(out) <= tokens
+    if reason is None:
+        assert counted(text) <= tokens
+    elif len(pieces) == 1:
+        assert counted(text) > tokens
+
+
+def counted(text: str) -> int:
+    it = TokenCounter(None)
+    assert it.take(text) == text
+    return it.total()
+
+
+@given(st.lists(TEXT, max_size=8))
+def test_it_counts_the_same_in_pieces(pieces: list[str]) -> None:
+    it = TokenCounter(None)
+    for piece in pieces:
+        it.take(piece)
+        it.total()
+    assert it.total() == counted("".join(pieces))
+
+
+KINDS = json.loads((Path(__file__).parent / "tokens" / "o200k.json").read_text())
+"""Texts of many kinds, with their number of tokens by o200k_base."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_that_fits_is_never_cut(kind: str) -> None:
+    text, tokens = KINDS[kind]["text"], KINDS[kind]["tokens"]
+    assert cut(list(text), max_tokens=tokens) == (text, None)
+    assert cut([text], max_tokens=tokens) == (text, None)
+    assert tokens / 2 < counted(text) <= tokens, "and one of twice as much is"
+    assert cut([text * 3], max_tokens=tokens)[1] == "length"
+
+
+def test_a_word_without_an_end_is_counted_too() -> None:
+    it = TokenCounter(40)
+    sent = sum(len(it.take("a" * 50)) for _ in range(40))
+    assert 400 <= sent < 2000
+    assert it.total() == 40
+    assert cut(["漢" * 100], max_tokens=10) == ("漢" * 20, "length")
 
 
 def test_the_limit_counts_before_a_stop_sequence() -> None:
-    assert cut(["abcdefgh STOP"], "STOP", max_tokens=1) == ("abcd", "length")
-    assert cut(["abc", "ST"], "STOP", max_tokens=1) == ("abcS", "length")
+    assert cut(["one two three STOP"], "STOP", max_tokens=2) == ("one two", "length")
+    assert cut(["one ", "ST"], "STOP", max_tokens=2) == ("one ST", None)
 
 
 def test_what_makes_no_sense_is_refused_by_name() -> None:

@@ -11,7 +11,7 @@ Pieces of the open block are sent at once. A queued block may be complete before
 the upstream may interleave calls, and this API does not allow that.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -22,7 +22,7 @@ from codexd.protocol import sse
 from codexd.protocol.anthropic.failures import failure_document
 from codexd.protocol.chat.converter import gather
 from codexd.protocol.chat.stream import ChatStream
-from codexd.protocol.chat.wire import Chunk, Delta, FinishReason, FunctionDelta
+from codexd.protocol.chat.wire import Chunk, Citation, Delta, FinishReason, FunctionDelta
 from codexd.protocol.codex.events import Item, OutputItemDone, Usage, decode_event
 from codexd.protocol.reasoning import Turn
 from codexd.protocol.stops import Cutoff
@@ -36,6 +36,12 @@ _REASONS: dict[FinishReason, str] = {
     "function_call": "tool_use",
     "content_filter": "refusal",
 }
+
+NO_IMAGES = (
+    "[The model has generated an image ({kind}), which this API cannot carry. "
+    "/v1/responses and /v1/chat/completions can.]"
+)
+"""Stands for an image in an answer."""
 
 _encode = msgspec.json.encode
 _PING = sse.encode(b"ping", b'{"type":"ping"}')
@@ -62,16 +68,19 @@ class _Message(Struct, frozen=True, kw_only=True):
 
 
 class _Block:
-    """A content block. ``sent`` counts the ``pieces`` that were sent; ``close`` is the signature."""
+    """A content block. ``sent`` counts the ``pieces`` that were sent, ``cited`` the citations; ``close`` is the
+    signature.
+    """
 
-    __slots__ = ("close", "done", "head", "index", "key", "kind", "pieces", "sent")
+    __slots__ = ("citations", "cited", "close", "done", "head", "index", "key", "kind", "pieces", "sent")
 
     def __init__(self, kind: Kind, head: dict[str, object]) -> None:
         self.kind = kind
         self.head = head
         self.key = ""
         self.pieces: list[str] = []
-        self.sent = 0
+        self.citations: list[dict[str, object]] = []
+        self.sent = self.cited = 0
         self.done = False
         self.index = -1
         self.close = ""
@@ -81,7 +90,7 @@ class _Block:
         whole = "".join(self.pieces)
         match self.kind:
             case "text":
-                return self.head | {"text": whole}
+                return self.head | {"text": whole} | ({"citations": self.citations} if self.citations else {})
             case "thinking":
                 return self.head | {"thinking": whole, "signature": self.close}
             case "redacted_thinking":
@@ -190,6 +199,10 @@ class MessagesConverter:
         if delta.refusal is not UNSET:
             self._refused = True
             self._piece("text", delta.refusal)
+        for image in delta.images or ():
+            self._piece("text", NO_IMAGES.format(kind=image.image_url.url.partition(";")[0].removeprefix("data:")))
+        if delta.annotations is not UNSET:
+            self._cite(delta.annotations)
         for call in delta.tool_calls or ():
             function = call.function or FunctionDelta("")
             if call.index not in self._tools:
@@ -198,6 +211,16 @@ class MessagesConverter:
                 block.key = call.id or ""
             if function.arguments:
                 self._tools[call.index].pieces.append(function.arguments)
+
+    def _cite(self, citations: Sequence[Citation]) -> None:
+        """Adds citations of web pages to the text that they belong to, the last one."""
+        block = next((each for each in reversed(self._blocks) if each.kind == "text"), None)
+        if block is None or (self._streamed and block not in self._queue):
+            return
+        for each in citations:
+            it = each.url_citation
+            place: dict[str, object] = {"type": "web_search_result_location", "url": it.url, "title": it.title or None}
+            block.citations.append(place | {"cited_text": "", "encrypted_index": ""})
 
     def _piece(self, kind: Literal["text", "thinking"], text: str) -> None:
         last = self._queue[-1] if self._queue else None
@@ -245,6 +268,11 @@ class MessagesConverter:
                 text, block.sent = "".join(block.pieces[block.sent :]), len(block.pieces)
                 kind, key = _DELTAS[block.kind]
                 self._delta_event(block, kind, key, text)
+            for citation in block.citations[block.cited :]:
+                self._event(
+                    "content_block_delta", index=block.index, delta={"type": "citations_delta", "citation": citation}
+                )
+            block.cited = len(block.citations)
             if not block.done:
                 return
             if block.close:

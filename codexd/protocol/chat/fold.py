@@ -80,6 +80,8 @@ def _message(deltas: list[Delta]) -> ResponseMessage:
     reasoning = "".join(delta.reasoning_content for delta in deltas if delta.reasoning_content is not UNSET)
     other = "".join(delta.reasoning for delta in deltas if delta.reasoning is not UNSET)
     calls = _calls(deltas)
+    annotations = [each for delta in deltas if delta.annotations is not UNSET for each in delta.annotations]
+    images = [each for delta in deltas if delta.images is not UNSET for each in delta.images]
     legacy = [delta.function_call for delta in deltas if delta.function_call is not UNSET]
     called: FunctionCall | UnsetType = UNSET
     if legacy:
@@ -88,7 +90,8 @@ def _message(deltas: list[Delta]) -> ResponseMessage:
         # Clients read the key even without text: with a call or a refusal it is null, never missing.
         content=content if content or not (calls or refusal or legacy) else None,
         refusal=refusal or None,
-        annotations=[],
+        annotations=annotations,
+        images=images or UNSET,
         reasoning_content=reasoning or UNSET,
         reasoning=other or UNSET,
         tool_calls=calls or UNSET,

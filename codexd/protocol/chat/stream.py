@@ -3,7 +3,7 @@
     state     | left by                                              | to
     ----------|------------------------------------------------------|---------
     waiting   | the first event that carries part of the answer      | begun
-    waiting   | completed without any content                        | failed
+    waiting   | completed without any output item                    | failed
     begun     | completed, incomplete                                | done
     waiting   | incomplete                                           | done
     begun     | a stop sequence, or the limit of tokens (cut short)  | done
@@ -16,14 +16,15 @@ can be tried again. The start of a reasoning item does not count as a beginning:
 occurs after it. The first chunk carries the role. Done yields exactly one ``finish_reason``, failed yields none.
 
 ``output_item.done`` is authoritative and deltas may be missing. So whatever an item holds beyond what was already sent
-is sent then. The final event's ``output`` (observed to be empty on this backend) is treated the same way. Items are
-identified by ``output_index``, not by id, because ids were observed to change between events.
+is sent then, if what was sent is how it begins. Without streaming nothing of an item is sent before. The final event's
+``output`` (observed to be empty on this backend) is treated the same way. Items are identified by ``output_index``, not
+by id, because ids were observed to change between events.
 
-Text of messages in the phase ``commentary`` is the model's comment on its work. It is sent as reasoning, never as part
-of the answer.
+Text of messages in the phase ``commentary`` is the model's comment on its work. It is sent as reasoning, and as the
+answer only if there is no other.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from msgspec import UNSET, UnsetType
@@ -34,12 +35,16 @@ from codexd.protocol.chat.usage import chat_usage
 from codexd.protocol.chat.wire import (
     Chunk,
     ChunkChoice,
+    Citation,
     CompletionUsage,
     CustomDelta,
     Delta,
     FinishReason,
     FunctionDelta,
+    Image,
+    ImageUrl,
     ToolCallDelta,
+    UrlCitation,
 )
 from codexd.protocol.codex.events import (
     ArgumentsDelta,
@@ -51,6 +56,7 @@ from codexd.protocol.codex.events import (
     ErrorEvent,
     Event,
     Failed,
+    HalfDelta,
     Incomplete,
     Item,
     OutputItemAdded,
@@ -62,6 +68,7 @@ from codexd.protocol.codex.events import (
     SummaryDelta,
     TextDelta,
     Usage,
+    join_halves,
 )
 from codexd.protocol.codex.failures import from_event
 from codexd.protocol.stops import Cutoff
@@ -74,13 +81,13 @@ _INCOMPLETE: dict[str | None, FinishReason] = {"max_output_tokens": "length", "c
 
 
 class _Open:
-    """Amount sent so far for one output item: characters of text, refusal, reasoning and arguments."""
+    """One output item: the deltas of its text, refusal and arguments so far, and whether it has reasoning."""
 
     __slots__ = ("arguments", "commentary", "custom", "done", "index", "reasoning", "refusal", "text")
 
     def __init__(self) -> None:
-        self.text = self.refusal = self.reasoning = self.arguments = 0
-        self.commentary = self.custom = False
+        self.text, self.refusal, self.arguments = list[str](), list[str](), list[str]()
+        self.commentary = self.custom = self.reasoning = False
         self.done = False
         self.index: int | None = None
 
@@ -90,7 +97,8 @@ class ChatStream:
 
     ``names`` maps tool names back to the client's own. ``legacy``: the first call is sent as ``function_call``.
     ``cut`` may end the answer early; its usage is then estimated, with ``prompt_tokens`` for the request. ``index`` is
-    the choice's index. With several choices ``usage_chunk`` is off, because the usage covers all of them.
+    the choice's index. With several choices ``usage_chunk`` is off, because the usage covers all of them. Without
+    ``streamed`` the chunks are folded, and items are taken from their last event.
     """
 
     def __init__(
@@ -107,7 +115,11 @@ class ChatStream:
         index: int = 0,
         usage_chunk: bool = True,
         reasoning: ReasoningFormat = "reasoning_content",
+        streamed: bool = True,
     ) -> None:
+        self._streamed = streamed
+        # Finds where a limit ends an answer of which nothing is sent yet.
+        self._probe = Cutoff(cut.limits) if cut is not None and not streamed else None
         self._reasoning_format = reasoning
         self._thinking = False
         self._usage_chunk = usage_chunk
@@ -122,7 +134,9 @@ class ChatStream:
         self._include_usage = include_usage
         self._items: dict[int, _Open] = {}
         self._calls = 0
-        self._said = False
+        self._answered = False
+        self._comments: list[str] = []
+        self._halves: dict[tuple[type, int], str] = {}
         self._reasoned: tuple[int, int] | None = None
         self.begun = False
         self.done = False
@@ -140,8 +154,8 @@ class ChatStream:
             return False
         if self._cut is not None or self._thinking or not event.delta:
             return False
-        item.text += len(event.delta)
-        self._said = True
+        item.text.append(event.delta)
+        self._answered = True
         return True
 
     def text_chunk(self, text: str) -> Chunk:
@@ -170,16 +184,18 @@ class ChatStream:
         match event:
             case OutputItemAdded():
                 return self._added(event.output_index, event.item)
-            case ArgumentsDone():
-                return self._rest_of_arguments(event.output_index, event.arguments)
-            case CustomInputDone():
-                return self._rest_of_arguments(event.output_index, event.input)
+            case ArgumentsDone() if self._streamed:
+                return self._all_arguments(event.output_index, event.arguments)
+            case CustomInputDone() if self._streamed:
+                return self._all_arguments(event.output_index, event.input)
             case OutputItemDone():
                 return self._item_done(event.output_index, event.item)
             case Completed():
                 return self._completed(event.response)
             case Incomplete():
                 return self._incomplete(event.response)
+            case HalfDelta():
+                return self._half(event)
             case Failed() | Cancelled() | ErrorEvent():
                 self.error = from_event(event)
                 return []
@@ -217,37 +233,86 @@ class ChatStream:
         if state.done:
             return []
         chunks = self._added(output_index, item) if item.type != "reasoning" else []
-        state.done = True
         match item.type:
             case "message":
-                text = "".join(part.text for part in item.content or ())
-                refusal = "".join(part.refusal for part in item.content or ())
-                chunks += self._text(output_index, text[self._sent_text(state) :])
-                chunks += self._flush()
-                chunks += self._refusal(output_index, refusal[state.refusal :])
+                chunks += self._message_done(output_index, state, item.content or ())
             case "function_call":
-                chunks += self._rest_of_arguments(output_index, item.arguments)
+                # A call without parameters may come with no arguments at all.
+                chunks += self._all_arguments(output_index, item.arguments or "{}")
             case "custom_tool_call":
-                chunks += self._rest_of_arguments(output_index, item.input)
+                chunks += self._all_arguments(output_index, item.input)
+            case "image_generation_call" if item.result:
+                url = f"data:image/{item.output_format or 'png'};base64,{item.result}"
+                chunks += self._thought() + self._flush()
+                chunks += [] if self.done else self._chunks(Delta(images=[Image(ImageUrl(url))]))
             case "reasoning" if not state.reasoning:
                 chunks += self._whole_reasoning(output_index, item.summary or item.content or ())
+        state.done = True
         return chunks
 
-    @staticmethod
-    def _sent_text(state: _Open) -> int:
-        return state.reasoning if state.commentary else state.text
+    def _message_done(self, output_index: int, state: _Open, parts: Sequence[Part]) -> list[Chunk]:
+        self._answered |= not state.commentary
+        before = state.text
+        rest = self._rest(before, "".join(part.text for part in parts))
+        chunks = self._text(output_index, rest, whole=True) + self._flush()
+        refusal = self._rest(state.refusal, "".join(part.refusal for part in parts))
+        chunks += self._refusal(output_index, refusal, whole=True)
+        if (found := list(self._citations(output_index, parts))) and not self.done and not state.commentary:
+            chunks += self._chunks(Delta(annotations=found))
+        return chunks
+
+    def _rest(self, before: list[str], whole: str) -> str:
+        """Returns what is left to send of a complete text, nothing if what was sent is not how it begins."""
+        sent = "".join(before)
+        if not self._streamed:
+            before.clear()
+            return whole or sent
+        return whole.removeprefix(sent) if whole.startswith(sent) else ""
+
+    def _citations(self, output_index: int, parts: Sequence[Part]) -> Iterator[Citation]:
+        """Returns the citations of web pages; their indexes count the characters of the whole answer."""
+        earlier = [state.text for index, state in self._items.items() if index < output_index and not state.commentary]
+        offset = sum(len(piece) for text in earlier for piece in text)
+        for part in parts:
+            for each in part.annotations or ():
+                if each.type == "url_citation":
+                    place = offset + each.start_index, offset + each.end_index
+                    yield Citation(UrlCitation(each.url, each.title or "", *place))
+            offset += len(part.text)
 
     # --- what the items hold
 
-    def _text(self, output_index: int, text: str) -> list[Chunk]:
+    def _half(self, event: HalfDelta) -> list[Chunk]:
+        """Joins the halves of a character that came in two deltas."""
+        place = (event.kind, event.output_index)
+        whole, self._halves[place] = join_halves(self._halves.get(place, "") + event.delta)
+        return self.push(event.kind(output_index=event.output_index, delta=whole)) if whole else []
+
+    def _text(self, output_index: int, text: str, *, whole: bool = False) -> list[Chunk]:
+        """Sends a piece of text. ``whole``: it is the rest of its item."""
         state = self._open(output_index)
+        if text:
+            state.text.append(text)
         if state.commentary:
-            return self._reasoning(output_index, 0, text)
-        state.text += len(text)
+            self._comments += [text] if text and (whole or self._streamed) else []
+            return self._reasoning(output_index, 0, text) if whole or self._streamed else self._chunks()
+        self._answered |= bool(text)
+        if not self._streamed and not whole:
+            return self._held(output_index, state, text)
         thought = self._thought() if text else []
         if self._cut is None:
             return thought + self._chunks(Delta(content=text)) if text else []
         return thought + self._cut_text(self._cut, self._cut.text(text))
+
+    def _held(self, output_index: int, state: _Open, text: str) -> list[Chunk]:
+        """Keeps a piece of text until its item is done, unless it reaches a limit."""
+        if self._probe is not None:
+            self._probe.text(text)
+            if self._probe.reason is not None:
+                so_far = "".join(state.text)
+                state.text.clear()
+                return self._text(output_index, so_far, whole=True)
+        return self._chunks() if text else []
 
     def _cut_text(self, cut: Cutoff, text: str) -> list[Chunk]:
         chunks = self._chunks(Delta(content=text)) if text else []
@@ -262,31 +327,34 @@ class ChatStream:
 
     def _flush(self) -> list[Chunk]:
         """Returns the text that was held back, because something else begins."""
+        if self._probe is not None:
+            self._probe.flush()
         return [] if self._cut is None or self.done else self._cut_text(self._cut, self._cut.flush())
 
-    def _refusal(self, output_index: int, text: str) -> list[Chunk]:
-        self._open(output_index).refusal += len(text)
-        return self._chunks(Delta(refusal=text)) if text and not self.done else []
+    def _refusal(self, output_index: int, text: str, *, whole: bool = False) -> list[Chunk]:
+        if not text or self.done:
+            return []
+        self._open(output_index).refusal.append(text)
+        return self._chunks(Delta(refusal=text)) if whole or self._streamed else []
 
     def _reasoning(self, output_index: int, summary_index: int, text: str) -> list[Chunk]:
         if not text:
             return []
-        self._open(output_index).reasoning += len(text)
+        state = self._open(output_index)
+        state.reasoning = True
         here = (output_index, summary_index)
         if self._reasoned not in (None, here):
             text = f"\n\n{text}"
         self._reasoned = here
-        said = self._items[output_index].commentary
         match self._reasoning_format:
             case "reasoning_content":
-                return self._chunks(Delta(reasoning_content=text), said=said)
+                return self._chunks(Delta(reasoning_content=text), answers=False)
             case "reasoning":
-                return self._chunks(Delta(reasoning=text), said=said)
+                return self._chunks(Delta(reasoning=text), answers=False)
             case "think-tags":
                 opening, self._thinking = "" if self._thinking else "<think>", True
-                return self._chunks(Delta(content=f"{opening}{text}"), said=said)
+                return self._chunks(Delta(content=f"{opening}{text}"), answers=False)
             case _:
-                self._said |= said
                 return []
 
     def _thought(self) -> list[Chunk]:
@@ -294,17 +362,22 @@ class ChatStream:
         if not self._thinking:
             return []
         self._thinking, self._reasoned = False, None
-        return self._chunks(Delta(content="</think>\n\n"), said=False)
+        return self._chunks(Delta(content="</think>\n\n"), answers=False)
 
     def _whole_reasoning(self, output_index: int, parts: Iterable[Part]) -> list[Chunk]:
         return [chunk for index, part in enumerate(parts) for chunk in self._reasoning(output_index, index, part.text)]
 
-    def _arguments(self, output_index: int, text: str) -> list[Chunk]:
+    def _arguments(self, output_index: int, text: str, *, whole: bool = False) -> list[Chunk]:
+        """Sends a piece of a call's arguments. ``whole``: it is the rest of its item."""
         state = self._open(output_index)
         if state.index is None or not text or self.done:
             # The call was never announced; its item arrives complete with output_item.done.
             return []
-        state.arguments += len(text)
+        state.arguments.append(text)
+        if not self._streamed and not whole:
+            if self._probe is None or self._probe.spend(text) == text:
+                return []
+            text = "".join(state.arguments)
         if self._cut is None:
             return self._call(state, text)
         fits = self._cut.spend(text)
@@ -330,8 +403,9 @@ class ChatStream:
             piece = ToolCallDelta(index, FunctionDelta(text, name), id=id, type=kind)
         return self._chunks(Delta(tool_calls=[piece]))
 
-    def _rest_of_arguments(self, output_index: int, arguments: str) -> list[Chunk]:
-        return self._arguments(output_index, arguments[self._open(output_index).arguments :])
+    def _all_arguments(self, output_index: int, arguments: str) -> list[Chunk]:
+        rest = self._rest(self._open(output_index).arguments, arguments)
+        return self._arguments(output_index, rest, whole=True)
 
     # --- the end
 
@@ -339,7 +413,9 @@ class ChatStream:
         chunks = self._leftovers(response) + self._flush()
         if self.done:
             return chunks
-        if not self._said:
+        if not self._answered and self._comments:
+            chunks += self._thought() + self._chunks(Delta(content="".join(self._comments)))
+        if not self._answered:
             self.error = errors.empty_answer()
             return []
         called: FinishReason = "function_call" if self._legacy else "tool_calls"
@@ -352,12 +428,20 @@ class ChatStream:
         return chunks if self.done else chunks + self._finish(_INCOMPLETE.get(reason, "length"), response.usage)
 
     def _leftovers(self, response: Response) -> list[Chunk]:
-        return [
+        chunks = [
             chunk
             for index, item in enumerate(response.output or ())
             if not self.done
             for chunk in self._item_done(index, item)
         ]
+        if not self._streamed:
+            # Items of which only deltas came.
+            for index, state in list(self._items.items()):
+                if not state.done and not self.done:
+                    chunks += self._text(index, self._rest(state.text, ""), whole=True)
+                    chunks += self._refusal(index, self._rest(state.refusal, ""), whole=True)
+                    chunks += self._arguments(index, self._rest(state.arguments, ""), whole=True)
+        return chunks
 
     def _finish(self, reason: FinishReason, usage: Usage | None) -> list[Chunk]:
         self.done = True
@@ -370,18 +454,18 @@ class ChatStream:
     # --- chunks
 
     def _chunks(
-        self, delta: Delta | None = None, finish_reason: FinishReason | None = None, *, said: bool = True
+        self, delta: Delta | None = None, finish_reason: FinishReason | None = None, *, answers: bool = True
     ) -> list[Chunk]:
         """Returns the chunk of a delta, preceded by the chunk with the role if that was not sent yet.
 
-        ``said``: the delta is part of the answer, not of the reasoning before it.
+        ``answers``: the delta is part of the answer, not of the reasoning before it.
         """
         chunks = []
         if not self.begun:
             self.begun = True
             chunks.append(self._chunk([ChunkChoice(self._index, Delta(role="assistant", content=""))]))
         if delta is not None:
-            self._said |= said
+            self._answered |= answers
             chunks.append(self._chunk([ChunkChoice(self._index, delta, finish_reason=finish_reason)]))
         return chunks
 

@@ -25,7 +25,7 @@ class RefusalPart(Struct, frozen=True, kw_only=True, tag="refusal"):
     refusal: str
 
 
-class ImageUrl(Struct, frozen=True, kw_only=True):
+class ImageUrl(Struct, frozen=True, omit_defaults=True):
     url: str
     detail: str | None = None
 
@@ -212,6 +212,27 @@ class ToolCallDelta(Struct, frozen=True):
     type: Literal["function"] | UnsetType = UNSET
 
 
+class UrlCitation(Struct, frozen=True):
+    url: str
+    title: str
+    start_index: int
+    end_index: int
+
+
+class Citation(Struct, frozen=True):
+    """A web page that the text between two characters rests on."""
+
+    url_citation: UrlCitation
+    type: Literal["url_citation"] = "url_citation"
+
+
+class Image(Struct, frozen=True):
+    """A generated image, as a data URL; OpenAI's API has no place for one, and routers use this shape."""
+
+    image_url: ImageUrl
+    type: Literal["image_url"] = "image_url"
+
+
 class Delta(Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -220,6 +241,8 @@ class Delta(Struct, frozen=True):
     reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
     function_call: FunctionDelta | UnsetType = UNSET
+    annotations: list[Citation] | UnsetType = UNSET
+    images: list[Image] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True):
@@ -261,7 +284,8 @@ class ResponseMessage(Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: str | None
-    annotations: list[Raw]
+    annotations: list[Citation]
+    images: list[Image] | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[MessageToolCall] | UnsetType = UNSET

@@ -1,13 +1,28 @@
 """Events of the backend's stream, read leniently. An event that cannot be read becomes ``Other``."""
 
+import json  # noqa: TID251 - msgspec refuses halves of surrogate pairs
+import re
+from typing import get_args
+
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
+
+
+class Annotation(Struct, frozen=True, kw_only=True):
+    """A mark on a text; the keys are those of a ``url_citation``. Indexes count the characters of the part."""
+
+    type: str = ""
+    url: str = ""
+    title: str | None = None
+    start_index: int = 0
+    end_index: int = 0
 
 
 class Part(Struct, frozen=True):
     type: str = ""
     text: str = ""
     refusal: str = ""
+    annotations: list[Annotation] | None = None
 
 
 class Item(Struct, frozen=True, kw_only=True):
@@ -22,6 +37,8 @@ class Item(Struct, frozen=True, kw_only=True):
     encrypted_content: str | None = None
     content: list[Part] | None = None
     summary: list[Part] | None = None
+    result: str | None = None
+    output_format: str | None = None
 
 
 class InputTokensDetails(Struct, frozen=True):
@@ -56,6 +73,7 @@ class IncompleteDetails(Struct, frozen=True):
 class Response(Struct, frozen=True, kw_only=True):
     """The response object inside an event, with the keys that codexd reads."""
 
+    status: str | None = None
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     output: list[Item] | None = None
@@ -137,6 +155,14 @@ class ErrorEvent(Struct, frozen=True, kw_only=True, tag="error"):
     error: ResponseError | None = None
 
 
+class HalfDelta(Struct, frozen=True, kw_only=True):
+    """A delta with half of a character, which the next delta of its kind and item completes."""
+
+    kind: "type[Delta]"
+    output_index: int
+    delta: str
+
+
 class Other(Struct, frozen=True, kw_only=True):
     """An event that codexd does not read or cannot decode."""
 
@@ -161,7 +187,9 @@ Known = (
     | ErrorEvent
 )
 
-Event = Known | Other
+Delta = TextDelta | RefusalDelta | SummaryDelta | ReasoningDelta | ArgumentsDelta | CustomInputDelta
+
+Event = Known | HalfDelta | Other
 
 FAILURES = frozenset({"response.failed", "response.cancelled", "error"})
 
@@ -178,9 +206,91 @@ def decode_event(data: bytes) -> Event:
     try:
         return _KNOWN.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        try:
-            other = _OTHER.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return Other()
-        # A failure in an unknown shape is still a failure.
-        return ErrorEvent() if other.type in FAILURES else other
+        return _decode_other(data)
+
+
+def _decode_other(data: bytes) -> Event:
+    try:
+        other = _OTHER.decode(data)
+        if other.type in ODD:
+            return _KNOWN.decode(standard(other.type, data))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _half(data) if b"\\u" in data else Other()
+    # A failure in an unknown shape is still a failure.
+    return ErrorEvent() if other.type in FAILURES else other
+
+
+# --- halves of characters
+
+_DELTAS: dict[str, type[Delta]] = {str(kind.__struct_config__.tag): kind for kind in get_args(Delta)}
+
+
+def _half(data: bytes) -> HalfDelta | Other:
+    """Decodes a delta with half of a surrogate pair, which msgspec refuses."""
+    try:
+        found = json.loads(data)
+        kind, text, index = _DELTAS.get(found["type"]), found["delta"], found.get("output_index", 0)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return Other()
+    if kind is None or not isinstance(text, str) or not isinstance(index, int):
+        return Other()
+    return HalfDelta(kind=kind, output_index=index, delta=text)
+
+
+def join_halves(text: str) -> tuple[str, str]:
+    """Returns a text with surrogate pairs as characters, and the half at its end, or nothing, apart."""
+    joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    rest = joined[-1:] if "\ud800" <= joined[-1:] <= "\udbff" else ""
+    whole = joined[: len(joined) - len(rest)]
+    return whole.encode("utf-8", "replace").decode() if _HALVES.search(whole) else whole, rest
+
+
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+# --- events in other words
+
+_DONE, _ADDED = "response.done", "response.output_item.add.delta"
+
+ODD = frozenset({_DONE, _ADDED})
+"""Types that codexd's specification has, and OpenAI's API has not: the end of an answer, and a delta of its text."""
+
+
+class _Status(Struct, frozen=True):
+    status: str | None = None
+
+
+class _Done(Struct, frozen=True):
+    response: _Status = _Status()
+
+
+class _Content(Struct, frozen=True):
+    content: list[Part] = []
+
+
+class _Added(Struct, frozen=True, kw_only=True):
+    output_index: int = 0
+    item_id: str = ""
+    delta: _Content | str = ""
+    item: _Content = _Content()
+    content: list[Part] = []
+
+
+_ENDS = frozenset({"incomplete", "failed", "cancelled"})
+
+
+def standard(kind: str, data: bytes) -> bytes:
+    """Returns an event of a type in ODD in the API's own words. Raises msgspec.DecodeError for an unknown shape."""
+    whole = msgspec.json.decode(data, type=dict[str, Raw])
+    if kind == _DONE:
+        status = msgspec.json.decode(data, type=_Done).response.status
+        end = status if status in _ENDS else "completed"
+        return msgspec.json.encode({**whole, "type": f"response.{end}"})
+    added = msgspec.json.decode(data, type=_Added)
+    if isinstance(added.delta, str):
+        text = added.delta or "".join(part.text for part in (*added.content, *added.item.content))
+    else:
+        text = "".join(part.text for part in added.delta.content)
+    place = {"item_id": added.item_id, "output_index": added.output_index, "content_index": 0}
+    number = {"sequence_number": whole["sequence_number"]} if "sequence_number" in whole else {}
+    return msgspec.json.encode({"type": "response.output_text.delta", **place, **number, "delta": text, "logprobs": []})

@@ -4,7 +4,7 @@
     ---------|-----------------------------------------------------------------------|--------
     waiting  | the first event of the answer, except start and end of reasoning      | begun
     any      | completed, incomplete, ``max_output_tokens`` reached (``cut_short``)  | done
-    any      | completed without output                                              | failed
+    any      | completed without any output item                                     | failed
     any      | failed, cancelled, error, an unreadable terminal event, early end     | failed
 
 Corrections: the terminal event's ``output``, empty on this backend, is rebuilt from ``output_item.done``. The response
@@ -21,12 +21,11 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from codexd import errors
 from codexd.errors import ApiError, ErrorObject
 from codexd.protocol import sse
-from codexd.protocol.codex.events import FAILURES, Failed, Usage, decode_event
+from codexd.protocol.codex.events import FAILURES, ODD, Failed, Usage, decode_event, standard
 from codexd.protocol.codex.failures import from_event
 from codexd.protocol.lite import NAMESPACE
 from codexd.protocol.raw import RawObject
-from codexd.protocol.responses.truncation import Truncation
-from codexd.protocol.tokens import tokens_of
+from codexd.protocol.responses.truncation import Truncation, text_part
 
 _SILENT = frozenset({"response.created", "response.in_progress", "response.queued"})
 """Events before any part of the answer."""
@@ -55,12 +54,14 @@ _DEFAULTS: RawObject = {
         "background": b"false",
         "completed_at": b"null",
         "error": b"null",
+        "frequency_penalty": b"0.0",
         "incomplete_details": b"null",
         "instructions": b"null",
         "max_output_tokens": b"null",
         "max_tool_calls": b"null",
         "metadata": b"{}",
         "parallel_tool_calls": b"true",
+        "presence_penalty": b"0.0",
         "previous_response_id": b"null",
         "prompt_cache_key": b"null",
         "reasoning": b'{"effort":null,"summary":null}',
@@ -135,7 +136,9 @@ class ResponsesStream:
         self._own_names = {
             msgspec.json.encode(wire): Raw(msgspec.json.encode(own)) for wire, own in (own_names or {}).items()
         }
-        self._echo = _HIDDEN | echo
+        self._echo = _HIDDEN | echo | {key: _as_echoed(echo[key]) for key in ("tools",) if key in echo}
+        self._announced: set[int] = set()
+        self._assembled: dict[int, list[str]] = {}
         self._items: dict[int, Raw] = {}
         self._names: dict[int, Raw] = {}
         self._sequence = -1
@@ -159,6 +162,10 @@ class ResponsesStream:
             head = _HEAD.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return b""
+        if head.type in ODD:
+            return self._standard(head.type, data)
+        if self._assembled and head.type in _TERMINAL:
+            return b"".join(map(self._close, list(self._assembled))) + self.push(data)
         number, before = head.sequence_number, _DELTAS.get(head.type)
         if before is not None and number is not None and number > self._sequence and self._passes(data):
             self._sequence, self.begun = number, True
@@ -195,7 +202,7 @@ class ResponsesStream:
         else:
             self.begun = True
             if kind == "response.function_call_arguments.done":
-                changes = self._named(data)
+                changes = self._named(data) | _without_nothing(_OBJECT.decode(data))
             if self._truncation is not None and (events := self._truncation.push(kind, data)) is not None:
                 return self._cut_off(self._truncation, data, events)
         return self._event(kind, head.sequence_number, data, changes)
@@ -254,6 +261,49 @@ class ResponsesStream:
             data = msgspec.json.encode(_OBJECT.decode(data) | changes)
         return sse.encode(kind.encode(), data)
 
+    def _standard(self, kind: str, data: bytes) -> bytes:
+        """Returns an event in other words as the API's own ones, with those that its item lacks."""
+        try:
+            data = standard(kind, data)
+        except msgspec.DecodeError:
+            return b""
+        event = msgspec.json.decode(data)
+        if event["type"] != "response.output_text.delta":
+            return self.push(data)
+        index = event["output_index"]
+        out = b""
+        if index not in self._announced:
+            self._assembled[index] = []
+            item = {
+                "id": f"msg_{index}",
+                "type": "message",
+                "status": "in_progress",
+                "role": "assistant",
+                "content": [],
+            }
+            out += self._say("response.output_item.added", output_index=index, item=item)
+            out += self._say("response.content_part.added", **_place(index), part=text_part(""))
+        if index in self._assembled:
+            self._assembled[index].append(event["delta"])
+            event |= _place(index)
+        return out + self.push(msgspec.json.encode(event))
+
+    def _close(self, index: int) -> bytes:
+        """Returns the last events of an item that came as deltas alone."""
+        text = "".join(self._assembled.pop(index))
+        if index in self._items:
+            return b""
+        content = [text_part(text)]
+        item = {"id": f"msg_{index}", "type": "message", "status": "completed", "role": "assistant", "content": content}
+        return (
+            self._say("response.output_text.done", **_place(index), text=text, logprobs=[])
+            + self._say("response.content_part.done", **_place(index), part=text_part(text))
+            + self._say("response.output_item.done", output_index=index, item=item)
+        )
+
+    def _say(self, kind: str, **fields: object) -> bytes:
+        return self.push(msgspec.json.encode({"type": kind, **fields}))
+
     def _fail(self, data: bytes) -> bytes:
         event = decode_event(data)
         if isinstance(event, Failed):
@@ -274,7 +324,7 @@ class ResponsesStream:
         self._items[index] = item
         done = {"type": "response.output_item.done", "output_index": index, "item": item}
         out.append(self._event("response.output_item.done", None, msgspec.json.encode(done), {}))
-        tokens_in, tokens_out = self._prompt_tokens(), tokens_of(truncation.spent)
+        tokens_in, tokens_out = self._prompt_tokens(), truncation.spent
         usage = {"input_tokens": tokens_in, "output_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
         end = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}, "usage": usage}
         ended = self._head_of_response | {key: Raw(msgspec.json.encode(value)) for key, value in end.items()}
@@ -295,9 +345,15 @@ class ResponsesStream:
         if _NAMESPACE_KEY in data and item.get("namespace") == Raw(msgspec.json.encode(NAMESPACE)):
             del item["namespace"]
             raw = changes["item"] = Raw(msgspec.json.encode(item))
+        if item.get("type") == Raw(b'"function_call"') and kind == "response.output_item.done":
+            changes_inside = _without_nothing(item)
+            if changes_inside:
+                item |= changes_inside
+                raw = changes["item"] = Raw(msgspec.json.encode(item))
         if item.get("type") != Raw(b'"reasoning"'):
             self.begun = True
         index = _index(event)
+        self._announced.add(index)
         if kind == "response.output_item.done":
             self._items[index] = raw
         elif "name" in item:
@@ -337,6 +393,8 @@ class ResponsesStream:
             key: value for key, value in _OBJECT.decode(raw).items() if value != Raw(b"null") or key not in _DEFAULTS
         }
         response = {**_DEFAULTS, **given, **self._echo}
+        if b'"format"' not in bytes(response["text"]):
+            response["text"] = Raw(msgspec.json.encode({**_TEXT, **_OBJECT.decode(response["text"])}))
         if response.get("user") == Raw(b"null"):
             del response["user"]  # the only key of the schema that may be missing but not null
         response.setdefault("output", Raw(b"[]"))
@@ -346,6 +404,39 @@ class ResponsesStream:
             self.usage = msgspec.json.decode(response["usage"], type=Usage)
             response["usage"] = _complete_usage(response["usage"])
         return Raw(msgspec.json.encode(response))
+
+
+_TEXT: RawObject = {"format": Raw(b'{"type":"text"}')}
+_NO_ARGUMENTS = Raw(b'""')
+
+
+def _without_nothing(call: RawObject) -> RawObject:
+    """Returns the arguments of a call without parameters: an empty object, because clients decode them."""
+    return {"arguments": Raw(b'"{}"')} if call.get("arguments") == _NO_ARGUMENTS else {}
+
+
+def _place(index: int) -> dict[str, object]:
+    return {"item_id": f"msg_{index}", "output_index": index, "content_index": 0}
+
+
+def _as_echoed(tools: Raw) -> Raw:
+    """Returns the client's tools with the members that OpenAI's schema requires in an answer."""
+    try:
+        found = msgspec.json.decode(tools, type=list[RawObject])
+    except msgspec.ValidationError:
+        return tools
+    return Raw(
+        msgspec.json.encode([{**tool, **_ECHOED_FUNCTION, **tool} if _is_function(tool) else tool for tool in found])
+    )
+
+
+def _is_function(tool: RawObject) -> bool:
+    return tool.get("type") == Raw(b'"function"') and "function" not in tool
+
+
+_ECHOED_FUNCTION: RawObject = {
+    "description": Raw(b"null"), "parameters": Raw(b'{"type":"object","properties":{}}'), "strict": Raw(b"false"),
+}  # fmt: skip
 
 
 def _index(event: RawObject) -> int:

@@ -64,13 +64,13 @@ class Truncation:
         whole = self._so_far.get(index, "")
         changes: Event = {"status": "incomplete"}
         if item.get("type") == Raw(b'"message"'):
-            changes["content"] = [_part(whole)]
+            changes["content"] = [text_part(whole)]
         else:
             changes["input" if item.get("type") == Raw(b'"custom_tool_call"') else "arguments"] = whole
         return item | {key: Raw(msgspec.json.encode(value)) for key, value in changes.items()}
 
 
-def _part(text: str) -> Event:
+def text_part(text: str) -> Event:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
@@ -78,4 +78,4 @@ def _closing(kind: str, key: str, place: Event, whole: str) -> list[Event]:
     done: Event = {"type": kind.removesuffix("delta") + "done", **place, key: whole}
     if key != "text":
         return [done]
-    return [done | {"logprobs": []}, {"type": "response.content_part.done", **place, "part": _part(whole)}]
+    return [done | {"logprobs": []}, {"type": "response.content_part.done", **place, "part": text_part(whole)}]
