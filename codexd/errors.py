@@ -12,12 +12,18 @@ SIGN_IN_HINT = "run `codexctl login` on the machine where codexd runs"
 
 
 class ErrorObject(msgspec.Struct, frozen=True, kw_only=True):
-    """OpenAI's error object. All four keys are always present, because clients read them unconditionally."""
+    """OpenAI's error object. Its four keys are always present, because clients read them unconditionally.
+
+    The others are the backend's, with a usage limit: ``resets_at`` in Unix seconds.
+    """
 
     message: str
     type: str
     param: str | None
     code: str | None
+    plan_type: str | msgspec.UnsetType = msgspec.UNSET
+    resets_at: int | msgspec.UnsetType = msgspec.UNSET
+    resets_in_seconds: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Envelope(msgspec.Struct, frozen=True):

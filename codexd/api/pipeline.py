@@ -17,7 +17,7 @@ from codexd.protocol import members, parameters
 from codexd.protocol.adjustments import Adjustment
 from codexd.protocol.chat.stream import ReasoningFormat
 from codexd.protocol.codex import rate_limits
-from codexd.protocol.codex.events import Usage
+from codexd.protocol.codex.events import Usage, total_usage
 from codexd.protocol.codex.models import Resolved
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.convert import Converted, Settings, without_reasoning
@@ -227,7 +227,7 @@ class Pipeline:
             self._relay(record, converted, conversion, lossless=prepared.lossless)
             for converted, conversion in prepared.parts
         ]
-        record.usage = lambda: relays[0].usage
+        record.usage = lambda: total_usage(relay.usage for relay in relays)
         if (joined := prepared.joined) is None:
             return relays[0]
         return Fanout(relays, lambda: joined.usage([relay.usage for relay in relays if relay.usage is not None]))

@@ -12,7 +12,6 @@ from codexd.api.exchange import Document, Exchange, Reply, json
 from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
 from codexd.api.record import Record
 from codexd.api.routing import Route
-from codexd.errors import ApiError
 from codexd.protocol import parameters
 from codexd.protocol.conversion import DONE, Conversion
 from codexd.protocol.convert import Converted
@@ -20,7 +19,7 @@ from codexd.protocol.members import split
 from codexd.protocol.raw import RawObject
 from codexd.protocol.responses import stored
 from codexd.protocol.responses.convert import from_responses
-from codexd.protocol.responses.stream import ECHOED, ResponsesStream
+from codexd.protocol.responses.stream import ECHOED, ResponsesStream, failure_document
 from codexd.protocol.responses.truncation import Truncation
 from codexd.protocol.responses.wire import REQUEST, ResponsesRequest
 from codexd.protocol.stops import Cutoff, limits_of
@@ -110,7 +109,7 @@ def prepare(found: Understood, context: Context) -> Prepared:
     return Prepared([(converted, conversion)], lossless=True)
 
 
-RESPONSES = Dialect("responses", REQUEST, parameters.RESPONSES, None, ApiError.body, prepare)
+RESPONSES = Dialect("responses", REQUEST, parameters.RESPONSES, None, failure_document, prepare)
 
 
 class ResponsesEndpoints:

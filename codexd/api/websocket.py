@@ -33,6 +33,7 @@ from codexd.errors import ApiError, ErrorObject
 from codexd.protocol import sse
 from codexd.protocol.members import RequestDecoder, split
 from codexd.protocol.raw import plain
+from codexd.protocol.responses.stream import own_error
 from codexd.relay.relay import Header
 from codexd.state.keys import Keys
 
@@ -251,5 +252,5 @@ def _refusal(error: ApiError, record: Record) -> Response:
 async def _send_error(error: ApiError, record: Record) -> None:
     record.status = error.status
     record.fail(error)
-    await websocket.send(msgspec.json.encode(_Error(error.status, error.error, error.all_headers())).decode())
+    await websocket.send(msgspec.json.encode(_Error(error.status, own_error(error), error.all_headers())).decode())
     record.complete = True

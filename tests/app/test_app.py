@@ -1,5 +1,6 @@
 """The whole app on a jumping clock: minutes of silence in no time."""
 
+import re
 import uuid
 from collections.abc import Sequence
 from functools import partial
@@ -344,6 +345,14 @@ async def test_several_choices_are_as_many_requests_at_once(autojump_clock: Mock
     assert sorted(word for _, word in said) == ["one", "three", "two"]
     usage = answer.json["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (7, 9, 16)
+
+
+async def test_all_choices_count_in_the_ledger(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Voices(voice("one"), voice("two"), voice("three"))) as app:
+        await app.request("POST", "/v1/chat/completions", hello(n=3))
+        text = (await app.request("GET", "/metrics")).body.decode()
+    counted = dict(re.findall(r'codexd_tokens_total{[^}]*kind="(\w+)"[^}]*} (\d+)', text))
+    assert (counted["input"], counted["output"]) == ("21", "9")
 
 
 async def test_several_choices_share_one_stream(autojump_clock: MockClock, tmp_path: Path) -> None:

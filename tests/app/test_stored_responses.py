@@ -13,7 +13,7 @@ from codexd.state import responses
 from codexd.state.responses import ResponseStore
 from support.asgi import client
 from support.backend import CALLED, REASONED, Counting, texts
-from support.upstream import Json
+from support.upstream import ADDED, Json, done, text
 
 NOW = 1_795_000_000.0
 
@@ -279,6 +279,26 @@ async def test_a_conversation_is_compacted_and_goes_on(autojump_clock: MockClock
         await app.request("POST", "/v1/responses", {"model": model, "input": next_turn})
         kinds = [item["type"] for item in backend.sent["input"]]
         assert kinds[-3:] == ["message", "compaction", "message"]
+
+
+async def test_a_compaction_holds_valid_items(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Counting(COMPACTED)
+    async with client(tmp_path, backend) as app:
+        body = ask(
+            [{"role": "user", "content": "one"}, {"role": "user", "content": [{"type": "input_text", "text": "two"}]}]
+        )
+        answer = (await app.request("POST", "/v1/responses/compact", body)).json
+        assert isinstance(answer["created_at"], int)
+        for item in answer["output"]:
+            assert {"id", "type"} <= item.keys()
+        first = answer["output"][0]
+        assert (first["status"], first["content"]) == ("completed", [{"type": "input_text", "text": "one"}])
+        backend.parts = (ADDED, text("Hi"), done("Hi"))
+        stored = await app.request("POST", "/v1/responses", ask("three"))
+        backend.parts = (COMPACTED,)
+        name = stored.json["id"]
+        again = await app.request("POST", "/v1/responses/compact", {"model": "gpt-5.5", "previous_response_id": name})
+        assert [item["type"] for item in again.json["output"]] == ["message", "compaction"]
 
 
 async def test_a_backend_that_does_not_compact_is_an_error(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json  # noqa: TID251 - msgspec refuses halves of surrogate pairs
 import re
+from collections.abc import Iterable
 from typing import get_args
 
 import msgspec
@@ -63,6 +64,8 @@ class ResponseError(Struct, frozen=True):
     code: str | int | None = None
     message: str | None = None
     type: str | None = None
+    plan_type: str | None = None
+    resets_at: float | None = None
     resets_in_seconds: float | None = None
 
 
@@ -78,6 +81,22 @@ class Response(Struct, frozen=True, kw_only=True):
     incomplete_details: IncompleteDetails | None = None
     output: list[Item] | None = None
     usage: Usage | None = None
+
+
+def total_usage(usages: Iterable[Usage | None]) -> Usage | None:
+    """Returns the usage of several answers together; None if none is known."""
+    found = [usage for usage in usages if usage is not None]
+    if len(found) <= 1:
+        return found[0] if found else None
+    cached = sum((each.input_tokens_details or InputTokensDetails()).cached_tokens or 0 for each in found)
+    reasoning = sum((each.output_tokens_details or OutputTokensDetails()).reasoning_tokens or 0 for each in found)
+    return Usage(
+        input_tokens=sum(each.input_tokens or 0 for each in found),
+        output_tokens=sum(each.output_tokens or 0 for each in found),
+        total_tokens=sum(each.total_tokens or 0 for each in found),
+        input_tokens_details=InputTokensDetails(cached),
+        output_tokens_details=OutputTokensDetails(reasoning),
+    )
 
 
 class OutputItemAdded(Struct, frozen=True, kw_only=True, tag="response.output_item.added"):
@@ -150,6 +169,8 @@ class Cancelled(Struct, frozen=True, kw_only=True, tag="response.cancelled"):
 class ErrorEvent(Struct, frozen=True, kw_only=True, tag="error"):
     """A failure event, flat or with a nested error object; both forms were observed."""
 
+    status: int | None = None
+    status_code: int | None = None
     code: str | int | None = None
     message: str | None = None
     error: ResponseError | None = None

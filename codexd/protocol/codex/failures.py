@@ -5,8 +5,10 @@ in front of it, and as ``response.failed`` inside a 200. Source of status codes 
 official client's reaction to each.
 """
 
+import math
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -36,6 +38,7 @@ class _Error(msgspec.Struct):
     type: str | None = None
     code: str | int | None = None
     param: str | None = None
+    plan_type: str | None = None
     resets_at: float | None = None
     resets_in_seconds: float | None = None
 
@@ -53,18 +56,72 @@ class _Body(msgspec.Struct):
 _BODY = msgspec.json.Decoder(_Body)
 
 
-def in_stream(code: str | None, message: str | None) -> ApiError:
-    """Returns the error of a ``response.failed`` or ``error`` event. An unknown code becomes 502."""
-    status, kind = _IN_STREAM.get(code or "", (502, "server_error"))
+_LIMITS = frozenset({"usage_limit_reached", "usage_not_included", "insufficient_quota"})
+"""Codes of limits that last for hours or for ever."""
+
+NO_RETRY = ("x-should-retry", "false")
+"""Tells OpenAI's and Anthropic's SDKs that another attempt in some seconds is of no use."""
+
+_PATIENCE = 60
+"""Seconds that a client may well wait before another attempt."""
+
+
+def in_stream(code: str | None, message: str | None, status: int | None = None) -> ApiError:
+    """Returns the error of a ``response.failed`` or ``error`` event; ``status`` is the event's own.
+
+    An unknown code without a status becomes 502.
+    """
+    known, kind = _IN_STREAM.get(code or "", (None, None))
+    if known is None:
+        known = status if status is not None and 400 <= status < 600 else 502
     text = message or "The ChatGPT backend reported a failure without saying what it was. Send the request again."
-    return ApiError(
-        status,
+    error = ApiError(
+        known,
         text,
         type=kind,
         code=code or "upstream_failed",
         retry_after=_wait_in(text),
-        retryable=status >= 500,
+        retryable=known >= 500,
     )
+    if code in _LIMITS:
+        error.headers.append(NO_RETRY)
+    return error
+
+
+def _limited(error: ApiError, said: "_Error | ResponseError") -> ApiError:
+    """Adds what the backend says about a limit: the plan, and when it resets."""
+    moment, wait = said.resets_at, said.resets_in_seconds
+    if wait is None and error.retry_after is not None:
+        wait = error.retry_after
+    facts: dict[str, object] = {
+        "plan_type": said.plan_type,
+        "resets_at": None if moment is None else round(moment),
+        "resets_in_seconds": None if wait is None else whole_seconds(wait),
+    }
+    text = error.error.message
+    if when := " ".join(filter(None, (_span(wait), _date(moment)))):
+        text = f"{text.rstrip('. ')}. The limit resets {when}."
+    changes = {key: value for key, value in facts.items() if value is not None}
+    error.error = msgspec.structs.replace(error.error, message=text, **changes)
+    return error
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes = math.ceil(max(seconds, 1) / 60)
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    parts = [(days, "d"), (hours, "h"), (minutes if not days else 0, "min")]
+    return "in " + " ".join(f"{number} {unit}" for number, unit in parts if number)
+
+
+def _date(moment: float | None) -> str:
+    if moment is None or not 0 < moment < _YEAR_9999:
+        return ""
+    return f"(at {datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M} UTC)"
+
+
+_YEAR_9999 = 253_370_764_800.0
 
 
 def from_event(event: Event) -> ApiError:
@@ -77,10 +134,11 @@ def from_event(event: Event) -> ApiError:
         said = ResponseError("upstream_cancelled", "The ChatGPT backend cancelled the answer.")
     # usage_limit_reached and similar were observed in "type", with no "code".
     code = said.code if said.code is not None else said.type
-    error = in_stream(None if code is None else str(code), said.message)
+    status = (event.status or event.status_code) if isinstance(event, ErrorEvent) else None
+    error = in_stream(None if code is None else str(code), said.message, status)
     if error.retry_after is None and said.resets_in_seconds is not None:
         error.retry_after = whole_seconds(said.resets_in_seconds)
-    return error
+    return _limited(error, said) if error.error.code in _LIMITS else error
 
 
 def from_http(status: int, headers: Mapping[str, str], body: bytes, now: float) -> ApiError:
@@ -98,14 +156,17 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes, now: float) 
                 code=_text(said.code) or "upstream_unauthorized",
             )
         case 429:
-            limit = said.type in ("usage_limit_reached", "usage_not_included")
-            return ApiError(
+            limit = said.type in _LIMITS
+            useless = limit or (wait is not None and wait > _PATIENCE)
+            error = ApiError(
                 429,
                 message or "The ChatGPT backend is limiting requests. `codexctl usage` shows until when.",
                 type="insufficient_quota" if limit else "rate_limit_error",
                 code=said.type if limit else _text(said.code) or "rate_limit_exceeded",
                 retry_after=wait,
+                headers=(NO_RETRY,) if useless else (),
             )
+            return _limited(error, said) if limit else error
         case _ if _is_html(headers, body):
             return _from_edge(status)
         case 402 | 403 | 404 | 413:

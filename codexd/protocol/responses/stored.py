@@ -62,7 +62,7 @@ class Compaction(Struct, frozen=True, kw_only=True):
     """A compacted conversation. ``output`` starts the next request: the user's messages and one item for the rest."""
 
     id: str
-    created_at: float
+    created_at: int
     output: list[RawObject]
     usage: Raw
     object: str = "response.compaction"
@@ -82,7 +82,17 @@ def compacted(document: bytes, input: list[RawObject]) -> Compaction:  # noqa: A
     if not found:
         raise errors.not_compacted()
     kept = [item for item in input if bytes(item.get("role", b"")) in (b'"user"', b'"developer"', b'"system"')]
-    return Compaction(id=whole.id, created_at=whole.created_at, output=[*kept, *found], usage=whole.usage)
+    output = [_as_message(_with_id(item, number)) for number, item in enumerate(kept)]
+    output += [_with_id(item, len(kept)) for item in found]
+    return Compaction(id=whole.id, created_at=int(whole.created_at), output=output, usage=whole.usage)
+
+
+def _as_message(item: RawObject) -> RawObject:
+    """Returns a message with every member that the schema of an output item requires."""
+    item = {"status": Raw(b'"completed"'), **item}
+    if (text := plain(item.get("content"))) is not None:
+        item["content"] = Raw(msgspec.json.encode([{"type": "input_text", "text": text}]))
+    return item
 
 
 def resolved(items: list[RawObject], lookup: Callable[[str], RawObject | None]) -> list[RawObject]:

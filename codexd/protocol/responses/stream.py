@@ -216,7 +216,7 @@ class ResponsesStream:
         """Returns the frame that ends a stream which fails after its first byte: the upstream's own, if it sent one."""
         if self._failure is not None:
             return self._event("response.failed", None, self._failure, {})
-        it = error.error
+        it = own_error(error)
         frame = _StreamError("error", self._next(), it.code, it.message, it.param, it)
         if self._websocket:
             # The official client ignores an error without a status and continues to wait.
@@ -404,6 +404,20 @@ class ResponsesStream:
             self.usage = msgspec.json.decode(response["usage"], type=Usage)
             response["usage"] = _complete_usage(response["usage"])
         return Raw(msgspec.json.encode(response))
+
+
+def own_error(error: ApiError) -> ErrorObject:
+    """Returns the error object in this API's words: a usage limit's type is its code, which the Codex CLI reads."""
+    it = error.error
+    return msgspec.structs.replace(it, type=it.code) if it.code in _NAMED_BY_CODE else it
+
+
+_NAMED_BY_CODE = frozenset({"usage_limit_reached", "usage_not_included"})
+
+
+def failure_document(error: ApiError) -> bytes:
+    """Returns the API's error document."""
+    return msgspec.json.encode({"error": own_error(error)})
 
 
 _TEXT: RawObject = {"format": Raw(b'{"type":"text"}')}

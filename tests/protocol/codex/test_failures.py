@@ -3,6 +3,8 @@ import pytest
 
 from codexd.errors import ApiError
 from codexd.protocol.codex import failures
+from codexd.protocol.codex.events import decode_event
+from codexd.protocol.responses.stream import failure_document
 
 NOW = 1_795_325_000.0
 
@@ -110,3 +112,58 @@ def test_failures_inside_a_200_get_a_status(code: str | None, status: int, kind:
     assert (error.status, error.error.type, error.retryable) == (status, kind, retryable)
     assert error.error.code == (code or "upstream_failed")
     assert error.error.message
+
+
+LIMIT = {"type": "usage_limit_reached", "message": "The usage limit has been reached", "plan_type": "plus",
+         "resets_at": NOW + 7500, "resets_in_seconds": 7500}  # fmt: skip
+
+
+def test_a_usage_limit_says_when_it_resets() -> None:
+    for error in (
+        http(429, {"error": LIMIT}),
+        failures.from_event(decode_event(msgspec.json.encode({"type": "error", "error": LIMIT}))),
+        failures.from_event(
+            decode_event(msgspec.json.encode({"type": "response.failed", "response": {"error": LIMIT}}))
+        ),
+    ):
+        found = error.error
+        assert (error.status, error.retry_after, found.code) == (429, 7500, "usage_limit_reached")
+        assert (found.plan_type, found.resets_at, found.resets_in_seconds) == ("plus", NOW + 7500, 7500)
+        assert found.message == (
+            "The usage limit has been reached. The limit resets in 2 h 5 min (at 2026-11-22 07:28 UTC)."
+        )
+        assert failures.NO_RETRY in error.headers
+        assert not error.retryable
+        inside = msgspec.json.decode(failure_document(error))["error"]
+        assert (inside["type"], inside["code"]) == ("usage_limit_reached", "usage_limit_reached")
+        assert msgspec.json.decode(error.body())["error"]["type"] == "insufficient_quota"
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"resets_in_seconds": 30}, "resets in 1 min."),
+        ({"resets_in_seconds": 90_000}, "resets in 1 d 1 h."),
+        ({"resets_at": NOW - 5}, "resets in 1 min (at "),
+        ({"resets_at": 1e30}, "resets in 31 d"),
+        ({}, "m"),
+    ],
+)
+def test_the_time_of_a_reset_in_words(facts: dict[str, float], words: str) -> None:
+    said = http(429, {"error": {"type": "usage_limit_reached", "message": "m.", **facts}}).error
+    assert words in said.message
+    assert said.message.count("..") == 0
+
+
+def test_waiting_for_a_minute_may_be_of_use() -> None:
+    assert failures.NO_RETRY not in http(429, {"error": {"code": "x"}}, retry_after="60").headers
+    assert failures.NO_RETRY in http(429, {"error": {"code": "x"}}, retry_after="61").headers
+    assert "plan_type" not in msgspec.json.decode(http(429, {"error": {"code": "x"}}).body())["error"]
+
+
+@pytest.mark.parametrize("key", ["status", "status_code"])
+@pytest.mark.parametrize(("status", "becomes"), [(400, 400), (404, 404), (422, 422), (429, 429), (500, 500), (99, 502)])
+def test_an_error_event_keeps_its_status(key: str, status: int, becomes: int) -> None:
+    event = {"type": "error", key: status, "error": {"code": "odd", "message": "m"}}
+    error = failures.from_event(decode_event(msgspec.json.encode(event)))
+    assert (error.status, error.retryable) == (becomes, becomes >= 500)
