@@ -107,7 +107,7 @@ class Services:
         self.issuer.configure(config.oauth, identity(config))
         self.logins.configure(config.oauth, config.backend.originator)
         self.keys.configure(config)
-        self.catalog.configure(config.models.aliases, config.backend.client_version)
+        self.catalog.configure(config.models, config.backend.client_version)
         self.responses.configure(config.storage)
         self.api.configure(config)
         self.level.configure(config.logging.level)
@@ -174,7 +174,7 @@ def compose(
     keys = Keys(state / KEYS_FILE, config, clock=clock)
     catalog = Catalog(
         state / "models.json",
-        aliases=config.models.aliases,
+        names=config.models,
         client_version=config.backend.client_version,
         clock=clock,
     )

@@ -8,9 +8,8 @@ from codexd import errors
 from codexd.api.exchange import Exchange, Reply, json
 from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
 from codexd.api.routing import Route
-from codexd.errors import ApiError
 from codexd.protocol import parameters
-from codexd.protocol.anthropic.convert import as_chat, wants_thinking
+from codexd.protocol.anthropic.convert import as_chat, thinking_of, wants_thinking
 from codexd.protocol.anthropic.failures import failure_document
 from codexd.protocol.anthropic.stream import MessagesConverter
 from codexd.protocol.anthropic.wire import MAX_STOPS, REQUEST, MessagesRequest
@@ -74,12 +73,7 @@ def convert(asked: MessagesRequest, context: Context) -> Converted:
         # Reasoning that the client sent comes first; the memory is for clients that discard it.
         return found.recall(key) or context.recall(key)
 
-    try:
-        converted = from_chat(found.request, context.resolved, context.settings, recall, found.places)
-    except ApiError as error:
-        if error.error.param == "reasoning_effort":
-            error.error = msgspec.structs.replace(error.error, param="output_config.effort")
-        raise
+    converted = from_chat(found.request, context.resolved, context.settings, recall, found.places, thinking_of(asked))
     return msgspec.structs.replace(converted, adjusted=(*found.adjusted, *converted.adjusted))
 
 

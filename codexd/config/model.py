@@ -224,9 +224,16 @@ class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Models(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    aliases: Annotated[dict[str, str], _about("Other names for models: each maps to a model or to `NAME-EFFORT`.")] = (
-        msgspec.field(default_factory=dict)
-    )
+    aliases: Annotated[
+        dict[str, str],
+        _about(
+            "Other names for models: each maps to a model or to `NAME-EFFORT`. A `*` stands for any text, as in "
+            "`claude-*haiku*`; names with `claude` are known without one."
+        ),
+    ] = msgspec.field(default_factory=dict)
+    list_efforts: Annotated[
+        bool, _about("List `NAME-EFFORT` for each effort of a model, for clients that can only choose from the list.")
+    ] = False
 
 
 class Control(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,14 +9,14 @@ import hashlib
 import re
 import uuid
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex import tools
-from codexd.protocol.codex.models import Resolved, check_effort
+from codexd.protocol.codex.models import EFFORTS, Resolved, nearest
 from codexd.protocol.codex.request import InputItem, UpstreamRequest
 from codexd.protocol.lite import to_lite
 from codexd.protocol.raw import plain, type_of
@@ -90,21 +90,44 @@ def without_reasoning(request: UpstreamRequest) -> UpstreamRequest | None:
     return None if len(items) == len(request.input) else msgspec.structs.replace(request, input=items)
 
 
-def effort_for(asked: str | None, resolved: Resolved, settings: Settings) -> tuple[str | UnsetType, Adjustments]:
+class Thinking(NamedTuple):
+    """How much to think: an effort, and whether at all (true: some in any case; false: as little as there is).
+
+    ``field`` is the client's field that says so, for the report.
+    """
+
+    effort: str | None
+    field: str
+    thinks: bool | None = None
+
+
+def effort_for(asked: Thinking, resolved: Resolved, settings: Settings) -> tuple[str | UnsetType, Adjustments]:
     """Returns the reasoning effort: the model name's, else the request's, else the configured one, else the default.
 
-    Raises ApiError 400 for an effort that the model does not offer.
+    One that the model lacks becomes the nearest that it has, and an unknown word the default.
     """
     model = resolved.model
-    if asked is not None:
-        check_effort(model, asked)
-    adjusted = NONE
-    if resolved.effort is not None and asked not in (None, resolved.effort):
-        adjusted = (Adjustment("reasoning_effort", resolved.effort),)
-    configured = settings.effort if settings.effort in model.efforts else None
-    effort = resolved.effort or asked or configured or model.default_effort
+    default = settings.effort if settings.effort in model.efforts else model.default_effort
+    wanted = resolved.effort or asked.effort or ("none" if asked.thinks is False else None)
+    effort = default
+    if wanted is not None:
+        known = wanted.strip().lower()
+        effort = known if known in (model.efforts or EFFORTS) else nearest(model.efforts, known) or default
+    if asked.thinks and effort in (None, "none"):
+        effort = nearest([each for each in model.efforts if each != "none"], "medium") or "medium"
+    said = {each for each in (wanted, asked.effort) if each is not None}
+    adjusted = (Adjustment(asked.field, str(effort or "default")),) if said - {effort} else NONE
     # "ultra" is a mode of the official client; on the wire it is "max".
     return (UNSET if effort is None else "max" if effort == "ultra" else effort), adjusted
+
+
+_BUDGETS = ((2048, "low"), (8192, "medium"), (24_576, "high"))
+"""Tokens of thinking up to which an effort stands for them."""
+
+
+def effort_of_budget(tokens: int) -> str:
+    """Returns the effort for a budget of thinking tokens, of which the backend has none."""
+    return next((effort for limit, effort in _BUDGETS if tokens <= limit), "xhigh")
 
 
 def service_tier(asked: str | None) -> tuple[Literal["priority"] | UnsetType, Adjustments]:

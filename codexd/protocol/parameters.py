@@ -28,6 +28,7 @@ _MAX_TOKENS = (
     "codexd counts words, numbers and punctuation of text and tool arguments, never more than there are tokens, and "
     "closes the backend's stream at the limit; reasoning is not counted, and the usage of a cut answer is estimated"
 )
+_EFFORT = "an effort that the model lacks becomes the nearest that it has, an unknown word the default"
 _SHARED: dict[str, Rule] = {
     "model": Rule("adjusted", "resolved to a model and, for a `NAME-EFFORT` name, its reasoning effort"),
     "stream": Rule("adjusted", "the backend always streams; codexd collects the answer for clients that do not"),
@@ -58,7 +59,9 @@ CHAT: dict[str, Rule] = _SHARED | {
     "messages": Rule("adjusted", "converted to input items; `system` becomes `developer`"),
     "stream_options": Rule("adjusted", "codexd handles `include_usage`"),
     "response_format": Rule("forwarded", "as `text.format`; `json_object` needs JSON in the input, or adds it"),
-    "reasoning_effort": Rule("forwarded", "must be one that the model offers"),
+    "reasoning_effort": Rule("adjusted", _EFFORT),
+    "reasoning": Rule("adjusted", "OpenRouter's: `effort`, `max_tokens` as an effort by size, `enabled`"),
+    "enable_thinking": Rule("adjusted", "false: the model's lowest effort; true: never `none`"),
     "verbosity": Rule("forwarded"),
     "max_tokens": Rule("emulated", _MAX_TOKENS),
     "max_completion_tokens": Rule("emulated", f"{_MAX_TOKENS}; takes precedence over `max_tokens`"),
@@ -103,7 +106,7 @@ COMPLETIONS: dict[str, Rule] = {
 RESPONSES: dict[str, Rule] = _SHARED | {
     "input": Rule("adjusted", "a string becomes a list; `system` becomes `developer`; ids and references are removed"),
     "instructions": Rule("adjusted", "placed after the model family's text when `codex.mode` is on"),
-    "reasoning": Rule("forwarded", "effort and summary; the effort must be one that the model offers"),
+    "reasoning": Rule("adjusted", f"the summary is forwarded; {_EFFORT}"),
     "text": Rule("forwarded"),
     "include": Rule("adjusted", "always `reasoning.encrypted_content`"),
     "client_metadata": Rule("forwarded", "sent by the official client"),
@@ -131,8 +134,12 @@ MESSAGES: dict[str, Rule] = {
     "stream": _SHARED["stream"],
     "tools": Rule("adjusted", "tools with an `input_schema` work; Anthropic's own (web search, bash, computer) do not"),
     "tool_choice": _SHARED["tool_choice"],
-    "thinking": Rule("adjusted", "reasoning summaries come as thinking blocks unless it is `disabled` or absent"),
-    "output_config": Rule("adjusted", "`effort` must be one that the model offers; `format` becomes `text.format`"),
+    "thinking": Rule(
+        "adjusted",
+        "reasoning summaries come as thinking blocks unless it is `disabled` or absent; `budget_tokens` becomes an "
+        "effort by size (2048 `low`, 8192 `medium`, 24576 `high`, more `xhigh`), `disabled` the lowest",
+    ),
+    "output_config": Rule("adjusted", f"`format` becomes `text.format`; {_EFFORT}"),
     "output_format": Rule("adjusted", "becomes `text.format`"),
     "speed": Rule("adjusted", "`fast` becomes the service tier `priority`"),
     "temperature": _SHARED["temperature"],

@@ -5,7 +5,7 @@ network. An old copy is used while a new one is fetched.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ import trio
 from msgspec import Raw, Struct
 
 from codexd import errors
+from codexd.config.model import Models
 from codexd.errors import ApiError
 from codexd.protocol.codex.models import Catalogue, Model, Resolved, decode_catalogue
 from codexd.state.files import write_durably
@@ -48,11 +49,9 @@ class _Texts(Struct):
 class Catalog:
     """The model catalogue. ``models`` is the current one; ``run`` replaces it as a whole."""
 
-    def __init__(
-        self, path: Path, *, aliases: Mapping[str, str], client_version: str, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, path: Path, *, names: Models, client_version: str, clock: Callable[[], float]) -> None:
         self._path = path
-        self._aliases = aliases
+        self._names = names
         self._client_version = client_version
         self._etag: str | None = None
         self._clock = clock
@@ -60,13 +59,16 @@ class Catalog:
         self._live: list[Model] | None = None
         self.fetched_at: int | None = None
         self.why: str | None = None
-        self.models = Catalogue(aliases)
+        self.models = self._catalogue()
         self._load()
 
-    def configure(self, aliases: Mapping[str, str], client_version: str) -> None:
-        """Sets new aliases. A new client version makes a refresh due, because the backend then lists other models."""
-        self._aliases = aliases
-        self.models = Catalogue(aliases) if self._live is None else Catalogue(aliases, self._live)
+    def _catalogue(self) -> Catalogue:
+        return Catalogue(self._names.aliases, self._live, list_efforts=self._names.list_efforts)
+
+    def configure(self, names: Models, client_version: str) -> None:
+        """Sets new names. A new client version makes a refresh due, because the backend then lists other models."""
+        self._names = names
+        self.models = self._catalogue()
         if client_version != self._client_version:
             self._client_version, self._etag = client_version, None
             self._due.set()
@@ -134,7 +136,8 @@ class Catalog:
             self.why = f"The backend's answer cannot be read: {error}"
             log.warning("the model catalogue cannot be read; the last one stays in use", reason=str(error))
             return False
-        self._live, self.models = live, Catalogue(self._aliases, live)
+        self._live = live
+        self.models = self._catalogue()
         self._etag = response.headers.get("etag")
         self.fetched_at = int(self._clock())
         log.info("model catalogue refreshed", models=len(live))
@@ -150,7 +153,7 @@ class Catalog:
             copy = msgspec.json.decode(self._path.read_bytes(), type=_Copy)
             if copy.client_version == self._client_version:
                 self._live = decode_catalogue(copy.answer)
-                self.models = Catalogue(self._aliases, self._live)
+                self.models = self._catalogue()
                 self._etag, self.fetched_at = copy.etag, copy.fetched_at
         except FileNotFoundError:
             pass

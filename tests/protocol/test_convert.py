@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from codexd.errors import ApiError
 from codexd.protocol import parameters
 from codexd.protocol.adjustments import Adjustment
+from codexd.protocol.anthropic import wire as anthropic
+from codexd.protocol.anthropic.convert import as_chat, thinking_of
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.chat.convert import from_chat
 from codexd.protocol.codex.models import Model, Resolved
-from codexd.protocol.convert import NEUTRAL, Settings
+from codexd.protocol.convert import NEUTRAL, Converted, Settings
 from codexd.protocol.members import split
 from codexd.protocol.responses import wire as responses
 from support.adjusted import rules_applied, told
@@ -62,7 +64,7 @@ def test_an_effort_in_the_name_that_wins_over_the_request_is_reported() -> None:
     assert told(chat_request("gpt-5.1-high", reasoning_effort="low").adjusted) == ["reasoning_effort=high"]
     assert told(chat_request("gpt-5.1-high", reasoning_effort="high").adjusted) == []
     both = responses_request("gpt-5.1-high", reasoning={"effort": "low"})
-    assert told(both.adjusted) == ["reasoning_effort=high"]
+    assert told(both.adjusted) == ["reasoning.effort=high"]
 
 
 def test_a_model_without_efforts_is_asked_for_none() -> None:
@@ -71,10 +73,83 @@ def test_a_model_without_efforts_is_asked_for_none() -> None:
     assert up(from_chat(asked, Resolved(model, None), Settings()))["reasoning"] == {"summary": "auto"}
 
 
-def test_an_effort_that_the_model_lacks_is_refused_by_name() -> None:
-    error = refusal(model="gpt-5.1-codex", reasoning_effort="none")
-    assert (error.status, error.error.param) == (400, "reasoning_effort")
-    assert "low, medium, high" in error.error.message
+def effort_sent(converted: Converted) -> tuple[Any, list[str]]:
+    told = [str(each) for each in converted.adjusted if each.param in EFFORT_FIELDS]
+    return up(converted)["reasoning"].get("effort"), told
+
+
+EFFORT_FIELDS = (
+    "reasoning_effort",
+    "reasoning.effort",
+    "reasoning",
+    "enable_thinking",
+    "thinking",
+    "output_config.effort",
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "sent"),
+    [
+        ("gpt-5.1-codex", "none", "low"),
+        ("gpt-5.1-codex", "minimal", "low"),
+        ("gpt-5.1-codex", "max", "high"),
+        ("gpt-5.1-codex", " HIGH", "high"),
+        ("gpt-5.1-codex", "extreme", "medium"),
+        ("gpt-5.1-codex-none", None, "low"),
+        ("gpt-5.1-codex-none", "high", "low"),
+        ("gpt-5.1-codex", "high", "high"),
+        ("gpt-6-sol", "none", "low"),
+    ],
+)
+def test_an_effort_that_the_model_lacks_becomes_the_nearest(model: str, asked: str | None, sent: str) -> None:
+    fields = {} if asked is None else {"reasoning_effort": asked}
+    told = [] if asked == sent else [f"reasoning_effort={sent}"]
+    assert effort_sent(chat_request(model, **fields)) == (sent, told)
+    fields = {} if asked is None else {"reasoning": {"effort": asked}}
+    assert effort_sent(responses_request(model, **fields)) == (sent, [each.replace("_", ".") for each in told])
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent", "told"),
+    [
+        ({"reasoning": {"effort": "high"}}, "high", []),
+        ({"reasoning": {"effort": "high"}, "reasoning_effort": "low"}, "low", []),
+        ({"reasoning": {"max_tokens": 1000}}, "low", []),
+        ({"reasoning": {"max_tokens": 100_000}}, "xhigh", []),
+        ({"reasoning": {"enabled": False}}, "none", []),
+        ({"reasoning": {"enabled": True}}, "medium", []),
+        ({"reasoning": {}}, "none", []),
+        ({"enable_thinking": False}, "none", []),
+        ({"enable_thinking": True}, "medium", []),
+    ],
+)
+def test_other_ways_to_ask_for_thinking(fields: Any, sent: str, told: list[str]) -> None:
+    assert effort_sent(chat_request("gpt-5.2", **fields)) == (sent, told)
+
+
+@pytest.mark.parametrize(
+    ("fields", "model", "sent", "told"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "gpt-5.2", "low", []),
+        ({"thinking": {"type": "enabled", "budget_tokens": 4096}}, "gpt-5.2", "medium", []),
+        ({"thinking": {"type": "enabled", "budget_tokens": 16000}}, "gpt-5.2", "high", []),
+        ({"thinking": {"type": "enabled", "budget_tokens": 31999}}, "gpt-5.1", "high", ["thinking=high"]),
+        ({"thinking": {"type": "adaptive"}}, "gpt-5.2", "medium", []),
+        ({"thinking": {"type": "disabled"}}, "gpt-5.2", "none", []),
+        ({"thinking": {"type": "disabled"}}, "gpt-6-sol", "low", ["thinking=low"]),
+        ({"thinking": {"type": "disabled", "budget_tokens": 9}}, "gpt-5.2", "none", []),
+        ({"output_config": {"effort": "max"}}, "gpt-5.2", "xhigh", ["output_config.effort=xhigh"]),
+        ({"output_config": {"effort": "none"}, "thinking": {"type": "adaptive"}}, "gpt-5.2", "medium",
+         ["output_config.effort=medium"]),
+        ({}, "gpt-5.2", "none", []),
+    ],
+)  # fmt: skip
+def test_thinking_of_messages(fields: Any, model: str, sent: str, told: list[str]) -> None:
+    body = {"model": model, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}], **fields}
+    asked = anthropic.REQUEST.decode(split(msgspec.json.encode(body)))
+    converted = from_chat(as_chat(asked).request, CATALOGUE.resolve(model), Settings(), thinking=thinking_of(asked))
+    assert effort_sent(converted) == (sent, told)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from codexd.protocol.anthropic.wire import (
 )
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.client_tools import NamedChoice
+from codexd.protocol.convert import Thinking, effort_of_budget
 from codexd.protocol.raw import given
 from codexd.protocol.reasoning import Items, of_call, of_text
 
@@ -100,13 +101,22 @@ def _request(asked: MessagesRequest, messages: list[chat.Message]) -> chat.ChatR
         tool_choice=_choice(choice),
         parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
         response_format=None if form is None else _format(form),
-        reasoning_effort=config.effort,
         service_tier="fast" if asked.speed == "fast" else None,
     )
 
 
 def _format(form: Format) -> chat.FormatJsonSchema:
     return chat.FormatJsonSchema(json_schema=chat.JsonSchema(name="answer", schema=form.schema, strict=True))
+
+
+def thinking_of(asked: MessagesRequest) -> Thinking:
+    """Returns how much to think: ``output_config.effort``, else what ``thinking`` asks for."""
+    thinking, thinks = asked.thinking, None if asked.thinking is None else wants_thinking(asked)
+    if asked.output_config is not None and (effort := asked.output_config.effort) is not None:
+        return Thinking(effort, "output_config.effort", thinks or None)
+    if thinking is not None and thinking.budget_tokens is not None and thinks:
+        return Thinking(effort_of_budget(thinking.budget_tokens), "thinking", thinks)
+    return Thinking(None, "thinking", thinks)
 
 
 def wants_thinking(asked: MessagesRequest) -> bool:

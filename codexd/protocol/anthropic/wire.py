@@ -121,6 +121,7 @@ class ToolChoice(Struct, frozen=True, kw_only=True):
 
 class Thinking(Struct, frozen=True, kw_only=True):
     type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None
 
 
 class Format(Struct, frozen=True, kw_only=True):

@@ -28,7 +28,18 @@ from codexd.protocol.codex.request import (
     UpstreamRequest,
 )
 from codexd.protocol.codex.tools import Choice
-from codexd.protocol.convert import NEUTRAL, Converted, Settings, effort_for, prompt_key, role_of, service_tier, shaped
+from codexd.protocol.convert import (
+    NEUTRAL,
+    Converted,
+    Settings,
+    Thinking,
+    effort_for,
+    effort_of_budget,
+    prompt_key,
+    role_of,
+    service_tier,
+    shaped,
+)
 from codexd.protocol.reasoning import Recall, nothing, of_call, of_text
 from codexd.protocol.tool_pairs import Placed
 
@@ -39,10 +50,12 @@ def from_chat(
     settings: Settings,
     recall: Recall = nothing,
     places: Sequence[str] | None = None,
+    thinking: Thinking | None = None,
 ) -> Converted:
     """Converts a request; ``recall`` returns the reasoning that its client could not carry.
 
-    ``places`` names the messages in errors; without it they are ``messages[N]``. Raises ApiError 400 naming the part
+    ``places`` names the messages in errors; without it they are ``messages[N]``. ``thinking`` is how much to think;
+    without it the request says so. Raises ApiError 400 naming the part
     that cannot be converted.
     """
     instructions, rest = settings.prompt, asked.messages
@@ -69,7 +82,7 @@ def from_chat(
     model, form = resolved.model, _text_format(asked)
     tier, tiered = service_tier(asked.service_tier)
     items, instructed = _ensure_json(paired, form)
-    effort, named = effort_for(asked.reasoning_effort, resolved, settings)
+    effort, named = effort_for(thinking or thinking_of(asked), resolved, settings)
     key, keyed = prompt_key(asked.prompt_cache_key, instructions, paired)
     request = UpstreamRequest(
         model=model.slug,
@@ -85,6 +98,21 @@ def from_chat(
     )
     adjusted += (*repaired, *tiered, *instructed, *named, *keyed)
     return shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls, legacy=legacy)
+
+
+def thinking_of(asked: chat.ChatRequest) -> Thinking:
+    """Reads ``reasoning_effort``, OpenRouter's ``reasoning`` and the ``enable_thinking`` of others, in this order."""
+    if asked.reasoning_effort is not None:
+        return Thinking(asked.reasoning_effort, "reasoning_effort")
+    own = asked.reasoning
+    if own is not None and (own.effort is not None or own.max_tokens is not None or own.enabled is not None):
+        effort = own.effort
+        if effort is None and own.max_tokens:
+            effort = effort_of_budget(own.max_tokens)
+        return Thinking(effort, "reasoning", own.enabled if effort is None else None)
+    if asked.enable_thinking is not None:
+        return Thinking(None, "enable_thinking", asked.enable_thinking)
+    return Thinking(None, "reasoning_effort")
 
 
 def _choice(asked: chat.ChatRequest, found: list[Tool], *, legacy: bool) -> tuple[Choice, list[Tool]]:

@@ -134,6 +134,14 @@ class StreamOptions(Struct, frozen=True, kw_only=True):
     include_usage: bool | None = None
 
 
+class ReasoningOptions(Struct, frozen=True, kw_only=True):
+    """OpenRouter's way to ask for reasoning."""
+
+    effort: str | None = None
+    max_tokens: int | None = None
+    enabled: bool | None = None
+
+
 class ChatRequest(Struct, frozen=True, kw_only=True):
     model: str
     messages: list[Message]
@@ -150,6 +158,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     response_format: FormatText | FormatJsonObject | FormatJsonSchema | None = None
     reasoning_effort: str | None = None
+    reasoning: ReasoningOptions | None = None
+    enable_thinking: bool | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None

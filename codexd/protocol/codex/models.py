@@ -5,7 +5,9 @@ catalogue that the official client shipped in November 2026, and the live catalo
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -27,20 +29,43 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     listed: bool = True
     context_window: int | None = None
     verbosity: str = "medium"
+    modalities: tuple[str, ...] = ("text", "image")
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """A resolved model name. ``effort`` is set only when the name contains one."""
+    """A resolved model name. ``effort`` is set only when the name contains one; the model may not offer it."""
 
     model: Model
     effort: str | None
 
 
-class Catalogue:
-    """An immutable view of all models known at one moment."""
+_LARGE, _MIDDLE, _SMALL = ("-sol",), ("-terra",), ("-luna", "-mini", "-nano")
 
-    def __init__(self, aliases: Mapping[str, str], live: Iterable[Model] | None = None) -> None:
-        self._aliases = aliases
+CLAUDE: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("*claude*opus*", _LARGE),
+    ("*claude*haiku*", _SMALL),
+    ("*claude*sonnet*", _MIDDLE),
+    ("*claude*", _MIDDLE),
+)
+"""Anthropic's names, as Claude Code sends them, and words in the names of the account's large, middle and small model.
+
+A name in the configuration comes before these.
+"""
+
+_SUFFIX = re.compile(r"(.+?)\s*(?:\[[^\]]*\]|\((\w+)\)|:([\w.-]+))")
+"""What routers and clients append: ``[1m]``, ``(high)``, ``:latest``."""
+
+
+class Catalogue:
+    """An immutable view of all models known at one moment. ``aliases`` may have ``*``, which stands for any text."""
+
+    def __init__(
+        self, aliases: Mapping[str, str], live: Iterable[Model] | None = None, *, list_efforts: bool = False
+    ) -> None:
+        self._aliases = {name: target for name, target in aliases.items() if "*" not in name}
+        # The pattern that says most comes first.
+        patterns = [(name, target) for name, target in aliases.items() if "*" in name]
+        self._patterns = sorted(patterns, key=lambda each: -len(each[0].replace("*", "")))
         self._models = {model.slug: model for model in BUILT_IN}
         # With a live catalogue only its models are listed, because the account has no others. Other models can still be
         # requested; the backend then returns its own error.
@@ -49,52 +74,90 @@ class Catalogue:
             listed = {model.slug: model for model in live}
             self._models.update(listed)
         self.own = list(listed.values())
-        self.listed = [m.slug for m in listed.values() if m.listed] + sorted(
-            alias for alias in aliases if alias not in listed and self._find(alias, aliases) is not None
+        names = [model.slug for model in self.own if model.listed]
+        if list_efforts:
+            names = [
+                name for slug in names for name in (slug, *(f"{slug}-{effort}" for effort in listed[slug].efforts))
+            ]
+        self.listed = names + sorted(
+            alias for alias in self._aliases if alias not in listed and self._find(alias) is not None
         )
 
     def aliases_of(self, slug: str) -> list[str]:
-        """Returns the configured names of the model, with or without an effort."""
-        found = {alias: self._find(alias, self._aliases) for alias in self._aliases}
+        """Returns the configured names and patterns of the model, with or without an effort."""
+        found = {alias: self._target(target) for alias, target in (*self._aliases.items(), *self._patterns)}
         return sorted(alias for alias, resolved in found.items() if resolved and resolved.model.slug == slug)
 
     def resolve(self, name: str) -> Resolved:
-        """Resolves a name. Raises ApiError 404 for an unknown name, 400 for an effort that the model lacks."""
-        found = self._find(name, self._aliases)
+        """Resolves a name. Raises ApiError 404 for an unknown name."""
+        found = self._find(name)
         if found is None:
             stem = name.rpartition("-")[0]
             alias = next((each for each in (name, stem) if each in self._aliases), None)
             if alias is not None:
                 raise errors.model_not_found(self._aliases[alias], [], self.listed, alias=alias)
-            near = difflib.get_close_matches(name, [*self._models, *self._aliases], n=2)
+            near = difflib.get_close_matches(name, self.listed, n=2)
             raise errors.model_not_found(name, near, self.listed)
-        if found.effort is not None:
-            check_effort(found.model, found.effort)
         return found
 
-    def _find(self, name: str, aliases: Mapping[str, str]) -> Resolved | None:
-        # An alias overrides a model of the same name, so that a retired name can get a successor. The target is never
-        # looked up as an alias, which prevents cycles.
-        if (target := aliases.get(name)) is not None:
-            return self._find(target, {})
+    def _find(self, name: str) -> Resolved | None:
+        plain, effort = _plain(name)
+        found = self._exact(name) or self._exact(plain)
+        if found is None:
+            found = next((self._target(to) for pattern, to in self._patterns if _matches(pattern, name, plain)), None)
+        if found is None:
+            found = next((self._sized(words) for pattern, words in CLAUDE if _matches(pattern, plain)), None)
+        return found if found is None or effort is None else Resolved(found.model, effort)
+
+    def _exact(self, name: str) -> Resolved | None:
+        # An alias overrides a model of the same name, so that a retired name can get a successor.
+        if (target := self._aliases.get(name)) is not None:
+            return self._target(target)
         if (model := self._models.get(name)) is not None:
             return Resolved(model, None)
         # The whole name first: gpt-5.1-codex-max is a slug, gpt-6-sol-max is a slug and an effort.
         stem, _, effort = name.rpartition("-")
-        if effort in EFFORTS and (stem in aliases or stem in self._models):
-            found = self._find(stem, aliases)
-            return found and Resolved(found.model, effort)
+        if effort not in EFFORTS or (stem not in self._aliases and stem not in self._models):
+            return None
+        found = self._exact(stem)
+        return found and Resolved(found.model, effort)
+
+    def _target(self, target: str) -> Resolved | None:
+        """Resolves what an alias stands for, which is never an alias itself: that prevents cycles."""
+        if (model := self._models.get(target)) is not None:
+            return Resolved(model, None)
+        stem, _, effort = target.rpartition("-")
+        model = self._models.get(stem) if effort in EFFORTS else None
+        return None if model is None else Resolved(model, effort)
+
+    def _sized(self, words: tuple[str, ...]) -> Resolved | None:
+        """Returns the account's first model with one of these words in its name, else its first one."""
+        listed = [model for model in self.own if model.listed] or self.own
+        found = next((model for model in listed if any(word in model.slug for word in words)), None)
+        return Resolved(found or listed[0], None) if listed else None
+
+
+def _plain(name: str) -> tuple[str, str | None]:
+    """Returns a name without a router's prefixes and suffixes, and the effort if one of these was one."""
+    effort = None
+    name = name.strip()
+    while (found := _SUFFIX.fullmatch(name)) is not None:
+        word = (found[2] or found[3] or "").lower()
+        name, effort = found[1], word if word in EFFORTS else effort
+    return name.rpartition("/")[2].lower(), effort
+
+
+def _matches(pattern: str, *names: str) -> bool:
+    return any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for name in names)
+
+
+def nearest(efforts: Sequence[str], wanted: str) -> str | None:
+    """Returns the effort of a model that is nearest to a known one, the stronger of two; None for an unknown word."""
+    if wanted not in EFFORTS:
         return None
-
-
-def check_effort(model: Model, effort: str) -> None:
-    """Raises ApiError 400 that lists the model's efforts. A model without a list accepts any effort."""
-    if model.efforts and effort not in model.efforts:
-        raise errors.bad_request(
-            f"The model {model.slug!r} has no reasoning effort {effort!r}. It offers: {', '.join(model.efforts)}.",
-            param="reasoning_effort",
-            code="unsupported_value",
-        )
+    place = EFFORTS.index(wanted)
+    known = [effort for effort in efforts if effort in EFFORTS]
+    return min(known, key=lambda each: (abs(EFFORTS.index(each) - place), -EFFORTS.index(each)), default=None)
 
 
 def _family(efforts: str, default: str, *slugs: str, **rest: object) -> list[Model]:
@@ -152,6 +215,7 @@ class _Entry(msgspec.Struct):
     use_responses_lite: bool = False
     context_window: int | None = None
     default_verbosity: str | None = None
+    input_modalities: list[str] | None = None
     priority: float = 1e9
 
 
@@ -185,6 +249,7 @@ def decode_catalogue(body: bytes) -> list[Model]:
             listed=entry.visibility == "list",
             context_window=entry.context_window,
             verbosity=entry.default_verbosity or "medium",
+            modalities=tuple(entry.input_modalities or ("text", "image")),
         )
         for entry in sorted(entries, key=lambda entry: entry.priority)
     ]

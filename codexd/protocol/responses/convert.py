@@ -22,7 +22,17 @@ from codexd.protocol.codex.request import (
     Text,
     UpstreamRequest,
 )
-from codexd.protocol.convert import NEUTRAL, Converted, Settings, effort_for, prompt_key, role_of, service_tier, shaped
+from codexd.protocol.convert import (
+    NEUTRAL,
+    Converted,
+    Settings,
+    Thinking,
+    effort_for,
+    prompt_key,
+    role_of,
+    service_tier,
+    shaped,
+)
 from codexd.protocol.raw import RawObject, given, plain, type_of
 from codexd.protocol.responses import repair
 from codexd.protocol.responses.wire import ResponsesRequest
@@ -47,7 +57,9 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
     reasoning, text, model = asked.reasoning, asked.text, resolved.model
     summary = (reasoning and (reasoning.summary or reasoning.generate_summary)) or "auto"
     tier, tiered = service_tier(asked.service_tier)
-    effort, named = effort_for(reasoning.effort if reasoning else None, resolved, settings)
+    effort, named = effort_for(
+        Thinking(reasoning.effort if reasoning else None, "reasoning.effort"), resolved, settings
+    )
     key, keyed = prompt_key(asked.prompt_cache_key, instructions, items)
     request = UpstreamRequest(
         model=model.slug,

@@ -9,7 +9,7 @@ from codexd.auth import store
 from codexd.auth.issuer import Issuer
 from codexd.auth.session import Session
 from codexd.auth.store import Credentials
-from codexd.config.model import Backend, OAuth
+from codexd.config.model import Backend, Models, OAuth
 from codexd.upstream.catalog import MIN_INTERVAL, REFRESH_INTERVAL, RETRY_INTERVAL, Catalog
 from codexd.upstream.client import Upstream
 from support.secrets import ACCOUNT, access_token
@@ -45,7 +45,9 @@ def upstream(tmp_path: Path, backend: FakeBackend) -> Upstream:
 
 
 def catalog(tmp_path: Path, version: str = "1") -> Catalog:
-    return Catalog(tmp_path / "models.json", aliases={"mine": "gpt-live"}, client_version=version, clock=lambda: 0)
+    return Catalog(
+        tmp_path / "models.json", names=Models(aliases={"mine": "gpt-live"}), client_version=version, clock=lambda: 0
+    )
 
 
 async def test_what_is_built_in_serves_until_the_live_catalogue_has_come(
