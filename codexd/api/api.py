@@ -20,6 +20,7 @@ from codexd.auth.login import Logins
 from codexd.auth.session import Session
 from codexd.config.model import Config, Server
 from codexd.errors import ApiError
+from codexd.protocol.anthropic.failures import failure_document
 from codexd.server.request import ServerRequest
 from codexd.state.keys import Keys
 from codexd.state.responses import ResponseStore
@@ -128,7 +129,11 @@ class Api:
     async def _refuse(self, allowed: list[str], exchange: Exchange) -> Reply:
         """Raises ApiError 404, 405 or 426; ``allowed`` are the methods of the path."""
         path, method = exchange.path, exchange.method
+        if path.startswith("/anthropic/") or "anthropic-version" in exchange.headers:
+            exchange.record.failure = failure_document
         if not allowed:
+            if (why := absent(fold(path))) is not None:
+                raise ApiError(404, why, code="not_supported")
             known = ", ".join(f"{route.method} {route.public_path}" for route in self._router.routes)
             raise ApiError(404, f"There is no {method} {path}. Available: {known}.", code="unknown_url")
         if "upgrade" in exchange.headers:
@@ -142,6 +147,46 @@ class Api:
             code="method_not_allowed",
             headers=[("allow", methods)],
         )
+
+
+_ABSENT: tuple[tuple[str, str], ...] = (
+    ("/embeddings", "embeddings"),
+    ("/audio/speech", "speech synthesis"),
+    ("/audio/", "transcription of speech"),
+    ("/images/", "endpoints for images"),
+    ("/videos", "videos"),
+    ("/moderations", "moderation"),
+    ("/realtime", "realtime sessions"),
+    ("/files", "store for files"),
+    ("/uploads", "store for files"),
+    ("/vector_stores", "vector stores"),
+    ("/containers", "containers"),
+    ("/batches", "batches"),
+    ("/messages/batches", "batches"),
+    ("/fine_tuning", "fine-tuning"),
+    ("/assistants", "assistants"),
+    ("/threads", "threads"),
+    ("/conversations", "conversations API"),
+    ("/evals", "evals"),
+    ("/complete", "legacy completions of Anthropic"),
+    ("/rerank", "reranking"),
+)
+"""Paths of the APIs that the backend has nothing for, and what that is."""
+
+
+def absent(path: str) -> str | None:
+    """Returns why a known path of the APIs does not exist here; None for an unknown one."""
+    path = path.removeprefix("/v1")
+    found = next(
+        (what for prefix, what in _ABSENT if path == prefix.rstrip("/") or path.startswith(_under(prefix))), None
+    )
+    if found is None:
+        return None
+    return f"The ChatGPT backend has no {found}: set another provider for it in your client."
+
+
+def _under(prefix: str) -> str:
+    return prefix if prefix.endswith("/") else f"{prefix}/"
 
 
 async def _preflight(methods: list[str], exchange: Exchange) -> Reply:

@@ -21,7 +21,7 @@ import trio
 from codexd import errors
 from codexd.api.record import Record
 from codexd.errors import ApiError
-from codexd.protocol import zstd
+from codexd.protocol import codings
 from codexd.protocol.members import place_of
 from codexd.relay.relay import Client, Header
 from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, ServerRequest
@@ -93,17 +93,8 @@ class Exchange:
             raise errors.too_large(self._max_body) from error
         except BodyTimeout as error:
             raise errors.body_timeout(BODY_TIMEOUT) from error
-        match self.headers.get("content-encoding", "identity").lower():
-            case "" | "identity":
-                return data
-            case "zstd":
-                return _unzstd(data, self._max_body)
-            case encoding:
-                raise ApiError(
-                    415,
-                    f"Unsupported content-encoding {encoding!r}. Send the JSON uncompressed, or compressed with zstd.",
-                    code="unsupported_encoding",
-                )
+        coding = self.headers.get("content-encoding", "")
+        return _decoded(coding, data, self._max_body) if coding else data
 
 
 async def answer(exchange: Exchange, request: ServerRequest, reply: Awaitable[Reply]) -> None:
@@ -173,12 +164,18 @@ def _is_cancellation(error: BaseException) -> bool:
     return isinstance(error, trio.Cancelled)
 
 
-def _unzstd(data: bytes, limit: int) -> bytes:
-    log.debug("the request is compressed", body_encoding="zstd", size=len(data))
+def _decoded(coding: str, data: bytes, limit: int) -> bytes:
+    log.debug("the request is compressed", body_encoding=coding[:40], size=len(data))
     try:
-        body = zstd.decompress(data, limit)
-    except zstd.Undecodable as error:
-        raise errors.bad_request(f"The request body is not valid zstd: {error}") from error
+        body = codings.decompress(coding, data, limit)
+    except LookupError as error:
+        raise ApiError(
+            415,
+            f"Unsupported content-encoding {coding[:40]!r}. Send the JSON as it is, or as gzip, deflate, br or zstd.",
+            code="unsupported_encoding",
+        ) from error
+    except codings.Undecodable as error:
+        raise errors.bad_request(f"The request body is not valid {coding[:40]}: {error}") from error
     if len(body) > limit:
         raise errors.too_large(limit)
     return body

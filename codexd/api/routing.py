@@ -99,10 +99,16 @@ class Router:
         return partial(self._serve, route, names or {})
 
 
+_PREFIX = re.compile(r"(?:/(?:anthropic|openai))?(?:/v1)*(?=/v1/|/v1$)|/(?:anthropic|openai)(?=/)")
+"""What careless joining puts before a path: a base URL that ends in /v1, and the name of an API."""
+
+
 def fold(path: str) -> str:
-    """Returns the path without repeated and trailing slashes, which careless joining of base URLs causes."""
+    """Returns the path without what careless joining of base URLs adds: slashes, a second /v1, an API's name."""
     if "//" in path:
         path = re.sub(r"/{2,}", "/", path)
+    if path.startswith(("/v1/v1", "/anthropic/", "/openai/")) and (found := _PREFIX.match(path)):
+        path = path[found.end() :]
     return path.rstrip("/") or "/" if path.endswith("/") else path
 
 

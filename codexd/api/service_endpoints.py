@@ -1,6 +1,7 @@
 """The endpoints that ask no model: models, health, metrics, usage, the OpenAPI document, the status page."""
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 import trio
@@ -25,16 +26,48 @@ PULSE_INTERVAL = 0.25
 """Seconds between pulses. The client sees from their times whether a proxy buffers."""
 
 
+CREATED = 1_795_564_800
+"""Unix seconds: the date of the catalogue that codexd ships, because the backend's own has no dates."""
+
+MAX_OUTPUT = 128_000
+"""Tokens. OpenAI's published limit of these models; the catalogue has none."""
+
+
 class _ModelObject(msgspec.Struct):
+    """A model as in OpenAI's API, with the members by which clients of routers size their requests."""
+
     id: str
+    context_length: int | None
+    input_modalities: Sequence[str]
+    output_modalities: Sequence[str] = ("text",)
+    max_output: int = MAX_OUTPUT
     object: str = "model"
-    created: int = 0
+    created: int = CREATED
     owned_by: str = "openai"
 
 
 class _ModelList(msgspec.Struct):
     data: list[_ModelObject]
     object: str = "list"
+
+
+class _ModelInfo(msgspec.Struct):
+    """A model as in Anthropic's API."""
+
+    id: str
+    display_name: str
+    created_at: str
+    max_input_tokens: int | None
+    max_tokens: int = MAX_OUTPUT
+    type: str = "model"
+    lifecycle: str = "active"
+
+
+class _ModelPage(msgspec.Struct):
+    data: list[_ModelInfo]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool = False
 
 
 class _Health(msgspec.Struct):
@@ -56,6 +89,10 @@ class _Pulse:
             await write(client, b"data: %d\n\n" % number)
             await trio.sleep(PULSE_INTERVAL)
         await client.end()
+
+
+def _is_anthropic(exchange: Exchange) -> bool:
+    return "anthropic-version" in exchange.headers
 
 
 class ServiceEndpoints:
@@ -98,7 +135,20 @@ class ServiceEndpoints:
         if "client_version" in exchange.query:
             catalogue, etag = await self._catalog.document()
             return Document(catalogue, [("etag", etag)] if etag else [])
-        return json(_ModelList([_ModelObject(slug) for slug in self._listed(exchange)]))
+        names = self._listed(exchange)
+        if _is_anthropic(exchange):
+            return json(
+                _ModelPage(list(map(self._info, names)), names[0] if names else None, names[-1] if names else None)
+            )
+        return json(_ModelList(list(map(self._object, names))))
+
+    def _object(self, name: str) -> _ModelObject:
+        model = self._catalog.resolve(name).model
+        return _ModelObject(name, model.context_window, model.modalities)
+
+    def _info(self, name: str) -> _ModelInfo:
+        created = datetime.fromtimestamp(CREATED, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return _ModelInfo(name, name, created, self._catalog.resolve(name).model.context_window)
 
     def _listed(self, exchange: Exchange) -> list[str]:
         """Returns the listed models that the client's key may use."""
@@ -107,8 +157,8 @@ class ServiceEndpoints:
 
     async def model(self, exchange: Exchange) -> Reply:
         """Returns one model."""
-        self._catalog.resolve(exchange.names["name"])
-        return json(_ModelObject(exchange.names["name"]))
+        name = exchange.names["name"]
+        return json(self._info(name) if _is_anthropic(exchange) else self._object(name))
 
     async def usage(self, _: Exchange) -> Reply:
         """Returns the backend's usage document, at the path that the Codex CLI uses."""

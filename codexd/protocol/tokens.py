@@ -82,7 +82,7 @@ class TokenCounter:
     def total(self) -> int:
         """Returns the tokens so far."""
         self._count_pending()
-        return math.ceil(self._before + sum(_tokens(found[0]) for found in _PIECE.finditer(self._last)))
+        return math.ceil(self._before + sum(map(_tokens, _PIECE.findall(self._last))))
 
     def take(self, text: str) -> str:
         """Adds a piece; returns the part of it that fits."""
@@ -112,12 +112,12 @@ class TokenCounter:
 
     def _count(self, whole: str) -> None:
         """Counts all pieces but the last two, which the next text may continue: ``it``, ``'`` and ``it's``."""
-        ends = [found.end() for found in _PIECE.finditer(whole)]
-        end = ends[-3] if len(ends) > 2 else 0
-        if len(whole) - end > _MAX_PIECE:
-            end = len(whole)
-        self._before += sum(_tokens(found[0]) for found in _PIECE.finditer(whole, 0, end))
-        self._last = whole[end:]
+        pieces = _PIECE.findall(whole)
+        kept = pieces[-2:]
+        if sum(map(len, kept)) > _MAX_PIECE:
+            kept = []
+        self._before += sum(map(_tokens, pieces[: len(pieces) - len(kept)]))
+        self._last = "".join(kept)
 
 
 def _fitting(piece: str, tokens: float) -> int:

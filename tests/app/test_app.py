@@ -1,12 +1,16 @@
 """The whole app on a jumping clock: minutes of silence in no time."""
 
+import gzip
 import re
 import uuid
+import zlib
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import brotli
 import httpx
 import msgspec
 import pytest
@@ -561,3 +565,81 @@ async def test_who_streams_is_not_idle(autojump_clock: MockClock, tmp_path: Path
 )
 def test_whose_address_is_logged(peer: tuple[str, int] | None, forwarded: str, logged: str | None) -> None:
     assert client_of(peer, Headers({"x-forwarded-for": forwarded})) == logged
+
+
+# --- paths, lists and codings of real clients
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/v1/chat/completions", "/openai/v1/chat/completions", "/openai/chat/completions", "//v1//chat/completions/",
+     "/v1/v1/v1/chat/completions"],
+)  # fmt: skip
+async def test_careless_base_urls_work(autojump_clock: MockClock, tmp_path: Path, path: str) -> None:
+    async with client(tmp_path, Backend()) as app:
+        assert (await app.request("POST", path, hello())).status == 200
+
+
+@pytest.mark.parametrize("path", ["/anthropic/v1/messages", "/v1/v1/messages", "/messages", "/anthropic/messages"])
+async def test_also_those_of_anthropics_clients(autojump_clock: MockClock, tmp_path: Path, path: str) -> None:
+    body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+    async with client(tmp_path, Backend()) as app:
+        answer = await app.request("POST", path, body)
+        assert (answer.status, answer.json["model"]) == (200, "gpt-6-luna")
+        unknown = await app.request("POST", "/anthropic/v1/nothing", body)
+        assert (unknown.status, unknown.json["type"]) == (404, "error")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v1/embeddings", "has no embeddings"),
+        ("/v1/audio/transcriptions", "has no transcription of speech"),
+        ("/v1/audio/speech", "has no speech synthesis"),
+        ("/v1/files/file_1", "has no store for files"),
+        ("/v1/messages/batches", "has no batches"),
+        ("/embeddings", "has no embeddings"),
+    ],
+)
+async def test_what_the_backend_has_not_is_said_in_a_sentence(
+    autojump_clock: MockClock, tmp_path: Path, path: str, words: str
+) -> None:
+    async with client(tmp_path, Backend()) as app:
+        answer = await app.request("POST", path, {})
+        assert (answer.status, answer.json["error"]["code"]) == (404, "not_supported")
+        assert words in answer.json["error"]["message"] and "another provider" in answer.json["error"]["message"]
+        same = await app.request("POST", path, {}, headers={"anthropic-version": "2023-06-01"})
+        assert (same.status, same.json["type"], same.json["error"]["type"]) == (404, "error", "not_found_error")
+        other = await app.request("POST", "/v1/filesystem", {})
+        assert other.json["error"]["code"] == "unknown_url"
+
+
+async def test_models_say_what_clients_size_their_requests_by(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Backend()) as app:
+        listed = (await app.request("GET", "/v1/models")).json["data"]
+        found = next(each for each in listed if each["id"] == "gpt-5.5")
+        assert found["context_length"] == 272_000
+        assert (found["input_modalities"], found["output_modalities"]) == (["text", "image"], ["text"])
+        assert found["created"] > 1e9 and found["max_output"] > 0
+        assert (await app.request("GET", "/v1/models/gpt-5.5")).json == found
+        version = {"anthropic-version": "2023-06-01"}
+        page = (await app.request("GET", "/v1/models", headers=version)).json
+        assert page["has_more"] is False
+        assert [each["id"] for each in page["data"]] == [each["id"] for each in listed]
+        assert (page["first_id"], page["last_id"]) == (listed[0]["id"], listed[-1]["id"])
+        one = (await app.request("GET", "/v1/models/claude-sonnet-4-5", headers=version)).json
+        assert (one["type"], one["id"], one["display_name"]) == ("model",) + ("claude-sonnet-4-5",) * 2
+        datetime.fromisoformat(one["created_at"])
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("br", brotli.compress)]
+)
+async def test_bodies_may_be_compressed(autojump_clock: MockClock, tmp_path: Path, name: str, code: Any) -> None:
+    config = Config(server=Server(max_body_bytes=4096))
+    async with client(tmp_path, Backend(), config) as app:
+        body = msgspec.json.encode(hello())
+        path, headers = "/v1/chat/completions", {"content-encoding": name}
+        assert (await app.request("POST", path, code(body), headers=headers)).status == 200
+        assert (await app.request("POST", path, code(bytes(5000)), headers=headers)).status == 413
+        assert (await app.request("POST", path, body, headers=headers)).status == 400

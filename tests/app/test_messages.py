@@ -31,7 +31,7 @@ def wrong(answer: Answer, status: int, kind: str, words: str) -> bool:
 async def test_a_message_streamed_and_not(autojump_clock: MockClock, tmp_path: Path, path: str) -> None:
     async with client(tmp_path, Backend()) as app:
         whole = await app.request("POST", path, ask())
-        assert whole.json["content"] == [{"type": "text", "text": "Hello"}]
+        assert whole.json["content"] == [{"type": "text", "text": "Hello", "citations": None}]
         assert whole.json["id"].startswith("msg_")
         streamed = await app.request("POST", path, ask(stream=True))
     assert streamed.headers["content-type"] == "text/event-stream; charset=utf-8"

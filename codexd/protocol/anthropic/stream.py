@@ -54,6 +54,10 @@ class _Usage(Struct, frozen=True):
     output_tokens: int
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int = 0
+    cache_creation: None = None
+    inference_geo: None = None
+    server_tool_use: None = None
+    service_tier: str = "standard"
 
 
 class _Message(Struct, frozen=True, kw_only=True):
@@ -64,6 +68,8 @@ class _Message(Struct, frozen=True, kw_only=True):
     content: list[dict[str, object]]
     stop_reason: str | None = None
     stop_sequence: str | None = None
+    stop_details: None = None
+    container: None = None
     usage: _Usage
 
 
@@ -90,7 +96,7 @@ class _Block:
         whole = "".join(self.pieces)
         match self.kind:
             case "text":
-                return self.head | {"text": whole} | ({"citations": self.citations} if self.citations else {})
+                return self.head | {"text": whole, "citations": self.citations or None}
             case "thinking":
                 return self.head | {"thinking": whole, "signature": self.close}
             case "redacted_thinking":
@@ -116,7 +122,7 @@ _DELTAS: dict[Kind, tuple[str, str]] = {
 
 
 _EMPTY: dict[Kind, dict[str, object]] = {
-    "text": {"text": ""},
+    "text": {"text": "", "citations": None},
     "thinking": {"thinking": "", "signature": ""},
     "redacted_thinking": {},
     "tool_use": {"input": {}},

@@ -73,7 +73,11 @@ def gathered(events: list[Json]) -> Json:
             case "message_delta":
                 message |= event["delta"] | {"usage": event["usage"]}
     for block in message["content"]:
-        allowed = {"text": ("text",), "thinking": ("thinking", "signature"), "tool_use": ("id", "name", "input")}
+        allowed = {
+            "text": ("text", "citations"),
+            "thinking": ("thinking", "signature"),
+            "tool_use": ("id", "name", "input"),
+        }
         for key in set(block) - {"type", "data", *allowed.get(block["type"], ())}:
             assert block.pop(key) == ""
     return message

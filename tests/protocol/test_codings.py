@@ -1,0 +1,62 @@
+"""The content codings of requests: read whole, up to a limit, and refused when they are broken."""
+
+import gzip
+import zlib
+from collections.abc import Callable
+
+import brotli
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codexd.protocol.codings import Undecodable, decompress
+from support.zstd import zstd
+
+
+def raw_deflate(data: bytes) -> bytes:
+    made = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return made.compress(data) + made.flush()
+
+
+CODINGS: list[tuple[str, Callable[[bytes], bytes]]] = [
+    ("gzip", gzip.compress),
+    ("x-gzip", gzip.compress),
+    ("GZIP", gzip.compress),
+    ("deflate", zlib.compress),
+    ("deflate", raw_deflate),
+    ("br", brotli.compress),
+    ("zstd", zstd.compress),
+]
+every = pytest.mark.parametrize(("name", "code"), CODINGS)
+
+
+@every
+@given(st.binary(max_size=300), st.integers(0, 400))
+def test_a_body_comes_back_up_to_a_limit(name: str, code: Callable[[bytes], bytes], data: bytes, limit: int) -> None:
+    found = decompress(name, code(data), limit)
+    assert found == data[: limit + 1] or (len(data) > limit and len(found) == limit + 1)
+
+
+@every
+def test_a_bomb_is_not_unpacked(name: str, code: Callable[[bytes], bytes]) -> None:
+    assert len(decompress(name, code(bytes(10_000_000)), 1000)) == 1001
+
+
+@every
+def test_broken_data_is_undecodable(name: str, code: Callable[[bytes], bytes]) -> None:
+    whole = code(b"some text that is long enough" * 10)
+    for broken in (whole[:-3], b"\xff" + whole, b""):
+        with pytest.raises(Undecodable):
+            decompress(name, broken, 10_000)
+
+
+def test_several_codings_and_members() -> None:
+    assert decompress("gzip, br", brotli.compress(gzip.compress(b"x")), 10) == b"x"
+    assert decompress("identity, gzip", gzip.compress(b"x"), 10) == b"x"
+    assert decompress("gzip", gzip.compress(b"a") + gzip.compress(b"b"), 10) == b"ab"
+
+
+@pytest.mark.parametrize("name", ["compress", "gzip, what", "gzip,gzip,gzip,gzip,gzip"])
+def test_an_unknown_coding(name: str) -> None:
+    with pytest.raises(LookupError):
+        decompress(name, b"", 10)
