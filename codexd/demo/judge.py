@@ -1,9 +1,10 @@
 """Refusals of the simulated backend: the real one's allow-list and the coupled conditions of responses-lite.
 
-Status and body of each refusal were observed from the real backend.
+Status and body of each refusal were observed from the real backend, or are as its users report them.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from codexd.demo.script import Json, tools_of
@@ -15,6 +16,10 @@ ACCEPTED = frozenset(
         "reasoning", "store", "include", "prompt_cache_key", "text", "client_metadata",
     }
 )  # fmt: skip
+
+MAX_ID = 64
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 LITE_HEADER = "x-openai-internal-codex-responses-lite"
 
@@ -49,7 +54,13 @@ def refuse(body: Any, headers: Mapping[str, str], models: Mapping[str, Model]) -
     if body.get("service_tier", "priority") != "priority":
         return _detail(f"Unsupported service_tier: {body['service_tier']}")
     lite = headers.get(LITE_HEADER) == "true"
-    return _refuse_shape(body, model, lite) or _refuse_effort(body, model) or _refuse_input(body["input"], lite)
+    return (
+        _refuse_shape(body, model, lite)
+        or _refuse_effort(body, model)
+        or _refuse_key(body)
+        or _refuse_tools(body)
+        or _refuse_input(body["input"], lite)
+    )
 
 
 def _refuse_shape(body: Json, model: Model, lite: bool) -> Refusal | None:
@@ -82,16 +93,117 @@ def _refuse_effort(body: Json, model: Model) -> Refusal | None:
     return None
 
 
+def _refuse_key(body: Json) -> Refusal | None:
+    key = body.get("prompt_cache_key")
+    if key is not None and (not isinstance(key, str) or len(key) > MAX_ID):
+        return _error(f"Invalid 'prompt_cache_key': string too long, at most {MAX_ID}.", "prompt_cache_key")
+    if key is not None and not _UUID.fullmatch(key):
+        return _error("Model not found", "model", "model_not_found", 404)  # observed for a key that is no UUID
+    return None
+
+
+def _refuse_tools(body: Json) -> Refusal | None:
+    for tool in body.get("tools", []):
+        if tool["type"].startswith("web_search_preview"):
+            return _error(f"Unsupported tool type: {tool['type']}", "tools")
+    for _, tool in tools_of(body):
+        name = tool.get("name")
+        if name is not None and not _NAME.fullmatch(name):
+            return _error(f"Invalid 'tools[0].name': {name!r} does not match '^[a-zA-Z0-9_-]+$'.", "tools")
+        if tool.get("type") == "function" and (fault := _fault(tool.get("parameters"), (), root=True)):
+            return _error(f"Invalid schema for function '{name}': {fault}", "tools", "invalid_function_parameters")
+        if tool.get("strict") is True and (fault := _strict_fault(tool["parameters"], ())):
+            return _error(f"Invalid schema for function '{name}': {fault}", "tools", "invalid_function_parameters")
+    form = body.get("text", {}).get("format") or {}
+    if form.get("type") == "json_schema":
+        if not _NAME.fullmatch(form["name"]):
+            return _error("Invalid 'text.format.name'", "text.format.name")
+        if form.get("strict") is True and (fault := _strict_fault(form["schema"], ())):
+            return _error(f"Invalid schema for response_format '{form['name']}': {fault}", "text.format.schema")
+    return None
+
+
+_TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
+
+
+def _fault(schema: Any, where: tuple[str, ...], *, root: bool = False) -> str | None:
+    """Returns what OpenAI's validator has against a tool's schema, in its words; None if nothing."""
+    if not isinstance(schema, dict):
+        return None if isinstance(schema, bool) and not root else f"In context={where}, {schema!r} is not a schema."
+    if root and schema.get("type") != "object":
+        return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{schema.get('type')}\"'."
+    if root and not schema.keys().isdisjoint({"oneOf", "anyOf", "allOf", "enum", "const", "not"}):
+        return "schema must have type 'object' and not have 'oneOf'/'anyOf'/'allOf'/'enum'/'not' at the top level."
+    if root and not isinstance(schema.get("properties"), dict):
+        return "In context=(), object schema missing properties."
+    kinds = schema.get("type", [])
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if not all(isinstance(kind, str) and kind in _TYPES for kind in kinds):
+        return f"In context={where}, {kinds!r} is not valid under any of the given schemas."
+    if "array" in kinds and not isinstance(schema.get("items"), dict | bool):
+        return f"In context={where}, array schema missing items."
+    return next((fault for name, each in _below(schema) if (fault := _fault(each, (*where, name)))), None)
+
+
+def _below(schema: Json) -> Iterator[tuple[str, Any]]:
+    for key in ("properties", "$defs", "definitions"):
+        yield from schema.get(key, {}).items()
+    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        yield from ((key, each) for each in schema.get(key, []))
+    yield from ((key, schema[key]) for key in ("items", "additionalProperties", "not") if key in schema)
+
+
+def _strict_fault(schema: Any, where: tuple[str, ...]) -> str | None:
+    """Returns what the rules of ``strict`` have against a schema."""
+    if not isinstance(schema, dict):
+        return None
+    if "properties" in schema or schema.get("type") == "object":
+        if schema.get("additionalProperties") is not False:
+            return f"In context={where}, 'additionalProperties' is required to be supplied and to be false."
+        if set(schema.get("required", [])) != set(schema.get("properties", {})):
+            return f"In context={where}, 'required' is required to be an array including every key in properties."
+    return next((fault for name, each in _below(schema) if (fault := _strict_fault(each, (*where, name)))), None)
+
+
+_PARTS = {"assistant": frozenset({"output_text", "refusal"})}
+_INPUT_PARTS = frozenset({"input_text", "input_image", "input_file"})
+
+
+def _refuse_item(item: Json, number: int) -> Refusal | None:
+    """Refuses call ids, arguments, results and parts that the backend does not take."""
+    where, kind = f"input[{number}]", item.get("type", "message")
+    if "call_id" in item and not 0 < len(item["call_id"]) <= MAX_ID:
+        return _error(f"Invalid '{where}.call_id': string too long, at most {MAX_ID}.", f"{where}.call_id")
+    if kind == "function_call" and not isinstance(item.get("arguments"), str):
+        return _error(f"Missing required parameter: '{where}.arguments'.", f"{where}.arguments", "missing_required")
+    if kind.endswith("_call_output") and not isinstance(item.get("output"), str | list):
+        return _error(f"Invalid type for '{where}.output'.", f"{where}.output", "invalid_type")
+    if kind == "message":
+        if not isinstance(item.get("content"), list):
+            return _error(f"Invalid type for '{where}.content'.", f"{where}.content", "invalid_type")
+        allowed = _PARTS.get(item["role"], _INPUT_PARTS)
+        for part in item["content"]:
+            if part["type"] not in allowed:
+                return _error(f"Invalid value: '{part['type']}'.", f"{where}.content", "invalid_value")
+            if "file_id" in part or not isinstance(part.get("image_url", ""), str):
+                return _error(f"Invalid type for '{where}.content'.", f"{where}.content", "invalid_type")
+    return None
+
+
 def _refuse_input(items: list[Json], lite: bool) -> Refusal | None:
     calls: set[str] = set()
-    for item in items:
+    for number, item in enumerate(items):
         kind = item.get("type", "message")
         if item.get("role") == "system":
             return _detail("System messages are not allowed")
+        if (refusal := _refuse_item(item, number)) is not None:
+            return refusal
         if kind == "item_reference" or (kind == "reasoning" and not item.get("encrypted_content")):
             text = f"Item with id '{item.get('id')}' not found. Items are not persisted when `store` is set to false."
             return _error(text, "input", None, 404)
         if kind == "function_call":
+            if item["call_id"] in calls:
+                return _error(f"Duplicate call_id {item['call_id']}.", "input", None)
             calls.add(item["call_id"])
         if kind == "function_call_output" and item["call_id"] not in calls:
             return _error(f"No tool call found for function call output with call_id {item['call_id']}.", "input", None)

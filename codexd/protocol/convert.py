@@ -73,7 +73,7 @@ def shaped(
     adjusted += (*fit, *formed)
     if form is not request.text.format:
         request = msgspec.structs.replace(request, text=msgspec.structs.replace(request.text, format=form))
-    if named.names or fit:
+    if named.names or any(one is not other for one, other in zip(fitted, own_tools, strict=True)):
         adjusted += (Adjustment("tool_names", "shortened"),) if named.names else NONE
         request = msgspec.structs.replace(
             request, tools=named.tools or UNSET, input=named.items, tool_choice=named.choice

@@ -112,11 +112,7 @@ def _messages(message: Any) -> list[Any]:
     content = message.get("content")
     if isinstance(content, dict):
         content = [content]
-    if isinstance(content, list):
-        return _blocks(made, content)
-    if content is not None:
-        made["content"] = _text(content)
-    return [made]
+    return _blocks(made, content) if isinstance(content, list) else [made]
 
 
 def _blocks(made: Json, content: list[Any]) -> list[Json]:

@@ -112,7 +112,7 @@ def no_parameters(*, strict: bool) -> Raw:
 def fit(tools: Iterable[Tool]) -> tuple[list[Tool], Adjustments]:
     """Returns the tools with schemas that the backend accepts; good ones stay as they are.
 
-    ``strict`` becomes false where the schema does not keep its rules. Raises ApiError 400 for one that is too deep.
+    ``strict`` becomes false where the schema does not keep its rules. Raises ApiError 400 for what is no schema.
     """
     adjusted: dict[Adjustment, None] = {}
 
@@ -179,6 +179,8 @@ def _plain(value: object) -> object:
 
 
 def _checked(schema: Raw, where: str) -> schemas.Checked:
+    if bytes(schema)[:1] not in (b"{", b"t", b"f", b"n"):
+        raise errors.bad_request(f"{where} must be a JSON schema, an object.", param=where)
     try:
         return schemas.check(schema)
     except RecursionError as error:

@@ -15,6 +15,9 @@ from codexd.protocol.responses.convert import from_responses
 from codexd.protocol.responses.wire import REQUEST
 
 MODELS = {model.slug: model for model in BUILT_IN}
+OBJECT = {"type": "object", "properties": {}}
+FUNCTION = {"type": "function", "name": "f", "parameters": OBJECT}
+CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 LITE = {judge.LITE_HEADER: "true"}
 
 
@@ -47,6 +50,39 @@ def test_what_codexd_sends_is_accepted(model: str, headers: dict[str, str]) -> N
         ({"input": [{"type": "reasoning", "id": "r"}]}, "Item with id 'r' not found"),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": ""}]}, "No tool call found"),
         ({"reasoning": {"effort": "none"}}, "Unsupported value: 'none'"),
+        ({"prompt_cache_key": "x" * 65}, "string too long"),
+        ({"prompt_cache_key": "mine"}, "Model not found"),
+        ({"tools": [FUNCTION | {"name": "a.b"}]}, "does not match"),
+        ({"tools": [{"type": "web_search_preview"}]}, "Unsupported tool type"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "is not a schema"),
+        ({"tools": [FUNCTION | {"parameters": {}}]}, "got 'type"),
+        ({"tools": [FUNCTION | {"parameters": OBJECT | {"anyOf": []}}]}, "not have 'oneOf'"),
+        ({"tools": [FUNCTION | {"parameters": {"type": "object"}}]}, "missing properties"),
+        ({"tools": [FUNCTION | {"parameters": OBJECT | {"properties": {"a": {"type": None}}}}]}, "not valid under any"),
+        ({"tools": [FUNCTION | {"parameters": OBJECT | {"$defs": {"a": {"type": "array"}}}}]}, "missing items"),
+        ({"tools": [FUNCTION | {"parameters": OBJECT | {"properties": {"a": {"anyOf": [7]}}}}]}, "is not a schema"),
+        ({"tools": [FUNCTION | {"strict": True}]}, "'additionalProperties' is required"),
+        ({"text": {"format": {"type": "json_schema", "name": "a b"}}}, "Invalid 'text.format.name'"),
+        (
+            {
+                "text": {
+                    "format": {
+                        "type": "json_schema",
+                        "name": "a",
+                        "strict": True,
+                        "schema": OBJECT | {"additionalProperties": False, "properties": {"a": {"items": True}}},
+                    }
+                }
+            },
+            "'required' is required",
+        ),
+        ({"input": [CALL | {"call_id": "x" * 65}]}, "call_id': string too long"),
+        ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments"),
+        ({"input": [CALL, CALL]}, "Duplicate call_id"),
+        ({"input": [CALL, {"type": "function_call_output", "call_id": "c", "output": {}}]}, "input[1].output"),
+        ({"input": [{"role": "user", "content": "x"}]}, "input[0].content"),
+        ({"input": [{"role": "assistant", "content": [{"type": "input_text", "text": "x"}]}]}, "Invalid value"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}]}, "input[0].content"),
     ],
 )
 def test_refusals_of_the_classic_shape(changes: dict[str, Any], said: str) -> None:

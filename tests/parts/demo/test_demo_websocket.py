@@ -127,7 +127,7 @@ def asked(**changes: Any) -> Json:
     body = {
         "type": "response.create", "model": "gpt-5.5", "instructions": "I", "stream": True, "input": [user("hi")],
         "tool_choice": "auto", "parallel_tool_calls": True, "reasoning": {"effort": "low"}, "store": False,
-        "include": [], "prompt_cache_key": "k", "text": {"verbosity": "low"}, "client_metadata": {},
+        "include": [], "prompt_cache_key": "0199f0aa-1111-7222-8333-444455556666", "text": {"verbosity": "low"}, "client_metadata": {},
     }  # fmt: skip
     return {key: value for key, value in (body | changes).items() if value is not None}
 
@@ -234,8 +234,8 @@ async def test_item_ids_must_be_new(autojump_clock: MockClock) -> None:
         ({"max_output_tokens": 1}, "Unsupported parameter"),
         ({"input": "hi"}, "Invalid value"),
         ({"input": [1]}, "Invalid value"),
-        ({"input": [{"type": "function_call_output"}]}, "Invalid value"),
-        ({"input": [{"type": "function_call_output", "call_id": "c"}]}, "No tool call found"),
+        ({"input": [{"type": "function_call_output"}]}, "Invalid type"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": ""}]}, "No tool call found"),
         ({"client_metadata": "x"}, "Invalid value"),
     ],
 )

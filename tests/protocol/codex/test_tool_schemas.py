@@ -291,3 +291,10 @@ def test_a_schema_that_is_too_deep_is_refused(key: str, monkeypatch: pytest.Monk
             responses_request(text={"format": {"type": "json_schema", "name": "n", "schema": {}}})
         else:
             responses_request(tools=[{"type": "function", "name": "f", "parameters": {}}])
+
+
+@pytest.mark.parametrize("schema", [5, "x", []])
+def test_what_is_no_schema_is_refused(schema: Any) -> None:
+    with pytest.raises(ApiError) as caught:
+        chat_request(tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    assert (caught.value.status, caught.value.error.param) == (400, "tools[0].parameters")
