@@ -19,7 +19,8 @@ from support.demo import base_url, demo
 pytestmark = pytest.mark.loopback
 
 HERE = Path(__file__).parent
-CODEX = HERE / "node_modules" / ".bin" / "codex"
+BIN = HERE / "node_modules" / ".bin"
+CODEX = BIN / "codex"
 NODE = shutil.which("node")
 PYTHON = HERE / "python" / ".venv" / "bin" / "python"
 MODELS = ("gpt-5.5", "gpt-6-sol")  # one of each shape
@@ -151,6 +152,100 @@ def test_the_codex_cli_with_a_sign_in_of_its_own(tmp_path: Path, websockets: boo
 
 def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+@needs_node
+@pytest.mark.parametrize("model", MODELS)
+def test_the_ai_sdk_over_responses(base: str, model: str, tmp_path: Path) -> None:
+    """Its default for OpenAI: the answer's items are stored, and later turns name them by ``item_reference``."""
+    found = node("ai-sdk-responses.mjs", base, model, tmp_path)
+    assert [each.rpartition(": ")[2] for each in found["said"]] == ["Hello", "sunny in Paris", "And then?"]
+    assert found["streamed"].endswith("You wrote: Bye")
+
+
+def run(folder: Path, *command: str, **environ: str) -> str:
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=environment(folder) | NOWHERE | environ,
+        cwd=folder,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+QUIET = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "ANTHROPIC_AUTH_TOKEN": "any"}
+
+
+@needs_node
+def test_claude_code(base: str, tmp_path: Path) -> None:
+    """With nothing but its base URL; it calls a tool, and the next turn goes on from there."""
+    command = [str(BIN / "claude"), "-p", 'bash "pwd"', "--output-format", "stream-json", "--verbose"]
+    said = run(tmp_path, *command, "--allowedTools", "Bash", ANTHROPIC_BASE_URL=base.removesuffix("/v1"), **QUIET)
+    events = [msgspec.json.decode(line) for line in said.splitlines()]
+    used = [block["name"] for event in events if event["type"] == "assistant" for block in event["message"]["content"]
+            if block["type"] == "tool_use"]  # fmt: skip
+    assert used[:1] == ["Bash"]
+    assert (events[-1]["type"], events[-1]["is_error"]) == ("result", False)
+
+
+@needs_node
+@pytest.mark.parametrize("api", ["openai-completions", "openai-responses", "anthropic-messages"])
+def test_pi(base: str, api: str, tmp_path: Path) -> None:
+    folder = tmp_path / ".pi" / "agent"
+    folder.mkdir(parents=True)
+    url = base.removesuffix("/v1") if api == "anthropic-messages" else base
+    provider = {"baseUrl": url, "apiKey": "any", "api": api, "models": [{"id": "gpt-5.5"}]}
+    (folder / "models.json").write_bytes(msgspec.json.encode({"providers": {"codexd": provider}}))
+    said = run(tmp_path, str(BIN / "pi"), "--provider", "codexd", "--model", "gpt-5.5", "-p", 'bash "pwd"')
+    assert f"The tool returned: {tmp_path}" in said
+
+
+@needs_node
+def test_opencode(base: str, tmp_path: Path) -> None:
+    options = {"baseURL": base, "apiKey": "any"}
+    provider = {"npm": "@ai-sdk/openai-compatible", "options": options, "models": {"gpt-5.5": {}}}
+    config = {"provider": {"codexd": provider}, "autoupdate": False, "share": "disabled"}
+    (tmp_path / "opencode.json").write_bytes(msgspec.json.encode(config))
+    off = {f"OPENCODE_DISABLE_{name}": "1" for name in ("MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS")}
+    said = run(tmp_path, str(BIN / "opencode"), "run", "-m", "codexd/gpt-5.5", "Hello there", **off)
+    assert "This is a simulated answer." in said and "Hello there" in said
+
+
+@needs_python
+def test_llm(base: str, tmp_path: Path) -> None:
+    (tmp_path / "extra-openai-models.yaml").write_text(
+        f"- model_id: codexd\n  model_name: gpt-5.5\n  api_base: {base}\n  can_stream: true\n"
+    )
+    command = [str(PYTHON.parent / "llm"), "-m", "codexd", "--key", "any"]
+    assert "You wrote: Hello there" in run(tmp_path, *command, "Hello there", LLM_USER_PATH=str(tmp_path))
+    again = run(tmp_path, *command, "-c", "And now?", LLM_USER_PATH=str(tmp_path))
+    assert "You wrote: And now?" in again
+
+
+@needs_python
+@pytest.mark.parametrize("model", MODELS)
+def test_openai_agents(base: str, model: str, tmp_path: Path) -> None:
+    """With its own defaults, a session of its own, and one that compacts."""
+    found = msgspec.json.decode(run(tmp_path, str(PYTHON), str(HERE / "python" / "agents_client.py"), base, model))
+    assert [each.rpartition(": ")[2] for each in found["said"]] == ["Hello", "sunny in Paris"]
+    assert found["streamed"].endswith("You wrote: Hello again")
+    assert (found["kinds"], found["after"].rpartition(": ")[2]) == (["message", "compaction"], "And you?")
+
+
+@needs_python
+@pytest.mark.parametrize("model", [*MODELS, "claude-sonnet-4-5"])
+def test_anthropics_tool_runner(base: str, model: str, tmp_path: Path) -> None:
+    """It begins a thread, and sends the whole conversation when that is refused."""
+    script = str(HERE / "python" / "anthropic_client.py")
+    found = msgspec.json.decode(run(tmp_path, str(PYTHON), script, base.removesuffix("/v1"), model))
+    assert (found["turns"], found["last"]) == (["tool_use", "end_turn"], "The tool returned: sunny in Paris")
+    assert found["streamed"].endswith("You wrote: Hello")
+    assert "gpt-5.5" in found["listed"]
 
 
 @needs_python
