@@ -20,7 +20,7 @@ $(@D)/bin/pip install -qq $(LOCKED) $<
 @touch $@
 endef
 
-.PHONY: help demo test lint format bench bench-ci plots rig fuzz soak audit sbom docs lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
+.PHONY: help demo test lint format bench bench-ci plots rig fuzz soak suites audit sbom docs lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
@@ -31,6 +31,7 @@ help:
 	@echo "make image   a container image, by docker or, with ENGINE=podman, by that"
 	@echo "make test-system  the units under a real systemd, nginx; needs root"
 	@echo "make soak    mixed use and faults for SECONDS=600: every answer accounted for, nothing left over"
+	@echo "make suites  third-party checks of the three APIs"
 	@echo "make fuzz    random and tampered input for longer; EXAMPLES=10000 of each kind"
 	@echo "make audit   known vulnerabilities of what is locked; make sbom: what a release is made of, as CycloneDX"
 	@echo "make upstream-diff  what the newest official client sends, beside what is committed; upstream-accept takes it over"
@@ -66,6 +67,12 @@ build/schemathesis/.done: tests/fuzz/requirements.lock
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),600)
 	$(BIN)/python tests/soak/conversations.py --conversations $(or $(CONVERSATIONS),500)
+
+# Third-party checks of the APIs: llm-comply, and LangChain's standard tests.
+suites: $(VENV)/.dev build/suites/.done tests/clients/python/.venv/.done
+	$(BIN)/python tests/suites/suites.py
+build/suites/.done: tests/suites/requirements.lock
+	$(locked)
 
 # What npm's newest official client sends today, beside tests/upstream/snapshot, and what codexd sends beside it. It needs
 # npm, x86-64 Linux and half a minute. What was looked at becomes the snapshot by upstream-accept.
@@ -119,7 +126,7 @@ format: $(VENV)/.dev
 # what only some of them need has its marker in the lock.
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-strip-extras \
 	--no-header --annotation-style=line --custom-compile-command "make lock"
-LOCKS = packaging/audit packaging/wheel packaging/docs tests/bench tests/clients/python tests/fuzz tests/system
+LOCKS = packaging/audit packaging/wheel packaging/docs tests/bench tests/clients/python tests/fuzz tests/suites tests/system
 lock: $(VENV)/.dev
 	$(LOCK) --output-file requirements.lock pyproject.toml
 	$(LOCK) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml

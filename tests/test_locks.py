@@ -27,6 +27,7 @@ LOCKS = {
     "tests/bench/requirements.lock": ("tests/bench/requirements.in", "build/bench/plots"),
     "tests/clients/python/requirements.lock": ("tests/clients/python/requirements.in", "tests/clients/python/.venv"),
     "tests/fuzz/requirements.lock": ("tests/fuzz/requirements.in", "build/schemathesis"),
+    "tests/suites/requirements.lock": ("tests/suites/requirements.in", "build/suites"),
     "tests/system/requirements.lock": ("tests/system/requirements.in", "build/container/linters"),
 }
 

@@ -179,11 +179,9 @@ async def test_a_limit_tells_when_it_ends(client: Client, upstream: Upstream) ->
     ]
     outcome = await client.ask()
     assert outcome.error is not None
-    assert (outcome.status, outcome.error["code"], outcome.error["type"]) == (
-        429,
-        "usage_limit_reached",
-        "insufficient_quota",
-    )
+    kind = "usage_limit_reached" if client.dialect == "responses" else "insufficient_quota"
+    assert (outcome.status, outcome.error["code"], outcome.error["type"]) == (429, "usage_limit_reached", kind)
+    assert outcome.error["resets_at"] == resets_at
     assert 4900 < int(outcome.headers["retry-after"]) <= 5000
     assert outcome.headers["x-codex-primary-window-minutes"] == "300"
     assert outcome.headers["x-ratelimit-remaining-requests"] == "0"
@@ -204,7 +202,8 @@ async def test_the_answer_carries_the_fullest_window(client: Client) -> None:
 
 async def test_the_request_is_what_the_backend_expects(client: Client, upstream: Upstream) -> None:
     await client.ask()
-    await client.ask(model="gpt-6-sol-low", prompt_cache_key="k1")
+    own = "0199f0aa-1111-7222-8333-444455556666"
+    await client.ask(model="gpt-6-sol-low", prompt_cache_key=own)
     first, second = upstream.calls
     assert MARKER in (first.header("authorization") or "").removeprefix("Bearer ")
     for name, value in {
@@ -216,7 +215,7 @@ async def test_the_request_is_what_the_backend_expects(client: Client, upstream:
     key = first.json["prompt_cache_key"]
     for name in ("session_id", "conversation_id", "session-id", "thread-id", "x-client-request-id"):
         assert first.header(name) == key
-        assert second.header(name) == "k1"
+        assert second.header(name) == own
     assert first.header("x-openai-internal-codex-responses-lite") is None
     assert second.header("x-openai-internal-codex-responses-lite") == "true"
     assert first.header("accept-encoding") is None

@@ -23,6 +23,7 @@ class Client:
 
     def __init__(self, http: httpx.AsyncClient, dialect: str, streamed: bool) -> None:
         self._http = http
+        self.dialect = dialect
         self._chat = dialect == "chat"
         self.streamed = streamed
 

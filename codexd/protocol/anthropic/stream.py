@@ -54,6 +54,7 @@ class _Usage(Struct, frozen=True):
     output_tokens: int
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int = 0
+    output_tokens_details: dict[str, int] | None = None
     cache_creation: None = None
     inference_geo: None = None
     server_tool_use: None = None
@@ -213,6 +214,7 @@ class MessagesConverter:
             function = call.function or FunctionDelta("")
             if call.index not in self._tools:
                 head: dict[str, object] = {"type": "tool_use", "id": call.id or "", "name": function.name or ""}
+                head["caller"] = {"type": "direct"}
                 self._tools[call.index] = block = self._begin("tool_use", head)
                 block.key = call.id or ""
             if function.arguments:
@@ -329,4 +331,6 @@ class MessagesConverter:
         usage = self.state.usage or Usage()
         details = usage.input_tokens_details
         cached = (details and details.cached_tokens) or 0
-        return _Usage((usage.input_tokens or 0) - cached, usage.output_tokens or 0, 0, cached)
+        thinking = (usage.output_tokens_details and usage.output_tokens_details.reasoning_tokens) or 0
+        tokens_in, tokens_out = (usage.input_tokens or 0) - cached, usage.output_tokens or 0
+        return _Usage(tokens_in, tokens_out, 0, cached, {"thinking_tokens": thinking})

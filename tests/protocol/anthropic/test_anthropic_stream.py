@@ -76,7 +76,7 @@ def gathered(events: list[Json]) -> Json:
         allowed = {
             "text": ("text", "citations"),
             "thinking": ("thinking", "signature"),
-            "tool_use": ("id", "name", "input"),
+            "tool_use": ("id", "name", "input", "caller"),
         }
         for key in set(block) - {"type", "data", *allowed.get(block["type"], ())}:
             assert block.pop(key) == ""
