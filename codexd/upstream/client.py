@@ -210,7 +210,7 @@ class Upstream:
         if not self._lane.take(trio.current_time()) and wanted == "auto":
             timings.fallback = "paused"
             return None
-        with self._conversations.room(patience=PATIENCE if wanted == "auto" else math.inf) as wait:
+        with self._conversations.room(patience=PATIENCE if wanted == "auto" else None) as wait:
             if wait is not None:
                 return await self._dial(call, access, wait)
         self._lane.gave_up()

@@ -137,14 +137,15 @@ class Conversations:
         return None
 
     @contextmanager
-    def room(self, *, patience: float = math.inf) -> Iterator[float | None]:
+    def room(self, *, patience: float | None = None) -> Iterator[float | None]:
         """Holds a place while a connection is opened; closes an idle one for it. Gives the seconds to wait before.
 
         None if all are answering, or if the wait, because of the handshakes before this one, were over ``patience``.
+        Without ``patience`` there is no wait.
         """
         now = trio.current_time()
-        start = max(now, self._spaced_until - (BURST - 1) * SPACE)
-        if start - now > patience:
+        wait = 0.0 if patience is None else max(0.0, self._spaced_until - (BURST - 1) * SPACE - now)
+        if patience is not None and wait > patience:
             yield None
             return
         while (full := len(self._entries) + self._opening >= self._max) and (oldest := self._oldest()) is not None:
@@ -155,7 +156,7 @@ class Conversations:
         self._spaced_until = max(now, self._spaced_until) + SPACE
         self._opening += 1
         try:
-            yield start - now
+            yield wait
         finally:
             self._opening -= 1
 

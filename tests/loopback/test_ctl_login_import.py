@@ -32,7 +32,7 @@ async def test_the_login_of_the_official_client_is_taken_over(setup: Make) -> No
             await terminal.until("[y/N]")
             await terminal.type("y\n")
             assert await terminal.end() == 0
-            assert "Sign in to the Codex CLI again" in terminal.screen
+            assert "Sign in to the Codex CLI again" in " ".join(terminal.screen.split())
         assert (await it.ctl("refresh")).code == 0
         # Again, over the sign-in that there is now; the end of the input is a no.
         async with in_terminal(it.daemon, "login", "--import", str(path)) as terminal:

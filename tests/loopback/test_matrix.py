@@ -398,8 +398,8 @@ async def play_all(
             logs,
             upstream,
             backend=limits,
-            # Faults in a row would close the lane for ten minutes.
-            constants={"codexd.upstream.lane.FAILURES": 1_000_000},
+            # Faults in a row would close the lane for ten minutes, and each needs more handshakes than a second may have.
+            constants={"codexd.upstream.lane.FAILURES": 1_000_000, "codexd.upstream.conversations.BURST": 1_000_000},
             logging={"level": "info", "enable_request_logging": False},
         ) as daemon:
             await daemon.logged("model catalogue refreshed")

@@ -155,7 +155,9 @@ def fit_format(form: object) -> tuple[object, Adjustments]:
 
     Raises ApiError 400 for a schema that is too deep.
     """
-    raw = msgspec.json.decode(form, type=RawObject) if isinstance(form, Raw) else form
+    raw = form
+    if isinstance(form, Raw):
+        raw = _OBJECT.decode(form) if bytes(form).startswith(b"{") else None  # otherwise the backend refuses it
     if not isinstance(raw, dict) or _plain(raw.get("type")) != "json_schema":
         return form, NONE
     changes: dict[str, object] = {}
@@ -164,7 +166,7 @@ def fit_format(form: object) -> tuple[object, Adjustments]:
         changes["name"] = wire_name(own)
     adjusted = NONE
     if isinstance(schema := raw.get("schema"), Raw) and given(schema):
-        checked = _checked(schema, "the format's schema")
+        checked = _checked(schema, "text.format.schema")
         if checked.format is not None:
             changes["schema"] = checked.format
             adjusted += (Adjustment("format_schema", "fitted"),)

@@ -36,7 +36,8 @@ from support.simulated import Simulated, simulated
 
 NOW = 1_795_000_000.0
 
-call = partial(calls.call, model="gpt-5.5", instructions="I", reasoning=Reasoning(effort="low"))
+KEY = "0199f0aa-1111-7222-8333-444455556666"
+call = partial(calls.call, key=KEY, model="gpt-5.5", instructions="I", reasoning=Reasoning(effort="low"))
 
 
 @asynccontextmanager
@@ -171,7 +172,7 @@ async def test_a_conversation_over_one_websocket(chatgpt: Any) -> None:
         assert (second.timings.kept, second.timings.delta, second.timings.ready) == (True, True, True)
         assert second.timings.sent < first.timings.sent + 100
         assert (first.timings.handshakes, second.timings.handshakes) == (1, 0)
-        other = call(user("other"), key="other")
+        other = call(user("other"), key=KEY.replace("0199", "0198"))
         await ask(upstream, other)
         assert (it.chatgpt.connections, upstream.websockets) == (2, (2, 2))
         assert [turn.connection for turn in it.chatgpt.turns] == [1, 1, 2]
@@ -259,7 +260,7 @@ async def test_a_sporadic_403_is_tried_again(rude: Any, monkeypatch: pytest.Monk
         asked = call(user("hi"))
         await ask(upstream, asked)
         assert (went(asked), asked.timings.handshakes) == (("websocket", None), 2)
-        other = call(user("hi"), key="other")
+        other = call(user("hi"), key=KEY.replace("0199", "0198"))
         await ask(upstream, other)
         assert (went(other), other.timings.handshakes) == (("http", "refused"), 2)
         assert upstream._lane.open
