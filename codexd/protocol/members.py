@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from codexd import errors
 from codexd.errors import ApiError
-from codexd.protocol.adjustments import Adjustments
+from codexd.protocol.adjustments import NONE, Adjustments
 from codexd.protocol.raw import RawObject
 
 _T = TypeVar("_T", bound=Struct)
@@ -71,7 +71,10 @@ class RequestDecoder(Generic[_T]):
         except ApiError:
             if self._repair is None:
                 raise
-            repaired, adjusted = self._repair(members)
+            try:
+                repaired, adjusted = self._repair(members)
+            except (msgspec.DecodeError, RecursionError):
+                repaired, adjusted = members, NONE
             if not adjusted:
                 raise
             asked = msgspec.structs.replace(self._decode(repaired), adjusted=adjusted)

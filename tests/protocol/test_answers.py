@@ -281,3 +281,34 @@ def test_citations_keep_their_place(dialect: str, streamed: bool) -> None:
         assert [(each["type"], each["url"]) for each in cited] == [("web_search_result_location", "https://a")]
     else:
         assert b'"https://a"' in msgspec.json.encode(found.events or found.document)
+
+
+@forms
+def test_citations_of_a_text_that_is_closed_are_left_out(dialect: str, streamed: bool) -> None:
+    cite = {"type": "url_citation", "url": "https://a", "title": "A", "start_index": 0, "end_index": 1}
+    call = {"id": "fc_1", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    events = [CREATED, added(0), delta("One."), added(1, **call), done("One.", 0, [cite]),
+              {"type": "response.output_item.done", "output_index": 1, "item": call}, COMPLETED]  # fmt: skip
+    assert answer(events, dialect, streamed=streamed).text == "One."
+
+
+@forms
+def test_an_odd_delta_and_then_the_item(dialect: str, streamed: bool) -> None:
+    odd = {"type": "response.output_item.add.delta", **ODD[0]("Hello")}
+    found = answer([CREATED, odd, done("Hello"), COMPLETED], dialect, streamed=streamed)
+    assert found.text == "Hello"
+
+
+@forms
+@pytest.mark.parametrize("data", [b'{"type":"response.output_text.delta","delta":"\\ud83d"', b'{"type":"x","delta":"\\ud83d"}',
+                                  b'{"type":"response.output_text.delta","delta":7,"x":"\\ud83d"}', b'["\\ud83d"]'])  # fmt: skip
+def test_other_events_with_halves_are_skipped(dialect: str, streamed: bool, data: bytes) -> None:
+    found = answer([CREATED, added(), data, delta("Hi"), done("Hi"), COMPLETED], dialect, streamed=streamed)
+    assert found.text == "Hi"
+
+
+@forms
+def test_a_delta_of_which_nothing_fits(dialect: str, streamed: bool) -> None:
+    name = {"chat": "max_tokens", "messages": "max_tokens", "responses": "max_output_tokens"}[dialect]
+    events = [CREATED, added(), delta("one"), delta(" two"), delta(" three"), done("one two three"), COMPLETED]
+    assert answer(events, dialect, streamed=streamed, **{name: 1}).text == "one"

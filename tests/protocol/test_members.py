@@ -36,3 +36,16 @@ def test_a_nesting_that_only_the_scan_endured_is_a_400() -> None:
 def test_a_parameter_that_cannot_be_decoded_is_dropped_as_any_other() -> None:
     (adjusted,) = parameters.apply_rules(split(b'{"surprise":1e999}'), parameters.CHAT)
     assert str(adjusted) == "surprise=dropped"
+
+
+def test_a_repair_that_cannot_be_done_leaves_the_first_error() -> None:
+    class Asked(msgspec.Struct):
+        number: int
+        adjusted: Any = ()
+
+    def repair(_: Any) -> Any:
+        raise RecursionError
+
+    with pytest.raises(ApiError) as caught:
+        RequestDecoder(Asked, repair).decode(split(b'{"number": "x"}'))
+    assert caught.value.error.param == "number"

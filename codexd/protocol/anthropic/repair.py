@@ -24,17 +24,14 @@ def repaired(members: RawObject) -> tuple[RawObject, Adjustments]:
     """Returns the members without unknown blocks, and what was changed."""
     changes: RawObject = {}
     dropped = False
-    try:
-        for key in ("system", "messages"):
-            before: Any = msgspec.json.decode(members.get(key, b"null"))
-            after = _content(before) if key == "system" else _messages(before)
-            if after != before:
-                dropped |= msgspec.json.encode(after) != msgspec.json.encode(before)
-                changes[key] = Raw(msgspec.json.encode(after))
-            if key == "messages" and _is_empty(after):
-                return members, NONE  # nothing is left to answer
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return members, NONE
+    for key in ("system", "messages"):
+        before: Any = msgspec.json.decode(members.get(key, b"null"))
+        after = _content(before) if key == "system" else _messages(before)
+        if after != before:
+            dropped |= msgspec.json.encode(after) != msgspec.json.encode(before)
+            changes[key] = Raw(msgspec.json.encode(after))
+        if key == "messages" and _is_empty(after):
+            return members, NONE  # nothing is left to answer
     return ({**members, **changes}, (Adjustment("content_blocks", "dropped"),)) if dropped else (members, NONE)
 
 
@@ -63,7 +60,11 @@ def _content(content: Any) -> Any:
         content = [content]
     if not isinstance(content, list):
         return content
-    return [_block(block) for block in content if not isinstance(block, dict) or block.get("type") in KNOWN]
+    return [_block(block) for block in content if not isinstance(block, dict) or _is_known(block)]
+
+
+def _is_known(block: dict[str, Any]) -> bool:
+    return isinstance(kind := block.get("type"), str) and kind in KNOWN
 
 
 def _block(block: Any) -> Any:

@@ -21,17 +21,14 @@ _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 
 def repaired(members: RawObject) -> tuple[RawObject, Adjustments]:
     """Returns the members in Chat Completions' words, and what was changed."""
-    try:
-        messages: Any = msgspec.json.decode(members.get("messages", b"null"))
-        adjusted = NONE
-        if not messages and "input" in members:
-            members, messages = _from_responses(members)
-            adjusted = (Adjustment("input", "messages"),)
-        if not isinstance(messages, list):
-            return members, NONE
-        made = [each for message in messages for each in _messages(message)]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    messages: Any = msgspec.json.decode(members.get("messages", b"null"))
+    adjusted = NONE
+    if not messages and "input" in members:
+        members, messages = _from_responses(members)
+        adjusted = (Adjustment("input", "messages"),)
+    if not isinstance(messages, list):
         return members, NONE
+    made = [each for message in messages for each in _messages(message)]
     if made != messages:
         adjusted += (Adjustment("messages", "repaired"),)
     return {**members, "messages": _raw(made)}, adjusted

@@ -393,7 +393,7 @@ class ResponsesStream:
             key: value for key, value in _OBJECT.decode(raw).items() if value != Raw(b"null") or key not in _DEFAULTS
         }
         response = {**_DEFAULTS, **given, **self._echo}
-        if b'"format"' not in bytes(response["text"]):
+        if bytes(response["text"]).startswith(b"{") and b'"format"' not in bytes(response["text"]):
             response["text"] = Raw(msgspec.json.encode({**_TEXT, **_OBJECT.decode(response["text"])}))
         if response.get("user") == Raw(b"null"):
             del response["user"]  # the only key of the schema that may be missing but not null
@@ -435,13 +435,12 @@ def _place(index: int) -> dict[str, object]:
 
 def _as_echoed(tools: Raw) -> Raw:
     """Returns the client's tools with the members that OpenAI's schema requires in an answer."""
-    try:
-        found = msgspec.json.decode(tools, type=list[RawObject])
-    except msgspec.ValidationError:
-        return tools
-    return Raw(
-        msgspec.json.encode([{**tool, **_ECHOED_FUNCTION, **tool} if _is_function(tool) else tool for tool in found])
-    )
+    found = msgspec.json.decode(tools, type=list[RawObject])
+    return Raw(msgspec.json.encode([_as_echoed_tool(tool) for tool in found]))
+
+
+def _as_echoed_tool(tool: RawObject) -> RawObject:
+    return {**tool, **_ECHOED_FUNCTION, **tool} if _is_function(tool) else tool
 
 
 def _is_function(tool: RawObject) -> bool:

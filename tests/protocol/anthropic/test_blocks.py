@@ -80,3 +80,8 @@ def test_a_thread_is_refused_as_the_sdk_expects(thread: Any, status: int, code: 
     error = msgspec.json.decode(failure_document(caught.value))["error"]
     assert error["details"] == {"error_code": code}
     assert "details" not in msgspec.json.decode(failure_document(ApiError(400, "x")))["error"]
+
+
+def test_a_type_that_is_no_text_is_an_unknown_one() -> None:
+    found = as_chat(asked({"role": "user", "content": [{"type": ["text"]}, TEXT]}))
+    assert found.request.messages[0].content == [chat.TextPart(text="hi")]

@@ -298,3 +298,18 @@ def test_what_is_no_schema_is_refused(schema: Any) -> None:
     with pytest.raises(ApiError) as caught:
         chat_request(tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}])
     assert (caught.value.status, caught.value.error.param) == (400, "tools[0].parameters")
+
+
+def test_namespaces_of_calls_are_those_of_the_tools() -> None:
+    tool = {"type": "function", "name": "f", "parameters": EMPTY}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "namespace": "mcp.x", "arguments": "{}"}
+    items = [{"role": "user", "content": "hi"}, call, {"type": "function_call_output", "call_id": "c", "output": ""}]
+    for model in ("gpt-5.5", "gpt-6-sol"):
+        converted = responses_request(
+            model, input=items, tools=[{"type": "namespace", "name": "mcp.x", "tools": [tool]}]
+        )
+        body = up(converted)
+        sent = next(item for item in body["input"] if item["type"] == "function_call")
+        spaces = body["tools"] if model == "gpt-5.5" else body["input"][0]["tools"]
+        assert sent["namespace"] == spaces[0]["name"] != "mcp.x"
+        assert converted.names[sent["namespace"]] == "mcp.x"

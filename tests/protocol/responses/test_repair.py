@@ -45,6 +45,7 @@ RESULT = {"type": "function_call_output", "call_id": "c", "output": ""}
         ({"role": "system", "content": [{"type": "text", "text": "a"}]}, message("developer", ASKED)),
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": DATA}}]}, message("user", IMAGE)),
         ({"role": "user", "content": [{"type": "image_url", "image_url": DATA}]}, message("user", IMAGE)),
+        ({"type": "other", "content": {"detail": 1}}, {"type": "other", "content": {"detail": 1}}),
         ({"role": "user", "content": [{"type": "input_image", "image_url": {"url": DATA}}]}, message("user", IMAGE)),
         ({"role": "user", "content": [{"type": "input_image", "image_url": DATA, "file_id": None}]},
          message("user", IMAGE | {"file_id": None})),
@@ -241,3 +242,13 @@ def test_allowed_tools_are_the_tools(model: str, nested: bool) -> None:
         assert "at least one of the tools" in body["input"][-1]["content"][0]["text"]
     assert [tool["type"] for tool in found] == ["function", "web_search"]
     assert converted.names[found[0]["name"]] == OTHER["name"]
+
+
+def test_the_detail_of_an_image_stays_where_the_model_takes_it() -> None:
+    nested = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": DATA, "detail": "low"}}]}
+    assert sent(nested) == [message("user", IMAGE | {"detail": "low"})]
+    assert sent(nested, model="gpt-6-sol") == [message("user", IMAGE)]
+
+
+def test_a_format_in_a_shape_of_its_own_is_the_backends_to_refuse() -> None:
+    assert up(responses_request(text={"format": "json"}))["text"]["format"] == "json"
