@@ -148,6 +148,7 @@ class _Wanted:
             index=index,
             usage_chunk=number == 1 or not self._context.streamed,
             reasoning=self._context.reasoning_format,
+            images=self._context.image_format,
             streamed=self._context.streamed,
         )
 

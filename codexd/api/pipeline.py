@@ -15,12 +15,12 @@ from codexd.config.model import Config
 from codexd.errors import ApiError
 from codexd.protocol import members, parameters
 from codexd.protocol.adjustments import Adjustment
-from codexd.protocol.chat.stream import ReasoningFormat
+from codexd.protocol.chat.stream import ImageFormat, ReasoningFormat
 from codexd.protocol.codex import rate_limits
 from codexd.protocol.codex.events import Usage, total_usage
 from codexd.protocol.codex.models import Resolved
 from codexd.protocol.conversion import Conversion
-from codexd.protocol.convert import Converted, Settings, without_reasoning
+from codexd.protocol.convert import EFFORT_FIELDS, Converted, Settings, without_reasoning
 from codexd.protocol.members import RequestDecoder
 from codexd.protocol.raw import RawObject
 from codexd.protocol.reasoning import Items, ReasoningMemory, Recall, Turn
@@ -34,6 +34,10 @@ from codexd.upstream.catalog import Catalog
 from codexd.upstream.client import Upstream
 
 log = structlog.get_logger()
+
+
+_CHANGED = frozenset({"fitted", "repaired", "false"})
+"""Adjustments that change what the client asked for; others only change how it is sent."""
 
 
 class Asked(Protocol):
@@ -60,6 +64,7 @@ class Context(NamedTuple):
     recall: Recall
     turn: Callable[[], Turn | None]
     reasoning_format: ReasoningFormat
+    image_format: ImageFormat = "images"
 
 
 class Joined(NamedTuple):
@@ -181,6 +186,7 @@ class Pipeline:
             recall,
             lambda: self._turn(slug),
             codex.reasoning_format,
+            codex.image_format,
         )
 
     def _turn(self, model: str) -> Turn | None:
@@ -194,16 +200,22 @@ class Pipeline:
         return Turn(keep)
 
     def refuse_drops(self, record: Record) -> None:
-        """Raises ApiError 400 if the key is strict and a parameter of its request was dropped."""
+        """Raises ApiError 400 if the key is strict and something in its request was dropped or changed in meaning."""
         if record.key is None or not self._keys.is_strict(record.key):
             return
-        dropped = next((each.param for each in record.adjusted if each.how == "dropped"), None)
-        if dropped is not None:
-            raise errors.unsupported(
-                dropped,
-                f"{dropped!r} is not supported, and the key {record.key!r} is strict. Remove it, or use a key that is "
-                "not strict (then it is dropped, and x-codexd-adjusted says so).",
-            )
+        for param, how in record.adjusted:
+            if how == "dropped":
+                raise errors.unsupported(
+                    param,
+                    f"{param!r} is not supported, and the key {record.key!r} is strict. Remove it, or use a key that "
+                    "is not strict (then it is dropped, and x-codexd-adjusted says so).",
+                )
+            if how in _CHANGED or param in EFFORT_FIELDS:
+                raise errors.unsupported(
+                    param,
+                    f"{param!r} cannot be sent as it is ({how}), and the key {record.key!r} is strict. Correct it, or "
+                    "use a key that is not strict (then it is changed, and x-codexd-adjusted says so).",
+                )
 
     # --- the answer
 

@@ -199,6 +199,13 @@ class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "text between `<think>` and `</think>`, or nowhere."
         ),
     ] = "reasoning_content"
+    image_format: Annotated[
+        Literal["images", "markdown"],
+        _about(
+            "Where chat clients find a generated image: in `images` of the message, or in the text as Markdown with a "
+            "data URL, for clients that show only the text."
+        ),
+    ] = "images"
     reasoning_memory_bytes: Annotated[
         int,
         Meta(ge=0),

@@ -125,6 +125,12 @@ _BUDGETS = ((2048, "low"), (8192, "medium"), (24_576, "high"))
 """Tokens of thinking up to which an effort stands for them."""
 
 
+EFFORT_FIELDS = frozenset(
+    {"reasoning_effort", "reasoning.effort", "enable_thinking", "thinking", "output_config.effort"}
+)
+"""The values of ``Thinking.field``, but for ``reasoning``, which also stands for encrypted reasoning."""
+
+
 def effort_of_budget(tokens: int) -> str:
     """Returns the effort for a budget of thinking tokens, of which the backend has none."""
     return next((effort for limit, effort in _BUDGETS if tokens <= limit), "xhigh")

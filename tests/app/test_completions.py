@@ -123,3 +123,24 @@ async def test_a_strict_key_hears_of_every_drop(autojump_clock: MockClock, tmp_p
             assert (easy.status, f"{param}=dropped" in easy.headers["x-codexd-adjusted"]) == (200, True)
         fine = await app.request("POST", "/v1/chat/completions", hello(stop="x", n=2), headers={"x-api-key": KEY})
         assert fine.status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", hello(reasoning_effort="extreme"), "reasoning_effort"),
+        ("/v1/chat/completions", hello(tools=[{"function": {"name": "f", "parameters": {"type": "string"}}}]), "tool_schemas"),
+        ("/v1/chat/completions", hello(messages=[{"role": "user", "content": ["x"]}]), "messages"),
+        ("/v1/responses", {"model": "gpt-5.5", "input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "input"),
+        ("/v1/messages", {"model": "gpt-5.5", "max_tokens": 9, "messages": [
+            {"role": "user", "content": [{"type": "odd"}, {"type": "text", "text": "x"}]}]}, "content_blocks"),
+    ],
+)  # fmt: skip
+async def test_a_strict_key_refuses_what_would_be_changed(
+    autojump_clock: MockClock, tmp_path: Path, path: str, body: Any, param: str
+) -> None:
+    config = Config(server=Server(client_keys={"strict": KEY}, strict_keys=("strict",)))
+    async with client(tmp_path, Backend(), config) as app:
+        refused = await app.request("POST", path, body, headers={"x-api-key": KEY})
+        message = refused.json["error"]["message"]
+        assert (refused.status, param in message, "is strict" in message) == (400, True, True)

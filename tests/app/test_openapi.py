@@ -12,7 +12,7 @@ from codexd.protocol import parameters
 from support.asgi import client
 from support.backend import Backend
 from support.daemon import hello
-from support.transcripts import FOLDER, NAMES
+from support.transcripts import FOLDER, FOREIGN, NAMES
 
 PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
 
@@ -29,7 +29,7 @@ def schema_of(whole: Any, path: str) -> Any:
 
 async def test_requests_that_are_taken_fit_it(autojump_clock: MockClock, tmp_path: Path) -> None:
     whole = await document(tmp_path)
-    for name in NAMES:
+    for name in set(NAMES) - set(FOREIGN):
         body = msgspec.json.decode((FOLDER / name / "request.json").read_bytes())
         jsonschema.validate(body, schema_of(whole, PATHS[name.partition("-")[0]]))
     with pytest.raises(jsonschema.ValidationError):

@@ -256,6 +256,15 @@ def test_an_image_is_an_answer(dialect: str, streamed: bool) -> None:
 
 
 @forms
+def test_an_image_may_be_in_the_text_of_chat(dialect: str, streamed: bool) -> None:
+    item = {"id": "ig_0", "type": "image_generation_call", "status": "completed", "result": "AA=="}
+    events = [CREATED, {"type": "response.output_item.done", "output_index": 0, "item": item}, COMPLETED]
+    found = answer(events, dialect, streamed=streamed, image_format="markdown")
+    if dialect == "chat":
+        assert found.text == "![image](data:image/png;base64,AA==)\n"
+
+
+@forms
 def test_citations_keep_their_place(dialect: str, streamed: bool) -> None:
     cite = {"type": "url_citation", "url": "https://a", "title": "A", "start_index": 1, "end_index": 3}
     file = {"type": "file_citation", "file_id": "f"}

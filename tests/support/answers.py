@@ -11,6 +11,7 @@ from codexd.api.pipeline import Context
 from codexd.api.responses import RESPONSES, understood
 from codexd.errors import ApiError
 from codexd.protocol import members, sse
+from codexd.protocol.chat.stream import ImageFormat
 from codexd.protocol.codex.models import Catalogue
 from codexd.protocol.convert import Settings
 from codexd.protocol.reasoning import nothing
@@ -36,7 +37,9 @@ class Answer(NamedTuple):
     document: Json
 
 
-def answer(events: Sequence[Json | bytes], dialect: str, *, streamed: bool, **fields: Any) -> Answer:
+def answer(
+    events: Sequence[Json | bytes], dialect: str, *, streamed: bool, image_format: ImageFormat = "images", **fields: Any
+) -> Answer:
     """The whole way of an answer, from the backend's events to the client's text."""
     kind = {"chat": CHAT, "messages": MESSAGES, "responses": RESPONSES}[dialect]
     found = members.split(msgspec.json.encode({"model": "gpt-5.5", **BODIES[dialect], **fields}))
@@ -44,6 +47,7 @@ def answer(events: Sequence[Json | bytes], dialect: str, *, streamed: bool, **fi
     context = Context(
         id="1" * 48, created=1, resolved=Catalogue({}).resolve("gpt-5.5"), settings=Settings(prompt="P"),
         streamed=streamed, recall=nothing, turn=lambda: None, reasoning_format="reasoning_content",
+        image_format=image_format,
     )  # fmt: skip
     prepared = kind.prepare(understood(asked, found) if kind is RESPONSES else asked, context)
     ((converted, make),) = prepared.parts

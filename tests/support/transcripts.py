@@ -20,6 +20,9 @@ FOLDER = ROOT / "tests" / "transcripts"
 NAMES = sorted(folder.name for folder in FOLDER.iterdir())
 DIALECTS = {dialect.name: dialect for dialect in (CHAT, RESPONSES, MESSAGES)}
 
+FOREIGN = ("responses-chats-words", "chat-responses-words", "chat-anthropics-words", "messages-unknown-blocks")
+"""Transcripts whose requests are in another API's words."""
+
 MODE_OFF = ("chat-own-instructions", "chat-no-instructions-lite")
 """Transcripts with ``codex.mode`` off."""
 

@@ -77,6 +77,9 @@ from codexd.protocol.tokens import estimated_usage
 ReasoningFormat = Literal["reasoning_content", "reasoning", "think-tags", "none"]
 """Where a chat client gets the reasoning summary: in one of two fields, in the text, or not at all."""
 
+ImageFormat = Literal["images", "markdown"]
+"""Where a chat client gets an image: in a field, or in the text."""
+
 _INCOMPLETE: dict[str | None, FinishReason] = {"max_output_tokens": "length", "content_filter": "content_filter"}
 
 
@@ -115,12 +118,13 @@ class ChatStream:
         index: int = 0,
         usage_chunk: bool = True,
         reasoning: ReasoningFormat = "reasoning_content",
+        images: ImageFormat = "images",
         streamed: bool = True,
     ) -> None:
         self._streamed = streamed
         # Finds where a limit ends an answer of which nothing is sent yet.
         self._probe = Cutoff(cut.limits) if cut is not None and not streamed else None
-        self._reasoning_format = reasoning
+        self._reasoning_format, self._image_format = reasoning, images
         self._thinking = False
         self._usage_chunk = usage_chunk
         self._cut = cut
@@ -244,11 +248,16 @@ class ChatStream:
             case "image_generation_call" if item.result:
                 url = f"data:image/{item.output_format or 'png'};base64,{item.result}"
                 chunks += self._thought() + self._flush()
-                chunks += [] if self.done else self._chunks(Delta(images=[Image(ImageUrl(url))]))
+                chunks += [] if self.done else self._image(url)
             case "reasoning" if not state.reasoning:
                 chunks += self._whole_reasoning(output_index, item.summary or item.content or ())
         state.done = True
         return chunks
+
+    def _image(self, url: str) -> list[Chunk]:
+        if self._image_format == "markdown":
+            return self._chunks(Delta(content=f"![image]({url})\n"))
+        return self._chunks(Delta(images=[Image(ImageUrl(url))]))
 
     def _message_done(self, output_index: int, state: _Open, parts: Sequence[Part]) -> list[Chunk]:
         self._answered |= not state.commentary

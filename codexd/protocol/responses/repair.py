@@ -42,7 +42,7 @@ def items_of(item: RawObject, where: str) -> tuple[list[RawObject], Adjustments]
         case "function_call_output" | "custom_tool_call_output":
             return _one(item, _output(item, kind, where))
         case "reasoning":
-            return _one(item, item if given(item.get("summary", UNSET)) else {**item, "summary": Raw(b"[]")})
+            return [item if given(item.get("summary", UNSET)) else {**item, "summary": Raw(b"[]")}], NONE
         case "text" | "input_text" | "output_text" | "input_image" | "image_url" | "input_file" | "file":
             message = {"type": Raw(b'"message"'), "role": Raw(b'"user"'), "content": _raw([item])}
             return _message(message, where)[0], REPAIRED

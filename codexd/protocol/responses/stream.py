@@ -421,12 +421,12 @@ def failure_document(error: ApiError) -> bytes:
 
 
 _TEXT: RawObject = {"format": Raw(b'{"type":"text"}')}
-_NO_ARGUMENTS = Raw(b'""')
+_EMPTY = Raw(b'""')
 
 
 def _without_nothing(call: RawObject) -> RawObject:
     """Returns the arguments of a call without parameters: an empty object, because clients decode them."""
-    return {"arguments": Raw(b'"{}"')} if call.get("arguments") == _NO_ARGUMENTS else {}
+    return {"arguments": Raw(b'"{}"')} if call.get("arguments") == _EMPTY else {}
 
 
 def _place(index: int) -> dict[str, object]:
@@ -440,11 +440,13 @@ def _as_echoed(tools: Raw) -> Raw:
 
 
 def _as_echoed_tool(tool: RawObject) -> RawObject:
-    return {**tool, **_ECHOED_FUNCTION, **tool} if _is_function(tool) else tool
-
-
-def _is_function(tool: RawObject) -> bool:
-    return tool.get("type") == Raw(b'"function"') and "function" not in tool
+    if tool.get("type") == Raw(b'"namespace"'):
+        return {**tool, "description": tool.get("name", _EMPTY), **tool}
+    if tool.get("type") != Raw(b'"function"'):
+        return tool
+    if bytes(tool.get("function", b"")).startswith(b"{"):  # Chat Completions nests it
+        tool = {"type": tool["type"], **_OBJECT.decode(tool["function"])}
+    return {**tool, **_ECHOED_FUNCTION, **tool}
 
 
 _ECHOED_FUNCTION: RawObject = {
