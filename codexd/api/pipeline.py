@@ -176,6 +176,7 @@ class Pipeline:
             effort=codex.default_reasoning_effort,
             verbosity=codex.default_text_verbosity,
             repair_history=codex.repair_history,
+            think_tags=codex.reasoning_format == "think-tags",
         )
         return Context(
             secrets.token_hex(24),

@@ -31,12 +31,16 @@ NEUTRAL = "You are a helpful assistant."
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """Configured values that are added to a request. ``prompt`` is None when ``codex.mode`` is off."""
+    """Configured values for a request. ``prompt`` is None when ``codex.mode`` is off.
+
+    ``think_tags``: chat clients get the reasoning between tags in the text, and send it back there.
+    """
 
     prompt: str | None = None
     effort: str | None = None
     verbosity: str | None = None
     repair_history: bool = False
+    think_tags: bool = False
 
 
 class Converted(Struct, frozen=True):

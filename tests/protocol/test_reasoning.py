@@ -16,7 +16,7 @@ from codexd.protocol.members import split
 from codexd.protocol.raw import RawObject
 from codexd.protocol.reasoning import ReasoningMemory, Turn, nothing, of_call, of_text
 from codexd.protocol.stops import Cutoff, StopLimits
-from support.converted import CATALOGUE, responses_request, up
+from support.converted import CATALOGUE, chat_request, responses_request, up
 
 
 def item(content: str = "gAAAA", size: int = 0) -> RawObject:
@@ -196,3 +196,16 @@ def test_thinking_ends_before_a_call_and_at_the_end() -> None:
 def test_commentary_alone_is_the_answer() -> None:
     assert said("none", message(0, "Working.", phase="commentary"), COMPLETED)["content"] == "Working."
     assert said("none", message(0, "Working.", phase="commentary"), call(1, "a"), COMPLETED)["content"] is None
+
+
+def test_reasoning_in_tags_does_not_go_back_as_text() -> None:
+    answer = said("think-tags", THOUGHT, message(1, "Yes."), COMPLETED)["content"]
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": "?"},
+    ]
+    sent = up(chat_request(messages=messages, settings=Settings(prompt="P", think_tags=True)))["input"]
+    assert sent[1]["content"] == [{"type": "output_text", "text": "Yes."}]
+    as_it_is = up(chat_request(messages=messages))["input"]
+    assert as_it_is[1]["content"][0]["text"] == answer

@@ -1,5 +1,6 @@
 """Conversion of a Chat Completions request to the backend's request. Pure functions."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, assert_never
 
@@ -65,7 +66,7 @@ def from_chat(
     adjusted = asked.adjusted
     if any(isinstance(message, chat.SystemMessage) for message in asked.messages):
         adjusted += (Adjustment("system", "developer" if rest is asked.messages else "instructions"),)
-    converter = _MessageConverter(recall)
+    converter = _MessageConverter(recall, think_tags=settings.think_tags)
     placed = [
         Placed(item, where)
         for index, message in enumerate(rest, len(asked.messages) - len(rest))
@@ -156,14 +157,19 @@ def _all_text(content: chat.Content) -> str:
     return "\n".join(part.text for part in content or () if isinstance(part, chat.TextPart))
 
 
+_THOUGHT = re.compile(r"<think>.*?</think>\n\n", re.DOTALL)
+"""Reasoning in the text of an answer, as ``codexd.protocol.chat.stream`` writes it."""
+
+
 class _MessageConverter:
     """Converts the messages of one request in order; the result of a call depends on the call before it.
 
     ``recall`` returns the encrypted reasoning that led to a turn.
     """
 
-    def __init__(self, recall: Recall = nothing) -> None:
+    def __init__(self, recall: Recall = nothing, *, think_tags: bool = False) -> None:
         self._recall = recall
+        self._think_tags = think_tags
         self._custom: set[str] = set()
         self._unanswered: dict[str, list[str]] = {}
         self._legacy = 0
@@ -194,6 +200,9 @@ class _MessageConverter:
         if not isinstance(message.content, str):
             text += "\n".join(part.refusal for part in message.content or () if isinstance(part, chat.RefusalPart))
         text = text or message.refusal or ""
+        if self._think_tags:
+            # The model never said it so: the backend holds the answer without it.
+            text = _THOUGHT.sub("", text)
         items: list[InputItem] = []
         if text:
             items += [*self._recall(of_text(text)), Message(role="assistant", content=[OutputText(text=text)])]
