@@ -44,6 +44,10 @@ _DELTAS = tuple(
 )
 """The usual beginning of nearly all events, which say nothing about the answer as a whole."""
 
+_OF_THE_LANE = (401, 403, 404, 413)
+"""Statuses that may be the websocket's fault. The next handshake, or HTTP, replaces the token, and HTTP takes larger
+requests; the official client retries all of them and then takes HTTP."""
+
 _LOST_CHAIN = ("previous_response_not_found", "websocket_connection_limit_reached")
 
 
@@ -229,8 +233,8 @@ class WebsocketStream:
         error.headers += rate_limits.client_headers(headers, self._clock())
         if error.error.code == "server_is_overloaded":
             error.retryable = False  # the official client does not retry it here
-        elif status == 401:
-            error.retryable = True  # the next handshake, or HTTP, replaces the token
+        elif status in _OF_THE_LANE:
+            error.retryable = True
         raise error
 
 
