@@ -74,9 +74,21 @@ class _Tool(Struct):
     function: Function | None = None
     custom: _Custom | None = None
     name: str | None = None
+    input_schema: Raw | UnsetType = UNSET
+
+
+class _Anthropics(Struct):
+    """A tool in Anthropic's shape."""
+
+    name: str
+    description: str | None = None
+    input_schema: Raw | UnsetType = UNSET
+    strict: bool | None = None
 
 
 _TOOL = msgspec.json.Decoder(_Tool)
+
+_ANTHROPICS = msgspec.json.Decoder(_Anthropics)
 
 _FLAT_FUNCTION = msgspec.json.Decoder(Function)
 
@@ -90,6 +102,11 @@ def from_chat(raw: Raw, where: str) -> Tool:
     try:
         tool = _TOOL.decode(raw)
         match tool.type:
+            case "function" | "custom" if given(tool.input_schema) and tool.function is None and tool.custom is None:
+                own = _ANTHROPICS.decode(raw)
+                return function(Function(
+                    name=own.name, description=own.description, parameters=own.input_schema, strict=own.strict
+                ))  # fmt: skip
             case "function":
                 return function(tool.function or _FLAT_FUNCTION.decode(raw))
             case "custom":
@@ -122,9 +139,16 @@ def _custom(asked: _Custom) -> RawObject:
     return {key: Raw(msgspec.json.encode(value)) for key, value in tool.items()}
 
 
+_WORDS = frozenset({"auto", "none", "any", "required"})
+"""Choices that name no tool; Anthropic's API has them as objects."""
+
+
 def choose(asked: str | NamedChoice | None, tools: Sequence[Tool], where: str) -> tuple[Choice, list[Tool]]:
     """Returns the converted ``tool_choice`` and the tools that may be chosen. Raises ApiError 400."""
+    if isinstance(asked, NamedChoice) and asked.type in _WORDS and asked.named() is None:
+        asked = asked.type
     if not isinstance(asked, NamedChoice):
+        asked = "required" if asked == "any" else asked
         if asked not in (None, "none", "auto", "required"):
             raise errors.bad_request(f"{where} must be none, auto, required or name a tool.", param=where)
         return cast("Choice", asked or "auto"), list(tools)

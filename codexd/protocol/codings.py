@@ -10,6 +10,9 @@ __all__ = ["Undecodable", "decompress"]
 
 MAX_CODINGS = 4
 
+MAX_MEMBERS = 16
+"""Members of a gzip body (RFC 1952, section 2.2); each takes a copy of what follows it."""
+
 _OVERHEAD = 64 * 1024
 """Bytes by which a coding may make a body larger."""
 
@@ -31,20 +34,19 @@ def decompress(codings: str, data: bytes, limit: int) -> bytes:
 
 def _gzip(data: bytes, limit: int) -> bytes:
     found = b""
-    while True:  # a body may have several members
+    for _ in range(MAX_MEMBERS):
         reader = zlib.decompressobj(zlib.MAX_WBITS | 16)
         found += _inflated(reader, data, limit + 1 - len(found))
         data = reader.unused_data.lstrip(b"\0")
         if not data or len(found) > limit:
             return found
+    raise Undecodable(f"it has more than {MAX_MEMBERS} members")
 
 
 def _deflate(data: bytes, limit: int) -> bytes:
-    try:
-        return _inflated(zlib.decompressobj(), data, limit + 1)
-    except Undecodable:
-        # Without zlib's header, as many clients understand the name.
-        return _inflated(zlib.decompressobj(-zlib.MAX_WBITS), data, limit + 1)
+    # Without zlib's header (RFC 1950, section 2.2), as many clients understand the name.
+    headed = len(data) > 1 and data[0] & 0xF == zlib.DEFLATED and (data[0] << 8 | data[1]) % 31 == 0
+    return _inflated(zlib.decompressobj(zlib.MAX_WBITS if headed else -zlib.MAX_WBITS), data, limit + 1)
 
 
 def _inflated(reader: "zlib._Decompress", data: bytes, size: int) -> bytes:

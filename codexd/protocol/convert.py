@@ -19,7 +19,7 @@ from codexd.protocol.codex import tools
 from codexd.protocol.codex.models import EFFORTS, Resolved, nearest
 from codexd.protocol.codex.request import InputItem, UpstreamRequest
 from codexd.protocol.lite import to_lite
-from codexd.protocol.raw import plain, type_of
+from codexd.protocol.raw import role_of, type_of
 
 _KEYS_FROM, _YEAR = 1_764_000_000_000, 365 * 86_400_000
 """Milliseconds: the times in derived keys are in the year from November 2025 on."""
@@ -176,7 +176,3 @@ def _derived(data: bytes) -> str:
     bits = bits & ~(0xF << 76) | 0x7 << 76  # version
     bits = bits & ~(0b11 << 62) | 0b10 << 62  # variant
     return str(uuid.UUID(int=bits))
-
-
-def role_of(item: InputItem) -> str | None:
-    return plain(item.get("role")) if isinstance(item, dict) else getattr(item, "role", None)

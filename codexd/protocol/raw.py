@@ -30,3 +30,7 @@ def type_of(value: Struct | RawObject) -> str | None:
         return plain(value.get("type"))
     tag = type(value).__struct_config__.tag
     return tag if isinstance(tag, str) else None
+
+
+def role_of(item: Struct | RawObject) -> str | None:
+    return plain(item.get("role")) if isinstance(item, dict) else getattr(item, "role", None)

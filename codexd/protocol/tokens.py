@@ -46,14 +46,14 @@ _PIECE = re.compile(
 )
 """A piece of text that is at least one token."""
 
-_LONGEST = 16
-"""Characters of ASCII in a token, of nearly all."""
+_LONGEST, _LONGEST_RUN = 32, 128
+"""Characters of ASCII in a token: letters, of nearly all; and runs of blanks or of one sign."""
 
 _SCRIPTS = (
-    (re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"), 0.5),  # Chinese, Japanese
-    (re.compile("[\uac00-\ud7af\u1100-\u11ff]"), 0.4),  # Korean
+    (re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"), 0.35),  # Chinese, Japanese
+    (re.compile("[\uac00-\ud7af\u1100-\u11ff]"), 0.3),  # Korean
     (re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"), 0.2),  # Thai and others without blanks
-    (re.compile("[\U0001f000-\U0001faff]"), 1.0),  # emoji
+    (re.compile("[\U0001f000-\U0001faff]"), 0.5),  # emoji
     (re.compile("[\u0370-\u1fff]"), 0.15),  # the other alphabets
 )
 """Tokens of a character, at least, in texts of these scripts; measured with o200k_base."""
@@ -65,7 +65,7 @@ _MAX_PIECE = 256
 
 def _tokens(piece: str) -> float:
     if piece.isascii():
-        return max(1.0, len(piece) / _LONGEST)
+        return max(1.0, len(piece) / (_LONGEST if piece[-1:].isalnum() else _LONGEST_RUN))
     return max(1.0, sum(len(script.findall(piece)) * weight for script, weight in _SCRIPTS))
 
 

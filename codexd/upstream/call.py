@@ -7,7 +7,7 @@ import msgspec
 from codexd.protocol.codex import continuation
 from codexd.protocol.codex.continuation import Chain
 from codexd.protocol.codex.request import UpstreamRequest
-from codexd.protocol.convert import role_of
+from codexd.protocol.raw import role_of
 from codexd.telemetry.trace import Timings
 
 

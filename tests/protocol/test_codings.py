@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codexd.protocol.codings import Undecodable, decompress
+from codexd.protocol.codings import MAX_MEMBERS, Undecodable, decompress
 from support.zstd import zstd
 
 
@@ -60,3 +60,13 @@ def test_several_codings_and_members() -> None:
 def test_an_unknown_coding(name: str) -> None:
     with pytest.raises(LookupError):
         decompress(name, b"", 10)
+
+
+def test_members_have_an_end() -> None:
+    with pytest.raises(Undecodable, match="members"):
+        decompress("gzip", gzip.compress(b"") * (MAX_MEMBERS + 1), 100)
+
+
+def test_a_cut_body_says_that_it_is_cut() -> None:
+    with pytest.raises(Undecodable, match="too early"):
+        decompress("deflate", zlib.compress(b"some text" * 10)[:-5], 1000)

@@ -259,14 +259,14 @@ def test_the_official_clients_tools_keep_their_place_before_the_instructions() -
 
 def test_lite_leaves_alone_what_it_does_not_know() -> None:
     items = [
-        {"type": "function_call_output", "call_id": "c", "output": '{"detail": 1}'},
         {"type": "custom_tool_call", "name": "x", "call_id": "c", "input": ""},
+        {"type": "function_call_output", "call_id": "c", "output": '{"detail": 1}'},
         {"type": "function_call_output", "call_id": "c", "output": [{"type": "other", "detail": 2}]},
         {"type": "function_call_output", "call_id": "c", "output": {"detail": 3}},
     ]
     body = up(responses_request("gpt-6-sol", input=items))
-    assert body["input"][1] == items[0]
-    assert body["input"][2]["namespace"] == "functions"
+    assert body["input"][1]["namespace"] == "functions"
+    assert body["input"][2] == items[1]
     assert [item["output"] for item in body["input"][3:]] == ['[{"type":"other","detail":2}]', '{"detail":3}']
 
 

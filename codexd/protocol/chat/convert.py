@@ -37,10 +37,10 @@ from codexd.protocol.convert import (
     effort_for,
     effort_of_budget,
     prompt_key,
-    role_of,
     service_tier,
     shaped,
 )
+from codexd.protocol.raw import role_of
 from codexd.protocol.reasoning import Recall, nothing, of_call, of_text
 from codexd.protocol.tool_pairs import Placed
 
@@ -222,6 +222,7 @@ class _MessageConverter:
 
     def _call(self, call: chat.ToolCall, where: str) -> InputItem:
         if call.function is not None:
+            self._custom.discard(call.id)
             return FunctionCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments or "{}")
         if call.custom is None:
             raise errors.bad_request(f"{where} holds neither function nor custom.", param=where)

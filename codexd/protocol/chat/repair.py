@@ -120,11 +120,14 @@ def _blocks(made: Json, content: list[Any]) -> list[Json]:
             calls.append(_called(part))
         elif kind == "tool_result" and made.get("role") == "user":
             output = _result(part.get("content"))
+            if part.get("is_error") is True:
+                output = f"The tool failed. {output if isinstance(output, str) else _text(output)}"
             results.append({"role": "tool", "tool_call_id": part.get("tool_use_id"), "content": output})
         elif kind not in _THOUGHTS:
             parts.append(_part(part))
     if calls:
-        made["tool_calls"] = [*(made.get("tool_calls") or ()), *calls]
+        before = made.get("tool_calls")
+        made["tool_calls"] = [*(before if isinstance(before, list) else ()), *calls]
     made["content"] = parts
     return [*results, made] if parts or not results else results
 
@@ -160,9 +163,13 @@ def _result(content: Any) -> Any:
         return content
     if isinstance(content, list):
         parts = [_part(part) for part in content]
-        if all(isinstance(part, dict) and part.get("type") in ("text", "image_url", "file") for part in parts):
+        if all(map(_is_part, content)) and all(part.get("type") in ("text", "image_url", "file") for part in parts):
             return parts
     return _text(content)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("type"), str))
 
 
 def _part(part: Any) -> Any:

@@ -284,9 +284,9 @@ class ChatStream:
         offset = sum(len(piece) for text in earlier for piece in text)
         for part in parts:
             for each in part.annotations or ():
-                if each.type == "url_citation":
-                    place = offset + each.start_index, offset + each.end_index
-                    yield Citation(UrlCitation(each.url, each.title or "", *place))
+                if each.type == "url_citation" and isinstance(each.url, str):
+                    start, end = (at if isinstance(at, int) else 0 for at in (each.start_index, each.end_index))
+                    yield Citation(UrlCitation(each.url, str(each.title or ""), offset + start, offset + end))
             offset += len(part.text)
 
     # --- what the items hold

@@ -3,20 +3,23 @@
 import json  # noqa: TID251 - msgspec refuses halves of surrogate pairs
 import re
 from collections.abc import Iterable
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Raw, Struct
 
 
 class Annotation(Struct, frozen=True, kw_only=True):
-    """A mark on a text; the keys are those of a ``url_citation``. Indexes count the characters of the part."""
+    """A mark on a text; the keys are those of a ``url_citation``. Indexes count the characters of the part.
 
-    type: str = ""
-    url: str = ""
-    title: str | None = None
-    start_index: int = 0
-    end_index: int = 0
+    No shape is asked for, because an odd mark must not cost the text.
+    """
+
+    type: Any = ""
+    url: Any = ""
+    title: Any = None
+    start_index: Any = 0
+    end_index: Any = 0
 
 
 class Part(Struct, frozen=True):
@@ -64,9 +67,9 @@ class ResponseError(Struct, frozen=True):
     code: str | int | None = None
     message: str | None = None
     type: str | None = None
-    plan_type: str | None = None
-    resets_at: float | None = None
-    resets_in_seconds: float | None = None
+    plan_type: Any = None
+    resets_at: Any = None
+    resets_in_seconds: Any = None
 
 
 class IncompleteDetails(Struct, frozen=True):
@@ -256,6 +259,20 @@ def _half(data: bytes) -> HalfDelta | Other:
     if kind is None or not isinstance(text, str) or not isinstance(index, int):
         return Other()
     return HalfDelta(kind=kind, output_index=index, delta=text)
+
+
+def whole_event(data: bytes, halves: dict[tuple[str, int], str]) -> bytes:
+    """Returns a delta with half of a character joined with the half before it; empty for a half alone.
+
+    It is empty also for data that is no such delta. ``halves`` has what waits for its other half.
+    """
+    event = _half(data)
+    if isinstance(event, Other):
+        return b""
+    kind = str(event.kind.__struct_config__.tag)
+    place = (kind, event.output_index)
+    text, halves[place] = join_halves(halves.get(place, "") + event.delta)
+    return msgspec.json.encode(json.loads(data) | {"delta": text}) if text else b""
 
 
 def join_halves(text: str) -> tuple[str, str]:

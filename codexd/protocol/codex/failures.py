@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -38,9 +39,9 @@ class _Error(msgspec.Struct):
     type: str | None = None
     code: str | int | None = None
     param: str | None = None
-    plan_type: str | None = None
-    resets_at: float | None = None
-    resets_in_seconds: float | None = None
+    plan_type: Any = None
+    resets_at: Any = None
+    resets_in_seconds: Any = None
 
 
 class _Coded(msgspec.Struct):
@@ -90,12 +91,12 @@ def in_stream(code: str | None, message: str | None, status: int | None = None) 
 
 def _limited(error: ApiError, said: "_Error | ResponseError") -> ApiError:
     """Adds what the backend says about a limit: the plan, and when it resets."""
-    moment, wait = said.resets_at, said.resets_in_seconds
+    moment, wait = _number(said.resets_at), _number(said.resets_in_seconds)
     if wait is None and error.retry_after is not None:
         wait = error.retry_after
     facts: dict[str, object] = {
-        "plan_type": said.plan_type,
-        "resets_at": None if moment is None else round(moment),
+        "plan_type": said.plan_type if isinstance(said.plan_type, str) else None,
+        "resets_at": round(moment) if moment is not None and abs(moment) < _YEAR_9999 else None,
         "resets_in_seconds": None if wait is None else whole_seconds(wait),
     }
     text = error.error.message
@@ -104,6 +105,13 @@ def _limited(error: ApiError, said: "_Error | ResponseError") -> ApiError:
     changes = {key: value for key, value in facts.items() if value is not None}
     error.error = msgspec.structs.replace(error.error, message=text, **changes)
     return error
+
+
+def _number(value: object) -> float | None:
+    """Returns a number; None for any other value, which must not cost the rest of the error."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _span(seconds: float | None) -> str:
@@ -136,8 +144,8 @@ def from_event(event: Event) -> ApiError:
     code = said.code if said.code is not None else said.type
     status = (event.status or event.status_code) if isinstance(event, ErrorEvent) else None
     error = in_stream(None if code is None else str(code), said.message, status)
-    if error.retry_after is None and said.resets_in_seconds is not None:
-        error.retry_after = whole_seconds(said.resets_in_seconds)
+    if error.retry_after is None and (wait := _number(said.resets_in_seconds)) is not None:
+        error.retry_after = whole_seconds(wait)
     return _limited(error, said) if error.error.code in _LIMITS else error
 
 
@@ -156,13 +164,14 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes, now: float) 
                 code=_text(said.code) or "upstream_unauthorized",
             )
         case 429:
-            limit = said.type in _LIMITS
+            kind = next((each for each in (said.type, _text(said.code)) if each in _LIMITS), None)
+            limit = kind is not None
             useless = limit or (wait is not None and wait > _PATIENCE)
             error = ApiError(
                 429,
                 message or "The ChatGPT backend is limiting requests. `codexctl usage` shows until when.",
                 type="insufficient_quota" if limit else "rate_limit_error",
-                code=said.type if limit else _text(said.code) or "rate_limit_exceeded",
+                code=kind or _text(said.code) or "rate_limit_exceeded",
                 retry_after=wait,
                 headers=(NO_RETRY,) if useless else (),
             )
@@ -270,10 +279,10 @@ def _retry_after(headers: Mapping[str, str], said: _Error, now: float) -> int | 
     """Returns the whole seconds to wait before another attempt, from the most exact source available."""
     if (given := headers.get("retry-after", "")).isdecimal():
         return int(given)
-    if said.resets_at is not None:
-        return whole_seconds(said.resets_at - now)
-    if said.resets_in_seconds is not None:
-        return whole_seconds(said.resets_in_seconds)
+    if (moment := _number(said.resets_at)) is not None:
+        return whole_seconds(moment - now)
+    if (wait := _number(said.resets_in_seconds)) is not None:
+        return whole_seconds(wait)
     return _wait_in(said.message or "")
 
 

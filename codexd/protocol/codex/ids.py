@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex.request import FunctionCall, FunctionCallOutput, InputItem
-from codexd.protocol.raw import plain, type_of
+from codexd.protocol.raw import plain, role_of, type_of
 
 MAX_ID = 64
 
@@ -21,27 +21,53 @@ MAX_ID = 64
 def unique(items: Sequence[InputItem]) -> tuple[Sequence[InputItem], Adjustments]:
     """Returns the items with accepted call ids; the identical sequence if all are. Each result follows its call."""
     own_ids = [call_id_of(item) for item in items]
-    calls = [own for item, own in zip(items, own_ids, strict=True) if own is not None and not _is_result(item)]
-    if len(set(calls)) == len(calls) and all(own is None or 0 < len(own) <= MAX_ID for own in own_ids):
+    if _are_good(items, own_ids):
         return items, NONE
+    calls = [own for item, own in zip(items, own_ids, strict=True) if own is not None and not _is_result(item)]
     made: list[InputItem] = []
     taken = set(calls)
     count: defaultdict[str, int] = defaultdict(int)
     waiting: defaultdict[str, deque[str]] = defaultdict(deque)
     last: dict[str, str] = {}
+    turn, turns = 0, dict[str, int]()
     for item, own in zip(items, own_ids, strict=True):
         if own is None:
+            turn += role_of(item) == "user"
             made.append(item)
         elif _is_result(item):
-            new = waiting[own].popleft() if waiting[own] else last.get(own) or _fitting(own, 0, taken)
+            if waiting[own]:
+                new = waiting[own].popleft()
+            else:
+                # Its call is not there, or comes later and is another one.
+                new = last.get(own) or _fitting(own, -1 if own in taken else 0, taken)
             made.append(_with(item, own, new))
         else:
+            if turns.get(own) != turn:
+                waiting[own].clear()  # calls of an earlier turn are not answered any more
+            turns[own] = turn
             new = _fitting(own, count[own], taken)
             count[own] += 1
             waiting[own].append(new)
             last[own] = new
             made.append(_with(item, own, new))
     return made, (Adjustment("call_ids", "replaced"),)
+
+
+def _are_good(items: Sequence[InputItem], own_ids: Sequence[str | None]) -> bool:
+    """Returns whether all ids are short, each call has its own, and no result comes before its call."""
+    calls, results = set[str](), set[str]()
+    for item, own in zip(items, own_ids, strict=True):
+        if own is None:
+            continue
+        if not 0 < len(own) <= MAX_ID:
+            return False
+        if _is_result(item):
+            results.add(own)
+        elif own in calls or own in results:
+            return False
+        else:
+            calls.add(own)
+    return True
 
 
 def call_id_of(item: InputItem) -> str | None:

@@ -56,6 +56,10 @@ _SUFFIX = re.compile(r"(.+?)\s*(?:\[[^\]]*\]|\((\w+)\)|:([\w.-]+))")
 """What routers and clients append: ``[1m]``, ``(high)``, ``:latest``."""
 
 
+MAX_NAME = 200
+"""Characters of a name that is looked for."""
+
+
 class Catalogue:
     """An immutable view of all models known at one moment. ``aliases`` may have ``*``, which stands for any text."""
 
@@ -90,6 +94,8 @@ class Catalogue:
 
     def resolve(self, name: str) -> Resolved:
         """Resolves a name. Raises ApiError 404 for an unknown name."""
+        if len(name) > MAX_NAME:
+            raise errors.model_not_found(f"{name[:MAX_NAME]}...", [], self.listed)
         found = self._find(name)
         if found is None:
             stem = name.rpartition("-")[0]

@@ -9,6 +9,7 @@ keywords are refused.
 
 import hashlib
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Raw
@@ -61,11 +62,14 @@ _known: dict[bytes, Checked] = {}
 
 
 def check(schema: Raw) -> Checked:
-    """Checks a schema. Raises msgspec.DecodeError for what is no JSON, and RecursionError for one that is too deep."""
+    """Checks a schema. Raises RecursionError for one that is too deep."""
     data = bytes(schema)
     digest = hashlib.sha256(data).digest()
     if (found := _known.get(digest)) is None:
-        found = _check(msgspec.json.decode(data))
+        try:
+            found = _check(msgspec.json.decode(data))
+        except msgspec.MsgspecError:
+            found = Checked(None, None, False)  # a number that Python does not have: it is the backend's to read
         if len(_known) >= MAX_KNOWN:
             del _known[next(iter(_known))]
         _known[digest] = found
@@ -157,22 +161,51 @@ def _root(given: Node | bool) -> Node:
     node = _dereferenced(given, given, set())
     if not _is_object(node, given, set()):
         definitions = {key: node.pop(key) for key in _DEFINITIONS if key in node}
-        return {"type": "object", "properties": {WRAPPED: node}, "required": [WRAPPED], **definitions}
-    properties, required = dict(node.get("properties") or {}), list(node.get("required") or ())
-    seen = set[str]()
+        wrapped: Node = {"type": "object", "properties": {WRAPPED: node}, "required": [WRAPPED], **definitions}
+        moved: Node = _moved(wrapped, f"#/properties/{WRAPPED}")
+        return moved
+    if node.get("type") == "object" and "properties" in node and node.keys().isdisjoint({*_NOT_AT_ROOT, "$ref"}):
+        # In its own order, and with its own references: what is at the root stays there.
+        return node if "$ref" not in given else _kept(node, given)
+    choices: dict[str, list[object]] = {name: [schema] for name, schema in (node.get("properties") or {}).items()}
+    required, seen = list(_required(node)), set[str]()
     for union in _UNIONS:
         variants = [_dereferenced(each, given, seen) for each in node.get(union, ()) if isinstance(each, dict)]
         for variant in variants:
-            for name, schema in _flat(variant, given, seen).items():
-                properties[name] = _either(properties[name], schema) if name in properties else schema
+            _gather(variant, given, seen, choices)
         required += _common(variants) if union != "allOf" else [name for each in variants for name in _required(each)]
     rest = {key: value for key, value in node.items() if key not in ("type", "properties", "required", *_NOT_AT_ROOT)}
+    properties = {name: found[0] if len(found) == 1 else {"anyOf": found} for name, found in choices.items()}
     made: Node = {"type": "object", "properties": properties}
     if names := [name for name in dict.fromkeys(required) if name in properties]:
         made["required"] = names
-    if all(made.get(key) == node.get(key) for key in ("type", "properties")) and node.keys().isdisjoint(_NOT_AT_ROOT):
-        return node  # in its own order
-    return made | rest
+    return _kept(made | rest, given)
+
+
+_ROOT = "the_whole"
+"""The name of the original schema among the definitions, where something refers to a part of it that has moved."""
+
+
+def _kept(made: Node, given: Node) -> Node:
+    """Returns a new root; if its references name parts of the old one, that is kept among the definitions."""
+    moved: Node = _moved(made, f"#/$defs/{_ROOT}")
+    if moved == made:
+        return made
+    old = {key: value for key, value in given.items() if key not in _DEFINITIONS}
+    return moved | {"$defs": moved.get("$defs", {}) | {_ROOT: _moved(old, f"#/$defs/{_ROOT}")}}
+
+
+def _moved(value: Any, prefix: str) -> Any:
+    """Returns a schema with its local references, but for those to definitions, under another place."""
+    if isinstance(value, list):
+        return [_moved(each, prefix) for each in value]
+    if not isinstance(value, dict):
+        return value
+    made = {key: _moved(each, prefix) for key, each in value.items()}
+    name = value.get("$ref")
+    if isinstance(name, str) and name.startswith("#") and not name.startswith(("#/$defs/", "#/definitions/", prefix)):
+        made["$ref"] = prefix + name[1:]
+    return made
 
 
 def _dereferenced(node: Node, root: Node, seen: set[str]) -> Node:
@@ -181,14 +214,25 @@ def _dereferenced(node: Node, root: Node, seen: set[str]) -> Node:
     while isinstance(name := node.pop("$ref", None), str) and name not in seen:
         seen.add(name)
         if isinstance(target := _target(name, root), dict):
-            node = {**target, **node}
+            both = {
+                "properties": {**(target.get("properties") or {}), **(node.get("properties") or {})},
+                "required": list(dict.fromkeys([*_required(target), *_required(node)])),
+            }
+            node = {**target, **node, **{key: value for key, value in both.items() if value}}
     return node
 
 
 def _target(name: str, root: Node) -> object:
+    """Returns what a JSON pointer (RFC 6901) names; None if there is nothing, or if it is not local."""
+    if not name.startswith("#/"):
+        return None
     found: object = root
-    for step in name.removeprefix("#").removeprefix("/").split("/") if name.startswith("#/") else (None,):
-        found = found.get(step) if isinstance(found, dict) and step is not None else None
+    for step in unquote(name[2:]).split("/"):
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and step.isdecimal():
+            found = found[int(step)] if int(step) < len(found) else None
+        else:
+            found = found.get(step) if isinstance(found, dict) else None
     return found
 
 
@@ -205,18 +249,20 @@ def _is_object(node: Node, root: Node, seen: set[str]) -> bool:
     )
 
 
-def _flat(variant: Node, root: Node, seen: set[str]) -> Node:
-    """Returns all properties of a variant, with those of the variants inside it."""
-    properties = dict(variant.get("properties") or {})
+def _gather(variant: Node, root: Node, seen: set[str], choices: dict[str, list[object]]) -> None:
+    """Adds the properties of a variant and of the variants inside it."""
     for union in _UNIONS:
         for each in variant.get(union, ()):
             if isinstance(each, dict):
-                properties = _flat(_dereferenced(each, root, seen), root, seen) | properties
-    return properties
+                _gather(_dereferenced(each, root, seen), root, seen, choices)
+    for name, schema in (variant.get("properties") or {}).items():
+        known = choices.setdefault(name, [])
+        if schema not in known[-_LAST:]:
+            known.append(schema)
 
 
-def _either(one: object, other: object) -> object:
-    return one if one == other else {"anyOf": [one, other]}
+_LAST = 32
+"""Alternatives of a property that are looked at for an equal one."""
 
 
 def _required(variant: Node) -> list[str]:
@@ -226,7 +272,8 @@ def _required(variant: Node) -> list[str]:
 def _common(variants: list[Node]) -> list[str]:
     if not variants:
         return []
-    return [name for name in _required(variants[0]) if all(name in _required(each) for each in variants)]
+    others = [set(_required(each)) for each in variants[1:]]
+    return [name for name in _required(variants[0]) if all(name in each for each in others)]
 
 
 # --- strict
@@ -251,7 +298,7 @@ def _strict(node: object) -> bool:
         names, required = node.get("properties", {}).keys(), node.get("required", [])
         if node.get("additionalProperties") is not False or not isinstance(required, list):
             return False
-        if len(required) != len(names) or any(each not in required for each in names):
+        if len(required) != len(names) or set(filter(_is_text, required)) != set(names):
             return False
     if _may_be(node, "array") or "items" in node:
         below.append(node.get("items"))

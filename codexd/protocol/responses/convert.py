@@ -29,11 +29,10 @@ from codexd.protocol.convert import (
     Thinking,
     effort_for,
     prompt_key,
-    role_of,
     service_tier,
     shaped,
 )
-from codexd.protocol.raw import RawObject, given, plain, type_of
+from codexd.protocol.raw import RawObject, given, plain, role_of, type_of
 from codexd.protocol.responses import repair
 from codexd.protocol.responses.wire import ResponsesRequest
 from codexd.protocol.tool_pairs import Placed

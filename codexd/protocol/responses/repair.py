@@ -19,6 +19,12 @@ from codexd.protocol.raw import RawObject, given, plain, type_of
 
 REPAIRED: Adjustments = (Adjustment("input", "repaired"),)
 
+_CHATS_KEYS = frozenset(
+    {"tool_calls", "refusal", "function_call", "reasoning_content", "reasoning", "reasoning_details", "audio", "name",
+     "annotations", "images", "tool_call_id"}
+)  # fmt: skip
+"""Members of Chat Completions' messages that a message of this API has not."""
+
 _OBJECT = msgspec.json.Decoder(RawObject)
 _LIST = msgspec.json.Decoder(list[Raw])
 _EMPTY = Raw(b'""')
@@ -64,13 +70,19 @@ def _message(item: RawObject, where: str) -> tuple[list[RawObject], Adjustments]
         return [_output(output, "function_call_output", where)], REPAIRED
     if role not in ("user", "assistant", "system", "developer"):
         raise errors.bad_request(f"{where}.role must be user, assistant, system or developer.", param=f"{where}.role")
+    refusal = item.get("refusal", UNSET)
+    if foreign := item.keys() & _CHATS_KEYS:
+        own = {key: value for key, value in item.items() if key not in foreign or key == "tool_calls"}
+        if given(refusal) and not given(item.get("content", UNSET)):
+            own["content"] = _raw([{"type": "refusal", "refusal": refusal}])
+        item = own
     content = item.get("content", UNSET)
     calls = _chat_calls(item, where) if role == "assistant" and given(item.get("tool_calls", UNSET)) else []
     if not given(content):
         return calls, REPAIRED
     fitted = _content(content, role, where)
-    if fitted is content and not calls:
-        return [item], NONE
+    if fitted is content and "tool_calls" not in item:
+        return [item], REPAIRED if foreign else NONE
     kept = {key: value for key, value in item.items() if key != "tool_calls"} | {"content": fitted}
     return [kept, *calls] if fitted not in (_EMPTY, Raw(b"[]")) else calls, REPAIRED
 
@@ -80,9 +92,10 @@ def _chat_calls(item: RawObject, where: str) -> list[RawObject]:
     for index, call in enumerate(_list(item["tool_calls"], f"{where}.tool_calls")):
         here = f"{where}.tool_calls[{index}]"
         raw = _object(call, here)
-        function = _object(raw.get("function", Raw(b"{}")), f"{here}.function")
-        made = {"type": Raw(b'"function_call"'), "call_id": raw.get("id", Raw(b"null")), **function}
-        found.append(_call(made, "function_call", here))
+        custom = given(raw.get("custom", UNSET))
+        own = _object(raw.get("custom" if custom else "function", Raw(b"{}")), here)
+        kind = "custom_tool_call" if custom else "function_call"
+        found.append(_call({"type": _raw(kind), "call_id": raw.get("id", Raw(b"null")), **own}, kind, here))
     return found
 
 
@@ -92,6 +105,7 @@ def _call(item: RawObject, kind: str, where: str) -> RawObject:
         if not given(item.get("id", UNSET)):
             raise errors.bad_request(f"{where} is a call without call_id.", param=f"{where}.call_id")
         changes["call_id"] = item["id"]
+    _number_as_text(changes, item)
     if plain(item.get("name")) is None:
         raise errors.bad_request(f"{where} is a call without name.", param=f"{where}.name")
     key, empty = ("arguments", Raw(b'"{}"')) if kind == "function_call" else ("input", _EMPTY)
@@ -101,6 +115,12 @@ def _call(item: RawObject, kind: str, where: str) -> RawObject:
     elif plain(own) is None:
         changes[key] = _raw(_compact(own))
     return {**item, **changes} if changes else item
+
+
+def _number_as_text(changes: RawObject, item: RawObject) -> None:
+    name = (item | changes)["call_id"]
+    if plain(name) is None:
+        changes["call_id"] = _raw(_compact(name))
 
 
 def _compact(value: Raw) -> str:
@@ -113,6 +133,7 @@ def _output(item: RawObject, kind: str, where: str) -> RawObject:
         if not given(item.get("tool_call_id", UNSET)):
             raise errors.bad_request(f"{where} is a result without call_id.", param=f"{where}.call_id")
         changes["call_id"] = item["tool_call_id"]
+    _number_as_text(changes, item)
     own = item.get("output", UNSET)
     if not given(own):
         changes["output"] = _EMPTY
@@ -143,15 +164,15 @@ def _has_parts(value: Raw) -> bool:
 
 class _Text(Struct):
     type: Literal["input_text"]
-    text: Raw
+    text: str
 
 
 class _Said(Struct, tag="output_text"):
-    text: Raw
+    text: str
 
 
 class _Refused(Struct, tag="refusal"):
-    refusal: Raw
+    refusal: str
 
 
 _USUAL = msgspec.json.Decoder(list[_Text])
@@ -202,6 +223,11 @@ def _part(part: Raw, kind: str, where: str) -> Raw | None:
             return _raw({"type": "input_image", "image_url": _source_url(source, where)})
         case "file" | "input_file":
             return _file(part, own, where)
+        case "tool_use" | "tool_result" | "thinking":
+            raise errors.bad_request(
+                f"{where} is a block of Anthropic's API. Send it to /v1/messages, or as an item.",
+                param=where,
+            )
         case "input_audio":
             raise errors.unsupported(where, "Audio input is not supported: the backend takes text, images and files.")
         case "text" | "input_text" | "output_text" | None:
@@ -287,10 +313,8 @@ def _tool(tool: RawObject, where: str) -> Tool:
     kind = type_of(tool)
     if kind is not None and kind.startswith(_SEARCHES):
         return {**tool, "type": _raw(_SEARCH)}
-    if kind in (None, "function", "custom") and "input_schema" in tool:
-        rest = {key: value for key, value in tool.items() if key not in ("input_schema", "type", "cache_control")}
-        return from_chat(_raw({"type": "function", "parameters": tool["input_schema"], **rest}), where)
-    if kind is None or (kind in ("function", "custom") and given(tool.get(kind, UNSET))):
+    nested = kind in ("function", "custom") and (given(tool.get(kind, UNSET)) or "input_schema" in tool)
+    if kind is None or nested:
         return from_chat(_raw(tool), where)
     if kind == "function" and plain(tool.get("name")) is None:
         raise errors.bad_request(f"{where} is a function without a name.", param=f"{where}.name")

@@ -21,7 +21,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from codexd import errors
 from codexd.errors import ApiError, ErrorObject
 from codexd.protocol import sse
-from codexd.protocol.codex.events import FAILURES, ODD, Failed, Usage, decode_event, standard
+from codexd.protocol.codex.events import FAILURES, ODD, Failed, Usage, decode_event, standard, whole_event
 from codexd.protocol.codex.failures import from_event
 from codexd.protocol.lite import NAMESPACE
 from codexd.protocol.raw import RawObject
@@ -138,6 +138,7 @@ class ResponsesStream:
         }
         self._echo = _HIDDEN | echo | {key: _as_echoed(echo[key]) for key in ("tools",) if key in echo}
         self._announced: set[int] = set()
+        self._halves: dict[tuple[str, int], str] = {}
         self._assembled: dict[int, list[str]] = {}
         self._items: dict[int, Raw] = {}
         self._names: dict[int, Raw] = {}
@@ -161,7 +162,7 @@ class ResponsesStream:
         try:
             head = _HEAD.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return b""
+            return self._joined(data) if b"\\u" in data else b""
         if head.type in ODD:
             return self._standard(head.type, data)
         if self._assembled and head.type in _TERMINAL:
@@ -260,6 +261,11 @@ class ResponsesStream:
         if changes:
             data = msgspec.json.encode(_OBJECT.decode(data) | changes)
         return sse.encode(kind.encode(), data)
+
+    def _joined(self, data: bytes) -> bytes:
+        """Returns a delta with half of a character when its other half has come."""
+        whole = whole_event(data, self._halves)
+        return self.push(whole) if whole else b""
 
     def _standard(self, kind: str, data: bytes) -> bytes:
         """Returns an event in other words as the API's own ones, with those that its item lacks."""

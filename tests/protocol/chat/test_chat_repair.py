@@ -77,6 +77,8 @@ def test_arguments(arguments: Any, becomes: str) -> None:
         ([{"type": "image", "source": {"type": "url", "url": DATA}}], [IMAGE]),
         (7, "7"),
         (None, ""),
+        ([{"text": "row", "score": 1}], '[{"text":"row","score":1}]'),
+        (["a"], [TEXT]),
     ],
 )
 def test_results(content: Any, becomes: Any) -> None:
@@ -152,3 +154,12 @@ def test_items_that_are_none() -> None:
         chat_request(messages=[], input=[7])
     with pytest.raises(ApiError):
         chat_request(messages=[], input=[{"type": "web_search_call"}])
+
+
+def test_a_failed_result_says_so_and_odd_calls_are_refused() -> None:
+    use = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "c", "content": "boom", "is_error": True}
+    found = sent({"role": "assistant", "content": [use]}, {"role": "user", "content": [result]})
+    assert found[1]["output"] == "The tool failed. boom"
+    with pytest.raises(ApiError):
+        sent({"role": "assistant", "tool_calls": 5, "content": [use]})

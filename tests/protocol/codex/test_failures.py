@@ -167,3 +167,29 @@ def test_an_error_event_keeps_its_status(key: str, status: int, becomes: int) ->
     event = {"type": "error", key: status, "error": {"code": "odd", "message": "m"}}
     error = failures.from_event(decode_event(msgspec.json.encode(event)))
     assert (error.status, error.retryable) == (becomes, becomes >= 500)
+
+
+def test_odd_facts_do_not_cost_the_error() -> None:
+    odd = {
+        "type": "usage_limit_reached",
+        "message": "m",
+        "resets_at": "tomorrow",
+        "plan_type": 7,
+        "resets_in_seconds": True,
+    }
+    for error in (
+        http(429, {"error": odd}),
+        failures.from_event(decode_event(msgspec.json.encode({"type": "response.failed", "response": {"error": odd}}))),
+    ):
+        assert (error.status, error.error.code, error.error.message, error.retryable) == (
+            429,
+            "usage_limit_reached",
+            "m",
+            False,
+        )
+
+
+def test_a_limit_may_be_in_the_code() -> None:
+    error = http(429, {"error": {"code": "usage_limit_reached", "message": "m", "resets_in_seconds": 60}})
+    assert (error.error.type, error.error.code) == ("insufficient_quota", "usage_limit_reached")
+    assert "resets in 1 min" in error.error.message

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from codexd.errors import ApiError
 from codexd.protocol.codex import ids
 from codexd.protocol.codex.request import FunctionCall, FunctionCallOutput, InputItem, InputText, Message
+from codexd.protocol.convert import Settings
 from support.converted import chat_request, responses_request, up
 
 OWN = ["", "shell:0", "call_1", "x" * 64, "x" * 65, "é" * 70]
@@ -94,3 +96,45 @@ def test_in_every_shape(model: str) -> None:
         assert names[0] == "shell:0" != names[2]
         assert len(set(names)) == 3 and max(map(len, names)) <= 64
         assert any(each.param == "call_ids" for each in converted.adjusted)
+
+
+CALLED_TWICE = [
+    {"role": "user", "content": "a"},
+    {"type": "function_call", "call_id": "t:0", "name": "f", "arguments": "{}"},
+    {"role": "user", "content": "b"},
+    {"type": "function_call", "call_id": "t:0", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "t:0", "output": "second"},
+]
+
+
+def test_a_result_belongs_to_the_latest_turn() -> None:
+    sent = up(responses_request(input=CALLED_TWICE, settings=Settings(prompt="P", repair_history=True)))["input"]
+    results = {item["call_id"]: item["output"] for item in sent if item["type"] == "function_call_output"}
+    calls = [item["call_id"] for item in sent if item["type"] == "function_call"]
+    assert [results[call] for call in calls] == ["[no output]", "second"]
+    with pytest.raises(ApiError) as caught:
+        responses_request(input=CALLED_TWICE)
+    assert caught.value.error.param == "input[1]"
+
+
+def test_a_result_before_its_call_is_another_calls() -> None:
+    items = [
+        {"role": "user", "content": "a"},
+        {"type": "function_call_output", "call_id": "t:0", "output": "lost"},
+        {"type": "function_call", "call_id": "t:0", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "t:0", "output": "own"},
+    ]
+    sent = up(responses_request(input=items, settings=Settings(prompt="P", repair_history=True)))["input"]
+    assert [item["output"] for item in sent if item["type"] == "function_call_output"] == ["own"]
+    with pytest.raises(ApiError) as caught:
+        responses_request(input=items)
+    assert caught.value.error.param == "input[1]"
+
+
+def test_a_custom_call_and_a_function_call_may_share_an_id() -> None:
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
+    for call in ({"custom": {"name": "c", "input": "x"}}, {"function": {"name": "f", "arguments": "{}"}}):
+        messages += [{"role": "assistant", "tool_calls": [{"id": "t:0", **call}]},
+                     {"role": "tool", "tool_call_id": "t:0", "content": "r"}]  # fmt: skip
+    kinds = [item["type"] for item in up(chat_request(messages=messages))["input"]]
+    assert kinds[1:] == ["custom_tool_call", "custom_tool_call_output", "function_call", "function_call_output"]

@@ -1,3 +1,5 @@
+import time
+
 import msgspec
 import pytest
 
@@ -197,3 +199,10 @@ def test_efforts_may_be_listed() -> None:
 )
 def test_the_nearest_effort(efforts: str, wanted: str, found: str | None) -> None:
     assert nearest(efforts.split(), wanted) == found
+
+
+def test_a_long_name_is_not_looked_for() -> None:
+    begun = time.process_time()
+    error = refused(Catalogue({}), "gpt" + ":a" * 100_000)
+    assert time.process_time() - begun < 1
+    assert (error.status, len(error.error.message) < 2000) == (404, True)

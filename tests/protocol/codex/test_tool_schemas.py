@@ -1,7 +1,9 @@
 """Every schema goes up in a form that keeps the backend's rules; one that keeps them already stays byte for byte."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 import pytest
@@ -313,3 +315,88 @@ def test_namespaces_of_calls_are_those_of_the_tools() -> None:
         spaces = body["tools"] if model == "gpt-5.5" else body["input"][0]["tools"]
         assert sent["namespace"] == spaces[0]["name"] != "mcp.x"
         assert converted.names[sent["namespace"]] == "mcp.x"
+
+
+def dangling(schema: Any) -> list[str]:
+    """The local references that name nothing."""
+    found: list[str] = []
+
+    def look(node: Any) -> None:
+        if isinstance(node, list):
+            for each in node:
+                look(each)
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                if key == "$ref" and isinstance(value, str) and value.startswith("#/"):
+                    target: Any = schema
+                    for step in unquote(value[2:]).split("/"):
+                        step = step.replace("~1", "/").replace("~0", "~")
+                        target = target[int(step)] if isinstance(target, list) else target.get(step)
+                        if target is None:
+                            found.append(value)
+                            break
+                else:
+                    look(value)
+
+    look(schema)
+    return found
+
+
+X = {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "names"),
+    [
+        ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": X}}, ["x"]),
+        ({"$ref": "#/$defs/Foo%3Cstring%3E", "$defs": {"Foo<string>": X}}, ["x"]),
+        ({"$ref": "#/$defs/a~0b", "$defs": {"a~b": X}}, ["x"]),
+        ({"type": "object", "$ref": "#/$defs/A", "properties": {"z": {}}, "$defs": {"A": X}}, ["x", "z"]),
+        ({"anyOf": [{"type": "object", "properties": {"a": {}, "n": {"$ref": "#/anyOf/0"}}}]}, ["a", "n"]),
+        ({"type": "array", "items": {"$ref": "#"}}, ["value"]),
+        ({"type": "array", "items": {"anyOf": [{"type": "string"}, {"$ref": "#/items"}]}}, ["value"]),
+        ({"anyOf": [X, {"type": "object", "properties": {"y": {"$ref": "#"}}}]}, ["x", "y"]),
+        ({"$ref": "#/$defs/A", "$defs": {"A": {**X, "properties": {"x": {"$ref": "#"}}}}}, ["x"]),
+        ({"allOf": [{"$ref": "#/$defs/A"}, {"properties": {"y": {}}}], "$defs": {"A": X}}, ["x", "y"]),
+    ],
+)
+def test_no_property_and_no_reference_is_lost(schema: Any, names: list[str]) -> None:
+    found = fitted(schema)
+    assert faults(found, root=True) == []
+    assert sorted(found["properties"]) == names
+    assert dangling(found) == []
+
+
+def test_many_variants_stay_flat() -> None:
+    variants = [{"type": "object", "properties": {"kind": {"const": number}}} for number in range(900)]
+    found = fitted({"oneOf": variants})
+    assert [each["const"] for each in found["properties"]["kind"]["anyOf"]] == list(range(900))
+
+
+def test_a_large_schema_is_checked_in_time() -> None:
+    names = [f"p{number}" for number in range(20_000)]
+    schema = {"type": "object", "properties": dict.fromkeys(names, A), "required": names, "additionalProperties": False}
+    begun = time.process_time()
+    assert schemas.check(Raw(msgspec.json.encode(schema))).strict
+    assert time.process_time() - begun < 1
+
+
+def test_a_number_that_python_has_not_is_passed_on() -> None:
+    raw = Raw(b'{"type":"object","properties":{"a":{"maximum":1e400}}}')
+    assert schemas.check(raw) == (None, None, False)
+
+
+@pytest.mark.parametrize("dialect", ["chat", "responses"])
+def test_a_tool_in_anthropics_shape_keeps_its_schema(dialect: str) -> None:
+    tool = {"name": "f", "description": "d", "input_schema": X}
+    converted = chat_request(tools=[tool]) if dialect == "chat" else responses_request(tools=[tool])
+    [sent] = up(converted)["tools"]
+    assert (sent["name"], sent["description"], sent["parameters"]) == ("f", "d", X)
+
+
+@pytest.mark.parametrize(
+    ("choice", "becomes"), [({"type": "any"}, "required"), ({"type": "auto"}, "auto"), ("any", "required")]
+)
+def test_choices_of_anthropics_api_in_chat(choice: Any, becomes: str) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert up(chat_request(tools=tools, tool_choice=choice))["tool_choice"] == becomes

@@ -146,6 +146,8 @@ def test_what_is_right_is_not_said_to_be_repaired() -> None:
         ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "input[1].content[0]"),
         ({"role": "tool", "content": "x"}, "input[1].tool_call_id"),
         ({"role": "assistant", "tool_calls": 7}, "input[1].tool_calls"),
+        ({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t"}]}, "input[1].content[0]"),
+        ({"role": "user", "content": [{"type": "input_text", "text": None}]}, "input[1].content[0]"),
         ({"role": "assistant", "tool_calls": [7]}, "input[1].tool_calls[0]"),
         ({"role": "assistant", "tool_calls": [{"id": "c", "function": {}}]}, "input[1].tool_calls[0].name"),
         ({"type": "function_call", "name": "f"}, "input[1].call_id"),
@@ -252,3 +254,22 @@ def test_the_detail_of_an_image_stays_where_the_model_takes_it() -> None:
 
 def test_a_format_in_a_shape_of_its_own_is_the_backends_to_refuse() -> None:
     assert up(responses_request(text={"format": "json"}))["text"]["format"] == "json"
+
+
+def test_members_of_chats_messages_do_not_go_up() -> None:
+    said = {"role": "assistant", "content": "a", "tool_calls": None, "refusal": None, "function_call": None,
+            "reasoning_content": "z", "name": "n", "annotations": []}  # fmt: skip
+    assert sent(said) == [message("assistant", SAID)]
+    assert sent({"role": "assistant", "content": None, "refusal": "no"}) == [
+        message("assistant", {"type": "refusal", "refusal": "no"})
+    ]
+    assert any(each.param == "input" for each in responses_request(input=[USER, said]).adjusted)
+
+
+def test_numbers_and_custom_calls() -> None:
+    custom = {"role": "assistant", "tool_calls": [{"id": 5, "type": "custom", "custom": {"name": "x", "input": "y"}}]}
+    found = sent(custom, {"type": "custom_tool_call_output", "call_id": 5, "output": "z"})
+    assert [(item["type"], item["call_id"]) for item in found] == [
+        ("custom_tool_call", "5"),
+        ("custom_tool_call_output", "5"),
+    ]
