@@ -21,6 +21,7 @@ pytestmark = pytest.mark.loopback
 HERE = Path(__file__).parent
 BIN = HERE / "node_modules" / ".bin"
 CODEX = BIN / "codex"
+OPENCODE = HERE / "node_modules" / "opencode-linux-x64-baseline" / "bin" / "opencode"
 NODE = shutil.which("node")
 PYTHON = HERE / "python" / ".venv" / "bin" / "python"
 MODELS = ("gpt-5.5", "gpt-6-sol")  # one of each shape
@@ -205,14 +206,14 @@ def test_pi(base: str, api: str, tmp_path: Path) -> None:
     assert f"The tool returned: {tmp_path}" in said
 
 
-@needs_node
+@pytest.mark.skipif(not OPENCODE.exists(), reason="opencode is installed on x86-64 Linux alone")
 def test_opencode(base: str, tmp_path: Path) -> None:
     options = {"baseURL": base, "apiKey": "any"}
     provider = {"npm": "@ai-sdk/openai-compatible", "options": options, "models": {"gpt-5.5": {}}}
     config = {"provider": {"codexd": provider}, "autoupdate": False, "share": "disabled"}
     (tmp_path / "opencode.json").write_bytes(msgspec.json.encode(config))
     off = {f"OPENCODE_DISABLE_{name}": "1" for name in ("MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS")}
-    said = run(tmp_path, str(BIN / "opencode"), "run", "-m", "codexd/gpt-5.5", "Hello there", **off)
+    said = run(tmp_path, str(OPENCODE), "run", "-m", "codexd/gpt-5.5", "Hello there", **off)
     assert "This is a simulated answer." in said and "Hello there" in said
 
 
