@@ -43,7 +43,9 @@ _SHARED: dict[str, Rule] = {
     "service_tier": Rule(
         "adjusted", "`fast` and `priority` become `priority`; others are dropped", ("auto", "default")
     ),
-    "prompt_cache_key": Rule("forwarded", "derived from instructions, tools and first user turn when absent"),
+    "prompt_cache_key": Rule(
+        "adjusted", "a UUID is forwarded; one is derived from any other key, or from instructions and first user turn"
+    ),
     "temperature": Rule("dropped", _BACKEND),
     "top_p": Rule("dropped", _BACKEND),
     "user": Rule("dropped", _BACKEND),
