@@ -354,6 +354,7 @@ X = {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"
         ({"type": "object", "$ref": "#/$defs/A", "properties": {"z": {}}, "$defs": {"A": X}}, ["x", "z"]),
         ({"anyOf": [{"type": "object", "properties": {"a": {}, "n": {"$ref": "#/anyOf/0"}}}]}, ["a", "n"]),
         ({"type": "array", "items": {"$ref": "#"}}, ["value"]),
+        ({"anyOf": [X, {"$ref": "#/anyOf/0"}, {"$ref": "#/anyOf/9"}, {"$ref": "#/anyOf/x"}]}, ["x"]),
         ({"type": "array", "items": {"anyOf": [{"type": "string"}, {"$ref": "#/items"}]}}, ["value"]),
         ({"anyOf": [X, {"type": "object", "properties": {"y": {"$ref": "#"}}}]}, ["x", "y"]),
         ({"$ref": "#/$defs/A", "$defs": {"A": {**X, "properties": {"x": {"$ref": "#"}}}}}, ["x"]),
