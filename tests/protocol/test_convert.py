@@ -364,6 +364,10 @@ def test_every_decodable_request_converts_or_is_refused_naming_a_parameter(
         assert all(item.get("role") != "system" for item in body["input"])
 
 
+def test_a_value_that_cannot_be_read_is_not_the_default() -> None:
+    assert rules_applied(split(b'{"seed": 1e400}'), parameters.CHAT) == ["seed=dropped"]
+
+
 def test_values_are_compared_and_not_their_spelling() -> None:
     body = b'{"modalities": [ "text" ], "n": 1.0, "stop": [ ], "foo": "' + b"x" * 100 + b'"}'
     assert rules_applied(split(body), parameters.CHAT) == ["foo=dropped"]

@@ -61,6 +61,13 @@ def test_good_ones_are_not_touched() -> None:
     assert adjusted == ()
 
 
+def test_a_long_one_alone_is_replaced() -> None:
+    found, adjusted = ids.unique([called("x" * 65), result("x" * 65)])
+    first, second = map(ids.call_id_of, found)
+    assert first == second != "x" * 65
+    assert [each.param for each in adjusted] == ["call_ids"]
+
+
 def test_an_id_that_looks_like_a_replacement_is_none() -> None:
     made = ids.call_id_of(ids.unique([called("a"), called("a")])[0][1])
     assert made is not None
