@@ -101,12 +101,22 @@ _NO_PARAMETERS = {
     False: Raw(b'{"type":"object","properties":{}}'),
     True: Raw(b'{"type":"object","properties":{},"additionalProperties":false}'),
 }
+SEARCH = "web_search"
+_EARLIER_SEARCHES = ("web_search_preview", "web_search_20")
+"""Beginnings of the names of earlier versions, which this backend does not know."""
+
 _TRUE, _FALSE = Raw(b"true"), Raw(b"false")
 
 
 def no_parameters(*, strict: bool) -> Raw:
     """Returns the schema of a tool without parameters."""
     return _NO_PARAMETERS[strict]
+
+
+def kind_of(tool: Tool) -> str:
+    """Returns a tool's type as the backend knows it."""
+    kind = type_of(tool) or ""
+    return SEARCH if kind.startswith(_EARLIER_SEARCHES) else kind
 
 
 def fit(tools: Iterable[Tool]) -> tuple[list[Tool], Adjustments]:
@@ -123,6 +133,9 @@ def fit(tools: Iterable[Tool]) -> tuple[list[Tool], Adjustments]:
                 return tool
             return msgspec.structs.replace(tool, parameters=schema, strict=strict)
         kind = type_of(tool)
+        if kind_of(tool) == SEARCH != kind:
+            adjusted[Adjustment("tools", "repaired")] = None
+            return {**tool, "type": _encoded(SEARCH)}
         if kind == "namespace":
             inside = _tools_in(tool)
             new = [fitted(each, f"{where}.tools[{index}]") for index, each in enumerate(inside)]

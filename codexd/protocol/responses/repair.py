@@ -14,7 +14,7 @@ from codexd import errors
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.client_tools import NamedChoice, choose, from_chat
 from codexd.protocol.codex.request import Tool
-from codexd.protocol.codex.tools import Choice, name_of
+from codexd.protocol.codex.tools import Choice, kind_of, name_of
 from codexd.protocol.raw import RawObject, given, plain, type_of
 
 REPAIRED: Adjustments = (Adjustment("input", "repaired"),)
@@ -297,10 +297,6 @@ def _list(value: Raw, where: str) -> list[Raw]:
 
 # --- tools and choice
 
-_SEARCH = "web_search"
-_SEARCHES = ("web_search_preview", "web_search_20")
-"""Beginnings of the names of earlier versions, which this backend does not know."""
-
 
 def tools_of(found: list[RawObject]) -> tuple[list[Tool], Adjustments]:
     """Returns the tools in this API's words; Chat Completions nests them. Raises ApiError 400."""
@@ -311,8 +307,6 @@ def tools_of(found: list[RawObject]) -> tuple[list[Tool], Adjustments]:
 
 def _tool(tool: RawObject, where: str) -> Tool:
     kind = type_of(tool)
-    if kind is not None and kind.startswith(_SEARCHES):
-        return {**tool, "type": _raw(_SEARCH)}
     nested = kind in ("function", "custom") and (given(tool.get(kind, UNSET)) or "input_schema" in tool)
     if kind is None or nested:
         return from_chat(_raw(tool), where)
@@ -355,8 +349,8 @@ def choice_of(asked: Raw | UnsetType, found: list[Tool]) -> tuple[Choice, list[T
         choice, _ = choose(mode, kept, "tool_choice.mode")
         return choice, kept, (Adjustment("allowed_tools", "tools"),)
     if own.named() is None:
-        searches = own.type.startswith(_SEARCHES)
-        return (_raw({"type": _SEARCH}), found, _CHOSEN) if searches else (asked, found, NONE)
+        kind = kind_of({"type": _raw(own.type)})
+        return (asked, found, NONE) if kind == own.type else (_raw({"type": kind}), found, _CHOSEN)
     if own.name is not None and own.type in ("function", "custom"):
         return asked, found, NONE
     kind = "custom" if own.custom is not None else "function"
@@ -372,14 +366,9 @@ def _allowed(own: _Choice, found: list[Tool]) -> tuple[str, list[Tool]]:
     """Returns the mode, and those of the tools that the list names: by name, or hosted ones by type."""
     if (nested := own.allowed_tools) is not None:
         mode: str = nested.mode
-        listed = [(each.named(), each.type) for each in nested.tools]
+        listed = [(each.named(), kind_of({"type": _raw(each.type)})) for each in nested.tools]
     else:
-        mode, listed = own.mode, [(name_of(each), _kind(each)) for each in own.tools]
+        mode, listed = own.mode, [(name_of(each), kind_of(each)) for each in own.tools]
     names = {name for name, _ in listed if name is not None}
     kinds = {kind for name, kind in listed if name is None}
-    return mode, [tool for tool in found if (name_of(tool) in names if name_of(tool) else type_of(tool) in kinds)]
-
-
-def _kind(tool: RawObject) -> str:
-    kind = type_of(tool) or ""
-    return _SEARCH if kind.startswith(_SEARCHES) else kind
+    return mode, [tool for tool in found if (name_of(tool) in names if name_of(tool) else kind_of(tool) in kinds)]

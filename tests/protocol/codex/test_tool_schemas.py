@@ -397,6 +397,16 @@ def test_a_tool_in_anthropics_shape_keeps_its_schema(dialect: str) -> None:
     assert (sent["name"], sent["description"], sent["parameters"]) == ("f", "d", X)
 
 
+@pytest.mark.parametrize("model", ["gpt-5.5", "gpt-6-sol"])
+def test_an_earlier_search_is_the_search_in_every_dialect(model: str) -> None:
+    tools = [{"type": "web_search_preview", "search_context_size": "low"}]
+    for converted in (chat_request(model, tools=tools), responses_request(model, tools=tools)):
+        body = up(converted)
+        sent = body["tools"] if model == "gpt-5.5" else body["input"][0]["tools"]
+        assert sent == [{"type": "web_search", "search_context_size": "low"}]
+        assert any(each.param == "tools" for each in converted.adjusted)
+
+
 @pytest.mark.parametrize(
     ("choice", "becomes"), [({"type": "any"}, "required"), ({"type": "auto"}, "auto"), ("any", "required")]
 )
