@@ -139,13 +139,13 @@ def _custom(asked: _Custom) -> RawObject:
     return {key: Raw(msgspec.json.encode(value)) for key, value in tool.items()}
 
 
-_WORDS = frozenset({"auto", "none", "any", "required"})
+WORDS = frozenset({"auto", "none", "any", "required"})
 """Choices that name no tool; Anthropic's API has them as objects."""
 
 
 def choose(asked: str | NamedChoice | None, tools: Sequence[Tool], where: str) -> tuple[Choice, list[Tool]]:
     """Returns the converted ``tool_choice`` and the tools that may be chosen. Raises ApiError 400."""
-    if isinstance(asked, NamedChoice) and asked.type in _WORDS and asked.named() is None:
+    if isinstance(asked, NamedChoice) and asked.type in WORDS and asked.named() is None:
         asked = asked.type
     if not isinstance(asked, NamedChoice):
         asked = "required" if asked == "any" else asked

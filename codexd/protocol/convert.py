@@ -19,7 +19,7 @@ from codexd.protocol.codex import tools
 from codexd.protocol.codex.models import EFFORTS, Resolved, nearest
 from codexd.protocol.codex.request import InputItem, UpstreamRequest
 from codexd.protocol.lite import to_lite
-from codexd.protocol.raw import role_of, type_of
+from codexd.protocol.raw import role_of, type_of, unchanged
 
 _KEYS_FROM, _YEAR = 1_764_000_000_000, 365 * 86_400_000
 """Milliseconds: the times in derived keys are in the year from November 2025 on."""
@@ -77,7 +77,7 @@ def shaped(
     adjusted += (*fit, *formed)
     if form is not request.text.format:
         request = msgspec.structs.replace(request, text=msgspec.structs.replace(request.text, format=form))
-    if named.names or any(one is not other for one, other in zip(fitted, own_tools, strict=True)):
+    if named.names or not unchanged(fitted, own_tools):
         adjusted += (Adjustment("tool_names", "shortened"),) if named.names else NONE
         request = msgspec.structs.replace(
             request, tools=named.tools or UNSET, input=named.items, tool_choice=named.choice

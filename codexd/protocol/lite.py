@@ -20,7 +20,7 @@ from codexd.protocol.codex.request import (
     Tool,
     UpstreamRequest,
 )
-from codexd.protocol.raw import RawObject, type_of
+from codexd.protocol.raw import RawObject, type_of, unchanged
 
 NAMESPACE = "functions"
 """The namespace around a client's flat tools for responses-lite models; removed again from the answer."""
@@ -34,7 +34,7 @@ def to_lite(request: UpstreamRequest, instructions: str) -> tuple[UpstreamReques
     """
     own, said, adjusted = _chosen(request)
     undetailed = [_without_detail(item) for item in request.input]
-    if any(after is not before for after, before in zip(undetailed, request.input, strict=True)):
+    if not unchanged(undetailed, request.input):
         adjusted += (Adjustment("image_detail", "dropped"),)
     items = [_in_namespace(item) for item in undetailed]
     head: list[InputItem] = []

@@ -1,5 +1,7 @@
 """JSON objects of which codexd reads one or two keys and carries the rest unchanged."""
 
+import operator
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import msgspec
@@ -9,6 +11,15 @@ RawObject = dict[str, Raw]
 """A JSON object whose values stay encoded until they are needed."""
 
 _NULL = Raw(b"null")
+
+
+def encoded(value: object) -> Raw:
+    return Raw(msgspec.json.encode(value))
+
+
+def unchanged(new: Sequence[object], old: Sequence[object]) -> bool:
+    """Returns whether both lists hold the same objects: nothing in one of them was replaced."""
+    return all(map(operator.is_, new, old))
 
 
 def given(raw: Raw | UnsetType) -> TypeGuard[Raw]:

@@ -8,14 +8,12 @@ put into Chat Completions' words; the rest stays, and is refused with its place.
 from typing import Any
 
 import msgspec
-from msgspec import Raw
 
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
-from codexd.protocol.raw import RawObject
+from codexd.protocol.raw import RawObject, encoded
 
 Json = dict[str, Any]
 
-_TEXTS = ("text", "input_text", "output_text", "summary_text")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 
 
@@ -31,11 +29,7 @@ def repaired(members: RawObject) -> tuple[RawObject, Adjustments]:
     made = [each for message in messages for each in _messages(message)]
     if made != messages:
         adjusted += (Adjustment("messages", "repaired"),)
-    return {**members, "messages": _raw(made)}, adjusted
-
-
-def _raw(value: object) -> Raw:
-    return Raw(msgspec.json.encode(value))
+    return {**members, "messages": encoded(made)}, adjusted
 
 
 def _text(value: object) -> str:
@@ -65,7 +59,7 @@ def _from_responses(members: RawObject) -> tuple[RawObject, list[Any]]:
         moved["response_format"] = {"type": "json_schema", "json_schema": form} if schema else form
     for key, value in moved.items():
         if value is not None:
-            rest.setdefault(key, _raw(value))
+            rest.setdefault(key, encoded(value))
     if "max_output_tokens" in rest:
         rest.setdefault("max_completion_tokens", rest.pop("max_output_tokens"))
     return rest, messages

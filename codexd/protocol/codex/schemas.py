@@ -102,7 +102,7 @@ def _node(given: object) -> Node | bool:
         made["prefixItems"] = [_node(each) for each in tuple_items]
     if "items" not in made and _may_be(made, "array"):
         made["items"] = {}
-    if _may_be(made, "object") and made.keys().isdisjoint({"properties", *_MAPS, *_NODES, *_UNIONS, "$ref"}):
+    if _may_be(made, "object") and made.keys().isdisjoint({*_MAPS, *_NODES, *_UNIONS, "$ref"}):
         made["properties"] = {}
     return made
 
@@ -164,7 +164,7 @@ def _root(given: Node | bool) -> Node:
         wrapped: Node = {"type": "object", "properties": {WRAPPED: node}, "required": [WRAPPED], **definitions}
         moved: Node = _moved(wrapped, f"#/properties/{WRAPPED}")
         return moved
-    if node.get("type") == "object" and "properties" in node and node.keys().isdisjoint({*_NOT_AT_ROOT, "$ref"}):
+    if node.get("type") == "object" and "properties" in node and node.keys().isdisjoint(_NOT_AT_ROOT):
         # In its own order, and with its own references: what is at the root stays there.
         return node if "$ref" not in given else _kept(node, given)
     choices: dict[str, list[object]] = {name: [schema] for name, schema in (node.get("properties") or {}).items()}

@@ -12,7 +12,7 @@ from codexd import errors
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex import schemas
 from codexd.protocol.codex.request import InputItem, NamedTool, Tool
-from codexd.protocol.raw import RawObject, given, plain, type_of
+from codexd.protocol.raw import RawObject, encoded, given, plain, type_of, unchanged
 
 MAX_NAME = 64
 
@@ -64,13 +64,13 @@ def name(tools: Iterable[Tool], items: Iterable[InputItem], choice: Choice) -> N
         wire = own if own is None else accepted(own)
         if not isinstance(thing, dict):
             return thing if wire == own else msgspec.structs.replace(thing, name=wire)
-        changes: RawObject = {} if wire == own else {"name": _encoded(wire)}
+        changes: RawObject = {} if wire == own else {"name": encoded(wire)}
         if (space := plain(thing.get("namespace"))) is not None and accepted(space) != space:
-            changes["namespace"] = _encoded(accepted(space))
+            changes["namespace"] = encoded(accepted(space))
         if type_of(thing) == "namespace" and (inside := _tools_in(thing)):
             new = [renamed(tool) for tool in inside]
-            if any(one is not other for one, other in zip(new, inside, strict=True)):
-                changes["tools"] = _encoded(new)
+            if not unchanged(new, inside):
+                changes["tools"] = encoded(new)
         return {**thing, **changes} if changes else thing
 
     new_tools = [renamed(tool) for tool in tools]
@@ -80,12 +80,8 @@ def name(tools: Iterable[Tool], items: Iterable[InputItem], choice: Choice) -> N
     elif isinstance(choice, Raw) and bytes(choice).startswith(b"{"):
         raw = _OBJECT.decode(choice)
         if (own := plain(raw.get("name"))) is not None:
-            choice = _encoded({**raw, "name": wire_name(own)})
+            choice = encoded({**raw, "name": wire_name(own)})
     return Named(new_tools, new_items, choice, names)  # type: ignore[arg-type]  # a tool stays a tool
-
-
-def _encoded(value: object) -> Raw:
-    return Raw(msgspec.json.encode(value))
 
 
 def _tools_in(namespace: RawObject) -> list[RawObject]:
@@ -135,12 +131,11 @@ def fit(tools: Iterable[Tool]) -> tuple[list[Tool], Adjustments]:
         kind = type_of(tool)
         if kind_of(tool) == SEARCH != kind:
             adjusted[Adjustment("tools", "repaired")] = None
-            return {**tool, "type": _encoded(SEARCH)}
+            return {**tool, "type": encoded(SEARCH)}
         if kind == "namespace":
             inside = _tools_in(tool)
             new = [fitted(each, f"{where}.tools[{index}]") for index, each in enumerate(inside)]
-            same = all(one is other for one, other in zip(new, inside, strict=True))
-            return tool if same else {**tool, "tools": _encoded(new)}
+            return tool if unchanged(new, inside) else {**tool, "tools": encoded(new)}
         if kind != "function":
             return tool
         own = tool.get("parameters", msgspec.UNSET)

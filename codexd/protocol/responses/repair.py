@@ -12,10 +12,10 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
-from codexd.protocol.client_tools import NamedChoice, choose, from_chat
+from codexd.protocol.client_tools import WORDS, NamedChoice, choose, from_chat
 from codexd.protocol.codex.request import Tool
 from codexd.protocol.codex.tools import Choice, kind_of, name_of
-from codexd.protocol.raw import RawObject, given, plain, type_of
+from codexd.protocol.raw import RawObject, encoded, given, plain, type_of, unchanged
 
 REPAIRED: Adjustments = (Adjustment("input", "repaired"),)
 
@@ -28,10 +28,6 @@ _CHATS_KEYS = frozenset(
 _OBJECT = msgspec.json.Decoder(RawObject)
 _LIST = msgspec.json.Decoder(list[Raw])
 _EMPTY = Raw(b'""')
-
-
-def _raw(value: object) -> Raw:
-    return Raw(msgspec.json.encode(value))
 
 
 # --- items
@@ -50,7 +46,7 @@ def items_of(item: RawObject, where: str) -> tuple[list[RawObject], Adjustments]
         case "reasoning":
             return [item if given(item.get("summary", UNSET)) else {**item, "summary": Raw(b"[]")}], NONE
         case "text" | "input_text" | "output_text" | "input_image" | "image_url" | "input_file" | "file":
-            message = {"type": Raw(b'"message"'), "role": Raw(b'"user"'), "content": _raw([item])}
+            message = {"type": Raw(b'"message"'), "role": Raw(b'"user"'), "content": encoded([item])}
             return _message(message, where)[0], REPAIRED
         case _:
             return [item], NONE
@@ -74,7 +70,7 @@ def _message(item: RawObject, where: str) -> tuple[list[RawObject], Adjustments]
     if foreign := item.keys() & _CHATS_KEYS:
         own = {key: value for key, value in item.items() if key not in foreign or key == "tool_calls"}
         if given(refusal) and not given(item.get("content", UNSET)):
-            own["content"] = _raw([{"type": "refusal", "refusal": refusal}])
+            own["content"] = encoded([{"type": "refusal", "refusal": refusal}])
         item = own
     content = item.get("content", UNSET)
     calls = _chat_calls(item, where) if role == "assistant" and given(item.get("tool_calls", UNSET)) else []
@@ -95,17 +91,12 @@ def _chat_calls(item: RawObject, where: str) -> list[RawObject]:
         custom = given(raw.get("custom", UNSET))
         own = _object(raw.get("custom" if custom else "function", Raw(b"{}")), here)
         kind = "custom_tool_call" if custom else "function_call"
-        found.append(_call({"type": _raw(kind), "call_id": raw.get("id", Raw(b"null")), **own}, kind, here))
+        found.append(_call({"type": encoded(kind), "call_id": raw.get("id", Raw(b"null")), **own}, kind, here))
     return found
 
 
 def _call(item: RawObject, kind: str, where: str) -> RawObject:
-    changes: RawObject = {}
-    if not given(item.get("call_id", UNSET)):
-        if not given(item.get("id", UNSET)):
-            raise errors.bad_request(f"{where} is a call without call_id.", param=f"{where}.call_id")
-        changes["call_id"] = item["id"]
-    _number_as_text(changes, item)
+    changes = _call_id(item, "id", where)
     if plain(item.get("name")) is None:
         raise errors.bad_request(f"{where} is a call without name.", param=f"{where}.name")
     key, empty = ("arguments", Raw(b'"{}"')) if kind == "function_call" else ("input", _EMPTY)
@@ -113,14 +104,19 @@ def _call(item: RawObject, kind: str, where: str) -> RawObject:
     if not given(own) or (key == "arguments" and own == _EMPTY):
         changes[key] = empty
     elif plain(own) is None:
-        changes[key] = _raw(_compact(own))
+        changes[key] = encoded(_compact(own))
     return {**item, **changes} if changes else item
 
 
-def _number_as_text(changes: RawObject, item: RawObject) -> None:
-    name = (item | changes)["call_id"]
+def _call_id(item: RawObject, other: str, where: str) -> RawObject:
+    """Returns the change of a ``call_id`` that is under the other name, or is a number. Raises ApiError 400."""
+    name = next((item[key] for key in ("call_id", other) if given(item.get(key, UNSET))), None)
+    if name is None:
+        what = "result" if other == "tool_call_id" else "call"
+        raise errors.bad_request(f"{where} is a {what} without call_id.", param=f"{where}.call_id")
     if plain(name) is None:
-        changes["call_id"] = _raw(_compact(name))
+        name = encoded(_compact(name))
+    return {} if name == item.get("call_id") else {"call_id": name}
 
 
 def _compact(value: Raw) -> str:
@@ -128,17 +124,12 @@ def _compact(value: Raw) -> str:
 
 
 def _output(item: RawObject, kind: str, where: str) -> RawObject:
-    changes: RawObject = {}
-    if not given(item.get("call_id", UNSET)):
-        if not given(item.get("tool_call_id", UNSET)):
-            raise errors.bad_request(f"{where} is a result without call_id.", param=f"{where}.call_id")
-        changes["call_id"] = item["tool_call_id"]
-    _number_as_text(changes, item)
+    changes = _call_id(item, "tool_call_id", where)
     own = item.get("output", UNSET)
     if not given(own):
         changes["output"] = _EMPTY
     elif plain(own) is None:
-        fitted = _content(own, "user", where, key="output") if _has_parts(own) else _raw(_compact(own))
+        fitted = _content(own, "user", where, key="output") if _has_parts(own) else encoded(_compact(own))
         if fitted is not own:
             changes["output"] = fitted
     return {**item, **changes} if changes else item
@@ -199,9 +190,9 @@ def _content(content: Raw, role: str, where: str, *, key: str = "content") -> Ra
         raise errors.bad_request(f"{where}.{key} must be a text or a list of parts.", param=f"{where}.{key}")
     kind = "output_text" if role == "assistant" else "input_text"
     fitted = [_part(part, kind, f"{where}.{key}[{index}]") for index, part in enumerate(parts)]
-    if data[:1] == b"[" and all(one is other for one, other in zip(fitted, parts, strict=True)):
+    if data[:1] == b"[" and unchanged(fitted, parts):
         return content
-    return _raw([part for part in fitted if part is not None])
+    return encoded([part for part in fitted if part is not None])
 
 
 def _part(part: Raw, kind: str, where: str) -> Raw | None:
@@ -209,18 +200,18 @@ def _part(part: Raw, kind: str, where: str) -> Raw | None:
     if not given(part):
         return None
     if (text := plain(part)) is not None:
-        return _raw({"type": kind, "text": text})
+        return encoded({"type": kind, "text": text})
     own = _object(part, where)
     match type_of(own):
         case "text" | "input_text" | "output_text" | None if (text := plain(own.get("text"))) is not None:
-            return part if type_of(own) == kind else _raw({"type": kind, "text": text})
+            return part if type_of(own) == kind else encoded({"type": kind, "text": text})
         case "refusal" if kind == "input_text" and (text := plain(own.get("refusal"))) is not None:
-            return _raw({"type": kind, "text": text})
+            return encoded({"type": kind, "text": text})
         case "image_url" | "input_image":
             return _image(part, own, where)
         case "image":
             source = _object(own.get("source", Raw(b"{}")), f"{where}.source")
-            return _raw({"type": "input_image", "image_url": _source_url(source, where)})
+            return encoded({"type": "input_image", "image_url": _source_url(source, where)})
         case "file" | "input_file":
             return _file(part, own, where)
         case "tool_use" | "tool_result" | "thinking":
@@ -254,7 +245,7 @@ def _image(part: Raw, own: RawObject, where: str) -> Raw:
     made: RawObject = {"type": Raw(b'"input_image"'), "image_url": own["image_url"]}
     if given(detail := own.get("detail", UNSET)):
         made["detail"] = detail
-    return _raw(made)
+    return encoded(made)
 
 
 def _source_url(source: RawObject, where: str) -> str:
@@ -274,7 +265,7 @@ def _file(part: Raw, own: RawObject, where: str) -> Raw:
     if nested is own:
         return part
     kept = {key: value for key, value in nested.items() if key in ("filename", "file_data", "file_url")}
-    return _raw({"type": "input_file"} | kept)
+    return encoded({"type": "input_file"} | kept)
 
 
 def _no_files(where: str, what: str, key: str) -> errors.ApiError:
@@ -301,15 +292,14 @@ def _list(value: Raw, where: str) -> list[Raw]:
 def tools_of(found: list[RawObject]) -> tuple[list[Tool], Adjustments]:
     """Returns the tools in this API's words; Chat Completions nests them. Raises ApiError 400."""
     made = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(found)]
-    same = all(one is other for one, other in zip(made, found, strict=True))
-    return made, NONE if same else (Adjustment("tools", "repaired"),)
+    return made, NONE if unchanged(made, found) else (Adjustment("tools", "repaired"),)
 
 
 def _tool(tool: RawObject, where: str) -> Tool:
     kind = type_of(tool)
     nested = kind in ("function", "custom") and (given(tool.get(kind, UNSET)) or "input_schema" in tool)
     if kind is None or nested:
-        return from_chat(_raw(tool), where)
+        return from_chat(encoded(tool), where)
     if kind == "function" and plain(tool.get("name")) is None:
         raise errors.bad_request(f"{where} is a function without a name.", param=f"{where}.name")
     return tool
@@ -323,7 +313,6 @@ class _Choice(NamedChoice, frozen=True, kw_only=True):
 
 
 _CHOICE = msgspec.json.Decoder(_Choice)
-_WORDS = ("auto", "none", "any", "required")
 _CHOSEN: Adjustments = (Adjustment("tool_choice", "repaired"),)
 
 
@@ -334,23 +323,24 @@ def choice_of(asked: Raw | UnsetType, found: list[Tool]) -> tuple[Choice, list[T
     """
     if not given(asked):
         return "auto", found, NONE
-    word = plain(asked)
+    if (word := plain(asked)) is not None:
+        choice, _ = choose(word, found, "tool_choice")
+        return choice, found, NONE
     try:
-        own = _Choice(type=word) if word is not None else _CHOICE.decode(asked)
+        own = _CHOICE.decode(asked)
     except msgspec.ValidationError as error:
-        raise _no_choice() from error
-    if own.type in _WORDS:
-        choice, _ = choose("required" if own.type == "any" else own.type, found, "tool_choice")
-        return choice, found, NONE if own.type == word else _CHOSEN
-    if word is not None:
-        raise _no_choice()
+        message = "tool_choice must be none, auto, required or name a tool."
+        raise errors.bad_request(message, param="tool_choice") from error
+    if own.type in WORDS:
+        choice, _ = choose(own.type, found, "tool_choice")
+        return choice, found, _CHOSEN
     if own.type == "allowed_tools":
         mode, kept = _allowed(own, found)
         choice, _ = choose(mode, kept, "tool_choice.mode")
         return choice, kept, (Adjustment("allowed_tools", "tools"),)
     if own.named() is None:
-        kind = kind_of({"type": _raw(own.type)})
-        return (asked, found, NONE) if kind == own.type else (_raw({"type": kind}), found, _CHOSEN)
+        kind = kind_of({"type": encoded(own.type)})
+        return (asked, found, NONE) if kind == own.type else (encoded({"type": kind}), found, _CHOSEN)
     if own.name is not None and own.type in ("function", "custom"):
         return asked, found, NONE
     kind = "custom" if own.custom is not None else "function"
@@ -358,15 +348,11 @@ def choice_of(asked: Raw | UnsetType, found: list[Tool]) -> tuple[Choice, list[T
     return choice, found, _CHOSEN
 
 
-def _no_choice() -> errors.ApiError:
-    return errors.bad_request("tool_choice must be none, auto, required or name a tool.", param="tool_choice")
-
-
 def _allowed(own: _Choice, found: list[Tool]) -> tuple[str, list[Tool]]:
     """Returns the mode, and those of the tools that the list names: by name, or hosted ones by type."""
     if (nested := own.allowed_tools) is not None:
         mode: str = nested.mode
-        listed = [(each.named(), kind_of({"type": _raw(each.type)})) for each in nested.tools]
+        listed = [(each.named(), kind_of({"type": encoded(each.type)})) for each in nested.tools]
     else:
         mode, listed = own.mode, [(name_of(each), kind_of(each)) for each in own.tools]
     names = {name for name, _ in listed if name is not None}

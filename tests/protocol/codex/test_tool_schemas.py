@@ -34,7 +34,7 @@ def below(node: dict[str, Any]) -> Iterator[tuple[Any, str]]:
 
 
 def faults(node: Any, where: str = "#", *, root: bool = False) -> list[str]:
-    """What a validator with OpenAI's rules has against a schema. Written without the code that mends it."""
+    """What a validator with OpenAI's rules has against a schema. Written without the code that fits it."""
     if isinstance(node, bool) and not root:
         return []
     if not isinstance(node, dict):
