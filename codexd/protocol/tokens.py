@@ -7,6 +7,7 @@ punctuation and white space, and each piece is at least one token. The pieces he
 
 import math
 import re
+from functools import cache
 
 import msgspec
 
@@ -50,11 +51,11 @@ _LONGEST, _LONGEST_RUN = 32, 128
 """Characters of ASCII in a token: letters, of nearly all; and runs of blanks or of one sign."""
 
 _SCRIPTS = (
-    (re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"), 0.35),  # Chinese, Japanese
-    (re.compile("[\uac00-\ud7af\u1100-\u11ff]"), 0.3),  # Korean
-    (re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"), 0.2),  # Thai and others without blanks
-    (re.compile("[\U0001f000-\U0001faff]"), 0.5),  # emoji
-    (re.compile("[\u0370-\u1fff]"), 0.15),  # the other alphabets
+    ("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]", 0.35),  # Chinese, Japanese
+    ("[\uac00-\ud7af\u1100-\u11ff]", 0.3),  # Korean
+    ("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]", 0.2),  # Thai and others without blanks
+    ("[\U0001f000-\U0001faff]", 0.5),  # emoji
+    ("[\u0370-\u1fff]", 0.15),  # the other alphabets
 )
 """Tokens of a character, at least, in texts of these scripts; measured with o200k_base."""
 
@@ -66,7 +67,13 @@ _MAX_PIECE = 256
 def _tokens(piece: str) -> float:
     if piece.isascii():
         return max(1.0, len(piece) / (_LONGEST if piece[-1:].isalnum() else _LONGEST_RUN))
-    return max(1.0, sum(len(script.findall(piece)) * weight for script, weight in _SCRIPTS))
+    return max(1.0, sum(len(script.findall(piece)) * weight for script, weight in _scripts()))
+
+
+@cache
+def _scripts() -> list[tuple[re.Pattern[str], float]]:
+    # Not at start-up: it takes six milliseconds, and most daemons never count such a text.
+    return [(re.compile(script), weight) for script, weight in _SCRIPTS]
 
 
 class TokenCounter:

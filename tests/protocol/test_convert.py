@@ -366,6 +366,7 @@ def test_every_decodable_request_converts_or_is_refused_naming_a_parameter(
 
 def test_a_value_that_cannot_be_read_is_not_the_default() -> None:
     assert rules_applied(split(b'{"seed": 1e400}'), parameters.CHAT) == ["seed=dropped"]
+    assert rules_applied({"seed": msgspec.Raw(b"[")}, parameters.CHAT) == ["seed=dropped"]
 
 
 def test_values_are_compared_and_not_their_spelling() -> None:

@@ -163,14 +163,14 @@ class ResponsesStream:
             head = _HEAD.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return self._joined(data) if b"\\u" in data else b""
-        if head.type in ODD:
-            return self._standard(head.type, data)
-        if self._assembled and head.type in _TERMINAL:
-            return b"".join(map(self._close, list(self._assembled))) + self.push(data)
         number, before = head.sequence_number, _DELTAS.get(head.type)
         if before is not None and number is not None and number > self._sequence and self._passes(data):
             self._sequence, self.begun = number, True
             return before + data + b"\n\n"
+        if head.type in ODD:
+            return self._standard(head.type, data)
+        if self._assembled and head.type in _TERMINAL:
+            return b"".join(map(self._close, list(self._assembled))) + self.push(data)
         if not head.type.startswith("response.") and head.type != "error":
             # Not an event of OpenAI's API. Websocket clients use the rate limits, which other clients find in headers.
             passes = self._websocket and head.type == "codex.rate_limits"
