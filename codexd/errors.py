@@ -295,6 +295,14 @@ def key_not_for_model(name: str, model: str, allowed: Iterable[str]) -> ApiError
     )
 
 
+def no_images(plan: str, why: str) -> ApiError:
+    return ApiError(
+        403,
+        f"The account's plan ({plan}) has no images. Use another provider for images. ChatGPT says: {why}",
+        code="images_not_included",
+    )
+
+
 def not_compacted() -> ApiError:
     return ApiError(
         502,
@@ -491,10 +499,11 @@ def too_many_websockets(limit: int) -> ApiError:
     )
 
 
-def upstream_timeout(what: str, seconds: float, key: str) -> ApiError:
+def upstream_timeout(what: str, seconds: float, key: str | None = None) -> ApiError:
+    limit = "" if key is None else f"; {key} is the limit"
     return ApiError(
         504,
-        f"The ChatGPT backend sent {what} for {seconds:g} seconds. Send the request again; {key} is the limit.",
+        f"The ChatGPT backend sent {what} for {seconds:g} seconds. Send the request again{limit}.",
         code="upstream_timeout",
     )
 

@@ -19,12 +19,14 @@ from codexd.auth.session import Session
 from codexd.config.model import Config
 from codexd.config.paths import KEYS_FILE
 from codexd.errors import ConfigError
+from codexd.state.images import ImageStore
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
 from codexd.state.responses import ResponseStore
 from codexd.state.usage import Ledger
 from codexd.telemetry.level import LevelOverride
 from codexd.telemetry.log import configure_logging
+from codexd.upstream.account_tools import AccountTools
 from codexd.upstream.catalog import Catalog
 from codexd.upstream.client import HttpClient, Upstream, make_client, make_transport
 from codexd.upstream.identity import user_agent
@@ -83,6 +85,8 @@ class Services:
     keys: Keys
     catalog: Catalog
     upstream: Upstream
+    account: AccountTools
+    images: ImageStore
     responses: ResponseStore
     usage: Ledger
     instructions: Instructions
@@ -104,6 +108,8 @@ class Services:
             raise ConfigError(f"logging.dir: {error.filename}: {error.strerror}") from error
         self.config.current, self.config.origin = config, origin
         self.upstream.configure(config.backend)
+        self.account.configure(config.backend)
+        self.images.configure(config.storage)
         self.issuer.configure(config.oauth, identity(config))
         self.logins.configure(config.oauth, config.backend.originator)
         self.keys.configure(config)
@@ -182,9 +188,19 @@ def compose(
         client, session, config.backend, on_models_etag=catalog.on_models_etag, clock=clock, transport=transport
     )
     responses = ResponseStore(state / "responses", config.storage, clock=clock)
+    images = ImageStore(config.storage, clock=clock)
     usage = Ledger(state / "usage.json", clock=clock)
     instructions = Instructions(state / "prompts.json", clock=clock)
-    pipeline = Pipeline(config, keys=keys, catalog=catalog, upstream=upstream, instructions=instructions, clock=clock)
+    account = AccountTools(client, session, config.backend, clock=clock)
+    pipeline = Pipeline(
+        config,
+        keys=keys,
+        catalog=catalog,
+        upstream=upstream,
+        account=account,
+        instructions=instructions,
+        clock=clock,
+    )
     journal = Journal(usage, clock=clock)
     return Services(
         config=in_force,
@@ -198,6 +214,8 @@ def compose(
         keys=keys,
         catalog=catalog,
         upstream=upstream,
+        account=account,
+        images=images,
         responses=responses,
         usage=usage,
         instructions=instructions,
@@ -211,6 +229,8 @@ def compose(
             keys=keys,
             catalog=catalog,
             upstream=upstream,
+            account=account,
+            images=images,
             responses=responses,
             usage=usage,
         ),

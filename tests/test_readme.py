@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from codexd.api.api import DIALECTS
+from codexd.api.api import KINDS
 from codexd.config import load
 from codexd.protocol import parameters
 from support.daemon import ROOT
@@ -14,7 +14,7 @@ from support.daemon import ROOT
 README = ROOT / "README.md"
 TABLES = {
     "configuration": load.table,
-    **{f"{each.name} parameters": partial(parameters.table, each.rules) for each in DIALECTS},
+    **{f"{each.name} parameters": partial(parameters.table, each.rules) for each in KINDS},
 }
 
 

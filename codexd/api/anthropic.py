@@ -9,7 +9,7 @@ from codexd.api.exchange import Exchange, Reply, json
 from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
 from codexd.api.routing import Route
 from codexd.protocol import parameters
-from codexd.protocol.anthropic.convert import as_chat, thinking_of, wants_thinking
+from codexd.protocol.anthropic.convert import as_chat, searches, thinking_of, wants_thinking
 from codexd.protocol.anthropic.failures import failure_document
 from codexd.protocol.anthropic.stream import MessagesConverter
 from codexd.protocol.anthropic.wire import MAX_STOPS, REQUEST, MessagesRequest
@@ -59,6 +59,7 @@ def prepare(asked: MessagesRequest, context: Context) -> Prepared:
             cut=ends,
             prompt_tokens=counted,
             turn=context.turn(),
+            searches=searches(asked),
         )
         return Conversion(dialect, b"")
 

@@ -8,13 +8,16 @@ from codexd.api.access import HEALTH, AccessControl, client_of
 from codexd.api.anthropic import MESSAGES, MessagesEndpoints
 from codexd.api.chat import CHAT, COMPLETIONS, ChatEndpoints
 from codexd.api.exchange import Exchange, Reply
+from codexd.api.images import IMAGES, ImagesEndpoints
 from codexd.api.journal import Journal
 from codexd.api.login import LoginEndpoints
 from codexd.api.pipeline import Pipeline
 from codexd.api.record import begin
 from codexd.api.responses import RESPONSES, ResponsesEndpoints
 from codexd.api.routing import Route, Router, fold
+from codexd.api.search import SearchEndpoints
 from codexd.api.service_endpoints import ServiceEndpoints
+from codexd.api.transcriptions import TRANSCRIPTIONS, TranscriptionEndpoints
 from codexd.api.websocket import ResponsesWebsocket
 from codexd.auth.login import Logins
 from codexd.auth.session import Session
@@ -22,14 +25,19 @@ from codexd.config.model import Config, Server
 from codexd.errors import ApiError
 from codexd.protocol.anthropic.failures import failure_document
 from codexd.server.request import ServerRequest
+from codexd.state.images import ImageStore
 from codexd.state.keys import Keys
 from codexd.state.responses import ResponseStore
 from codexd.state.usage import Ledger
+from codexd.upstream.account_tools import AccountTools
 from codexd.upstream.catalog import Catalog
 from codexd.upstream.client import Upstream
 
 DIALECTS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 """All dialects, in the order of the documentation; each is the dialect of a route."""
+
+KINDS = (*DIALECTS, IMAGES, TRANSCRIPTIONS)
+"""All kinds of requests that have parameters."""
 
 WEBSOCKET = ("/responses", "/v1/responses")
 """Paths that are also served over websockets."""
@@ -48,6 +56,8 @@ class Api:
         keys: Keys,
         catalog: Catalog,
         upstream: Upstream,
+        account: AccountTools,
+        images: ImageStore,
         responses: ResponseStore,
         usage: Ledger,
     ) -> None:
@@ -61,7 +71,15 @@ class Api:
         self.service = ServiceEndpoints(
             pipeline, journal, session, keys, catalog, upstream, usage, lambda: self._router.routes
         )
-        endpoints = ChatEndpoints(pipeline), stored, MessagesEndpoints(pipeline), self.service
+        endpoints = (
+            ChatEndpoints(pipeline),
+            stored,
+            MessagesEndpoints(pipeline),
+            ImagesEndpoints(pipeline, session, account, images),
+            TranscriptionEndpoints(pipeline, account),
+            SearchEndpoints(pipeline, account),
+            self.service,
+        )
         self._router = Router(
             [route for each in (*endpoints, LoginEndpoints(session, logins)) for route in each.routes()],
             self._serve,
@@ -114,13 +132,13 @@ class Api:
             # A preflight: browsers send it without the page's key.
             self._access.admit_page(exchange.headers, exchange.record)
         else:
-            self._admit(exchange)
+            self._admit(exchange, keyless=route.keyless)
         return await route.handler(exchange)
 
-    def _admit(self, exchange: Exchange) -> None:
+    def _admit(self, exchange: Exchange, *, keyless: bool) -> None:
         """Checks access and the limits on requests. Raises ApiError 401, 403, 429 or 503."""
         record, limit = exchange.record, self._server.max_requests
-        self._access.admit(exchange.headers, exchange.server, exchange.path, record)
+        self._access.admit(exchange.headers, exchange.server, exchange.path, record, keyless=keyless)
         if self._serving > limit and exchange.path not in HEALTH:
             raise errors.too_many_requests(limit)
         if record.key is not None and exchange.method == "POST":
@@ -152,8 +170,8 @@ class Api:
 _ABSENT: tuple[tuple[str, str], ...] = (
     ("/embeddings", "embeddings"),
     ("/audio/speech", "speech synthesis"),
-    ("/audio/", "transcription of speech"),
-    ("/images/", "endpoints for images"),
+    ("/audio/translations", "translation of speech"),
+    ("/images/variations", "variations of images (edits have a prompt)"),
     ("/videos", "videos"),
     ("/moderations", "moderation"),
     ("/realtime", "realtime sessions"),

@@ -11,7 +11,8 @@ from codexd.protocol.parameters import Rule
 _REF = "#/components/schemas/{name}"
 _OBJECT = {"type": "object"}
 _JSON, _EVENTS = "application/json", "text/event-stream"
-_TEXTS = {"/": "text/html", "/metrics": "text/plain"}
+_FORM = "multipart/form-data"
+_TEXTS = {"/": "text/html", "/metrics": "text/plain", "/images/files/<id>": "image/png"}
 
 
 def document(routes: Sequence[Route], version: str) -> bytes:
@@ -59,7 +60,9 @@ def _operation(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
         "responses": {"200": {"description": "The answer.", "content": content}, "default": error},
     }
     if (dialect := route.dialect) is not None:
-        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": refs[dialect.request.struct]}}}
+        types = {"no": [_JSON], "too": [_JSON, _FORM], "only": [_FORM]}[dialect.form]
+        bodies = {each: {"schema": refs[dialect.request.struct]} for each in types}
+        operation["requestBody"] = {"required": True, "content": bodies}
         if dialect.answer is not None and route.streams:
             content[_JSON] = {"schema": refs[dialect.answer]}
         if route.streams:

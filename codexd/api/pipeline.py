@@ -2,7 +2,8 @@
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 from weakref import WeakSet
 
 import structlog
@@ -28,10 +29,12 @@ from codexd.relay.fanout import Fanout
 from codexd.relay.relay import Header, Relay, UpstreamSource
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
+from codexd.upstream.account_tools import AccountTools
 from codexd.upstream.attempt import Attempts
 from codexd.upstream.call import Call
 from codexd.upstream.catalog import Catalog
 from codexd.upstream.client import Upstream
+from codexd.upstream.hosted import HostedAnswers
 
 log = structlog.get_logger()
 
@@ -85,11 +88,12 @@ class Prepared(NamedTuple):
     lossless: bool = False
 
 
-class Dialect(NamedTuple):
-    """One kind of request of the API. Routes, documentation and tests are derived from it.
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """One kind of request of the API. Routes and documentation are derived from it.
 
     ``name`` is the name of its table of parameters in the README. ``answer`` is the struct of a complete answer, None
-    if it is the backend's own object. ``prepare`` is pure; it gets the request, or what the endpoint made of it.
+    if it is the backend's own object. ``form``: whether the request may be a form, or must be one.
     """
 
     name: str
@@ -97,6 +101,13 @@ class Dialect(NamedTuple):
     rules: dict[str, parameters.Rule]
     answer: type | None
     failure: Callable[[ApiError], bytes]
+    form: Literal["no", "too", "only"] = field(default="no", kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Dialect(Kind):
+    """A kind of request that a model answers. ``prepare`` is pure; it gets the request, or what was made of it."""
+
     prepare: Callable[[Any, Context], Prepared]
 
 
@@ -110,6 +121,7 @@ class Pipeline:
         keys: Keys,
         catalog: Catalog,
         upstream: Upstream,
+        account: AccountTools,
         instructions: Instructions,
         clock: Callable[[], float],
     ) -> None:
@@ -119,6 +131,7 @@ class Pipeline:
         self.catalog = catalog
         self._keys = keys
         self._upstream = upstream
+        self._account = account
         self._relays: WeakSet[Relay] = WeakSet()
         self._memory = ReasoningMemory(config.codex.reasoning_memory_bytes, config.codex.reasoning_memory_seconds)
 
@@ -156,12 +169,16 @@ class Pipeline:
         record.adjust(*parameters.apply_rules(found, dialect.rules))
         resolved = self.catalog.resolve(model)
         record.model = resolved.model.slug
-        if record.key is not None and not self._keys.may_use(record.key, record.model):
-            raise errors.key_not_for_model(record.key, record.model, self._keys.limits(record.key).models)
+        self.admit_model(record, record.model)
         if self.config.logging.enable_request_logging:
             record.received = body
             log.debug("request as it came", body=body.decode(errors="replace"))
         return self.context(record, resolved)
+
+    def admit_model(self, record: Record, model: str) -> None:
+        """Raises ApiError 403 if the client's key may not use the model."""
+        if record.key is not None and not self._keys.may_use(record.key, model):
+            raise errors.key_not_for_model(record.key, model, self._keys.limits(record.key).models)
 
     def context(self, record: Record, resolved: Resolved) -> Context:
         codex, slug = self.config.codex, resolved.model.slug
@@ -177,6 +194,8 @@ class Pipeline:
             verbosity=codex.default_text_verbosity,
             repair_history=codex.repair_history,
             think_tags=codex.reasoning_format == "think-tags",
+            web_search=codex.web_search,
+            hosted_calls=codex.max_hosted_calls,
         )
         return Context(
             secrets.token_hex(24),
@@ -269,7 +288,11 @@ class Pipeline:
             return call.replaced(rest)
 
         attempts = Attempts(self._upstream, call, reduced)
-        relay = Relay(attempts.open, conversion, self._limits, self.config.backend, attempts.forget)
+        if converted.hosted is None:
+            relay = Relay(attempts.open, conversion, self._limits, self.config.backend, attempts.forget)
+        else:
+            answers = HostedAnswers(self._upstream, self._account, attempts, converted.hosted)
+            relay = Relay(answers.open, conversion, self._limits, self.config.backend)
         self._relays.add(relay)
         record.relays.append(relay)
         return relay

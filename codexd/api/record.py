@@ -122,6 +122,8 @@ class Record:
             handshakes=timings.handshakes,
             fallback=timings.fallback,
             sent_bytes=timings.sent,
+            hosted_calls=timings.hosted,
+            hosted_failures=timings.hosted_failed,
             backend_status=timings.status,
             backend_request_id=timings.request_id,
             body=_kept(self.received) if bodies else None,
@@ -144,6 +146,7 @@ class Record:
             cached = usage.input_tokens_details and usage.input_tokens_details.cached_tokens
             fields |= {"tokens_in": usage.input_tokens, "tokens_cached": cached, "tokens_out": usage.output_tokens}
         fields |= {"lane": self.timings.lane, "delta": self.timings.delta or None, "fallback": self.timings.fallback}
+        fields |= {"hosted": self.timings.hosted or None, "hosted_failed": self.timings.hosted_failed or None}
         fields["adjusted"] = ", ".join(map(str, self.adjusted)) or None
         fields["ms"] = round((trio.current_time() - self.started) * 1000)
         shown = {key: value for key, value in fields.items() if value is not None}

@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from codexd.api.exchange import Exchange, Reply
-from codexd.api.pipeline import Dialect
+from codexd.api.pipeline import Kind
 from codexd.errors import ApiError
 from codexd.server.request import Handler, ServerRequest
 
@@ -19,15 +19,16 @@ class Route(NamedTuple):
     """One endpoint. ``path`` may contain one name: ``<id>`` is a segment, ``<path:id>`` the rest of the path.
 
     ``api``: served both with and without the /v1 prefix, for clients whose base URL lacks it. ``dialect`` is that of
-    the request's body, if any; ``streams``: the answer can be an event stream.
+    the request's body, if any; ``streams``: the answer can be an event stream. ``keyless``: whoever knows the path may.
     """
 
     method: str
     path: str
     handler: Callable[[Exchange], Awaitable[Reply]]
-    dialect: Dialect | None = None
+    dialect: Kind | None = None
     api: bool = True
     streams: bool = False
+    keyless: bool = False
 
     @property
     def failure(self) -> Callable[[ApiError], bytes]:

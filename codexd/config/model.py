@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 
 from codexd.config.addresses import is_beyond_loopback
 from codexd.protocol.codex.models import Effort, Verbosity
+from codexd.protocol.hosted.tools import MAX_ROUNDS, SearchMode
 
 Seconds = Annotated[float, Meta(gt=0, le=86400)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -206,6 +207,18 @@ class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "data URL, for clients that show only the text."
         ),
     ] = "images"
+    web_search: Annotated[
+        SearchMode,
+        _about(
+            "`on request`: search where a request asks for it. `always`: let the model search in every request. `off`: "
+            "never; requests that ask for it are answered without, and `x-codexd-adjusted` says so."
+        ),
+    ] = "on request"
+    max_hosted_calls: Annotated[
+        int,
+        Meta(ge=1, le=100),
+        _about("Maximum number of searches and images that codexd makes for a model in one answer."),
+    ] = MAX_ROUNDS
     reasoning_memory_bytes: Annotated[
         int,
         Meta(ge=0),
@@ -238,6 +251,12 @@ class Models(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "`claude-*haiku*`; names with `claude` are known without one."
         ),
     ] = msgspec.field(default_factory=dict)
+    experimental: Annotated[
+        bool,
+        _about(
+            "Offer what other projects report of the backend, and nobody has verified: the transcription of speech."
+        ),
+    ] = False
     list_efforts: Annotated[
         bool, _about("List `NAME-EFFORT` for each effort of a model, for clients that can only choose from the list.")
     ] = False
@@ -268,6 +287,12 @@ class Storage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     response_seconds: Annotated[float, Meta(gt=0, le=366 * 86400), _about("Seconds to keep a stored response.")] = (
         30 * 86400.0
     )
+    image_bytes: Annotated[
+        int,
+        Meta(ge=0),
+        _about("Maximum size of all images, in memory, that are kept for clients which asked for a URL. 0: none."),
+    ] = 64 * 1024 * 1024
+    image_seconds: Annotated[Seconds, _about("Seconds to keep such an image.")] = 3600.0
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

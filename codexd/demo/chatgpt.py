@@ -8,6 +8,7 @@ event's output is empty, refresh tokens work once.
 
 import secrets
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 import trio
@@ -62,8 +63,18 @@ def _entry(model: Model, priority: int) -> dict[str, object]:
     }
 
 
+def _decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return None
+
+
 class ChatGPT:
-    """The simulated server. ``clock`` gives Unix seconds; ``pace`` is the pause before each event, in seconds."""
+    """The simulated server. ``clock`` gives Unix seconds; ``pace`` is the pause before each event, in seconds.
+
+    ``refusals`` are answers that the endpoints ``search``, ``images`` and ``transcribe`` give next instead of theirs.
+    """
 
     def __init__(self, clock: Callable[[], float], issuer: SimulatedIssuer, *, pace: float = 0.02) -> None:
         self._clock = self.now = clock
@@ -71,6 +82,7 @@ class ChatGPT:
         self.pace = pace
         self.websocket = True
         self.connections = 0
+        self.refusals: dict[str, list[judge.Refusal]] = {}
         self.turns: list[websocket.Turn] | None = None
         self.issuer = issuer
 
@@ -89,6 +101,12 @@ class ChatGPT:
                 await self._responses(request, reply)
             case ("GET", "/codex/responses") if request.headers.get("upgrade", "").lower() == "websocket":
                 await self._websocket(request, reply)
+            case ("POST", "/codex/alpha/search"):
+                await self._search(request, reply)
+            case ("POST", "/codex/images/generations" | "/codex/images/edits"):
+                await self._images(request, reply)
+            case ("POST", "/transcribe"):
+                await self._transcribe(request, reply)
             case ("GET", "/codex/models"):
                 await self._models(request, reply)
             case ("GET", "/wham/usage"):
@@ -146,6 +164,30 @@ class ChatGPT:
             "rate_limit_reached_type": None,
         }
         await send(reply, 200, usage)
+
+    async def _search(self, request: Request, reply: Reply) -> None:
+        if await self._authorized(request, reply):
+            body = _decoded(request.body)
+            refusal = self.refuses("search") or judge.refuse_search(body, self.models)
+            await send(reply, *(refusal or (200, script.found(body))))
+
+    async def _images(self, request: Request, reply: Reply) -> None:
+        if await self._authorized(request, reply):
+            body, edits = _decoded(request.body), request.path.endswith("/edits")
+            refusal = self.refuses("images") or judge.refuse_image(body, edits=edits)
+            await send(reply, *(refusal or (200, script.drawn(body, int(self._clock())))), self._limits())
+
+    async def _transcribe(self, request: Request, reply: Reply) -> None:
+        if await self._authorized(request, reply):
+            form = request.headers.get("content-type", "").startswith("multipart/form-data; boundary=")
+            whole = form and b'name="file"; filename="' in request.body
+            answer = (200, {"text": "This is a simulated transcript."}) if whole else (400, {"detail": "No file"})
+            await send(reply, *(self.refuses("transcribe") or answer))
+
+    def refuses(self, what: str) -> judge.Refusal | None:
+        """Returns the refusal that is set for an endpoint, once for each that is in the list."""
+        waiting = self.refusals.get(what)
+        return waiting.pop(0) if waiting else None
 
     async def _accounts(self, request: Request, reply: Reply) -> None:
         if await self._authorized(request, reply):

@@ -106,6 +106,10 @@ def _refuse_tools(body: Json) -> Refusal | None:
     for tool in body.get("tools", []):
         if tool["type"].startswith("web_search_preview"):
             return _error(f"Unsupported tool type: {tool['type']}", "tools")
+    for item in body["input"]:
+        # The real one ignores them in silence; here nothing that is inert may come.
+        if item.get("type") == "additional_tools" and (hosted := [t for t in item["tools"] if t["type"] in HOSTED]):
+            return _error(f"Responses Lite does not execute hosted tools: {hosted[0]['type']}", "tools")
     for _, tool in tools_of(body):
         name = tool.get("name")
         if name is not None and not _NAME.fullmatch(name):
@@ -123,6 +127,9 @@ def _refuse_tools(body: Json) -> Refusal | None:
     return None
 
 
+HOSTED = frozenset(
+    {"web_search", "image_generation", "mcp", "code_interpreter", "file_search", "computer_use_preview", "local_shell"}
+)
 _TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
 
 
@@ -188,6 +195,42 @@ def _refuse_item(item: Json, number: int) -> Refusal | None:
             if "file_id" in part or not isinstance(part.get("image_url", ""), str):
                 return _error(f"Invalid type for '{where}.content'.", f"{where}.content", "invalid_type")
     return None
+
+
+def refuse_search(body: Any, models: Mapping[str, Model]) -> Refusal | None:
+    """Returns why a body of ``/codex/alpha/search`` is refused."""
+    if not isinstance(body, dict) or not {"id", "model", "commands", "settings"} <= body.keys() <= _SEARCH_KEYS:
+        return _detail("Invalid search request")
+    queries = body["commands"].get("search_query")
+    if (
+        not isinstance(queries, list)
+        or not queries
+        or not all(set(each) <= _QUERY_KEYS and each["q"] for each in queries)
+    ):
+        return _error("Invalid 'commands.search_query'", "commands.search_query")
+    if body["model"] not in models or body["settings"].get("allowed_callers") != ["direct"]:
+        return _error("Invalid 'settings' or 'model'", "settings")
+    return None
+
+
+_SEARCH_KEYS = frozenset({"id", "model", "input", "commands", "settings", "max_output_tokens"})
+_QUERY_KEYS = frozenset({"q", "recency", "domains"})
+
+
+def refuse_image(body: Any, *, edits: bool) -> Refusal | None:
+    """Returns why a body of ``/codex/images/generations`` or ``/edits`` is refused."""
+    wanted = _IMAGE_KEYS | {"images"} if edits else _IMAGE_KEYS
+    if not isinstance(body, dict) or body.keys() != wanted:
+        return _detail(f"Unsupported parameters: {sorted(set(body) ^ wanted) if isinstance(body, dict) else body}")
+    if not isinstance(body["prompt"], str) or not body["prompt"] or body["model"] != "gpt-image-2":
+        return _error("Invalid 'prompt' or 'model'", "prompt")
+    images = body.get("images", [])
+    if edits and not all(set(each) == {"image_url"} and each["image_url"].startswith("data:") for each in images):
+        return _error("Invalid 'images'", "images")
+    return _error("Missing 'images'", "images") if edits and not images else None
+
+
+_IMAGE_KEYS = frozenset({"prompt", "background", "model", "quality", "size"})
 
 
 def _refuse_input(items: list[Json], lite: bool) -> Refusal | None:

@@ -85,7 +85,8 @@ def _items(body: Json, seed: str) -> Iterator[Json]:
     if reasoning.get("effort") not in (None, "none"):
         summary = [{"type": "summary_text", "text": "**Reading** the request."}] if reasoning.get("summary") else []
         yield {"id": f"rs_{seed}", "type": "reasoning", "summary": summary, "encrypted_content": "gAAAAA-simulated"}
-    calls = list(_calls(body))
+    yield from (drawn := list(_hosted(body, seed)))
+    calls = [] if drawn and drawn[-1]["type"] == "image_generation_call" else list(_calls(body))
     for number, (namespace, tool) in enumerate(calls):
         call = {
             "id": f"fc_{seed}{number}", "type": "function_call", "call_id": f"call_{seed[-12:]}{number}",
@@ -98,10 +99,65 @@ def _items(body: Json, seed: str) -> Iterator[Json]:
         yield call if namespace is None else call | {"namespace": namespace}
     if not calls:
         text = {"type": "output_text", "text": _text(body), "annotations": [], "logprobs": []}
+        if drawn:
+            text |= _cited(drawn[-1])
         yield {
             "id": f"msg_{seed}", "type": "message", "role": "assistant", "phase": "final_answer", "status": "completed",
             "content": [text],
         }  # fmt: skip
+
+
+PAGES = (("https://example.com/weather", "Weather today"), ("https://example.org/news", "News of the day"))
+"""What every simulated search finds."""
+
+_STEPS = {
+    "web_search_call": ("in_progress", "searching", "completed"),
+    "image_generation_call": ("in_progress", "generating", "completed"),
+}
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+"""A PNG of one pixel, in base64."""
+
+
+def found(body: Json) -> Json:
+    """Returns the answer of a search, which is a text."""
+    asked = body["commands"]["search_query"][0]["q"]
+    lines = [f"[{title}]({url})\nA page about {asked}." for url, title in PAGES]
+    return {"output": "\n\n".join(lines), "encrypted_output": "gAAAAA-simulated-search"}
+
+
+def drawn(body: Json, created: int) -> Json:
+    """Returns the answer of an endpoint for images."""
+    facts = {key: body[key] for key in ("background", "quality")} | {"size": "1024x1024", "output_format": "png"}
+    usage = {"input_tokens": len(body["prompt"]) // 4 + 1, "output_tokens": 100, "total_tokens": 100}
+    return {"created": created, "data": [{"b64_json": PIXEL}], **facts, "usage": usage}
+
+
+def _hosted(body: Json, seed: str) -> Iterator[Json]:
+    """Returns the call of a hosted tool, if the request has the tool and the user's words ask for it."""
+    offered = {tool["type"] for tool in body.get("tools", [])}
+    said = set(re.findall(r"[a-z]{3,}", _user_text(body).lower()))
+    choice = body["tool_choice"]
+    forced = choice.get("type") if isinstance(choice, dict) else None
+    if "web_search" in offered and (forced == "web_search" or said & {"search", "web"}):
+        action = {"type": "search", "query": _topic(body), "queries": [_topic(body)]}
+        yield {"id": f"ws_{seed}", "type": "web_search_call", "status": "completed", "action": action}
+    if "image_generation" in offered and (forced == "image_generation" or said & {"image", "draw", "picture"}):
+        facts = {"background": "opaque", "output_format": "png", "quality": "low", "size": "1024x1024"}
+        image = {"result": PIXEL, "revised_prompt": _user_text(body), **facts}
+        yield {"id": f"ig_{seed}", "type": "image_generation_call", "status": "completed", **image}
+
+
+def _cited(call: Json) -> Json:
+    """Returns the text after a hosted call, and its citations."""
+    if call["type"] == "image_generation_call":
+        return {"text": "Here is the image."}
+    url, title = PAGES[0]
+    link = f"[{title}]({url})"
+    text = f"It is sunny, says {link}."
+    at = text.index(link)
+    mark = {"type": "url_citation", "url": url, "title": title, "start_index": at, "end_index": at + len(link)}
+    return {"text": text, "annotations": [mark]}
 
 
 def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
@@ -111,6 +167,7 @@ def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
         "function_call": {"arguments": ""},
         "custom_tool_call": {"input": ""},
         "reasoning": {"summary": []},
+        "image_generation_call": {"result": None},
     }
     status = {} if item["type"] in ("reasoning", "compaction") else {"status": "in_progress"}
     yield "response.output_item.added", {"item": item | started.get(item["type"], {}) | status}
@@ -135,8 +192,9 @@ def _item_events(item: Json) -> Iterator[tuple[str, Json]]:
             for piece in pieces(item["input"]):
                 yield "response.custom_tool_call_input.delta", {**here, "delta": piece}
             yield "response.custom_tool_call_input.done", {**here, "input": item["input"]}
-        case "compaction":
-            pass
+        case "web_search_call" | "image_generation_call" | "compaction" as kind:
+            for step in _STEPS.get(kind, ()):
+                yield f"response.{kind}.{step}", here
         case _:
             for number, part in enumerate(item["summary"]):
                 at = {**here, "summary_index": number}
@@ -171,7 +229,7 @@ def _told(last: Json) -> str | None:
     if last.get("role") != "developer":
         return None
     text = " ".join(part.get("text", "") for part in last.get("content", []))
-    return text if text.startswith("Call ") else None
+    return text if text.startswith(("Call ", "Search ", "Draw ")) else None
 
 
 def _calls(body: Json) -> Iterator[tuple[str | None, Json]]:
@@ -183,7 +241,9 @@ def _calls(body: Json) -> Iterator[tuple[str | None, Json]]:
     if choice == "none" or last.get("type") in _OUTPUTS:
         return
     if (told := _told(last)) is not None:
+        words = told.lower().split()
         named = [each for each in tools if re.search(rf"\b{re.escape(each[1]['name'])}\b", told)]
+        named = named or [each for each in tools if set(each[1]["name"].lower().split("_")) & set(words)]
         yield from named or tools[:1]
         return
     said = set(re.findall(r"[a-z]{3,}", _user_text(body).lower()))

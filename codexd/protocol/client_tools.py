@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
 from codexd.protocol.codex.request import FunctionTool, NamedTool, Tool
-from codexd.protocol.codex.tools import Choice, name_of, no_parameters
+from codexd.protocol.codex.tools import Choice, kind_of, name_of, no_parameters
 from codexd.protocol.members import place_of
 from codexd.protocol.raw import RawObject, given
 
@@ -156,6 +156,8 @@ def choose(asked: str | NamedChoice | None, tools: Sequence[Tool], where: str) -
         wanted = {name for each in asked.allowed_tools.tools if (name := each.named()) is not None}
         return asked.allowed_tools.mode, [tool for tool in tools if name_of(tool) in wanted]
     name = asked.named()
+    if name is None and asked.type not in ("function", "custom") and asked.type in map(kind_of, tools):
+        return Raw(msgspec.json.encode({"type": asked.type})), list(tools)
     if name is None:
         raise errors.bad_request(f"{where} names no tool.", param=where)
     if name not in map(name_of, tools):

@@ -18,6 +18,7 @@ from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex import tools
 from codexd.protocol.codex.models import EFFORTS, Resolved, nearest
 from codexd.protocol.codex.request import InputItem, UpstreamRequest
+from codexd.protocol.hosted.tools import MAX_ROUNDS, Hosted, SearchMode, plan
 from codexd.protocol.lite import to_lite
 from codexd.protocol.raw import role_of, type_of, unchanged
 
@@ -41,13 +42,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     verbosity: str | None = None
     repair_history: bool = False
     think_tags: bool = False
+    web_search: SearchMode = "on request"
+    hosted_calls: int = MAX_ROUNDS
 
 
 class Converted(Struct, frozen=True):
     """A request for the backend, and the facts that the conversion of its answer needs.
 
     ``names`` maps each renamed tool to the client's own name. ``legacy``: the client uses the old ``functions`` and is
-    answered with ``function_call``.
+    answered with ``function_call``. ``hosted``: the hosted tools that codexd runs.
     """
 
     request: UpstreamRequest
@@ -55,6 +58,7 @@ class Converted(Struct, frozen=True):
     adjusted: Adjustments
     names: dict[str, str] = {}
     legacy: bool = False
+    hosted: Hosted | None = None
 
 
 def shaped(
@@ -64,17 +68,26 @@ def shaped(
     adjusted: Adjustments,
     *,
     forced: bool | None,
+    settings: Settings,
     legacy: bool = False,
+    max_calls: int | None = None,
 ) -> Converted:
     """Fits tools and formats to the backend's rules, and applies the model's shape.
 
-    ``forced`` is the client's ``parallel_tool_calls``. Raises ApiError 400 for a schema that is too deep.
+    ``forced`` is the client's ``parallel_tool_calls``, ``max_calls`` its limit of calls of hosted tools. Raises
+    ApiError 400 for a schema that is too deep, and for a hosted tool that the model cannot have.
     """
     own_tools = [] if request.tools is UNSET else request.tools
-    fitted, fit = tools.fit(own_tools)
+    planned, hosted, plans = plan(
+        request,
+        lite=lite,
+        mode=settings.web_search,
+        rounds=settings.hosted_calls if max_calls is None else min(settings.hosted_calls, max_calls),
+    )
+    fitted, fit = tools.fit(planned)
     named = tools.name(fitted, request.input, request.tool_choice)
     form, formed = tools.fit_format(request.text.format)
-    adjusted += (*fit, *formed)
+    adjusted += (*plans, *fit, *formed)
     if form is not request.text.format:
         request = msgspec.structs.replace(request, text=msgspec.structs.replace(request.text, format=form))
     if named.names or not unchanged(fitted, own_tools):
@@ -85,7 +98,7 @@ def shaped(
     if lite:
         request, made_lite = to_lite(request, instructions)
         adjusted += (Adjustment("parallel_tool_calls", "false"), *made_lite) if forced else made_lite
-    return Converted(request, lite, tuple(dict.fromkeys(adjusted)), named.names, legacy)
+    return Converted(request, lite, tuple(dict.fromkeys(adjusted)), named.names, legacy, hosted)
 
 
 def without_reasoning(request: UpstreamRequest) -> UpstreamRequest | None:

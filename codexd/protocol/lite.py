@@ -20,7 +20,7 @@ from codexd.protocol.codex.request import (
     Tool,
     UpstreamRequest,
 )
-from codexd.protocol.raw import RawObject, type_of, unchanged
+from codexd.protocol.raw import RawObject, plain, type_of, unchanged
 
 NAMESPACE = "functions"
 """The namespace around a client's flat tools for responses-lite models; removed again from the answer."""
@@ -36,7 +36,10 @@ def to_lite(request: UpstreamRequest, instructions: str) -> tuple[UpstreamReques
     undetailed = [_without_detail(item) for item in request.input]
     if not unchanged(undetailed, request.input):
         adjusted += (Adjustment("image_detail", "dropped"),)
-    items = [_in_namespace(item) for item in undetailed]
+    known = [each for item in undetailed if (each := _known(item)) is not None]
+    if not unchanged(known, undetailed):
+        adjusted += (Adjustment("hosted_calls", "converted"),)
+    items = [_in_namespace(item) for item in known]
     head: list[InputItem] = []
     if items and type_of(items[0]) == "additional_tools":
         # The client is the official one: its own tools item must stay first.
@@ -86,6 +89,20 @@ def _in_namespace(item: InputItem) -> InputItem:
     if isinstance(item, dict) and type_of(item) in ("function_call", "custom_tool_call"):
         return {"namespace": Raw(msgspec.json.encode(NAMESPACE)), **item}
     return item
+
+
+def _known(item: InputItem) -> InputItem | None:
+    """Returns an image of an earlier answer as one that the user sent; None for a search, whose answer tells of it.
+
+    These models do not have the hosted tools whose calls such items are.
+    """
+    kind = type_of(item) if isinstance(item, dict) else None
+    if not isinstance(item, dict) or kind not in ("web_search_call", "image_generation_call"):
+        return item
+    if kind == "web_search_call" or (image := plain(item.get("result"))) is None:
+        return None
+    url = f"data:image/{plain(item.get('output_format')) or 'png'};base64,{image}"
+    return Message(role="user", content=[InputText(text="The image that you made:"), InputImage(image_url=url)])
 
 
 # --- image detail, which these models refuse

@@ -28,13 +28,17 @@ _MAX_TOKENS = (
     "codexd counts words, numbers and punctuation of text and tool arguments, never more than there are tokens, and "
     "closes the backend's stream at the limit; reasoning is not counted, and the usage of a cut answer is estimated"
 )
+_SEARCHES = "the model searches itself, or codexd does where it cannot"
+_MAX_CALLS = "the number of searches and images that codexd makes for a responses-lite model; other models ignore it"
 _EFFORT = "an effort that the model lacks becomes the nearest that it has, an unknown word the default"
 _SHARED: dict[str, Rule] = {
     "model": Rule("adjusted", "resolved to a model and, for a `NAME-EFFORT` name, its reasoning effort"),
     "stream": Rule("adjusted", "the backend always streams; codexd collects the answer for clients that do not"),
     "tools": Rule(
         "forwarded",
-        "in the shape that the model requires; names that are too long (64) or have odd characters are replaced",
+        "in the shape that the model requires; names that are too long (64) or have odd characters are replaced. "
+        "`web_search` and `image_generation` run in codexd for models that cannot run them; other tools of OpenAI's "
+        "own are refused for these models",
     ),
     "tool_choice": Rule(
         "adjusted", "for responses-lite models a forced choice becomes an instruction, and `none` removes the tools"
@@ -75,7 +79,9 @@ CHAT: dict[str, Rule] = _SHARED | {
     "logit_bias": Rule("dropped", _BACKEND, ({},)),
     "seed": Rule("dropped", _BACKEND),
     "prediction": Rule("dropped", _BACKEND),
-    "web_search_options": Rule("dropped", _BACKEND),
+    "web_search_options": Rule("adjusted", f"becomes a tool of type `web_search`; {_SEARCHES}"),
+    "plugins": Rule("adjusted", "OpenRouter's: `web` becomes a tool of type `web_search`; others are ignored"),
+    "max_tool_calls": Rule("emulated", _MAX_CALLS),
     "n": Rule("emulated", "up to 8, as parallel requests to the backend", (1,)),
     "logprobs": Rule("refused", _BACKEND, (False,)),
     "top_logprobs": Rule("refused", _BACKEND, (0,)),
@@ -113,7 +119,7 @@ RESPONSES: dict[str, Rule] = _SHARED | {
     "include": Rule("adjusted", "always `reasoning.encrypted_content`"),
     "client_metadata": Rule("forwarded", "sent by the official client"),
     "max_output_tokens": Rule("emulated", _MAX_TOKENS),
-    "max_tool_calls": Rule("dropped", _BACKEND),
+    "max_tool_calls": Rule("emulated", _MAX_CALLS),
     "truncation": Rule("dropped", _BACKEND, ("disabled",)),
     "context_management": Rule("dropped", _BACKEND),
     "top_logprobs": Rule("dropped", _BACKEND, (0,)),
@@ -134,7 +140,10 @@ MESSAGES: dict[str, Rule] = {
         "emulated", "up to 64; the answer ends before the first, and the backend's stream is closed", ([],)
     ),
     "stream": _SHARED["stream"],
-    "tools": Rule("adjusted", "tools with an `input_schema` work; Anthropic's own (web search, bash, computer) do not"),
+    "tools": Rule(
+        "adjusted",
+        f"tools with an `input_schema`, and Anthropic's web search: {_SEARCHES}. Others (bash, computer) are refused",
+    ),
     "tool_choice": _SHARED["tool_choice"],
     "thinking": Rule(
         "adjusted",
@@ -155,6 +164,43 @@ MESSAGES: dict[str, Rule] = {
     "thread": Rule("refused", "send the whole conversation without it, as the SDK then does"),
     "container": Rule("refused", "the backend has no containers"),
     "mcp_servers": Rule("refused", "the backend cannot reach MCP servers", ([],)),
+}
+
+_ONE_FORMAT = "the backend makes PNG"
+IMAGES: dict[str, Rule] = {
+    "prompt": Rule("forwarded"),
+    "model": Rule("adjusted", "any name; the backend has one model, `gpt-image-2`"),
+    "n": Rule("emulated", "up to 10, as parallel requests to the backend", (1,)),
+    "size": Rule(
+        "adjusted", "`auto`, `1024x1024`, `1536x1024`, `1024x1536`; others become the one of their orientation"
+    ),
+    "quality": Rule("adjusted", "`hd` becomes `high`, `standard` becomes `medium`"),
+    "background": Rule("adjusted", "`opaque` if absent, as the official client sends it"),
+    "response_format": Rule("adjusted", "`b64_json` or `url`; a `url` is served by codexd for `storage.image_seconds`"),
+    "output_format": Rule("adjusted", _ONE_FORMAT),
+    "stream": Rule("adjusted", "each image comes as one event when it is complete"),
+    "image": Rule("adjusted", "edits: a file, base64, a data URL or a list of these"),
+    "images": Rule("adjusted", "edits in JSON: a list with `image_url`"),
+    "partial_images": Rule("dropped", "the backend sends none", (0,)),
+    "output_compression": Rule("dropped", _ONE_FORMAT, (100,)),
+    "moderation": Rule("dropped", _BACKEND, ("auto",)),
+    "input_fidelity": Rule("dropped", _BACKEND),
+    "style": Rule("dropped", _BACKEND),
+    "user": Rule("dropped", _BACKEND),
+    "mask": Rule("refused", "say in the prompt what to change, and leave it out"),
+}
+
+TRANSCRIPTIONS: dict[str, Rule] = {
+    "file": Rule("forwarded"),
+    "model": Rule("adjusted", "any name; the backend has one model"),
+    "language": Rule("forwarded"),
+    "response_format": Rule("adjusted", "`json` or `text`; the backend gives no times for the others"),
+    "stream": Rule("adjusted", "the transcript comes as one event"),
+    "prompt": Rule("dropped", "the backend takes none"),
+    "temperature": Rule("dropped", "the backend takes none", (0,)),
+    "include": Rule("dropped", "the backend has none"),
+    "chunking_strategy": Rule("dropped", "the backend has none", ("auto",)),
+    "timestamp_granularities": Rule("dropped", "the backend gives no times"),
 }
 
 _SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -19,7 +19,7 @@ def encoded(value: object) -> Raw:
 
 def unchanged(new: Sequence[object], old: Sequence[object]) -> bool:
     """Returns whether both lists hold the same objects: nothing in one of them was replaced."""
-    return all(map(operator.is_, new, old))
+    return len(new) == len(old) and all(map(operator.is_, new, old))
 
 
 def given(raw: Raw | UnsetType) -> TypeGuard[Raw]:

@@ -65,6 +65,7 @@ class Metrics:
         self._sent: Counter[str] = Counter()
         self._fallbacks: Counter[str] = Counter()
         self._handshakes = 0
+        self._hosted: Counter[str] = Counter({"ok": 0, "failed": 0})
         self._first: dict[str, _Histogram] = {}
         self._duration: dict[str, _Histogram] = {}
         self.lag = _Histogram(LAG)
@@ -82,6 +83,8 @@ class Metrics:
             self._lanes[trace.lane, connection, "delta" if trace.delta else "whole"] += 1
             self._sent[trace.lane] += trace.sent_bytes
             self._handshakes += trace.handshakes
+        self._hosted["ok"] += trace.hosted_calls - trace.hosted_failures
+        self._hosted["failed"] += trace.hosted_failures
         if trace.fallback is not None:
             self._fallbacks[trace.fallback] += 1
         for each in adjusted:
@@ -164,6 +167,10 @@ class Metrics:
             (((reason,), count) for reason, count in self._fallbacks.items()),
         )  # fmt: skip
         yield counter("backend_handshakes", "Websocket handshakes with the backend.", [], [((), self._handshakes)])
+        yield counter(
+            "hosted_calls", "Searches and images that codexd made for a model in an answer.", ["outcome"],
+            (((outcome,), count) for outcome, count in self._hosted.items()),
+        )  # fmt: skip
         yield counter(
             "token_refreshes", "Attempts to renew the access token.", ["outcome"],
             [(("ok",), gauges.refreshes), (("failed",), gauges.refresh_failures)],

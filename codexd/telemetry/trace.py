@@ -43,15 +43,19 @@ class Timings:
     ``lane``: websocket or http. ``kept``: the websocket had answered before; ``delta``: only new items were sent.
     ``sent``: bytes of the request. ``fallback``: why HTTP was used instead of a websocket. ``only``: the lane to use,
     whatever is configured. ``key_kept``: whether the backend took the prompt cache key; None if it did not say.
+    ``hosted``: calls of hosted tools that codexd has run, of which ``hosted_failed`` failed.
     """
 
-    __slots__ = ("asked", "connected", "delta", "fallback", "first", "handshakes", "head", "kept", "key_kept", "lane",
-                 "only", "ready", "request_id", "resent", "sent", "status", "token", "tries")  # fmt: skip
+    __slots__ = (
+        "asked", "connected", "delta", "fallback", "first", "handshakes", "head", "hosted", "hosted_failed", "kept",
+        "key_kept", "lane", "only", "ready", "request_id", "resent", "sent", "status", "token", "tries",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.tries = 0
         self.resent = False
         self.handshakes = 0
+        self.hosted = self.hosted_failed = 0
         self.lane: Lane | None = None
         self.kept = self.delta = False
         self.sent = 0
@@ -82,6 +86,8 @@ class Trace(Struct, frozen=True, kw_only=True):
 
     ``lane`` is how the request was sent. ``websocket_kept``: on a websocket that had answered before; ``delta``: only
     its new items. ``fallback``: why HTTP was used and not a websocket. ``sent_bytes``: the request's size.
+
+    ``hosted_calls`` are searches and images of the answer that codexd has made itself, with ``hosted_failures``.
     """
 
     id: str
@@ -107,6 +113,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     handshakes: int = 0
     fallback: str | None = None
     sent_bytes: int = 0
+    hosted_calls: int = 0
+    hosted_failures: int = 0
     backend_status: int | None = None
     backend_request_id: str | None = None
     body: str | None = None

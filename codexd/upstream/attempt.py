@@ -27,6 +27,13 @@ class Attempts:
         self._without_reasoning = without_reasoning
         self._websockets = self._responses = 0
 
+    @property
+    def call(self) -> Call:
+        """The request in the form in which it is sent next. Raises ValueError after ``forget``."""
+        if self._call is None:
+            raise ValueError("the request was forgotten")
+        return self._call
+
     def forget(self) -> None:
         """Releases the request; it cannot be opened again."""
         self._call, self._without_reasoning = None, _nothing
@@ -34,11 +41,9 @@ class Attempts:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[EventStream | WebsocketStream]:
         """Opens the backend's event stream as ``Upstream.open`` does. Raises ValueError after ``forget``."""
-        if self._call is None:
-            raise ValueError("the request was forgotten")
-        timings = self._call.timings
+        timings = self.call.timings
         try:
-            async with self._upstream.open(self._call, self._websockets) as source:
+            async with self._upstream.open(self.call, self._websockets) as source:
                 yield source
         except ApiError as error:
             # A websocket that failed is followed by another one, that by HTTP; over HTTP there is one retry, or none

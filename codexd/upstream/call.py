@@ -45,6 +45,7 @@ class Call:
         """Whether the user has said something since the last answer; otherwise the request is part of a tool loop."""
         return any(role_of(item) == "user" for item in self.request.input[self.chain.tail :])
 
-    def replaced(self, request: UpstreamRequest) -> "Call":
+    def replaced(self, request: UpstreamRequest, *, lossless: bool | None = None) -> "Call":
         """Returns the same call with another request."""
-        return Call(request, self.key, lite=self.lite, caller=self.caller, lossless=self.lossless, timings=self.timings)
+        lossless = self.lossless if lossless is None else lossless
+        return Call(request, self.key, lite=self.lite, caller=self.caller, lossless=lossless, timings=self.timings)

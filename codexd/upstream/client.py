@@ -187,7 +187,7 @@ class Upstream:
             async with opened as answer:
                 yield answer
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise _foreign(error) from error
+            raise foreign(error) from error
 
     # --- the websocket lane
 
@@ -481,7 +481,7 @@ class Upstream:
             async with self._client.stream("HEAD", url, timeout=None) as response:
                 return _moment(response.headers.get("date"))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _foreign(error) from error
+            raise foreign(error) from error
 
     async def _get(self, path: str) -> httpx.Response:
         """Returns a page of the account with status 200. Retries a 401 once with a new token. Raises ApiError."""
@@ -507,7 +507,7 @@ class Upstream:
         except trio.TooSlowError as error:
             raise errors.upstream_unreachable(f"no answer within {PAGE_TIMEOUT:g} seconds") from error
         except httpx.HTTPError as error:
-            raise _foreign(error) from error
+            raise foreign(error) from error
 
     async def _send(self, call: Call, access: Access) -> httpx.Response | PlainResponse:
         headers = identity.of_post(self._config, access, call, self._routing)
@@ -554,7 +554,8 @@ def _moment(date: str | None) -> float | None:
         return None
 
 
-def _foreign(error: Exception) -> errors.ApiError:
+def foreign(error: Exception) -> errors.ApiError:
+    """Returns an error of httpx as one for a client."""
     if isinstance(error, CannotConnect):
         return errors.cannot_connect(error.what, error.advice, error.code, retryable=error.again)
     if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):

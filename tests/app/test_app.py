@@ -594,7 +594,6 @@ async def test_also_those_of_anthropics_clients(autojump_clock: MockClock, tmp_p
     ("path", "words"),
     [
         ("/v1/embeddings", "has no embeddings"),
-        ("/v1/audio/transcriptions", "has no transcription of speech"),
         ("/v1/audio/speech", "has no speech synthesis"),
         ("/v1/files/file_1", "has no store for files"),
         ("/v1/messages/batches", "has no batches"),

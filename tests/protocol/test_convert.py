@@ -271,8 +271,10 @@ def test_lite_leaves_alone_what_it_does_not_know() -> None:
 
 
 def test_lite_wraps_hosted_tools_beside_the_namespace() -> None:
-    body = up(responses_request("gpt-6-sol", tools=[{"type": "web_search"}, {"type": "other"}]))
-    assert body["input"][0]["tools"] == [{"type": "web_search"}, {"type": "other"}]
+    found = {"type": "tool_search", "execution": "client"}
+    body = up(responses_request("gpt-6-sol", tools=[{"type": "web_search"}, found]))
+    assert body["input"][0]["tools"][0] == found
+    assert body["input"][0]["tools"][1]["name"] == "hosted"
 
 
 @pytest.mark.parametrize("choice", ["none", {"type": "function", "function": {"name": "f"}}])

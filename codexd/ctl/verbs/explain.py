@@ -57,6 +57,8 @@ def draw(reply: wire.Explained) -> None:
         rows.append(("backend", _backend(trace)))
     if trace.lane is not None:
         rows.append(("sent by", _lane(trace)))
+    if trace.hosted_calls:
+        rows.append(("searches, images", _hosted(trace)))
     parts: list[drawing.Drawn] = [drawing.grid(rows), drawing.below(_times(trace))]
     bodies = [(name, body) for name, body in (("received", trace.body), ("sent", trace.sent)) if body]
     for name, body in bodies:
@@ -110,6 +112,12 @@ def _lane(trace: Trace) -> str:
         return f"HTTP, {size}{why}"
     which = "the websocket of its conversation" if trace.websocket_kept else "a new websocket"
     return f"{which}, {size}, {'only what is new' if trace.delta else 'the whole conversation'}"
+
+
+def _hosted(trace: Trace) -> str:
+    """Returns how many searches and images codexd made for the answer."""
+    failed = f", {trace.hosted_failures} failed" if trace.hosted_failures else ""
+    return f"{trace.hosted_calls} by codexd{failed}"
 
 
 def _steps(trace: Trace) -> Iterator[tuple[str, int | None]]:

@@ -40,6 +40,7 @@ from codexd.protocol.anthropic.wire import (
 )
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.client_tools import NamedChoice
+from codexd.protocol.codex.tools import SEARCH
 from codexd.protocol.convert import Thinking, effort_of_budget
 from codexd.protocol.raw import given
 from codexd.protocol.reasoning import Items, of_call, of_text
@@ -98,7 +99,8 @@ def _request(asked: MessagesRequest, messages: list[chat.Message]) -> chat.ChatR
         messages=messages,
         stream=asked.stream,
         tools=[_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ())] or None,
-        tool_choice=_choice(choice),
+        tool_choice=_choice(choice, asked.tools or ()),
+        max_tool_calls=min((tool.max_uses for tool in asked.tools or () if tool.max_uses is not None), default=None),
         parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
         response_format=None if form is None else _format(form),
         service_tier="fast" if asked.speed == "fast" else None,
@@ -169,8 +171,11 @@ def _assistant(blocks: Sequence[Block], where: str) -> _Turn:
                 thought += _reasoning(encrypted, summary)
             case RedactedThinkingBlock(data=encrypted):
                 thought += _reasoning(encrypted, "")
-            case ServerToolUse() | WebSearchResult() | WebFetchResult() | CodeResult() | ToolSearchResult():
-                adjusted = (Adjustment("server_tools", "dropped"),)
+            case ServerToolUse(name="web_search") | WebSearchResult():
+                # Of this answer or an earlier one; the text after it tells what was found.
+                adjusted += (Adjustment("web_search", "left out"),)
+            case ServerToolUse() | WebFetchResult() | CodeResult() | ToolSearchResult():
+                adjusted += (Adjustment("server_tools", "dropped"),)
             case _:
                 raise errors.bad_request(f"{here} is only allowed in a user message.", param=here)
     text = "".join(texts)
@@ -256,10 +261,12 @@ def _unsupported_source(source: Source, where: str, what: str) -> ApiError:
 
 
 def _tool(tool: Tool, where: str) -> Raw:
+    if tool.searches:
+        return _search(tool)
     if tool.type not in (None, "custom"):
         raise errors.unsupported(
             where,
-            f"Tools of type {tool.type!r} run at Anthropic. codexd supports only tools with an input_schema.",
+            f"Tools of type {tool.type!r} run at Anthropic. Of those, codexd has only the web search: remove it.",
         )
     function: dict[str, object] = {"name": tool.name, "description": tool.description, "strict": tool.strict}
     if given(tool.input_schema):
@@ -267,9 +274,26 @@ def _tool(tool: Tool, where: str) -> Raw:
     return Raw(msgspec.json.encode({"type": "function", "function": function}))
 
 
-def _choice(choice: ToolChoice | None) -> str | NamedChoice | None:
+def _search(tool: Tool) -> Raw:
+    search: dict[str, object] = {"type": SEARCH}
+    domains = {"allowed_domains": tool.allowed_domains, "blocked_domains": tool.blocked_domains}
+    if filters := {key: value for key, value in domains.items() if value}:
+        search["filters"] = filters
+    if given(tool.user_location):
+        search["user_location"] = tool.user_location
+    return Raw(msgspec.json.encode(search))
+
+
+def searches(asked: MessagesRequest) -> bool:
+    """Returns whether the client asked for Anthropic's web search, and so knows its blocks."""
+    return any(tool.searches for tool in asked.tools or ())
+
+
+def _choice(choice: ToolChoice | None, tools: Sequence[Tool]) -> str | NamedChoice | None:
     if choice is None:
         return None
+    if any(tool.searches and tool.name == choice.name for tool in tools):
+        return NamedChoice(type=SEARCH)
     match choice.type:
         case "any":
             return "required"

@@ -27,7 +27,7 @@ from codexd.protocol.codex.events import Item, OutputItemDone, Usage, decode_eve
 from codexd.protocol.reasoning import Turn
 from codexd.protocol.stops import Cutoff
 
-Kind = Literal["text", "thinking", "redacted_thinking", "tool_use"]
+Kind = Literal["text", "thinking", "redacted_thinking", "tool_use", "server_tool_use", "web_search_tool_result"]
 
 _REASONS: dict[FinishReason, str] = {
     "stop": "end_turn",
@@ -57,7 +57,7 @@ class _Usage(Struct, frozen=True):
     output_tokens_details: dict[str, int] | None = None
     cache_creation: None = None
     inference_geo: None = None
-    server_tool_use: None = None
+    server_tool_use: dict[str, int] | None = None
     service_tier: str = "standard"
 
 
@@ -100,7 +100,7 @@ class _Block:
                 return self.head | {"text": whole, "citations": self.citations or None}
             case "thinking":
                 return self.head | {"thinking": whole, "signature": self.close}
-            case "redacted_thinking":
+            case "redacted_thinking" | "web_search_tool_result":
                 return self.head
             case _:
                 return self.head | {"input": _arguments(whole)}
@@ -119,6 +119,7 @@ _DELTAS: dict[Kind, tuple[str, str]] = {
     "text": ("text_delta", "text"),
     "thinking": ("thinking_delta", "thinking"),
     "tool_use": ("input_json_delta", "partial_json"),
+    "server_tool_use": ("input_json_delta", "partial_json"),
 }
 
 
@@ -127,11 +128,15 @@ _EMPTY: dict[Kind, dict[str, object]] = {
     "thinking": {"thinking": "", "signature": ""},
     "redacted_thinking": {},
     "tool_use": {"input": {}},
+    "server_tool_use": {"input": {}},
+    "web_search_tool_result": {},
 }
 
 
 class MessagesConverter:
     """Converts one answer of the chat automaton. ``thinking``: thinking blocks were requested.
+
+    ``searches``: web search was requested, so its calls are shown.
 
     ``cut`` is the automaton's. ``prompt_tokens`` estimates the request for ``message_start``, because the backend
     reports usage only at the end.
@@ -148,7 +153,10 @@ class MessagesConverter:
         cut: Cutoff,
         prompt_tokens: Callable[[], int],
         turn: Turn | None = None,
+        searches: bool = False,
     ) -> None:
+        self._searches = searches
+        self._searched = 0
         self.state = stream
         self._id = id
         self._model = model
@@ -256,11 +264,31 @@ class MessagesConverter:
                     self._begin("redacted_thinking", {"type": "redacted_thinking", "data": encrypted}).done = True
             case "message" if last is not None and last.kind == "thinking":
                 last.done = True  # commentary: the next reasoning item must not sign it
+            case "web_search_call" if self._searches:
+                self._search(item)
             case "function_call":
                 for block in self._queue:
                     block.done = block.done or block.key == item.call_id
             case _:
                 pass
+
+    def _search(self, item: Item) -> None:
+        """Shows a search: its query, and the pages that it found or why it failed."""
+        action = item.action if isinstance(item.action, dict) else {}
+        if action.get("type", "search") != "search":
+            return  # a page was opened, for which this API has no block
+        self._searched += 1
+        name = f"srvtoolu_{self._id.removeprefix('msg_')[:20]}{self._searched}"
+        use = self._begin("server_tool_use", {"type": "server_tool_use", "id": name, "name": "web_search"})
+        use.pieces.append(_encode({"query": str(action.get("query") or "")}).decode())
+        use.done = True
+        content: object = [
+            _result(page) for page in (item.results if isinstance(item.results, list) else ()) if isinstance(page, dict)
+        ]
+        if item.error is not None:
+            content = {"type": "web_search_tool_result_error", "error_code": str(item.error)}
+        head = {"type": "web_search_tool_result", "tool_use_id": name, "content": content}
+        self._begin("web_search_tool_result", head).done = True
 
     # --- events
 
@@ -333,4 +361,11 @@ class MessagesConverter:
         cached = (details and details.cached_tokens) or 0
         thinking = (usage.output_tokens_details and usage.output_tokens_details.reasoning_tokens) or 0
         tokens_in, tokens_out = (usage.input_tokens or 0) - cached, usage.output_tokens or 0
-        return _Usage(tokens_in, tokens_out, 0, cached, {"thinking_tokens": thinking})
+        searched = {"web_search_requests": self._searched} if self._searched else None
+        return _Usage(tokens_in, tokens_out, 0, cached, {"thinking_tokens": thinking}, server_tool_use=searched)
+
+
+def _result(page: dict[str, object]) -> dict[str, object]:
+    """Returns a page in the API's shape; the text of pages stays with the model."""
+    place = {"url": str(page.get("url") or ""), "title": str(page.get("title") or "")}
+    return {"type": "web_search_result", **place, "encrypted_content": "", "page_age": None}

@@ -66,7 +66,7 @@ class RedactedThinkingBlock(Struct, frozen=True, kw_only=True, tag="redacted_thi
 
 
 class ServerToolUse(Struct, frozen=True, tag="server_tool_use"):
-    pass
+    name: str = ""
 
 
 class WebSearchResult(Struct, frozen=True, tag="web_search_tool_result"):
@@ -111,6 +111,15 @@ class Tool(Struct, frozen=True, kw_only=True):
     description: str | None = None
     input_schema: Raw | UnsetType = msgspec.UNSET
     strict: bool | None = None
+    max_uses: int | None = None
+    allowed_domains: list[str] | None = None
+    blocked_domains: list[str] | None = None
+    user_location: Raw | UnsetType = msgspec.UNSET
+
+    @property
+    def searches(self) -> bool:
+        """Whether it is Anthropic's web search, of any version."""
+        return self.type is not None and self.type.startswith("web_search_2")
 
 
 class ToolChoice(Struct, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ from codexd.protocol.codex.request import (
     Tool,
     UpstreamRequest,
 )
-from codexd.protocol.codex.tools import Choice
+from codexd.protocol.codex.tools import SEARCH, Choice, kind_of
 from codexd.protocol.convert import (
     NEUTRAL,
     Converted,
@@ -40,7 +40,7 @@ from codexd.protocol.convert import (
     service_tier,
     shaped,
 )
-from codexd.protocol.raw import role_of
+from codexd.protocol.raw import encoded, role_of
 from codexd.protocol.reasoning import Recall, nothing, of_call, of_text
 from codexd.protocol.tool_pairs import Placed
 
@@ -79,6 +79,7 @@ def from_chat(
     legacy = bool(asked.functions) and not asked.tools
     found: list[Tool] = [client_tools.from_chat(raw, f"tools[{index}]") for index, raw in enumerate(asked.tools or ())]
     found += [client_tools.function(function) for function in asked.functions or ()] if legacy else []
+    found += _searches(asked, found)
     choice, found = _choice(asked, found, legacy=legacy)
     model, form = resolved.model, _text_format(asked)
     tier, tiered = service_tier(asked.service_tier)
@@ -98,7 +99,16 @@ def from_chat(
         text=Text(verbosity=asked.verbosity or settings.verbosity or model.verbosity, format=form),
     )
     adjusted += (*repaired, *tiered, *instructed, *named, *keyed)
-    return shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls, legacy=legacy)
+    return shaped(
+        request,
+        instructions,
+        model.lite,
+        adjusted,
+        forced=asked.parallel_tool_calls,
+        settings=settings,
+        legacy=legacy,
+        max_calls=asked.max_tool_calls,
+    )
 
 
 def thinking_of(asked: chat.ChatRequest) -> Thinking:
@@ -114,6 +124,22 @@ def thinking_of(asked: chat.ChatRequest) -> Thinking:
     if asked.enable_thinking is not None:
         return Thinking(None, "enable_thinking", asked.enable_thinking)
     return Thinking(None, "reasoning_effort")
+
+
+def _searches(asked: chat.ChatRequest, found: Sequence[Tool]) -> list[Tool]:
+    """Returns the search tool that ``web_search_options`` asks for, or OpenRouter's plugin ``web``."""
+    options = asked.web_search_options
+    if options is None and not any(plugin.id == "web" for plugin in asked.plugins or ()):
+        return []
+    if SEARCH in map(kind_of, found):
+        return []
+    tool: dict[str, object] = {"type": SEARCH}
+    if options is not None and options.search_context_size is not None:
+        tool["search_context_size"] = options.search_context_size
+    if options is not None and options.user_location is not None:
+        place = options.user_location.approximate
+        tool["user_location"] = {"type": "approximate", **msgspec.to_builtins(place)}
+    return [{key: encoded(value) for key, value in tool.items()}]
 
 
 def _choice(asked: chat.ChatRequest, found: list[Tool], *, legacy: bool) -> tuple[Choice, list[Tool]]:

@@ -142,6 +142,28 @@ class ReasoningOptions(Struct, frozen=True, kw_only=True):
     enabled: bool | None = None
 
 
+class Approximate(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    country: str | None = None
+    region: str | None = None
+    city: str | None = None
+    timezone: str | None = None
+
+
+class UserLocation(Struct, frozen=True, kw_only=True):
+    approximate: Approximate = Approximate()
+
+
+class WebSearchOptions(Struct, frozen=True, kw_only=True):
+    search_context_size: Literal["low", "medium", "high"] | None = None
+    user_location: UserLocation | None = None
+
+
+class Plugin(Struct, frozen=True, kw_only=True):
+    """OpenRouter's way to ask for a search."""
+
+    id: str | None = None
+
+
 class ChatRequest(Struct, frozen=True, kw_only=True):
     model: str
     messages: list[Message]
@@ -163,6 +185,9 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     verbosity: Literal["low", "medium", "high"] | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
+    web_search_options: WebSearchOptions | None = None
+    plugins: list[Plugin] | None = None
+    max_tool_calls: int | None = None
     adjusted: Adjustments = NONE
 
     def __post_init__(self) -> None:

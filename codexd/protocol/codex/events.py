@@ -30,7 +30,10 @@ class Part(Struct, frozen=True):
 
 
 class Item(Struct, frozen=True, kw_only=True):
-    """An output item of any type, with the keys that the chat conversion uses."""
+    """An output item of any type, with the keys that the chat conversion uses.
+
+    The last three are those of a ``web_search_call``, of no certain shape.
+    """
 
     type: str = ""
     phase: str | None = None
@@ -43,6 +46,9 @@ class Item(Struct, frozen=True, kw_only=True):
     summary: list[Part] | None = None
     result: str | None = None
     output_format: str | None = None
+    action: Any = None
+    results: Any = None
+    error: Any = None
 
 
 class InputTokensDetails(Struct, frozen=True):

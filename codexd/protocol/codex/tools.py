@@ -197,6 +197,9 @@ def _checked(schema: Raw, where: str) -> schemas.Checked:
         raise errors.bad_request(f"{where} is nested too deeply.", param=where) from error
 
 
+_HOSTED = {SEARCH: "Search the web before you answer.", "image_generation": "Draw an image as the answer."}
+
+
 def instruction(choice: Choice) -> str | None:
     """Returns a forced choice as an instruction for responses-lite models, which accept only ``auto``."""
     if isinstance(choice, NamedTool):
@@ -204,6 +207,9 @@ def instruction(choice: Choice) -> str | None:
     if choice == "required" or choice == Raw(b'"required"'):
         return "Call at least one of the tools now; do not answer in any other way."
     if isinstance(choice, Raw) and bytes(choice).startswith(b"{"):
-        named = plain(_OBJECT.decode(choice).get("name"))
+        raw = _OBJECT.decode(choice)
+        if (hosted := _HOSTED.get(kind_of(raw))) is not None:
+            return hosted
+        named = plain(raw.get("name"))
         return None if named is None else f"Call the tool {named} now; do not answer in any other way."
     return None

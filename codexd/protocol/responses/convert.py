@@ -77,7 +77,15 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
         client_metadata=asked.client_metadata if given(asked.client_metadata) else UNSET,
     )
     adjusted += (*tiered, *named, *keyed, *tooled, *chosen)
-    return shaped(request, instructions, model.lite, adjusted, forced=asked.parallel_tool_calls)
+    return shaped(
+        request,
+        instructions,
+        model.lite,
+        adjusted,
+        forced=asked.parallel_tool_calls,
+        settings=settings,
+        max_calls=asked.max_tool_calls,
+    )
 
 
 def _input(own: str | list[RawObject], earlier: int, settings: Settings) -> tuple[list[InputItem], Adjustments]:
@@ -105,6 +113,9 @@ def _fit_item(item: RawObject) -> tuple[InputItem | None, Adjustments]:
         # An id alone is useless to a backend that stores nothing: "Item with id 'rs_...' not found".
         return None, (Adjustment("reasoning", "dropped"),)
     item = {key: value for key, value in item.items() if key != "id"}
+    if kind == "web_search_call":
+        # codexd's own have more members, such as the pages.
+        return {key: value for key, value in item.items() if key in ("type", "status", "action")}, NONE
     if kind not in (None, "message"):
         return item, NONE
     role, adjusted = role_of(item), NONE

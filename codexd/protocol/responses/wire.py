@@ -35,6 +35,7 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True):
     client_metadata: Raw | UnsetType = UNSET
     include: list[str] | None = None
     max_output_tokens: int | None = None
+    max_tool_calls: int | None = None
     previous_response_id: str | None = None
     store: bool | None = None
 

@@ -18,7 +18,7 @@ from codexd.protocol.codex.rate_limits import client_headers
 from codexd.protocol.codex.request import Reasoning, Text, UpstreamRequest
 from codexd.telemetry.trace import Timings
 from codexd.upstream.call import Call
-from codexd.upstream.client import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Upstream, _foreign
+from codexd.upstream.client import PAGE_TIMEOUT, WARM_INTERVAL, WARM_SECONDS, Upstream, foreign
 from codexd.upstream.http1 import Fields
 from codexd.upstream.http_lane import EventStream
 from codexd.upstream.proxies import Origin
@@ -53,7 +53,7 @@ def test_what_cannot_stand_in_a_header_and_what_is_the_backends_own_business_is_
 
 
 def test_a_request_that_cannot_be_sent_does_not_quote_its_headers() -> None:
-    error = _foreign(httpx.LocalProtocolError("Illegal header value b'Bearer sEcReT'"))
+    error = foreign(httpx.LocalProtocolError("Illegal header value b'Bearer sEcReT'"))
     assert "Bearer" not in error.error.message
     assert error.status == 502
 

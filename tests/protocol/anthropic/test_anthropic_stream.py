@@ -197,7 +197,7 @@ def test_what_anthropics_own_tools_left_behind_is_left_out() -> None:
     found = carried([{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
                      {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}, says("It is so.")])  # fmt: skip
     assert [message.content for message in found.request.messages] == ["It is so."]
-    assert told(found.adjusted) == ["server_tools=dropped", "prefill=ignored"]
+    assert told(found.adjusted) == ["web_search=left out", "prefill=ignored"]
 
 
 def test_the_line_for_anthropics_billing_stays_here() -> None:

@@ -1,0 +1,36 @@
+"""The search endpoint of the Codex CLI, passed on: it calls ``<base URL>/alpha/search`` of its provider."""
+
+import msgspec
+import trio
+from msgspec import Raw
+
+from codexd import errors
+from codexd.api.exchange import Document, Exchange, Reply
+from codexd.api.pipeline import Pipeline
+from codexd.api.routing import Route
+from codexd.protocol import members
+from codexd.protocol.raw import plain
+from codexd.upstream.account_tools import AccountTools
+
+
+class SearchEndpoints:
+    def __init__(self, pipeline: Pipeline, account: AccountTools) -> None:
+        self._pipeline = pipeline
+        self._account = account
+
+    def routes(self) -> list[Route]:
+        return [Route("POST", "/alpha/search", self.search)]
+
+    async def search(self, exchange: Exchange) -> Reply:
+        """Searches the web for the Codex CLI. The request and its answer are the backend's own."""
+        record = exchange.record
+        found = members.split(await exchange.body())
+        name = plain(found.get("model"))
+        if not name:
+            raise errors.bad_request("model must name a model; GET /v1/models lists them.", param="model")
+        record.model = self._pipeline.catalog.resolve(name).model.slug
+        self._pipeline.admit_model(record, record.model)
+        body = msgspec.json.encode(found | {"model": Raw(msgspec.json.encode(record.model))})
+        record.timings.asked, record.timings.tries = trio.current_time(), 1
+        answer = await self._account.search(body)
+        return Document(answer.body, answer.headers)

@@ -1,0 +1,1 @@
+"""Tools that OpenAI's APIs run themselves. Where the backend does not run them for a model, codexd does."""
