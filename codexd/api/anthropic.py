@@ -94,7 +94,7 @@ class MessagesEndpoints:
     async def messages(self, exchange: Exchange) -> Reply:
         """Creates a message (Anthropic's Messages API)."""
         asked, context = await self._pipeline.read(exchange, MESSAGES)
-        return await self._pipeline.answer(exchange.record, prepare(asked, context))
+        return await self._pipeline.answer(exchange.record, context, partial(prepare, asked))
 
     async def count_tokens(self, exchange: Exchange) -> Reply:
         """Estimates the number of input tokens. The backend has no such endpoint for this sign-in."""

@@ -90,7 +90,7 @@ class ChatEndpoints:
 
     async def _answer(self, exchange: Exchange, dialect: Dialect) -> Reply:
         asked, context = await self._pipeline.read(exchange, dialect)
-        return await self._pipeline.answer(exchange.record, dialect.prepare(asked, context))
+        return await self._pipeline.answer(exchange.record, context, partial(dialect.prepare, asked))
 
 
 async def probe(pipeline: Pipeline, lane: Lane | None = None) -> tuple[str, Timings]:
@@ -102,7 +102,7 @@ async def probe(pipeline: Pipeline, lane: Lane | None = None) -> tuple[str, Timi
     context = context._replace(settings=Settings())
     message = chat.UserMessage(content="Answer with the word ok.")
     asked = chat.ChatRequest(model=model.slug, messages=[message])
-    await pipeline.answer(record, prepare_chat(asked, context))
+    await pipeline.answer(record, context, partial(prepare_chat, asked))
     return model.slug, record.timings
 
 

@@ -19,6 +19,8 @@ _EXPOSED = ", ".join(
         "retry-after",
         "x-request-id",
         "x-codexd-adjusted",
+        "x-codexd-fallback",
+        "x-codexd-window",
         *(f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")),
     ]
 )

@@ -49,7 +49,8 @@ class Document(NamedTuple):
 class StreamedBody(Protocol):
     """Writes the body of a streamed reply, such as a relay. ``error`` is set if it failed."""
 
-    error: ApiError | None
+    @property
+    def error(self) -> ApiError | None: ...
 
     @property
     def done(self) -> bool:

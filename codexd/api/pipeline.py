@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -10,7 +11,8 @@ import structlog
 import trio
 
 from codexd import errors
-from codexd.api.exchange import Document, Exchange, Reply
+from codexd.api.exchange import Exchange, Reply
+from codexd.api.fallback import FallbackAnswer, Opened
 from codexd.api.record import Record
 from codexd.config.model import Config
 from codexd.errors import ApiError
@@ -86,6 +88,10 @@ class Prepared(NamedTuple):
     parts: Sequence[tuple[Converted, Callable[[], Conversion]]]
     joined: Joined | None = None
     lossless: bool = False
+
+
+def _only(documents: Sequence[bytes]) -> bytes:
+    return documents[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,16 +245,40 @@ class Pipeline:
 
     # --- the answer
 
-    async def answer(self, record: Record, prepared: Prepared) -> Reply:
+    async def answer(self, record: Record, context: Context, prepare: Callable[[Context], Prepared]) -> Reply:
         """Returns the stream, or the complete document if the client did not ask for one. Raises ApiError."""
-        body = self.open_answer(record, prepared)
+        body = self.open_model_answer(record, context, prepare)
         if record.streamed:
-            return body
-        if isinstance(body, Relay):
-            return Document(*await body.collect())
-        assert prepared.joined is not None  # noqa: S101 - several answers
-        documents, headers = await body.collect()
-        return Document(prepared.joined.documents(documents), headers)
+            return body if isinstance(body, FallbackAnswer) else body.body
+        return await body.document()
+
+    def open_model_answer(
+        self, record: Record, context: Context, prepare: Callable[[Context], Prepared]
+    ) -> Opened | FallbackAnswer:
+        """Opens the answer of the model, or of one of ``models.fallback`` where that is at its limit.
+
+        ``prepare`` is called for each model. Raises ApiError 400.
+        """
+
+        def open_for(context: Context) -> Opened:
+            prepared = prepare(context)
+            body = self.open_answer(record, prepared)
+            joined = prepared.joined
+            return Opened(context.resolved.model.slug, body, _only if joined is None else joined.documents)
+
+        def another(name: str) -> Opened:
+            resolved = self.catalog.resolve(name)
+            self.admit_model(record, resolved.model.slug)
+            own = self.context(record, resolved)
+            opened = open_for(own._replace(id=context.id, created=context.created))
+            record.model = opened.model
+            return opened
+
+        opened = open_for(context)
+        names = self.config.models.fallback
+        if not names or (record.key is not None and self._keys.is_strict(record.key)):
+            return opened
+        return FallbackAnswer(record, opened, [partial(another, name) for name in names if name != opened.model])
 
     def open_answer(self, record: Record, prepared: Prepared) -> Relay | Fanout:
         """Returns the relay, or the fanout of several, that streams or collects the answer. Raises ApiError 400."""

@@ -34,12 +34,14 @@ class Record:
     """Filled in while the request is read and answered.
 
     ``endpoint`` is the route's pattern, empty if no route matches. ``received`` and ``sent`` are bodies, empty unless
-    request logging is on. ``counted``: it counts towards the concurrent requests of the client's key.
+    request logging is on. ``counted``: it counts towards the concurrent requests of the client's key. ``limited``
+    is the model that was asked for, if it was at its limit and ``model`` answered instead.
     """
 
     __slots__ = (
-        "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "message",
-        "method", "model", "path", "received", "relays", "sent", "started", "status", "streamed", "timings", "usage",
+        "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "limited",
+        "message", "method", "model", "path", "received", "relays", "sent", "started", "status", "streamed", "timings",
+        "usage",
     )  # fmt: skip
 
     def __init__(self, request_id: str, method: str = "", path: str = "", endpoint: str = "") -> None:
@@ -62,6 +64,7 @@ class Record:
         self.key: str | None = None
         self.client: str | None = None
         self.model: str | None = None
+        self.limited: str | None = None
         self.error: str | None = None
         self.failure: Callable[[ApiError], bytes] = ApiError.body
         self.usage: Callable[[], Usage | None] = lambda: None
@@ -80,6 +83,10 @@ class Record:
         """Adds parameters that were not passed on unchanged, each once."""
         self.adjusted += [each for each in adjustments if each not in self.adjusted]
 
+    def fell_back(self, limited: str, model: str) -> None:
+        """Notes that another model answers, because the one that was asked is at its limit."""
+        self.limited, self.model = self.limited or limited, model
+
     def fail(self, error: ApiError) -> None:
         self.error = (error.error.code or error.error.type)[:MAX_CODE]
         # The message may quote any amount of what the client sent.
@@ -88,6 +95,8 @@ class Record:
     def headers(self) -> list[Header]:
         """Returns the headers of every answer: the request id (OpenAI's and Anthropic's name), adjustments, CORS."""
         headers = [("x-request-id", self.id), ("request-id", self.id)]
+        if self.limited is not None:
+            headers.append(("x-codexd-fallback", self.model or ""))
         if self.adjusted:
             headers.append(("x-codexd-adjusted", ", ".join(map(str, self.adjusted))[:MAX_ADJUSTED]))
         return [*headers, *self.cors]
@@ -107,6 +116,7 @@ class Record:
             streamed=self.streamed,
             spans=Spans(**dict(zip(_STEPS, map(self._after, steps), strict=True))),
             model=self.model,
+            limited_model=self.limited,
             key=self.key,
             client=self.client,
             error=self.error,
@@ -140,6 +150,7 @@ class Record:
             "key": self.key,
             "client": self.client,
             "model": self.model,
+            "limited_model": self.limited,
             "error": self.error,
         }
         if (usage := self.usage()) is not None:

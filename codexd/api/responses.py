@@ -9,6 +9,7 @@ from msgspec import Raw
 
 from codexd import errors
 from codexd.api.exchange import Document, Exchange, Reply, json
+from codexd.api.fallback import FallbackAnswer
 from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
 from codexd.api.record import Record
 from codexd.api.routing import Route
@@ -133,7 +134,7 @@ class ResponsesEndpoints:
         """Creates a response (OpenAI's Responses API)."""
         found, context = await self._read(exchange)
         found = found._replace(on_done=partial(self._keep, found, None))
-        return await self._pipeline.answer(exchange.record, prepare(found, context))
+        return await self._pipeline.answer(exchange.record, context, partial(prepare, found))
 
     async def _read(self, exchange: Exchange) -> tuple[Understood, Context]:
         body = await exchange.body()
@@ -152,10 +153,11 @@ class ResponsesEndpoints:
                 raise errors.no_such_response(name, "previous_response_id")
         return understood(asked, members, before, self._store.item), context
 
-    def open(self, record: Record, found: Understood, context: Context, last: Last) -> Relay | Fanout:
-        """Returns the relay or fanout of an answer on a websocket. Raises ApiError 400."""
+    def open(self, record: Record, found: Understood, context: Context, last: Last) -> Relay | Fanout | FallbackAnswer:
+        """Returns what streams an answer on a websocket. Raises ApiError 400."""
         found = found._replace(on_done=partial(self._keep, found, last), websocket=True)
-        return self._pipeline.open_answer(record, prepare(found, context))
+        opened = self._pipeline.open_model_answer(record, context, partial(prepare, found))
+        return opened if isinstance(opened, FallbackAnswer) else opened.body
 
     def warm(self, record: Record, found: Understood, context: Context, last: Last) -> bytes:
         """Returns the events of a response without output, which the next request can continue. Raises ApiError 400."""

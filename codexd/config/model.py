@@ -251,6 +251,14 @@ class Models(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "`claude-*haiku*`; names with `claude` are known without one."
         ),
     ] = msgspec.field(default_factory=dict)
+    fallback: Annotated[
+        tuple[str, ...],
+        _about(
+            "Models to ask instead, in this order, when the one that was asked for is at its usage limit and the "
+            "answer has not begun. `x-codexd-fallback` says so. Not for strict keys. `gpt-reserve` is the account's "
+            "reserve, if it has one."
+        ),
+    ] = ()
     experimental: Annotated[
         bool,
         _about(

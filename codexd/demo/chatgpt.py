@@ -16,7 +16,7 @@ import trio
 from codexd.demo import judge, script, websocket
 from codexd.demo.issuer import ACCOUNT, EMAIL, SimulatedIssuer, send
 from codexd.protocol import sse
-from codexd.protocol.codex.models import BUILT_IN, Model
+from codexd.protocol.codex.models import BUILT_IN, RESERVE, Model
 from codexd.server import loopback
 from codexd.server.loopback import Reply, Request
 
@@ -159,7 +159,14 @@ class ChatGPT:
             "email": EMAIL,
             "plan_type": "plus",
             "rate_limit": {"allowed": True, "limit_reached": False, **windows},
-            "additional_rate_limits": None,
+            "additional_rate_limits": [
+                {
+                    "limit_name": RESERVE,
+                    "normal_model_slug": "gpt-6-luna",
+                    "allowed": True,
+                    "rate_limit": {"primary_window": windows["secondary_window"] | {"used_percent": 0}},
+                }
+            ],
             "credits": {"has_credits": False, "unlimited": False, "balance": "0"},
             "rate_limit_reached_type": None,
         }

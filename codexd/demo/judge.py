@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from codexd.demo.script import Json, tools_of
-from codexd.protocol.codex.models import Model
+from codexd.protocol.codex.models import RESERVE, Model
 
 ACCEPTED = frozenset(
     {
@@ -51,6 +51,8 @@ def refuse(body: Any, headers: Mapping[str, str], models: Mapping[str, Model]) -
     model = models.get(body.get("model", ""))
     if model is None:
         return _detail(f"The '{body.get('model')}' model is not supported when using Codex with a ChatGPT account.")
+    if model.slug == RESERVE and headers.get("x-openai-codex-luna-reserve") != "1":
+        return _error(f"Model not found {model.slug}", "model", "model_not_found", 404)
     if body.get("service_tier", "priority") != "priority":
         return _detail(f"Unsupported service_tier: {body['service_tier']}")
     lite = headers.get(LITE_HEADER) == "true"

@@ -65,6 +65,7 @@ class Metrics:
         self._sent: Counter[str] = Counter()
         self._fallbacks: Counter[str] = Counter()
         self._handshakes = 0
+        self._model_fallbacks: Counter[tuple[str, str]] = Counter()
         self._hosted: Counter[str] = Counter({"ok": 0, "failed": 0})
         self._first: dict[str, _Histogram] = {}
         self._duration: dict[str, _Histogram] = {}
@@ -83,6 +84,8 @@ class Metrics:
             self._lanes[trace.lane, connection, "delta" if trace.delta else "whole"] += 1
             self._sent[trace.lane] += trace.sent_bytes
             self._handshakes += trace.handshakes
+        if trace.limited_model is not None:
+            self._model_fallbacks[trace.limited_model, model] += 1
         self._hosted["ok"] += trace.hosted_calls - trace.hosted_failures
         self._hosted["failed"] += trace.hosted_failures
         if trace.fallback is not None:
@@ -167,6 +170,10 @@ class Metrics:
             (((reason,), count) for reason, count in self._fallbacks.items()),
         )  # fmt: skip
         yield counter("backend_handshakes", "Websocket handshakes with the backend.", [], [((), self._handshakes)])
+        yield counter(
+            "model_fallbacks", "Requests that another model answered, because the first was at its limit.",
+            ["limited", "model"], self._model_fallbacks.items(),
+        )  # fmt: skip
         yield counter(
             "hosted_calls", "Searches and images that codexd made for a model in an answer.", ["outcome"],
             (((outcome,), count) for outcome, count in self._hosted.items()),

@@ -88,6 +88,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     its new items. ``fallback``: why HTTP was used and not a websocket. ``sent_bytes``: the request's size.
 
     ``hosted_calls`` are searches and images of the answer that codexd has made itself, with ``hosted_failures``.
+    ``limited_model``: what was asked for, if it was at its limit and ``model`` answered.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     streamed: bool
     spans: Spans
     model: str | None = None
+    limited_model: str | None = None
     key: str | None = None
     client: str | None = None
     error: str | None = None

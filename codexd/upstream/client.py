@@ -21,6 +21,7 @@ from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
 from codexd.protocol.codex import failures as failure
 from codexd.protocol.codex import rate_limits as limits
+from codexd.protocol.codex.models import RESERVE
 from codexd.protocol.codex.rate_limits import Limits
 from codexd.system import certificates
 from codexd.upstream import identity, proxies
@@ -194,7 +195,8 @@ class Upstream:
     async def _websocket(self, call: Call, access: Access, failures: int) -> tuple[Entry, Head | None] | None:
         """Returns a connection for the request, and the head that it continues; None if it must be sent over HTTP."""
         wanted = call.timings.only or self._config.transport
-        if self._transport is None or wanted == "http":
+        if self._transport is None or wanted == "http" or call.request.model == RESERVE:
+            # The reserve's header would hold for all requests of a websocket.
             return None
         timings = call.timings
         if failures > 1 and wanted == "auto":

@@ -5,6 +5,7 @@ import platform
 from codexd import __version__
 from codexd.auth.session import Access
 from codexd.config.model import Backend
+from codexd.protocol.codex.models import RESERVE
 from codexd.upstream.call import Call
 
 USER_AGENT = f"codexd/{__version__} ({platform.system()} {platform.release()}; {platform.machine()})"
@@ -14,6 +15,8 @@ LITE_HEADER = "x-openai-internal-codex-responses-lite"
 LITE_METADATA = "ws_request_header_x_openai_internal_codex_responses_lite"
 RESIDENCY = "x-openai-internal-codex-residency"
 ROUTING = "x-openai-account-routing-override"
+RESERVE_HEADER = "x-openai-codex-luna-reserve"
+"""Marks a request to the reserve allowance (reported by third parties)."""
 TURN_STATE = "x-codex-turn-state"
 
 _BETA_FEATURES = "remote_compaction_v2"
@@ -61,6 +64,8 @@ def of_post(config: Backend, access: Access, call: Call, routing: str | None) ->
         headers[TURN_STATE] = call.turn_state
     if call.lite:
         headers[LITE_HEADER] = "true"
+    if call.request.model == RESERVE:
+        headers[RESERVE_HEADER] = "1"
     return headers
 
 

@@ -18,6 +18,8 @@ ADJUSTED = {
     "ignored": "ignored: it has no effect here",
     "recalled": "taken from the conversation that codexd has stored",
     "shortened": "shortened; the answer has the original names",
+    "codexd": "run by codexd: the model cannot",
+    "left out": "left out",
     "added": "added where the conversation lacked it",
 }
 """The values in ``Trace.adjusted``, for a parameter or a part of the conversation; any other is its new value."""
@@ -42,7 +44,7 @@ def draw(reply: wire.Explained) -> None:
             "received",
             f"{drawing.moment(int(trace.at))}, {trace.method} {trace.endpoint or '(no such path)'}{_by(trace)}",
         ),
-        ("model", trace.model or "unknown"),
+        ("model", _model(trace)),
         ("answer", f"{'streamed' if trace.streamed else 'not streamed'}, {trace.events} events from the backend"),
         ("ended", drawing.text(ending, style)),
     ]
@@ -77,6 +79,11 @@ def _adjustment(entry: str) -> str:
     """Returns an entry such as ``seed=dropped`` in words."""
     name, _, how = entry.partition("=")
     return f"{name} {ADJUSTED.get(how, f'changed to {how}')}"
+
+
+def _model(trace: Trace) -> str:
+    instead = f", instead of {trace.limited_model}, which is at its limit" if trace.limited_model else ""
+    return f"{trace.model or 'unknown'}{instead}"
 
 
 def _tokens(tokens: Tokens) -> str:

@@ -19,6 +19,10 @@ EFFORTS: tuple[str, ...] = ("none", "minimal", "low", "medium", "high", "xhigh",
 Verbosity = Literal["low", "medium", "high"]
 
 
+RESERVE = "gpt-reserve"
+"""The model of the account's reserve allowance; ``codexd.upstream.identity`` has its header."""
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True):
     """One model. ``lite`` selects the upstream request shape; it comes from the catalogue's flag, not from the name."""
 
@@ -198,6 +202,8 @@ BUILT_IN: tuple[Model, ...] = (
     ),
     *_family(_TO_XHIGH, "medium", "gpt-5.5", context_window=272_000, verbosity="low"),
     *_family(_TO_MAX, "medium", "codex-auto-review", listed=False, **_LITE),
+    # Reported by third parties: an allowance of its own, for when the other windows are used up.
+    *_family(_TO_MAX, "medium", RESERVE, listed=False, **_LITE),
     # Older names: in no catalogue any more, but in many configurations.
     *_family("none low medium high", "none", "gpt-5.1"),
     *_family("none low medium high xhigh", "none", "gpt-5.2"),

@@ -177,6 +177,8 @@ def client_headers(headers: Mapping[str, str], now: float) -> list[tuple[str, st
         ("x-ratelimit-limit-requests", "100"),
         ("x-ratelimit-remaining-requests", str(max(0, int(100 - fullest.used_percent)))),
     ]
+    shares = [f"{short(window)}={window.used_percent:.0f}%" for window in main]
+    passed.append(("x-codexd-window", ", ".join(shares)))
     if fullest.resets_at is not None:
         passed.append(("x-ratelimit-reset-requests", f"{max(0, int(fullest.resets_at - now))}s"))
     return passed
