@@ -8,6 +8,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+NO_RETRY = ("x-should-retry", "false")
+"""Tells OpenAI's and Anthropic's SDKs that another attempt in some seconds is of no use."""
+
 SIGN_IN_HINT = "run `codexctl login` on the machine where codexd runs"
 
 
@@ -283,6 +286,44 @@ def key_too_fast(name: str, limit: int, seconds: int) -> ApiError:
         code="key_rate_limit",
         retry_after=seconds,
     )
+
+
+def key_share_spent(name: str, until: int, window: str, used: float, seconds: int | None) -> ApiError:
+    """Returns the error for a key with a share of the windows; ``seconds`` until the window resets, if known."""
+    when = "when it resets" if seconds is None else f"in {span(seconds)}, when it resets"
+    error = ApiError(
+        429,
+        f"The client key {name!r} may use the account up to {until} % of a window (until_percent), and of the {window} "
+        f"window {used:g} % is used. It may go on {when}.",
+        code="key_budget_spent",
+        retry_after=seconds,
+    )
+    error.headers.append(NO_RETRY)
+    return error
+
+
+def key_day_spent(name: str, limit: int, used: int, seconds: int) -> ApiError:
+    error = ApiError(
+        429,
+        f"The client key {name!r} may use {limit} tokens a day (tokens_per_day) and has used {used}. "
+        f"It may go on in {span(seconds)}, at midnight.",
+        code="key_budget_spent",
+        retry_after=seconds,
+    )
+    error.headers.append(NO_RETRY)
+    return error
+
+
+def span(seconds: float) -> str:
+    """Returns a duration in words: ``5 min``, ``2 h 10 min``, ``3 d 4 h``."""
+    minutes = max(1, -int(-seconds // 60))
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
 
 
 def key_not_for_model(name: str, model: str, allowed: Iterable[str]) -> ApiError:

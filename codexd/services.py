@@ -201,7 +201,7 @@ def compose(
         instructions=instructions,
         clock=clock,
     )
-    journal = Journal(usage, clock=clock)
+    journal = Journal(usage, upstream.limits, clock=clock)
     return Services(
         config=in_force,
         state=state,

@@ -6,6 +6,7 @@ from codexd import errors
 from codexd.api import cors, exchange
 from codexd.api.access import HEALTH, AccessControl, client_of
 from codexd.api.anthropic import MESSAGES, MessagesEndpoints
+from codexd.api.budget import Budget
 from codexd.api.chat import CHAT, COMPLETIONS, ChatEndpoints
 from codexd.api.exchange import Exchange, Reply
 from codexd.api.images import IMAGES, ImagesEndpoints
@@ -65,9 +66,10 @@ class Api:
         self._journal = journal
         self._keys = keys
         self._access = AccessControl(keys, pipeline.config.server)
+        self._budget = Budget(keys, usage, upstream.limits, clock=pipeline.clock)
         self._serving = 0
         stored = ResponsesEndpoints(pipeline, responses)
-        self.websocket = ResponsesWebsocket(stored, self._access, keys, journal)
+        self.websocket = ResponsesWebsocket(stored, self._access, keys, self._budget, journal)
         self.service = ServiceEndpoints(
             pipeline, journal, session, keys, catalog, upstream, usage, lambda: self._router.routes
         )
@@ -142,6 +144,7 @@ class Api:
         if self._serving > limit and exchange.path not in HEALTH:
             raise errors.too_many_requests(limit)
         if record.key is not None and exchange.method == "POST":
+            self._budget.admit(record.key)
             record.counted = self._keys.enter(record.key)
 
     async def _refuse(self, allowed: list[str], exchange: Exchange) -> Reply:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import trio
 
 from codexd.api.record import Record
+from codexd.protocol.codex.rate_limits import Limits
 from codexd.state.usage import Ledger
 from codexd.telemetry.metrics import Metrics
 from codexd.telemetry.trace import Recent, Trace
@@ -15,10 +16,16 @@ _UNINTERESTING = ("/health", "/metrics")
 
 
 class Journal:
-    """``clock`` gives Unix seconds. ``last_request`` is when a request, not a probe, began or ended, in trio's time."""
+    """``limits`` are the account's newest known; ``clock`` gives Unix seconds.
 
-    def __init__(self, ledger: Ledger, *, clock: Callable[[], float]) -> None:
+    ``last_request`` is when a request, not a probe, began or ended, in trio's time.
+    """
+
+    def __init__(
+        self, ledger: Ledger, limits: Callable[[], Limits | None] = lambda: None, *, clock: Callable[[], float]
+    ) -> None:
         self._ledger = ledger
+        self._limits = limits
         self._clock = clock
         self._in_progress: set[Record] = set()
         self.metrics = Metrics()
@@ -37,7 +44,9 @@ class Journal:
             self._touch(record)
             trace = record.trace(self._clock(), over=True, bodies=True)
             self.metrics.add(trace, record.adjusted)
-            self._ledger.add(trace)
+            # Only where keys share the account is it asked how much each has used.
+            known = self._limits() if trace.key is not None else None
+            self._ledger.add(trace, known.windows if known is not None else ())
             if trace.endpoint not in _UNINTERESTING or trace.error is not None:
                 self.recent.add(trace)
             record.finish()

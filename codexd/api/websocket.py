@@ -24,6 +24,7 @@ from quart import Response, websocket
 
 from codexd import errors
 from codexd.api.access import AccessControl, client_of
+from codexd.api.budget import Budget
 from codexd.api.exchange import failed
 from codexd.api.journal import Journal
 from codexd.api.pipeline import Context
@@ -98,7 +99,10 @@ class _Events:
 class ResponsesWebsocket:
     """Serves websockets. Each request is admitted again, because its key may have been revoked."""
 
-    def __init__(self, endpoints: ResponsesEndpoints, access: AccessControl, keys: Keys, journal: Journal) -> None:
+    def __init__(
+        self, endpoints: ResponsesEndpoints, access: AccessControl, keys: Keys, budget: Budget, journal: Journal
+    ) -> None:
+        self._budget = budget
         self._endpoints = endpoints
         self._access = access
         self._keys = keys
@@ -190,8 +194,11 @@ class ResponsesWebsocket:
                 await _send_error(errors.internal(record.id), record)
 
     def _admit(self) -> str | None:
-        """Returns the name of the client's key. Raises ApiError 401 or 403."""
-        return self._access.admit_websocket(websocket.headers, websocket.scope.get("server"))
+        """Returns the name of the client's key. Raises ApiError 401, 403 or 429."""
+        name = self._access.admit_websocket(websocket.headers, websocket.scope.get("server"))
+        if name is not None:
+            self._budget.admit(name)
+        return name
 
     async def _respond(self, frame: str | bytes, record: Record, last: Last) -> None:
         data = frame.encode() if isinstance(frame, str) else frame

@@ -20,12 +20,17 @@ def _about(text: str) -> Meta:
 
 
 class KeyLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Limits of one client key. ``models``: names or patterns (``gpt-5.1*``), empty for all; times are Unix seconds."""
+    """Limits of one client key. ``models``: names or patterns (``gpt-5.1*``), empty for all; times are Unix seconds.
+
+    ``until_percent``: of the account's fullest window, from which on the key is refused until the window resets.
+    """
 
     models: tuple[str, ...] = ()
     requests_per_minute: Annotated[int, Meta(ge=1)] | None = None
     concurrent_requests: Annotated[int, Meta(ge=1)] | None = None
     expires_at: Annotated[int, Meta(ge=0)] | None = None
+    until_percent: Annotated[int, Meta(ge=1, le=100)] | None = None
+    tokens_per_day: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,8 +68,8 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         dict[str, KeyLimits],
         _about(
             "Limits for keys in `client_keys`, by name: `models` (names or patterns such as `gpt-5.1*`), "
-            "`requests_per_minute`, `concurrent_requests`, `expires_at` (Unix seconds). `codexctl keys add` has the "
-            "same options."
+            "`requests_per_minute`, `concurrent_requests`, `expires_at` (Unix seconds), `until_percent` (of the "
+            "fullest window), `tokens_per_day`. `codexctl keys add` has the same options."
         ),
     ] = msgspec.field(default_factory=dict)
     hosts: Annotated[

@@ -172,7 +172,8 @@ class Verbs:
             total = summed.setdefault((day, model, key), Row(day=day, model=model, key=key))
             total.join(row)
         rows = [summed[place] for place in sorted(summed)]
-        return wire.HistoryReport(since=request.since, by=request.by, rows=rows)
+        shares = self._services.usage.shares.rows() if request.by == ["key"] else []
+        return wire.HistoryReport(since=request.since, by=request.by, rows=rows, shares=shares)
 
     # --- instruction texts
 

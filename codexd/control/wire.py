@@ -13,6 +13,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from codexd.config.model import KeyLimits
 from codexd.errors import ApiError
 from codexd.protocol.codex.rate_limits import Credits, Window
+from codexd.state.shares import Share
 from codexd.telemetry.tokens import Row
 from codexd.telemetry.trace import Trace
 
@@ -425,11 +426,12 @@ class LevelReport(_Reply, frozen=True, kw_only=True, tag="level"):
 
 
 class HistoryReport(_Reply, frozen=True, kw_only=True, tag="history"):
-    """Columns that are not in ``by`` are empty."""
+    """Columns that are not in ``by`` are empty. ``shares`` are only there by key: what each used of the windows."""
 
     since: str
     by: list[Column]
     rows: list[Row]
+    shares: list[Share] = []
 
 
 class PromptEntry(Struct, frozen=True, kw_only=True):

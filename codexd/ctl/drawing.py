@@ -220,6 +220,11 @@ def ago(moment: int | None) -> str:
     return "just now" if seconds < 60 else f"{span(seconds)} ago"
 
 
+def count(number: int) -> str:
+    """Returns a number with a space between thousands."""
+    return f"{number:,}".replace(",", " ")
+
+
 def until(moment: int | None) -> str:
     """Returns how long it is until a time, such as ``5 min``."""
     return "" if moment is None else span(max(0.0, moment - now()))

@@ -25,8 +25,6 @@ PATIENCE = 300.0
 
 _MODELS = {model.slug: model for model in BUILT_IN}
 
-_WINDOWS = {"primary": (12, 300), "secondary": (34, 10080)}
-
 
 def _entry(model: Model, priority: int) -> dict[str, object]:
     """Returns one catalogue entry. The official client refuses a catalogue whose entries lack any of these keys."""
@@ -152,7 +150,7 @@ class ChatGPT:
                 "reset_after_seconds": minutes * 20,
                 "reset_at": int(self._clock()) + minutes * 20,
             }
-            for name, (used, minutes) in _WINDOWS.items()
+            for name, (used, minutes) in script.WINDOWS.items()
         }
         usage = {
             "account_id": ACCOUNT,
@@ -204,7 +202,7 @@ class ChatGPT:
     def _limits(self) -> list[tuple[str, str]]:
         windows = [
             (f"x-codex-{name}-{field}", value)
-            for name, (used, minutes) in _WINDOWS.items()
+            for name, (used, minutes) in script.WINDOWS.items()
             for field, value in (
                 ("used-percent", str(used)),
                 ("window-minutes", str(minutes)),

@@ -29,7 +29,7 @@ def events(body: Json, response_id: str, created_at: int, cached: int = 0) -> It
     yield event("response.created", response=response)
     yield event("response.in_progress", response=response)
     # Informational: it has no sequence number and does not end a stream.
-    yield {"type": "codex.rate_limits", "plan_type": "plus", "rate_limits": RATE_LIMITS}
+    yield {"type": "codex.rate_limits", "plan_type": "plus", "rate_limits": rate_limits(created_at)}
     words = 0
     for index, item in enumerate(_items(body, response_id)):
         for kind, fields in _item_events(item):
@@ -45,12 +45,17 @@ def prewarm(body: Json, response_id: str, created_at: int) -> Iterator[Json]:
     yield {"type": "response.completed", "response": response | {"status": "completed", "usage": _usage(body, 0, 0)}}
 
 
-RATE_LIMITS: Json = {
-    "allowed": True,
-    "limit_reached": False,
-    "primary": {"used_percent": 12, "window_minutes": 300, "reset_at": None},
-    "secondary": {"used_percent": 34, "window_minutes": 10080, "reset_at": None},
-}
+WINDOWS = {"primary": (12, 300), "secondary": (34, 10080)}
+"""Percent used and minutes of each window."""
+
+
+def rate_limits(now: int) -> Json:
+    """Returns the limits of a ``codex.rate_limits`` event; a third of each window has passed."""
+    windows = {
+        name: {"used_percent": used, "window_minutes": minutes, "reset_at": now + minutes * 20}
+        for name, (used, minutes) in WINDOWS.items()
+    }
+    return {"allowed": True, "limit_reached": False, **windows}
 
 
 def _response(body: Json, response_id: str, created_at: int) -> Json:

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,7 +11,9 @@ import structlog
 import trio
 from msgspec import Struct
 
+from codexd.protocol.codex.rate_limits import Window
 from codexd.state.files import set_aside, write_durably
+from codexd.state.shares import Share, Shares
 from codexd.telemetry.tokens import Hour, Row
 from codexd.telemetry.trace import Trace
 
@@ -28,6 +30,7 @@ log = structlog.get_logger()
 class _UsageFile(Struct):
     rows: list[Row] = []
     hours: list[Hour] = []
+    shares: list[Share] = []
     version: int = 1
 
 
@@ -41,10 +44,11 @@ class Ledger:
         self._hours: dict[int, Hour] = {}
         self._unsaved = False
         self._retired = False
+        self.shares = Shares()
         self._load()
 
-    def add(self, trace: Trace) -> None:
-        """Counts a request for an answer. Requests without a model are not counted."""
+    def add(self, trace: Trace, windows: Sequence[Window] = ()) -> None:
+        """Counts a request for an answer, after which the windows are these. Requests without a model do not count."""
         if trace.model is None:
             return
         now = self._clock()
@@ -63,11 +67,25 @@ class Ledger:
         failed = trace.error is not None
         for amount in (row, self._hours[hour]):
             amount.add(trace.tokens, failed=failed)
+        if windows:
+            tokens = trace.tokens
+            self.shares.ran(trace.key or "", tokens.input - tokens.cached + tokens.output if tokens else 0)
+            self.shares.observe(windows)
         self._unsaved = True
 
     def since(self, day: str) -> list[Row]:
         """Returns the rows from that day (``2030-12-31``) on, the oldest first."""
         return [row for row in self._rows.values() if row.day >= day]
+
+    def tokens_today(self, key: str) -> int:
+        """Returns the tokens that a key has used today, in and out."""
+        day, total = self.today().isoformat(), 0
+        for row in reversed(self._rows.values()):
+            if row.day < day:
+                break
+            if row.key == key:
+                total += row.input + row.output
+        return total
 
     def today(self) -> datetime.date:
         return datetime.datetime.fromtimestamp(self._clock()).astimezone().date()
@@ -99,7 +117,7 @@ class Ledger:
         if not self._unsaved:
             return
         try:
-            file = _UsageFile(list(self._rows.values()), list(self._hours.values()))
+            file = _UsageFile(list(self._rows.values()), list(self._hours.values()), self.shares.rows())
             write_durably(self._path, msgspec.json.encode(file) + b"\n")
             self._unsaved = False
         except OSError as error:
@@ -138,3 +156,4 @@ class Ledger:
             return
         self._rows = {(row.day, row.model, row.key): row for row in file.rows}
         self._hours = {hour.hour: hour for hour in file.hours}
+        self.shares = Shares(file.shares)

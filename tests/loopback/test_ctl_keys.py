@@ -76,3 +76,31 @@ async def test_a_key_has_limits(shared: Setup) -> None:
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
         listed = (await shared.ctl("keys", "list")).out
         assert re.search(r"phone .*gpt-5.5 gpt-6-\*, 30 per minute, 2 at once, until ", listed)
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        (("--until", "0%"), 'invalid value "0%": use a percentage'),
+        (("--until", "half"), 'invalid value "half"'),
+        (("--tokens-per-day", "lots"), "such as 500000, 500k or 2M"),
+    ],
+)
+async def test_a_budget_that_is_none(shared: Setup, terms: tuple[str, ...], said: str) -> None:
+    refused = await shared.ctl("keys", "add", "x", *terms)
+    assert (refused.code, said in refused.err) == (2, True)
+
+
+async def test_a_key_has_a_budget(shared: Setup) -> None:
+    async with shared.client() as client, shared.key("batch", "--until", "12%", "--tokens-per-day", "2k") as made:
+        listed = (await shared.ctl("keys", "list")).out
+        assert re.search(r"batch .*until 12 %, 2 000 tokens a day", listed)
+        headers = {"x-api-key": made}
+        # The simulated account has used 12 % of one window and 34 % of the other.
+        await client.post("/v1/chat/completions", json=hello(), headers=headers)
+        refused = await client.post("/v1/chat/completions", json=hello(), headers=headers)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (429, "key_budget_spent")
+        assert re.search(r"weekly window 34 % is used. It may go on in \d+ [dh]", error["message"])
+        said = (await shared.ctl("usage", "--by", "key")).out
+        assert re.search(r"of the weekly window", said) and re.search(r"\(elsewhere\) +12.0 % +34.0 %", said)

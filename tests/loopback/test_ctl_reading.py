@@ -1,6 +1,7 @@
 """``codexctl``: the verbs that show what the account and the daemon have, and the form of ``--json``."""
 
 import re
+import signal
 from pathlib import Path
 
 import httpx
@@ -10,7 +11,7 @@ from codexd import __version__
 from codexd.auth import store
 from codexd.demo.issuer import EMAIL
 from support.codexctl import Make, Setup
-from support.control import codexctl
+from support.control import codexctl, in_terminal
 from support.daemon import PATIENCE, hello, running
 from support.upstream import Upstream
 
@@ -142,3 +143,10 @@ async def test_what_was_used_is_counted_by_column(setup: Make) -> None:
 async def test_nothing_was_used_since_a_day_to_come(shared: Setup) -> None:
     (report, _) = (await shared.ctl("usage", "--since", "2030-12-31", "--json")).json
     assert (report["reply"], report["rows"]) == ("history", [])
+
+
+async def test_the_limits_are_watched(shared: Setup) -> None:
+    async with in_terminal(shared.daemon, "usage", "--watch") as terminal:
+        await terminal.until("resets")
+        terminal.process.send_signal(signal.SIGINT)
+        assert await terminal.process.wait() == 130

@@ -28,6 +28,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument(
         "--expires", metavar="WHEN", type=_expiry, help="when it expires: 12h, 30d, or a date such as 2030-12-31"
     )
+    add.add_argument(
+        "--until", metavar="PERCENT", type=_percent, help="refuse when so much of the account's fullest window is used"
+    )
+    add.add_argument("--tokens-per-day", metavar="N", type=_tokens, help="tokens in and out: 500000, 500k, 2M")
     action("list", "list the keys and when they were used last")
     name = action("revoke", "revoke a key").add_argument("name", metavar="NAME")
     name.completer = _complete  # type: ignore[attr-defined]  # argcomplete's
@@ -47,6 +51,23 @@ def _expiry(text: str) -> float:
     if ends.timestamp() <= now:
         raise argparse.ArgumentTypeError(f'invalid value "{text}": it is in the past')
     return ends.timestamp()
+
+
+def _percent(text: str) -> int:
+    """Returns 60 for ``60%`` or ``60``. Raises ArgumentTypeError."""
+    digits = text.removesuffix("%").strip()
+    if not digits.isdecimal() or not 1 <= int(digits) <= 100:
+        raise argparse.ArgumentTypeError(f'invalid value "{text}": use a percentage from 1% to 100%')
+    return int(digits)
+
+
+def _tokens(text: str) -> int:
+    """Returns a number of tokens. Raises ArgumentTypeError."""
+    factor = {"k": 1000, "m": 1_000_000}.get(text[-1:].lower(), 1)
+    digits = text[:-1] if factor > 1 else text
+    if not digits.isdecimal() or int(digits) == 0:
+        raise argparse.ArgumentTypeError(f'invalid value "{text}": use a number such as 500000, 500k or 2M')
+    return int(digits) * factor
 
 
 def _complete(parsed_args: argparse.Namespace, **_: object) -> list[str]:
@@ -77,6 +98,8 @@ def _add(options: argparse.Namespace, out: Output) -> None:
             requests_per_minute=options.rpm,
             concurrent_requests=options.concurrent,
             expires_at=None if options.expires is None else int(options.expires),
+            until_percent=options.until,
+            tokens_per_day=options.tokens_per_day,
         )
         request = wire.KeysAdd(name=options.name, strict=options.strict, limits=limits)
         ask(options, out, request, draw_added, "Making a key")
@@ -128,6 +151,10 @@ def _terms(key: wire.KeyEntry) -> Iterator[str]:
         yield f"{limits.requests_per_minute} per minute"
     if limits.concurrent_requests is not None:
         yield f"{limits.concurrent_requests} at once"
+    if limits.until_percent is not None:
+        yield f"until {limits.until_percent} %"
+    if limits.tokens_per_day is not None:
+        yield f"{drawing.count(limits.tokens_per_day)} tokens a day"
     if limits.expires_at is not None:
         over = "expired" if limits.expires_at <= drawing.now() else "until"
         yield f"{over} {drawing.moment(limits.expires_at)}"

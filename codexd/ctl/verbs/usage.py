@@ -3,10 +3,21 @@
 import argparse
 import datetime
 import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
 
 from codexd.control import wire
 from codexd.ctl import drawing
 from codexd.ctl.session import Output, ask, replies
+from codexd.state.shares import Share
+
+INTERVAL = 60.0
+"""Seconds between two readings of ``--watch``."""
+
+WARNINGS = (50, 75, 90, 100)
+"""Percent of a window at which ``--watch`` warns."""
 
 COUNTS = ("requests", "failed", "input", "cached", "output", "reasoning")
 """The counts in each row of the history: fields of ``codexd.telemetry.tokens.Row``."""
@@ -17,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--by", metavar="COLUMNS", type=_columns, help="what was used by day, model, key (separated by commas)"
     )
     parser.add_argument("--since", metavar="WHEN", type=_since, help="the first day: 7d, or a date such as 2030-12-31")
+    parser.add_argument("--watch", action="store_true", help="show the limits again each minute, until Ctrl-C")
     parser.add_argument("--csv", action="store_true", help="print comma-separated values")
 
 
@@ -40,6 +52,8 @@ def _since(text: str) -> str:
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
+    if options.watch:
+        return _watch(options, out)
     if options.by is None and options.since is None and not options.csv:
         ask(options, out, wire.Usage(), draw, "Asking ChatGPT")
         return 0
@@ -49,6 +63,26 @@ def run(options: argparse.Namespace, out: Output) -> int:
     else:
         ask(options, out, request, draw_history, "Asking codexd")
     return 0
+
+
+def _watch(options: argparse.Namespace, out: Output) -> int:
+    """Shows the limits until Ctrl-C, with a bell when a window passes one of WARNINGS."""
+    warned: dict[str, int] = {}
+    while True:
+        for reply in replies(options, wire.Usage()):
+            if not isinstance(reply, wire.UsageReport):
+                continue
+            if out.json:
+                drawing.plain(msgspec.json.encode(reply).decode())
+                continue
+            drawing.line(drawing.moment(int(drawing.now())))
+            draw(reply)
+            for window in reply.windows:
+                passed = max((each for each in WARNINGS if window.used_percent >= each), default=0)
+                if passed > warned.get(window.label, 0):
+                    drawing.note(f"\a{window.used_percent:g} % of the {window.label} window is used.")
+                warned[window.label] = passed
+        time.sleep(INTERVAL)
 
 
 def _csv(options: argparse.Namespace, request: wire.History) -> None:
@@ -84,6 +118,20 @@ def draw_history(reply: wire.HistoryReport) -> None:
     table = drawing.table(*reply.by, *COUNTS, right=len(reply.by))
     for row in reply.rows:
         places = [getattr(row, name) or "(no key)" for name in reply.by]
-        table.add_row(*places, *(f"{getattr(row, name):,}".replace(",", " ") for name in COUNTS))
+        table.add_row(*places, *(drawing.count(getattr(row, name)) for name in COUNTS))
     said = "Tokens as ChatGPT counts them. The input includes cached tokens, the output includes reasoning."
-    drawing.put(drawing.stack(table, drawing.text(said, "dim")))
+    parts: list[drawing.Drawn] = [table, drawing.text(said, "dim")]
+    if reply.shares:
+        parts.append(drawing.below(_shares(reply.shares)))
+        estimate = "An estimate: the growth between two answers, spread over what ended meanwhile."
+        parts.append(drawing.text(estimate, "dim"))
+    drawing.put(drawing.stack(*parts))
+
+
+def _shares(shares: Sequence[Share]) -> drawing.Drawn:
+    """Returns a row for each key: about how much of each window it has used since that began."""
+    table = drawing.table("key", *(f"of the {share.label} window" for share in shares), right=1)
+    names = sorted({name for share in shares for name in share.percent})
+    for name in names:
+        table.add_row(name or "(no key)", *(f"{share.percent.get(name, 0.0):.1f} %" for share in shares))
+    return table

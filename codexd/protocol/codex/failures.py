@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from codexd.errors import SIGN_IN_HINT, ApiError
+from codexd.errors import NO_RETRY, SIGN_IN_HINT, ApiError, span
 from codexd.protocol.codex.events import ErrorEvent, Event, Failed, ResponseError
 
 _IN_STREAM: dict[str, tuple[int, str]] = {
@@ -59,9 +59,6 @@ _BODY = msgspec.json.Decoder(_Body)
 
 _LIMITS = frozenset({"usage_limit_reached", "usage_not_included", "insufficient_quota"})
 """Codes of limits that last for hours or for ever."""
-
-NO_RETRY = ("x-should-retry", "false")
-"""Tells OpenAI's and Anthropic's SDKs that another attempt in some seconds is of no use."""
 
 _PATIENCE = 60
 """Seconds that a client may well wait before another attempt."""
@@ -115,12 +112,7 @@ def _number(value: object) -> float | None:
 
 
 def _span(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes = math.ceil(max(seconds, 1) / 60)
-    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
-    parts = [(days, "d"), (hours, "h"), (minutes if not days else 0, "min")]
-    return "in " + " ".join(f"{number} {unit}" for number, unit in parts if number)
+    return "" if seconds is None else f"in {span(seconds)}"
 
 
 def _date(moment: float | None) -> str:
