@@ -3,7 +3,7 @@
 import trio
 
 from codexd import errors
-from codexd.api import cors, exchange
+from codexd.api import cors, exchange, ollama
 from codexd.api.access import HEALTH, AccessControl, client_of
 from codexd.api.anthropic import MESSAGES, MessagesEndpoints
 from codexd.api.budget import Budget
@@ -12,6 +12,7 @@ from codexd.api.exchange import Exchange, Reply
 from codexd.api.images import IMAGES, ImagesEndpoints
 from codexd.api.journal import Journal
 from codexd.api.login import LoginEndpoints
+from codexd.api.ollama import OllamaEndpoints
 from codexd.api.pipeline import Pipeline
 from codexd.api.record import begin
 from codexd.api.responses import RESPONSES, ResponsesEndpoints
@@ -37,7 +38,7 @@ from codexd.upstream.client import Upstream
 DIALECTS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 """All dialects, in the order of the documentation; each is the dialect of a route."""
 
-KINDS = (*DIALECTS, IMAGES, TRANSCRIPTIONS)
+KINDS = (*DIALECTS, IMAGES, TRANSCRIPTIONS, ollama.CHAT, ollama.GENERATE)
 """All kinds of requests that have parameters."""
 
 WEBSOCKET = ("/responses", "/v1/responses")
@@ -80,6 +81,7 @@ class Api:
             ImagesEndpoints(pipeline, session, account, images),
             TranscriptionEndpoints(pipeline, account),
             SearchEndpoints(pipeline, account),
+            OllamaEndpoints(pipeline),
             self.service,
         )
         self._router = Router(
@@ -119,6 +121,8 @@ class Api:
         client = client_of(request.client, request.headers)
         record = begin(request.method, request.path, route.path, request.headers, client)
         record.failure = route.failure
+        if route.dialect is not None:
+            record.stream_type = route.dialect.stream_type
         found = Exchange(request, record, names, self._server.max_body_bytes)
         self._serving += 1
         try:
@@ -152,6 +156,10 @@ class Api:
         path, method = exchange.path, exchange.method
         if path.startswith("/anthropic/") or "anthropic-version" in exchange.headers:
             exchange.record.failure = failure_document
+        if path.startswith("/api/"):
+            exchange.record.failure = ollama.CHAT.failure
+            if (error := ollama.refused(path)) is not None:
+                raise error
         if not allowed:
             if (why := absent(fold(path))) is not None:
                 raise ApiError(404, why, code="not_supported")

@@ -27,7 +27,6 @@ from codexd.relay.relay import Client, Header
 from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, ServerRequest
 
 STREAM_HEADERS: Sequence[Header] = (
-    ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-cache, no-transform"),
     ("x-accel-buffering", "no"),
 )
@@ -155,7 +154,8 @@ class _StreamClient:
 
     async def start(self, headers: Sequence[Header]) -> None:
         # The adjustments are final only now: a second attempt may drop parameters.
-        await self._start([*STREAM_HEADERS, *self._record.headers(), *headers])
+        kind = ("content-type", self._record.stream_type)
+        await self._start([kind, *STREAM_HEADERS, *self._record.headers(), *headers])
 
 
 def _is_cancellation(error: BaseException) -> bool:

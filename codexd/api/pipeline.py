@@ -13,7 +13,7 @@ import trio
 from codexd import errors
 from codexd.api.exchange import Exchange, Reply
 from codexd.api.fallback import FallbackAnswer, Opened
-from codexd.api.record import Record
+from codexd.api.record import EVENT_STREAM, Record
 from codexd.config.model import Config
 from codexd.errors import ApiError
 from codexd.protocol import members, parameters
@@ -100,6 +100,7 @@ class Kind:
 
     ``name`` is the name of its table of parameters in the README. ``answer`` is the struct of a complete answer, None
     if it is the backend's own object. ``form``: whether the request may be a form, or must be one.
+    ``stream_type`` is the media type of a streamed answer.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Kind:
     answer: type | None
     failure: Callable[[ApiError], bytes]
     form: Literal["no", "too", "only"] = field(default="no", kw_only=True)
+    stream_type: str = field(default=EVENT_STREAM, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,8 @@ from codexd.telemetry.log import redact, usable_request_id
 from codexd.telemetry.tokens import Tokens
 from codexd.telemetry.trace import MAX_BODY, Spans, Timings, Trace
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
 MAX_ADJUSTED = 4000
 """Characters of the x-codexd-adjusted header; a request may contain thousands of parameters."""
 
@@ -40,8 +42,8 @@ class Record:
 
     __slots__ = (
         "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "limited",
-        "message", "method", "model", "path", "received", "relays", "sent", "started", "status", "streamed", "timings",
-        "usage",
+        "message", "method", "model", "path", "received", "relays", "sent", "started", "status", "stream_type",
+        "streamed", "timings", "usage",
     )  # fmt: skip
 
     def __init__(self, request_id: str, method: str = "", path: str = "", endpoint: str = "") -> None:
@@ -57,6 +59,7 @@ class Record:
         self.started = trio.current_time()
         self.status = 0
         self.streamed = False
+        self.stream_type = EVENT_STREAM
         self.complete = False
         self.adjusted: list[Adjustment] = []
         self.cors: Sequence[Header] = ()

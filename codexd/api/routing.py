@@ -20,6 +20,7 @@ class Route(NamedTuple):
 
     ``api``: served both with and without the /v1 prefix, for clients whose base URL lacks it. ``dialect`` is that of
     the request's body, if any; ``streams``: the answer can be an event stream. ``keyless``: whoever knows the path may.
+    ``shape`` encodes an error if there is no dialect.
     """
 
     method: str
@@ -29,11 +30,12 @@ class Route(NamedTuple):
     api: bool = True
     streams: bool = False
     keyless: bool = False
+    shape: Callable[[ApiError], bytes] = ApiError.body
 
     @property
     def failure(self) -> Callable[[ApiError], bytes]:
         """The function that encodes an error in the shape of the endpoint's API."""
-        return ApiError.body if self.dialect is None else self.dialect.failure
+        return self.shape if self.dialect is None else self.dialect.failure
 
     @property
     def summary(self) -> str:

@@ -143,7 +143,7 @@ _BUDGETS = ((2048, "low"), (8192, "medium"), (24_576, "high"))
 
 
 EFFORT_FIELDS = frozenset(
-    {"reasoning_effort", "reasoning.effort", "enable_thinking", "thinking", "output_config.effort"}
+    {"reasoning_effort", "reasoning.effort", "enable_thinking", "thinking", "output_config.effort", "think"}
 )
 """The values of ``Thinking.field``, but for ``reasoning``, which also stands for encrypted reasoning."""
 

@@ -203,6 +203,30 @@ TRANSCRIPTIONS: dict[str, Rule] = {
     "timestamp_granularities": Rule("dropped", "the backend gives no times"),
 }
 
+OLLAMA: dict[str, Rule] = {
+    "model": _SHARED["model"],
+    "messages": Rule("adjusted", "converted to input items; calls and results are matched by id, name or order"),
+    "stream": Rule("adjusted", "lines of JSON unless it is `false`"),
+    "tools": _SHARED["tools"],
+    "format": Rule("adjusted", '`"json"` or a JSON schema, as `text.format`'),
+    "options": Rule(
+        "adjusted", "`num_predict` and `stop` are emulated, sampling is dropped, the others have no effect"
+    ),
+    "think": Rule("adjusted", f"`true` shows the reasoning summary; a word is an effort: {_EFFORT}"),
+    "keep_alive": Rule("dropped", "nothing is loaded here", (0, -1, "5m", "-1", "-1m")),
+}
+
+OLLAMA_GENERATE: dict[str, Rule] = {
+    **{name: OLLAMA[name] for name in ("model", "stream", "format", "options", "think", "keep_alive")},
+    "prompt": Rule("adjusted", "becomes one user message"),
+    "system": Rule("adjusted", "becomes the instructions"),
+    "images": Rule("adjusted", "become parts of the message"),
+    "suffix": Rule("dropped", _BACKEND, ("",)),
+    "template": Rule("dropped", "the backend has its own", ("",)),
+    "raw": Rule("dropped", "the backend has its own template", (False,)),
+    "context": Rule("dropped", "send the conversation to `/api/chat`", ([],)),
+}
+
 _SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
