@@ -302,7 +302,10 @@ def _number(body: Json) -> int | None:
 
 
 def sample(schema: Json, topic: str, number: int | None = None, root: Json | None = None) -> Any:
-    """Returns a value that fits a JSON schema of the kinds that structured outputs allow."""
+    """Returns a value that fits a JSON schema of the kinds that structured outputs allow.
+
+    Of an object that requires members it has those alone.
+    """
     root = schema if root is None else root
     if reference := schema.get("$ref"):
         target: Any = root
@@ -317,7 +320,9 @@ def sample(schema: Json, topic: str, number: int | None = None, root: Json | Non
     kind = schema.get("type", "object" if "properties" in schema else "string")
     match kind if isinstance(kind, str) else kind[0]:
         case "object":
-            return {name: sample(each, topic, number, root) for name, each in schema.get("properties", {}).items()}
+            found = schema.get("properties", {})
+            wanted = schema.get("required") or found
+            return {name: sample(each, topic, number, root) for name, each in found.items() if name in wanted}
         case "array":
             return [sample(schema.get("items", {}), topic, number, root)]
         case "integer":

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from codexd.demo.script import PAGES
 from support.daemon import environment
 from support.demo import base_url, demo
 
@@ -69,6 +70,31 @@ def test_the_official_node_sdk(base: str, model: str, tmp_path: Path) -> None:
     assert found["final"] == "The tool returned: sunny in Paris"
     assert (found["first"], found["last"]) == ("response.created", "response.completed")
     assert model in found["listed"]
+    assert found["images"] == [True, True]
+    assert "web_search_call" in found["found"] and found["found"][-1] == "message"
+
+
+@needs_node
+@pytest.mark.parametrize("model", MODELS)
+def test_ollamas_node_client(base: str, model: str, tmp_path: Path) -> None:
+    found = node("ollama.mjs", base.removesuffix("/v1"), model, tmp_path)
+    assert f"{model}:latest" in found["listed"] and "tools" in found["capabilities"]
+    assert found["whole"].endswith("You wrote: Hello") and found["streamed"] == found["whole"]
+    assert found["looped"] == "The tool returned: sunny in Paris"
+
+
+@needs_python
+@pytest.mark.parametrize("model", MODELS)
+def test_ollamas_python_client(base: str, model: str, tmp_path: Path) -> None:
+    script = str(HERE / "python" / "ollama_client.py")
+    found = msgspec.json.decode(run(tmp_path, str(PYTHON), script, base.removesuffix("/v1"), model))
+    assert f"{model}:latest" in found["listed"] and found["running"] == len(found["listed"])
+    assert (found["pulled"], found["failed"]) == ("success", 404)
+    assert {"completion", "tools", "vision"} <= set(found["capabilities"])
+    assert found["whole"].endswith("You wrote: Hello")
+    assert found["streamed"] == found["generated"] == found["whole"]
+    assert found["thought"] and set(found["object"]) == {"city"}
+    assert found["looped"] == "The tool returned: sunny in Paris"
 
 
 @needs_node
@@ -191,6 +217,26 @@ def test_claude_code(base: str, tmp_path: Path) -> None:
     used = [block["name"] for event in events if event["type"] == "assistant" for block in event["message"]["content"]
             if block["type"] == "tool_use"]  # fmt: skip
     assert used[:1] == ["Bash"]
+    assert (events[-1]["type"], events[-1]["is_error"]) == ("result", False)
+
+
+@needs_node
+def test_claude_codes_search(base: str, tmp_path: Path) -> None:
+    """Its WebSearch is a request of its own with Anthropic's search tool."""
+    command = [str(BIN / "claude"), "-p", 'websearch "weather"', "--output-format", "stream-json", "--verbose"]
+    said = run(
+        tmp_path,
+        *command,
+        "--allowedTools",
+        "WebSearch",
+        ENABLE_TOOL_SEARCH="false",
+        ANTHROPIC_BASE_URL=base.removesuffix("/v1"),
+        **QUIET,
+    )
+    events = [msgspec.json.decode(line) for line in said.splitlines()]
+    results = [block for event in events if event["type"] == "user" for block in event["message"]["content"]
+               if block["type"] == "tool_result"]  # fmt: skip
+    assert PAGES[0][0] in str(results[0]["content"]), said
     assert (events[-1]["type"], events[-1]["is_error"]) == ("result", False)
 
 
