@@ -6,6 +6,7 @@ from string import Template
 from typing import NamedTuple
 
 from codexd.api.exchange import Document
+from codexd.config import clients
 from codexd.protocol.codex.rate_limits import Window
 from codexd.telemetry.tokens import Hour
 
@@ -178,7 +179,7 @@ def _hours_ago(hours: int) -> str:
 
 def _use(view: View) -> str:
     base = escape(view.base)
-    key = "YOUR-KEY" if view.key_required else "unused"
+    key = clients.FILL_IN if view.key_required else clients.NO_KEY
     note = (
         "Each program needs a key. To make one, run <code>codexctl keys add NAME</code>."
         if view.key_required
@@ -187,7 +188,7 @@ def _use(view: View) -> str:
     model = escape(view.models[0]) if view.models else "MODEL"
     shown = "".join(
         f"<details><summary>{name}</summary><pre>{text}</pre></details>"
-        for name, text in _snippets(base, key, model).items()
+        for name, text in (_snippets(base, key, model) | _setups(view, key)).items()
     )
     return f'<p>Base URL <code class="copy">{base}</code></p><p class="soft">{note}</p><p></p>{shown}'
 
@@ -208,9 +209,13 @@ print(answer.choices[0].message.content)""",
 const client = new OpenAI({{ baseURL: "{base}", apiKey: "{key}" }});
 const answer = await client.responses.create({{ model: "{model}", input: "Hello" }});
 console.log(answer.output_text);""",
-        "aider": f"""OPENAI_API_BASE={base} OPENAI_API_KEY={key} aider --model openai/{model}""",
-        "Open WebUI": f"""OPENAI_API_BASE_URL={base} OPENAI_API_KEY={key} open-webui serve""",
     }
+
+
+def _setups(view: View, key: str) -> dict[str, str]:
+    """Returns what ``codexctl setup`` writes for each client, escaped for HTML."""
+    target = clients.Target(view.base, key, view.models)
+    return {name: escape(clients.described(make(target))) for name, make in clients.CLIENTS.items()}
 
 
 def uptime(seconds: float) -> str:

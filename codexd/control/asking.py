@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import structlog
+import trio
 
 from codexd import errors
 from codexd.api.chat import prepare_chat
@@ -15,8 +17,10 @@ from codexd.protocol.chat import wire as chat
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.codex.events import Usage, decode_event
 from codexd.protocol.conversion import Conversion
+from codexd.protocol.hosted.tools import IMAGE_MODEL, ImageOptions, image_body
 from codexd.relay.relay import Header
 from codexd.services import Services
+from codexd.upstream.account_tools import images_answer
 
 log = structlog.get_logger()
 
@@ -70,12 +74,13 @@ class _ControlClient:
 
 
 async def ask(services: Services, request: wire.Try, say: Say) -> None:
-    """Runs a chat request that came over the control socket; it is already authorized. Raises ApiError."""
-    record = Record(new_id(), "POST", "/v1/chat/completions", "/chat/completions")
+    """Runs a request that came over the control socket; it is already authorized. Raises ApiError."""
+    place = ("/images/edits" if request.images else "/images/generations") if request.draw else "/chat/completions"
+    record = Record(new_id(), "POST", f"/v1{place}", place)
     record.streamed = True
     with structlog.contextvars.bound_contextvars(request_id=record.id), services.journal.entry(record):
         try:
-            await _ask(services, request, record, say)
+            await (_draw if request.draw else _ask)(services, request, record, say)
             record.status = 200
         except ApiError as error:
             record.status = error.status
@@ -91,6 +96,15 @@ async def ask(services: Services, request: wire.Try, say: Say) -> None:
             record.complete = record.status != 0
 
 
+async def _draw(services: Services, request: wire.Try, record: Record, say: Say) -> None:
+    record.streamed, record.model = False, IMAGE_MODEL
+    record.timings.asked, record.timings.tries = trio.current_time(), 1
+    body = msgspec.json.encode(image_body(ImageOptions(), request.question, request.images))
+    found = images_answer((await services.account.image(body, edits=bool(request.images))).body)
+    await say(wire.TryImage(data=found.data[0].b64_json, format=found.output_format or "png"))
+    await say(wire.TryEnded(model=IMAGE_MODEL, finish_reason="stop"))
+
+
 async def _ask(services: Services, request: wire.Try, record: Record, say: Say) -> None:
     content: list[chat.Part] = [chat.TextPart(text=request.question)]
     content += [chat.ImagePart(image_url=chat.ImageUrl(url=image)) for image in request.images]
@@ -98,7 +112,10 @@ async def _ask(services: Services, request: wire.Try, record: Record, say: Say) 
     resolved = services.catalog.resolve(model)
     record.model = resolved.model.slug
     message = chat.UserMessage(content=content if request.images else request.question)
-    asked = chat.ChatRequest(model=model, messages=[message], reasoning_effort=request.effort)
+    options = chat.WebSearchOptions() if request.search else None
+    asked = chat.ChatRequest(
+        model=model, messages=[message], reasoning_effort=request.effort, web_search_options=options
+    )
     context = services.pipeline.context(record, resolved)
     dialects: list[_ControlConverter] = []
 

@@ -171,12 +171,18 @@ class PromptsOffer(_Request, frozen=True, kw_only=True, tag="prompts_offer"):
 
 
 class Try(_Request, frozen=True, kw_only=True, tag="try"):
-    """Asks a model a question; the default is the first listed model. ``images`` are data URLs."""
+    """Asks a model a question; the default is the first listed model. ``images`` are data URLs.
+
+    ``search``: the model may search the web. ``draw``: the question says what an image shows, or how to change
+    ``images``.
+    """
 
     question: str
     model: str | None = None
     effort: str | None = None
     images: list[str] = []
+    search: bool = False
+    draw: bool = False
 
 
 Request = (
@@ -481,6 +487,13 @@ class TryText(_Reply, frozen=True, kw_only=True, tag="text"):
     thinking: bool = False
 
 
+class TryImage(_Reply, frozen=True, kw_only=True, tag="image"):
+    """An image that was drawn; ``data`` is base64, ``format`` such as png."""
+
+    data: str
+    format: str
+
+
 class TryEnded(_Reply, frozen=True, kw_only=True, tag="try_ended"):
     model: str
     finish_reason: str | None
@@ -518,6 +531,7 @@ Reply = (
     | PromptsWereReset
     | PromptOffered
     | TryText
+    | TryImage
     | TryEnded
     | Done
 )

@@ -216,6 +216,33 @@ def messages(at: Listener) -> str:
     return f"whole, and as {len(names)} events"
 
 
+def search(at: Listener) -> str:
+    body = {"model": at.model, "input": "Search the web for 'weather'.", "tools": [{"type": "web_search"}]}
+    document = at.document("POST", "/v1/responses", body)
+    calls = [item for item in document["output"] if item["type"] == "web_search_call"]
+    demand(calls, "the model did not search")
+    demand(all(call["status"] == "completed" for call in calls), f"a search failed: {calls}")
+    parts = [part for item in document["output"] if item["type"] == "message" for part in item["content"]]
+    return f"{len(calls)} searches, {sum(len(part['annotations']) for part in parts)} citations"
+
+
+def images(at: Listener) -> str:
+    body = {"prompt": "a red dot", "response_format": "url"}
+    url = at.document("POST", "/v1/images/generations", body)["data"][0]["url"]
+    status, headers, data = at.ask("GET", urlsplit(url).path)
+    demand(status == 200 and headers["content-type"].startswith("image/"), f"{url} is no image: {status}")
+    return f"{len(data)} bytes"
+
+
+def ollama(at: Listener) -> str:
+    names = [model["name"] for model in at.document("GET", "/api/tags")["models"]]
+    demand(f"{at.model}:latest" in names, f"{at.model} is not among the models: {names}")
+    body = _chat(at) | {"stream": False}
+    document = at.document("POST", "/api/chat", body)
+    demand(document["done"] is True and document["message"]["content"], f"the answer is {document}")
+    return f"{document['eval_count']} tokens"
+
+
 def refusals(at: Listener) -> str:
     cases: list[tuple[str, str, object, int]] = [
         ("POST", "/v1/chat/completions", b"{", 400),
@@ -243,7 +270,10 @@ CHECKS: dict[str, Checked] = {
     "responses": responses_whole,
     "responses, streamed": responses_streamed,
     "messages": messages,
+    "web search": search,
+    "images": images,
+    "Ollama's API": ollama,
     "refusals": refusals,
 }
-REAL = ("models", "chat, streamed", "tool call", "responses, streamed", "refusals")
+REAL = ("models", "chat, streamed", "tool call", "responses, streamed", "web search", "refusals")
 """The checks for ``--real``, where each request counts as usage; these are cheap."""

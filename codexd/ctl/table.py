@@ -22,6 +22,7 @@ VERBS = (
     Verb("usage", "usage", "show the account's limits, or what was used by day, model and key"),
     Verb("models", "models", "list the models of the account"),
     Verb("keys", "keys", "manage client keys"),
+    Verb("setup", "setup", "configure a coding agent or another client for codexd"),
     Verb("top", "top", "show the requests in progress, live"),
     Verb("log", "log", "show the last lines of codexd's log"),
     Verb("explain", "explain", "show what happened to a request"),

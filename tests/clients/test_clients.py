@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from codexd.demo.script import PAGES
+from support.control import command
 from support.daemon import environment
 from support.demo import base_url, demo
 
@@ -351,3 +352,54 @@ def test_the_counts_of_tokens_are_those_of_the_real_tokenizer() -> None:
     done = subprocess.run([str(PYTHON), "-c", script], input=kinds, capture_output=True, timeout=120, check=True)
     expected = {kind: it["tokens"] for kind, it in msgspec.json.decode(kinds).items()}
     assert msgspec.json.decode(done.stdout.splitlines()[-1]) == expected
+
+
+# --- with what codexctl setup writes
+
+
+@pytest.fixture(scope="module")
+def demo_socket(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[str]:
+    """The control socket of a daemon."""
+    with demo(tmp_path_factory.mktemp("setup"), logs / "clients-setup.log") as said:
+        found = re.search(r"CODEXCTL_SOCKET=(\S+)", said)
+        assert found is not None
+        yield found[1]
+
+
+def written(client: str, home: Path, socket: str) -> None:
+    """Writes the client's configuration with ``codexctl setup``."""
+    run(home, *command("setup", client, "--write", "--model", "gpt-5.5"), CODEXCTL_SOCKET=socket, HOME=str(home))
+
+
+@needs_node
+def test_claude_code_as_set_up(demo_socket: str, tmp_path: Path) -> None:
+    written("claude-code", tmp_path, demo_socket)
+    quiet = {name: value for name, value in QUIET.items() if "TOKEN" not in name}
+    said = run(tmp_path, str(BIN / "claude"), "-p", "Hello there", HOME=str(tmp_path), **quiet)
+    assert "This is a simulated answer." in said
+
+
+@needs_node
+def test_the_codex_cli_as_set_up(demo_socket: str, tmp_path: Path) -> None:
+    (tmp_path / "codex").mkdir()
+    (tmp_path / "codex" / "config.toml").write_text('[history]\npersistence = "none"\n')
+    environ = {"CODEX_HOME": str(tmp_path / "codex"), "CODEXCTL_SOCKET": demo_socket}
+    run(tmp_path, *command("setup", "codex", "--write", "--model", "gpt-5.5", "--key", "sk-of-somebody"), **environ)
+    assert "You wrote: Hello there" in codex(tmp_path, "exec", "--skip-git-repo-check", "Hello there")
+
+
+@pytest.mark.skipif(not OPENCODE.exists(), reason="opencode is installed on x86-64 Linux alone")
+def test_opencode_as_set_up(demo_socket: str, tmp_path: Path) -> None:
+    written("opencode", tmp_path, demo_socket)
+    off = {
+        f"OPENCODE_DISABLE_{name}": "1" for name in ("MODELS_FETCH", "LSP_DOWNLOAD", "DEFAULT_PLUGINS", "AUTOUPDATE")
+    }
+    said = run(tmp_path, str(OPENCODE), "run", "-m", "codexd/gpt-5.5", "Hello there", HOME=str(tmp_path), **off)
+    assert "This is a simulated answer." in said
+
+
+@needs_python
+def test_llm_as_set_up(demo_socket: str, tmp_path: Path) -> None:
+    written("llm", tmp_path, demo_socket)
+    said = run(tmp_path, str(PYTHON.parent / "llm"), "-m", "codexd/gpt-5.5", "Hello there", HOME=str(tmp_path))
+    assert "You wrote: Hello there" in said

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.loopback
 async def test_it_passes_on_a_simulated_backend(shared: Setup) -> None:
     before = shared.daemon.log.read_text().count("request finished")
     said = await shared.ctl("selftest")
-    assert (said.code, said.err) == (0, "All 9 checks passed, on a simulated backend.\n"), said
+    assert (said.code, said.err) == (0, "All 12 checks passed, on a simulated backend.\n"), said
     assert shared.daemon.log.read_text().count("request finished") == before, "the running one was asked"
 
 
 async def test_it_passes_on_the_running_daemon(shared: Setup) -> None:
     real = await shared.ctl("selftest", "--real", "-m", "gpt-5.5", "--json")
     assert real.code == 0, real.out
-    assert [line["outcome"] for line in real.json[:-1]] == ["ok"] * 5
+    assert [line["outcome"] for line in real.json[:-1]] == ["ok"] * 6
 
 
 async def test_it_needs_a_client_key_where_there_is_one(shared: Setup) -> None:

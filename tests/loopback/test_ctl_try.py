@@ -60,3 +60,21 @@ async def test_a_question_is_counted_as_other_requests_are(shared: Setup) -> Non
     before = await count()
     await shared.ctl("try", "-m", "gpt-5.5", "x")
     assert await count() == before + 1
+
+
+async def test_an_image_is_drawn_and_changed(shared: Setup, tmp_path: Path) -> None:
+    image = tmp_path / "dot.png"
+    said = await shared.ctl("try", "a red dot", "--draw", str(image))
+    assert (said.code, said.out) == (0, f"Saved {image}.\n")
+    assert re.fullmatch(r"gpt-image-2: \d+\.\d s in all\.\n", said.err)
+    assert image.read_bytes().startswith(b"\x89PNG")
+    changed = await shared.ctl("try", "make it blue", "--image", str(image), "--draw", str(image))
+    assert changed.code == 0
+    refused = await shared.ctl("try", "a red dot", "--draw", str(tmp_path))
+    assert (refused.code, "Cannot write" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize("model", ["gpt-5.5", "gpt-6-sol"])
+async def test_a_question_may_be_searched(shared: Setup, model: str) -> None:
+    said = await shared.ctl("try", "search the web for 'weather'", "-m", model, "--search")
+    assert said.code == 0 and "https://example.com/weather" in said.out

@@ -22,14 +22,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION", nargs="*", help="- at the end adds what is piped in")
     parser.add_argument("-m", "--model", metavar="NAME", help="default: the first of `codexctl models`")
     parser.add_argument("--effort", metavar="EFFORT", help="reasoning effort, such as low, medium or high")
+    parser.add_argument("--search", action="store_true", help="let the model search the web")
+    parser.add_argument(
+        "--draw", metavar="FILE", help="draw what the question says, or change the --image so, into this file (PNG)"
+    )
     parser.add_argument("--image", metavar="FILE", action="append", help="an image file; may be given more than once")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
     request = wire.Try(
-        question=_question(options), model=options.model, effort=options.effort, images=_images(options.image or [])
+        question=_question(options),
+        model=options.model,
+        effort=options.effort,
+        images=_images(options.image or []),
+        search=options.search,
+        draw=options.draw is not None,
     )
-    answer = _Answer(out)
+    answer = _Answer(out, options.draw)
     show(options, out, request, answer.draw, timeout=PATIENCE)
     return 0
 
@@ -37,14 +46,19 @@ def run(options: argparse.Namespace, out: Output) -> int:
 class _Answer:
     """Draws the pieces of the answer on the standard output, and the summary of the reasoning beside it."""
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: Output, image: str | None) -> None:
         self._out = out
+        self._image = image
         self._begun = time.monotonic()
         self._first: float | None = None
         self._thinking = False
 
-    def draw(self, reply: wire.TryText | wire.TryEnded) -> None:
+    def draw(self, reply: wire.TryText | wire.TryImage | wire.TryEnded) -> None:
         match reply:
+            case wire.TryImage():
+                _save(str(self._image), reply)
+            case wire.TryEnded() if self._image is not None:
+                self._out.note(f"{reply.model}: {time.monotonic() - self._begun:.1f} s in all.")
             case wire.TryText(thinking=True):
                 self._thinking = True
                 _beside(reply.text)
@@ -58,6 +72,15 @@ class _Answer:
             case wire.TryEnded():
                 print(flush=True)  # noqa: T201 - the answer does not end its last line
                 self._out.note(_summary(reply, self._first, time.monotonic() - self._begun))
+
+
+def _save(path: str, image: wire.TryImage) -> None:
+    """Writes an image to its file. Raises VerbFailed."""
+    try:
+        Path(path).write_bytes(base64.b64decode(image.data))
+    except OSError as error:
+        raise failed("usage", "image", f"Cannot write {path}: {error.strerror}.") from error
+    print(f"Saved {path}.", flush=True)  # noqa: T201
 
 
 def _beside(text: str) -> None:
