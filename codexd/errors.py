@@ -503,6 +503,13 @@ def upstream_unreachable(why: str) -> ApiError:
     )
 
 
+def upstream_unreadable(why: str) -> ApiError:
+    """Returns the error for a document of the backend that is of no use; ``why`` begins with its."""
+    return ApiError(
+        502, f"The ChatGPT backend has answered, but {why}. Send the request again.", code="upstream_unreadable"
+    )
+
+
 def cannot_connect(what: str, advice: str, code: str, *, retryable: bool) -> ApiError:
     """Returns a connection error. ``code``: upstream_unreachable, proxy_failed or certificate_not_trusted."""
     return ApiError(

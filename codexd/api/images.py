@@ -115,7 +115,7 @@ class ImagesEndpoints:
         try:
             name = self._store.add(base64.b64decode(image, validate=True), kind)
         except binascii.Error as error:
-            raise errors.upstream_unreachable("its image cannot be read") from error
+            raise errors.upstream_unreadable("its image cannot be read") from error
         host = exchange.headers.get("host", "")
         if name is None or not host:
             raise errors.bad_request(

@@ -32,12 +32,12 @@ NDJSON = "application/x-ndjson"
 _DATE = f"{datetime.fromtimestamp(CREATED, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def prepare_chat(asked: wire.ChatRequest, context: Context) -> Prepared:
+def prepare_chat(asked: wire.OllamaChat, context: Context) -> Prepared:
     """Returns the backend request and its conversion. Raises ApiError 400."""
     return _prepare(convert.from_chat(asked), context, generate=False)
 
 
-def prepare_generate(asked: wire.GenerateRequest, context: Context) -> Prepared:
+def prepare_generate(asked: wire.OllamaPrompt, context: Context) -> Prepared:
     """Returns the backend request and its conversion. Raises ApiError 400."""
     return _prepare(convert.from_generate(asked), context, generate=True)
 
@@ -78,13 +78,13 @@ def _prepare(found: AsChat, context: Context, *, generate: bool) -> Prepared:
 
 
 CHAT = Dialect(
-    "ollama chat", wire.CHAT, parameters.OLLAMA, wire.Answer, failure_document, prepare_chat, stream_type=NDJSON
+    "ollama chat", wire.CHAT, parameters.OLLAMA, wire.OllamaAnswer, failure_document, prepare_chat, stream_type=NDJSON
 )
 GENERATE = Dialect(
     "ollama generate",
     wire.GENERATE,
     parameters.OLLAMA_GENERATE,
-    wire.Answer,
+    wire.OllamaAnswer,
     failure_document,
     prepare_generate,
     stream_type=NDJSON,

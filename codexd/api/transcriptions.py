@@ -113,7 +113,7 @@ class TranscriptionEndpoints:
         try:
             return msgspec.json.decode(found.body, type=Transcription).text, found.headers
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise errors.upstream_unreachable("its transcript cannot be read") from error
+            raise errors.upstream_unreadable("its transcript cannot be read") from error
 
 
 def _value(name: str, value: str) -> object:

@@ -98,13 +98,13 @@ class AccountTools:
                 document += data
                 if len(document) > limit:
                     if response.status_code == 200:
-                        raise errors.upstream_unreachable(f"its answer is larger than {limit} bytes")
+                        raise errors.upstream_unreadable(f"its answer is larger than {limit} bytes")
                     break
             return response.status_code, response.headers, bytes(document)
 
 
 class _SearchAnswer(msgspec.Struct):
-    output: Any = ""
+    output: Any
 
 
 def search_output(body: bytes) -> object:
@@ -112,7 +112,7 @@ def search_output(body: bytes) -> object:
     try:
         return msgspec.json.decode(body, type=_SearchAnswer).output
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise errors.upstream_unreachable("its search answer cannot be read") from error
+        raise errors.upstream_unreadable("its search answer cannot be read") from error
 
 
 class _Image(msgspec.Struct):
@@ -136,7 +136,7 @@ def images_answer(body: bytes) -> ImagesAnswer:
     try:
         found = msgspec.json.decode(body, type=ImagesAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise errors.upstream_unreachable("its answer with images cannot be read") from error
+        raise errors.upstream_unreadable("its answer with images cannot be read") from error
     if not found.data:
-        raise errors.upstream_unreachable("its answer has no image")
+        raise errors.upstream_unreadable("its answer has no image")
     return found

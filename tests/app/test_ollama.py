@@ -81,6 +81,17 @@ async def test_calls_come_whole_and_go_back(autojump_clock: MockClock, tmp_path:
         assert odd.status == 400 and "was not called" in odd.json["error"]
 
 
+async def test_a_system_message_and_odd_arguments(autojump_clock: MockClock, tmp_path: Path) -> None:
+    odd = CALLED | {"item": CALLED["item"] | {"arguments": "{odd"}}
+    backend = Backend([CREATED, odd, COMPLETED])
+    messages = [{"role": "system", "content": "Be brief."}, *HELLO]
+    async with client(tmp_path, backend) as app:
+        body = {"model": "gpt-5.5", "messages": messages, "tools": [TOOL], "stream": False}
+        answer = await app.request("POST", "/api/chat", body)
+    assert answer.json["message"]["tool_calls"][0]["function"]["arguments"] == {}
+    assert "Be brief." in str(backend.sent)
+
+
 async def test_thinking_is_shown_where_it_is_wanted(autojump_clock: MockClock, tmp_path: Path) -> None:
     backend = Backend([CREATED, SUMMED, ADDED, text("Hello"), done("Hello"), COMPLETED])
     async with client(tmp_path, backend) as app:
@@ -130,6 +141,7 @@ async def test_options_are_honoured_or_told(autojump_clock: MockClock, tmp_path:
         ("/api/chat", {"model": "gpt-5.5", "messages": HELLO, "format": 7}, 400, "format must be"),
         ("/api/chat", {"model": "gpt-5.5", "messages": HELLO, "options": 7}, 400, "options cannot be read"),
         ("/api/chat", {"model": "gpt-5.5", "messages": [{"role": "user", "images": ["?"]}]}, 400, "images[0]"),
+        ("/api/chat", {"model": "gpt-5.5", "messages": [{"role": "user", "images": ["A"]}]}, 400, "as base64"),
         ("/api/generate", {"model": "gpt-5.5", "images": [base64.b64encode(b"x").decode()]}, 400, "is not an image"),
         ("/api/show", {"model": "gpt-nix"}, 404, "'gpt-nix'"),
         ("/api/pull", {"name": "gpt-nix"}, 404, "'gpt-nix'"),

@@ -160,7 +160,8 @@ FAILURES = [
     (429, {"error": {"type": "usage_limit_reached", "message": "The usage limit has been reached"}}, "too_many_requests"),
     (500, {"detail": "no"}, "unavailable"),
     (200, {"output": 7}, None),
-    (200, {"nothing": 1}, None),
+    (200, {"output": ""}, None),
+    (200, {"nothing": 1}, "unavailable"),
 ]  # fmt: skip
 
 

@@ -201,6 +201,7 @@ class Upstream:
 
     A message on a websocket is a call as a POST is. ``handshakes`` has the scripts for opening websockets; each ends
     with ``Call.upgrade`` or with a refusal. ``asked`` are the handshakes that came, ``websockets`` counts the open ones.
+    ``tool_plays`` serve search and images.
     """
 
     def __init__(self) -> None:
@@ -211,6 +212,8 @@ class Upstream:
         self.websockets = 0
         self.token_calls: list[Call] = []
         self.token_plays: list[Script] = []
+        self.tool_plays: list[Script] = []
+        self.tool_calls: list[Call] = []
         self.open = 0
         self.port = 0
         self._changed = trio.Event()
@@ -266,6 +269,9 @@ class Upstream:
             await call.answer(200, {"models": entries}, 'etag: "1"')
         elif call.target.startswith("/backend-api/wham/accounts"):
             await call.answer(200, {"accounts": []})
+        elif call.target.startswith(("/backend-api/codex/alpha/", "/backend-api/codex/images/")):
+            self.tool_calls.append(call)
+            await self.tool_plays[min(len(self.tool_calls), len(self.tool_plays)) - 1](call)
         elif call.header("upgrade") == "websocket":
             self.asked.append(call)
             self._note_change()

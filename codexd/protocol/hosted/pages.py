@@ -32,7 +32,8 @@ class Citation(NamedTuple):
 
 def text_of(output: object) -> str:
     """Returns a search's output, of whatever shape, as text for the model."""
-    return output if isinstance(output, str) else msgspec.json.encode(output).decode()
+    text = output if isinstance(output, str) else msgspec.json.encode(output).decode()
+    return text if text.strip() else "Nothing was found."
 
 
 def pages_of(output: object) -> list[Page]:

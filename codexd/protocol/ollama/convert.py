@@ -13,7 +13,7 @@ from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.codex.models import EFFORTS
 from codexd.protocol.convert import Thinking
-from codexd.protocol.ollama.wire import ChatRequest, GenerateRequest, Message, Options, Think
+from codexd.protocol.ollama.wire import Message, OllamaChat, OllamaPrompt, Options, Think
 from codexd.protocol.raw import RawObject, encoded, given
 
 _SAMPLING = frozenset(
@@ -32,19 +32,19 @@ class AsChat(NamedTuple):
     adjusted: Adjustments
 
 
-def from_chat(asked: ChatRequest) -> AsChat:
+def from_chat(asked: OllamaChat) -> AsChat:
     """Converts a request of ``/api/chat``. Raises ApiError 400."""
     return _request(asked, _messages(asked.messages), asked.tools)
 
 
-def from_generate(asked: GenerateRequest) -> AsChat:
+def from_generate(asked: OllamaPrompt) -> AsChat:
     """Converts a request of ``/api/generate``: its prompt becomes one message. Raises ApiError 400."""
     messages: list[chat.Message] = [chat.SystemMessage(content=asked.system)] if asked.system else []
     messages.append(chat.UserMessage(content=_content(asked.prompt, asked.images, "images")))
     return _request(asked, messages, None)
 
 
-def _request(asked: ChatRequest | GenerateRequest, messages: list[chat.Message], tools: list[Raw] | None) -> AsChat:
+def _request(asked: OllamaChat | OllamaPrompt, messages: list[chat.Message], tools: list[Raw] | None) -> AsChat:
     options, adjusted = _options(asked.options)
     limit = options.num_predict
     request = chat.ChatRequest(

@@ -23,7 +23,7 @@ from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.chat.wire import Chunk
 from codexd.protocol.codex.events import OutputItemDone, Usage, decode_event
 from codexd.protocol.ollama.convert import tools_of
-from codexd.protocol.ollama.wire import Answer
+from codexd.protocol.ollama.wire import OllamaAnswer
 from codexd.protocol.reasoning import Turn
 
 _encode = msgspec.json.encode
@@ -92,12 +92,12 @@ class OllamaConverter:
         return out
 
     def _said(self, text: str, thinking: str) -> bytes:
-        return _encode(Answer(done=False, **self._head(text, thinking, []))) + b"\n"
+        return _encode(OllamaAnswer(done=False, **self._head(text, thinking, []))) + b"\n"
 
     def _last_lines(self) -> bytes:
         end = self._end(whole=False)
         calls: Any = None if isinstance(end.message, msgspec.UnsetType) else end.message.pop("tool_calls", None)
-        called = _encode(Answer(done=False, **self._head("", "", calls))) + b"\n" if calls else b""
+        called = _encode(OllamaAnswer(done=False, **self._head("", "", calls))) + b"\n" if calls else b""
         return called + _encode(end) + b"\n"
 
     def _head(self, text: str, thinking: str, calls: list[dict[str, object]]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class OllamaConverter:
             message["tool_calls"] = calls
         return head | {"message": message}
 
-    def _end(self, *, whole: bool) -> Answer:
+    def _end(self, *, whole: bool) -> OllamaAnswer:
         if self._turn is not None and not self.state.cut_short:
             self._turn.end()
         choice = fold(self._chunks).choices[0]
@@ -120,7 +120,7 @@ class OllamaConverter:
         thinking = (said.reasoning_content or "") if whole else ""
         calls = tools_of(said.tool_calls or [])
         usage, total = self.state.usage or Usage(), self._elapsed()
-        return Answer(
+        return OllamaAnswer(
             done=True,
             done_reason="length" if choice.finish_reason == "length" else "stop",
             total_duration=total,

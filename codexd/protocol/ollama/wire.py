@@ -44,7 +44,7 @@ class Options(Struct, frozen=True, kw_only=True):
 Think = bool | str | None
 
 
-class ChatRequest(Struct, frozen=True, kw_only=True):
+class OllamaChat(Struct, frozen=True, kw_only=True):
     model: str
     messages: list[Message] = []
     stream: bool | None = True
@@ -55,7 +55,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     adjusted: Adjustments = NONE
 
 
-class GenerateRequest(Struct, frozen=True, kw_only=True):
+class OllamaPrompt(Struct, frozen=True, kw_only=True):
     model: str
     prompt: str | None = ""
     system: str | None = None
@@ -67,11 +67,11 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     adjusted: Adjustments = NONE
 
 
-CHAT = RequestDecoder(ChatRequest)
-GENERATE = RequestDecoder(GenerateRequest)
+CHAT = RequestDecoder(OllamaChat)
+GENERATE = RequestDecoder(OllamaPrompt)
 
 
-class Answer(Struct, frozen=True, kw_only=True):
+class OllamaAnswer(Struct, frozen=True, kw_only=True):
     """The last line of an answer, or all of it. Durations are nanoseconds."""
 
     model: str

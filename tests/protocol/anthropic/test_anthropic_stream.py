@@ -21,18 +21,25 @@ from support.adjusted import told
 from support.upstream import COMPLETED, CREATED, Json
 
 
-def make(*, streamed: bool) -> Any:
+def make(*, streamed: bool, searches: bool = True) -> Any:
     cut = Cutoff(limits_of(None, ("max_tokens", 1000)))
     stream = ChatStream(id="msg_1", model="m", created=0, include_usage=False, cut=cut)
     dialect = MessagesConverter(
-        stream, id="msg_1", model="m", streamed=streamed, thinking=True, cut=cut, prompt_tokens=lambda: 1
+        stream,
+        id="msg_1",
+        model="m",
+        streamed=streamed,
+        thinking=True,
+        cut=cut,
+        prompt_tokens=lambda: 1,
+        searches=searches,
     )
     return Conversion(dialect, b"")
 
 
-def feed(events: list[Json], *, streamed: bool) -> Any:
+def feed(events: list[Json], *, streamed: bool, searches: bool = True) -> Any:
     """The message that the client has in the end."""
-    converter = make(streamed=streamed)
+    converter = make(streamed=streamed, searches=searches)
     out = converter.feed([msgspec.json.encode(event) for event in events])
     assert converter.state.done
     if not streamed:
@@ -67,7 +74,7 @@ def gathered(events: list[Json]) -> Json:
             case "content_block_stop":
                 assert event["index"] == open_at
                 block = message["content"][open_at]
-                if (json := block.pop("json")) and block["type"] == "tool_use":
+                if (json := block.pop("json")) and block["type"] in ("tool_use", "server_tool_use"):
                     block["input"] = msgspec.json.decode(json)
                 open_at = None
             case "message_delta":
@@ -77,6 +84,8 @@ def gathered(events: list[Json]) -> Json:
             "text": ("text", "citations"),
             "thinking": ("thinking", "signature"),
             "tool_use": ("id", "name", "input", "caller"),
+            "server_tool_use": ("id", "name", "input"),
+            "web_search_tool_result": ("tool_use_id", "content"),
         }
         for key in set(block) - {"type", "data", *allowed.get(block["type"], ())}:
             assert block.pop(key) == ""
@@ -116,6 +125,14 @@ def reasoned(index: int, summary: str, encrypted: str) -> list[Json]:
     ]
 
 
+def searched(index: int, **fields: Any) -> list[Json]:
+    action = {"type": "search", "query": f"q{index}"}
+    return [
+        item(index, "web_search_call", "added", status="in_progress"),
+        item(index, "web_search_call", "done", **({"action": action, "status": "completed"} | fields)),
+    ]
+
+
 def interleave(draw: Any, items: list[list[Json]]) -> list[Json]:
     """The events of all items, each item's in their order."""
     waiting, mixed = [list(events) for events in items], []
@@ -128,9 +145,10 @@ def interleave(draw: Any, items: list[list[Json]]) -> list[Json]:
 @st.composite
 def answers(draw: Any) -> list[Json]:
     """Reasoning and text one after the other, calls at the end, in whatever order their events come."""
-    kinds = draw(st.lists(st.sampled_from(["text", "reasoning", "hidden"]), max_size=4))
+    kinds = draw(st.lists(st.sampled_from(["text", "reasoning", "hidden", "search"]), max_size=4))
     makers = {"text": lambda i: said(i, f"text {i}"), "reasoning": lambda i: reasoned(i, f"thought {i}", f"gA{i}"),
-              "hidden": lambda i: reasoned(i, "", f"gB{i}")}  # fmt: skip
+              "hidden": lambda i: reasoned(i, "", f"gB{i}"),
+              "search": lambda i: searched(i, results=[{"url": f"https://{i}", "title": "t"}])}  # fmt: skip
     events = [event for index, kind in enumerate(kinds) for event in makers[kind](index)]
     count = draw(st.integers(min_value=0 if "text" in kinds else 1, max_value=3))
     calls = [call(len(kinds) + number, f"f{number}", '{"a":[1,"x"]}') for number in range(count)]
@@ -224,3 +242,47 @@ def test_an_answer_without_any_block_has_a_beginning_and_an_end() -> None:
     for streamed in (True, False):
         message = feed([CREATED, incomplete], streamed=streamed)
         assert (message["content"], message["stop_reason"]) == ([], "max_tokens")
+
+
+def test_a_search_is_a_call_and_its_result() -> None:
+    page = {"url": "https://a", "title": "A"}
+    events = [CREATED, *searched(0, results=[page, "odd"]), *said(1, "See A."), COMPLETED]
+    for streamed in (True, False):
+        use, result, text = feed(events, streamed=streamed)["content"]
+        assert (use["type"], use["name"], use["input"]) == ("server_tool_use", "web_search", {"query": "q0"})
+        assert result["content"] == [{"type": "web_search_result", **page, "encrypted_content": "", "page_age": None}]
+        assert result["tool_use_id"] == use["id"] and text["text"] == "See A."
+        usage = feed(events, streamed=streamed)["usage"]
+        assert usage["server_tool_use"] == {"web_search_requests": 1}
+        assert [block["type"] for block in feed(events, streamed=streamed, searches=False)["content"]] == ["text"]
+
+
+def test_a_search_of_an_odd_shape_costs_nothing() -> None:
+    for fields, content in (
+        ({"results": 7, "action": 7}, []),
+        ({"error": "unavailable"}, {"type": "web_search_tool_result_error", "error_code": "unavailable"}),
+    ):
+        found = feed([CREATED, *searched(0, **fields), *said(1, "x"), COMPLETED], streamed=True)
+        assert found["content"][1]["content"] == content
+    opened = searched(0, action={"type": "open_page", "url": "https://a"})
+    assert len(feed([CREATED, *opened, *said(1, "x"), COMPLETED], streamed=True)["content"]) == 1
+
+
+def test_anthropics_search_becomes_the_backends() -> None:
+    tool = {"type": "web_search_20250305", "name": "web_search", "max_uses": 2, "allowed_domains": ["a"],
+            "blocked_domains": [], "user_location": {"type": "approximate", "city": "Bern"}}  # fmt: skip
+    choice = {"type": "tool", "name": "web_search"}
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [tool], "tool_choice": choice}
+    request = as_chat(anthropic.REQUEST.decode(split(msgspec.json.encode(body)))).request
+    assert [msgspec.json.decode(each) for each in request.tools or ()] == [
+        {"type": "web_search", "filters": {"allowed_domains": ["a"]}, "user_location": tool["user_location"]}
+    ]
+    assert request.max_tool_calls == 2 and getattr(request.tool_choice, "type", None) == "web_search"
+    plain = body | {"tools": [{"type": "web_search_20260209", "name": "s"}], "tool_choice": {"type": "auto"}}
+    request = as_chat(anthropic.REQUEST.decode(split(msgspec.json.encode(plain)))).request
+    assert (request.max_tool_calls, request.tool_choice) == (None, "auto")
+
+
+def test_other_tools_of_anthropics_leave_their_word() -> None:
+    found = carried([{"type": "server_tool_use", "id": "s", "name": "code_execution", "input": {}}, says("So.")])
+    assert told(found.adjusted) == ["server_tools=dropped", "prefill=ignored"]
