@@ -98,6 +98,19 @@ async def test_images_are_changed_by_json(http: httpx.AsyncClient, images: dict[
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize("model", ["gpt-image-1", "dall-e-3"])
+async def test_images_as_open_webui_asks_for_them(http: httpx.AsyncClient, model: str) -> None:
+    """It leaves ``response_format`` out for OpenAI's newer models, and takes a URL or base64."""
+    more = {} if model.startswith("gpt-image") else {"response_format": "b64_json"}
+    made = await http.post(GENERATE, json={"model": model, "prompt": "a dot", "n": 1, "size": "1024x1024", **more})
+    (image,) = made.json()["data"]
+    assert image.get("url") is None and image["b64_json"] == PIXEL
+    form = {"model": model, "prompt": "make it blue", "n": "1", "size": "1024x1024", **more}
+    files = [("image[]", ("image.png", PNG, "image/png")), ("image[]", ("image.png", PNG, "image/png"))]
+    changed = await http.post(EDIT, data=form, files=files)
+    assert changed.status_code == 200 and changed.json()["data"][0]["b64_json"] == PIXEL
+
+
 async def test_images_are_streamed(http: httpx.AsyncClient) -> None:
     for path, body, kind in (
         (GENERATE, {"prompt": "a dot", "partial_images": 2}, "image_generation.completed"),

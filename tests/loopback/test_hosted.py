@@ -122,12 +122,12 @@ async def test_messages_search(ask: Asking, model: str, choice: dict[str, Any] |
         assert [page["url"] for page in result["content"]] == [url for url, _ in PAGES]
     assert text["citations"][0]["url"] == URL
     assert whole["stop_reason"] == "end_turn"
-    assert whole["usage"]["server_tool_use"] == {"web_search_requests": 1}
+    assert whole["usage"]["server_tool_use"] == {"web_search_requests": 1, "web_fetch_requests": 0}
 
     events = await ask.events("/v1/messages", **body)
     begun = [event["content_block"] for event in events if event["type"] == "content_block_start"]
     assert [block["type"] for block in begun] == ["server_tool_use", "web_search_tool_result", "text"]
-    assert events[-2]["usage"]["server_tool_use"] == {"web_search_requests": 1}
+    assert events[-2]["usage"]["server_tool_use"] == {"web_search_requests": 1, "web_fetch_requests": 0}
     # The conversation goes on with what came, as the SDKs send it back.
     again = body | {
         "messages": [

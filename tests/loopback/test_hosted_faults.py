@@ -101,6 +101,17 @@ ROUND_FAULTS: dict[str, Script] = {
     "one more search, without end": SEARCHING,
 }
 
+LIMITED = refuse(429, {"error": {"type": "usage_limit_reached", "resets_in_seconds": 90}})
+FALLBACK_FAULTS: dict[str, Script] = {
+    "none": stream_of(*HELLO),
+    "429, usage_limit_reached": LIMITED,
+    "400": refuse(400, {"detail": "no"}),
+    "500": refuse(500, b"oops"),
+    "closed without a word": cut,
+    "closed in the text": cut_after(3),
+    "response.failed": stream_of(CREATED, failed("server_error")),
+}
+
 SEARCH: dict[str, Any] = {"model": "gpt-6-sol", "web_search_options": {}}
 
 
@@ -113,7 +124,7 @@ def shown(outcome: Outcome) -> str:
 
 
 @asynccontextmanager
-async def over(folder: Path, logs: Path, transport: str) -> AsyncIterator[tuple[Upstream, Daemon]]:
+async def over(folder: Path, logs: Path, transport: str, **sections: Any) -> AsyncIterator[tuple[Upstream, Daemon]]:
     folder.mkdir()
     limits = {"first_event_timeout": PATIENCE, "idle_timeout": PATIENCE * 2, "transport": transport}
     names = ("SEARCH_SECONDS", "IMAGE_SECONDS")
@@ -123,7 +134,7 @@ async def over(folder: Path, logs: Path, transport: str) -> AsyncIterator[tuple[
     upstream = Upstream()
     async with trio.open_nursery() as nursery:
         await nursery.start(upstream.serve)
-        async with running(folder, logs, upstream, backend=limits, constants=constants) as daemon:
+        async with running(folder, logs, upstream, backend=limits, constants=constants, **sections) as daemon:
             yield upstream, daemon
         nursery.cancel_scope.cancel()
     assert "fault of codexd itself" not in daemon.log.read_text()
@@ -196,3 +207,16 @@ async def test_one_outcome_for_each_fault_after_a_search(tmp_path: Path, logs: P
                     assert len(upstream.tool_calls) == (8 if name.startswith("one more") else 1), name
     rows += [f"| {name} | {' | '.join(each)} |" for name, each in cells.items()]
     rewrite("faults after a search", rows, accept=accept)
+
+
+async def test_one_outcome_for_each_fault_of_a_fallback(tmp_path: Path, logs: Path, accept: bool) -> None:
+    """The first model is at its limit; what becomes of the answer of the next is told as it would be without."""
+    rows = ["| The fault of the fallback | streamed | whole |", "|---|---|---|"]
+    async with over(tmp_path / "d", logs, "http", models={"fallback": ["gpt-5.5"]}) as (upstream, daemon):
+        for name, fault in FALLBACK_FAULTS.items():
+            cells = [
+                shown(await ask(upstream, daemon, [LIMITED, fault], [FOUND], streamed=streamed))
+                for streamed in (True, False)
+            ]
+            rows.append(f"| {name} | {' | '.join(cells)} |")
+    rewrite("faults of a fallback", rows, accept=accept)

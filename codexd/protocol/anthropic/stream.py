@@ -361,7 +361,7 @@ class MessagesConverter:
         cached = (details and details.cached_tokens) or 0
         thinking = (usage.output_tokens_details and usage.output_tokens_details.reasoning_tokens) or 0
         tokens_in, tokens_out = (usage.input_tokens or 0) - cached, usage.output_tokens or 0
-        searched = {"web_search_requests": self._searched} if self._searched else None
+        searched = {"web_search_requests": self._searched, "web_fetch_requests": 0} if self._searched else None
         return _Usage(tokens_in, tokens_out, 0, cached, {"thinking_tokens": thinking}, server_tool_use=searched)
 
 

@@ -253,7 +253,7 @@ def test_a_search_is_a_call_and_its_result() -> None:
         assert result["content"] == [{"type": "web_search_result", **page, "encrypted_content": "", "page_age": None}]
         assert result["tool_use_id"] == use["id"] and text["text"] == "See A."
         usage = feed(events, streamed=streamed)["usage"]
-        assert usage["server_tool_use"] == {"web_search_requests": 1}
+        assert usage["server_tool_use"] == {"web_search_requests": 1, "web_fetch_requests": 0}
         assert [block["type"] for block in feed(events, streamed=streamed, searches=False)["content"]] == ["text"]
 
 
