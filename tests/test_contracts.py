@@ -21,7 +21,7 @@ PLANTED = {
         ("protocol/responses/new.py", "from codexd.protocol.chat import wire"),
     ],
     "The protocol is sans-IO": [("protocol/chat/new.py", "import trio"), ("protocol/new.py", "import socket")],
-    "Quart is websockets alone": [("api/new.py", "import quart"), ("state/new.py", "import quart")],
+    "Quart is websockets alone, and Werkzeug forms": [("api/new.py", "import quart"), ("state/new.py", "import quart")],
     "Hypercorn stays in the server": [("api/new.py", "import hypercorn.config")],
     "httpx stays in the rooms that speak to ChatGPT": [
         ("state/new.py", "import httpx"),

@@ -39,7 +39,8 @@ class AccessControl:
         """Admits a request; sets the key's name and the CORS headers in the record. Raises ApiError 401 or 403."""
         self.admit_page(headers, record)
         if not self._keys.required:
-            if not record.cors and headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
+            # An address that nobody can guess may be in any page.
+            if not keyless and not record.cors and headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
                 # Any web page can post to loopback; without a key it could spend the account.
                 raise errors.cross_site()
             self._admit_host(headers, server)

@@ -138,17 +138,18 @@ class Api:
             # A preflight: browsers send it without the page's key.
             self._access.admit_page(exchange.headers, exchange.record)
         else:
-            self._admit(exchange, keyless=route.keyless)
+            self._admit(exchange, route)
         return await route.handler(exchange)
 
-    def _admit(self, exchange: Exchange, *, keyless: bool) -> None:
+    def _admit(self, exchange: Exchange, route: Route) -> None:
         """Checks access and the limits on requests. Raises ApiError 401, 403, 429 or 503."""
         record, limit = exchange.record, self._server.max_requests
-        self._access.admit(exchange.headers, exchange.server, exchange.path, record, keyless=keyless)
+        self._access.admit(exchange.headers, exchange.server, exchange.path, record, keyless=route.keyless)
         if self._serving > limit and exchange.path not in HEALTH:
             raise errors.too_many_requests(limit)
         if record.key is not None and exchange.method == "POST":
-            self._budget.admit(record.key)
+            if route.spends:
+                self._budget.admit(record.key)
             record.counted = self._keys.enter(record.key)
 
     async def _refuse(self, allowed: list[str], exchange: Exchange) -> Reply:

@@ -74,7 +74,9 @@ class FallbackAnswer:
     def _next(self, error: ApiError) -> None:
         """Opens the next model's answer. Raises the first model's error if there is none, or another one's own."""
         self._error = self._error or error
-        if error.error.code not in LIMITS:
+        body = self._opened.body
+        begun = isinstance(body, Relay) and body.first_at is not None
+        if begun or error.error.code not in LIMITS:
             raise error
         while self._others:
             try:

@@ -1,8 +1,8 @@
 """The endpoints of OpenAI's Images API, over the backend's own for images."""
 
 import base64
-import binascii
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 import trio
@@ -17,6 +17,7 @@ from codexd.api.routing import Route
 from codexd.auth.session import Session
 from codexd.errors import ApiError
 from codexd.protocol import images, members, parameters, sse
+from codexd.protocol.adjustments import Adjustment
 from codexd.protocol.codex.events import Usage, total_usage
 from codexd.protocol.hosted.tools import IMAGE_MODEL
 from codexd.protocol.images import Image, ImagesRequest, ImagesResponse
@@ -33,6 +34,7 @@ KEEPALIVE = 15.0
 
 IMAGES = Kind("images", images.REQUEST, parameters.IMAGES, ImagesResponse, ApiError.body, form="too")
 
+_KINDS = frozenset({"png", "jpeg", "webp", "gif"})
 _REFUSING = frozenset({402, 403, 404})
 
 
@@ -74,7 +76,7 @@ class ImagesEndpoints:
     async def _answer(self, exchange: Exchange, *, edits: bool) -> Reply:
         record = exchange.record
         asked = await self._read(exchange)
-        body, adjusted = images.to_backend(asked, edits=edits)
+        body, adjusted = await trio.to_thread.run_sync(partial(images.to_backend, asked, edits=edits))
         record.adjust(*adjusted)
         self._pipeline.refuse_drops(record)
         work = _Work(self, exchange, asked, body, edits=edits)
@@ -108,20 +110,18 @@ class ImagesEndpoints:
             if error.status in _REFUSING and plan in ("free", "guest"):
                 raise errors.no_images(plan, error.error.message) from error
             raise
+        record.timings.status = 200
         return images_answer(found.body), found.headers
 
-    def place(self, exchange: Exchange, image: str, kind: str) -> str:
-        """Stores an image; returns its address, as the client reaches codexd. Raises ApiError."""
+    def place(self, exchange: Exchange, image: str, kind: str) -> str | None:
+        """Stores an image; returns its address, as the client reaches codexd. None if it has no place."""
         try:
-            name = self._store.add(base64.b64decode(image, validate=True), kind)
-        except binascii.Error as error:
+            name = self._store.add(base64.b64decode(image), kind)
+        except ValueError as error:
             raise errors.upstream_unreadable("its image cannot be read") from error
         host = exchange.headers.get("host", "")
         if name is None or not host:
-            raise errors.bad_request(
-                "The image cannot be stored for its URL. Use response_format b64_json, or raise storage.image_bytes.",
-                param="response_format",
-            )
+            return None
         scheme = "https" if exchange.headers.get("x-forwarded-proto", "").lower() == "https" else "http"
         return f"{scheme}://{host}/v1/images/files/{name}"
 
@@ -171,7 +171,7 @@ class _Work:
 
     def _joined(self, answers: Sequence[ImagesAnswer]) -> ImagesResponse:
         first = answers[0]
-        kind = first.output_format or "png"
+        kind = first.output_format if first.output_format in _KINDS else "png"
         data = [self._image(each.b64_json, kind) for answer in answers for each in answer.data]
         single = len(answers) == 1 and bytes(first.usage) != b"null"
         return ImagesResponse(
@@ -186,14 +186,16 @@ class _Work:
 
     def _image(self, data: str, kind: str) -> Image:
         if images.wants_url(self._asked):
-            return Image(url=self._endpoints.place(self._exchange, data, kind))
+            if (url := self._endpoints.place(self._exchange, data, kind)) is not None:
+                return Image(url=url)
+            self._exchange.record.adjust(Adjustment("response_format", "b64_json"))
         return Image(b64_json=data)
 
 
 def _usage(answer: ImagesAnswer) -> Usage | None:
     try:
         return msgspec.json.decode(answer.usage, type=Usage | None)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, RecursionError):
         return None
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 from weakref import WeakSet
 
+import msgspec
 import structlog
 import trio
 
@@ -268,10 +269,11 @@ class Pipeline:
             joined = prepared.joined
             return Opened(context.resolved.model.slug, body, _only if joined is None else joined.documents)
 
-        def another(name: str) -> Opened:
-            resolved = self.catalog.resolve(name)
+        def another(resolved: Resolved) -> Opened:
             self.admit_model(record, resolved.model.slug)
-            own = self.context(record, resolved)
+            # An effort in the name of the first model is the client's wish.
+            effort = resolved.effort or context.resolved.effort
+            own = self.context(record, msgspec.structs.replace(resolved, effort=effort))
             opened = open_for(own._replace(id=context.id, created=context.created))
             record.model = opened.model
             return opened
@@ -280,7 +282,16 @@ class Pipeline:
         names = self.config.models.fallback
         if not names or (record.key is not None and self._keys.is_strict(record.key)):
             return opened
-        return FallbackAnswer(record, opened, [partial(another, name) for name in names if name != opened.model])
+        others: dict[str, Resolved] = {}
+        for name in names:
+            try:
+                resolved = self.catalog.resolve(name)
+            except ApiError as error:
+                log.debug("a model of models.fallback is unknown", reason=error.error.message)
+            else:
+                others.setdefault(resolved.model.slug, resolved)
+        others.pop(opened.model, None)
+        return FallbackAnswer(record, opened, [partial(another, each) for each in others.values()])
 
     def open_answer(self, record: Record, prepared: Prepared) -> Relay | Fanout:
         """Returns the relay, or the fanout of several, that streams or collects the answer. Raises ApiError 400."""

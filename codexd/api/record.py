@@ -101,7 +101,7 @@ class Record:
         if self.limited is not None:
             headers.append(("x-codexd-fallback", self.model or ""))
         if self.adjusted:
-            headers.append(("x-codexd-adjusted", ", ".join(map(str, self.adjusted))[:MAX_ADJUSTED]))
+            headers.append(("x-codexd-adjusted", _in_header(self.adjusted)))
         return [*headers, *self.cors]
 
     def trace(self, now: float, *, over: bool, bodies: bool) -> Trace:
@@ -137,6 +137,7 @@ class Record:
             sent_bytes=timings.sent,
             hosted_calls=timings.hosted,
             hosted_failures=timings.hosted_failed,
+            hosted_ms=round(timings.hosted_seconds * 1000),
             backend_status=timings.status,
             backend_request_id=timings.request_id,
             body=_kept(self.received) if bodies else None,
@@ -167,6 +168,11 @@ class Record:
         # Probes come every few seconds and would fill the log.
         level = cast("Callable[..., None]", log.debug if self.path.endswith("/health") else log.info)
         level("request finished", method=self.method, path=self.path, **shown)
+
+
+def _in_header(adjusted: Sequence[Adjustment]) -> str:
+    text = ", ".join(map(str, adjusted))[:MAX_ADJUSTED]
+    return text.encode("ascii", "replace").decode()
 
 
 def begin(method: str, path: str, endpoint: str, headers: Mapping[str, str], client: str | None) -> Record:

@@ -38,6 +38,11 @@ class Route(NamedTuple):
         return self.shape if self.dialect is None else self.dialect.failure
 
     @property
+    def spends(self) -> bool:
+        """Whether a request uses the account's limits."""
+        return self.streams or self.path in ("/responses/compact", "/alpha/search")
+
+    @property
     def summary(self) -> str:
         return (self.handler.__doc__ or "").partition("\n")[0]
 

@@ -33,4 +33,5 @@ class SearchEndpoints:
         body = msgspec.json.encode(found | {"model": Raw(msgspec.json.encode(record.model))})
         record.timings.asked, record.timings.tries = trio.current_time(), 1
         answer = await self._account.search(body)
+        record.timings.status = 200
         return Document(answer.body, answer.headers)

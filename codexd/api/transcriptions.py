@@ -92,6 +92,7 @@ class TranscriptionEndpoints:
             raise errors.bad_request("language must be a code such as en or de-CH.", param="language")
         record.timings.asked, record.timings.tries = trio.current_time(), 1
         text, headers = await self._transcribe(name, data, asked.language)
+        record.timings.status = 200
         record.streamed = bool(asked.stream)
         if asked.stream:
             return _Stream(text, headers)

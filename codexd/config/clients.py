@@ -16,11 +16,15 @@ NO_KEY = "unused"
 
 
 class Target(NamedTuple):
-    """A codexd. ``base`` is its base URL with ``/v1``; ``models`` are the listed ones, the first is the default."""
+    """A codexd. ``base`` is its base URL with ``/v1``; ``models`` are the listed ones, the first is the default.
+
+    ``wanted`` is the model that was asked for, for clients that have a default of their own.
+    """
 
     base: str
     key: str
     models: Sequence[str]
+    wanted: str | None = None
 
     @property
     def root(self) -> str:
@@ -48,16 +52,22 @@ class ConfigFile(NamedTuple):
 
 
 class ClientSetup(NamedTuple):
-    """What one client needs. ``words`` says what is left to a person; ``start`` is a command to try it."""
+    """What one client needs. ``words`` says what is left to a person; ``start`` is a command to try it.
+
+    ``environ`` is another way than the files, and ``needed`` are variables that it must have besides them.
+    """
 
     files: Sequence[ConfigFile] = ()
     environ: Mapping[str, str] = {}
+    needed: Mapping[str, str] = {}
     words: str = ""
     start: str = ""
 
 
 def _claude_code(it: Target) -> ClientSetup:
     environ = {"ANTHROPIC_BASE_URL": it.root, "ANTHROPIC_AUTH_TOKEN": it.key}
+    if it.wanted is not None:
+        environ["ANTHROPIC_MODEL"] = it.wanted
     return ClientSetup([ConfigFile(".claude/settings.json", "json", {"env": environ})], environ, start="claude")
 
 
@@ -100,9 +110,7 @@ def _zed(it: Target) -> ClientSetup:
     models = [{"name": name, "display_name": name, "max_tokens": 272_000} for name in it.models]
     own = {"openai_compatible": {"codexd": {"api_url": it.base, "available_models": models}}}
     file = ConfigFile(".config/zed/settings.json", "json", {"language_models": own})
-    return ClientSetup(
-        [file], {"CODEXD_API_KEY": it.key}, "Zed takes the key from its environment, or in its settings."
-    )
+    return ClientSetup([file], needed={"CODEXD_API_KEY": it.key}, start="zed")
 
 
 def _continue(it: Target) -> ClientSetup:
@@ -165,11 +173,19 @@ CLIENTS: Mapping[str, Callable[[Target], ClientSetup]] = {
 def described(found: ClientSetup) -> str:
     """Returns a setup as text: files, variables, words, and the command to start with."""
     parts = [f"# ~/{file.path}\n{contents(file)}" for file in found.files]
-    # Variables are another way where there are files.
-    if found.environ:
-        lines = [f"export {name}={value}" for name, value in found.environ.items()]
-        parts.append("\n".join([*(["# or, instead of the file:"] if found.files else []), *lines]))
-    return "\n\n".join([*parts, *filter(None, (found.words, found.start))])
+    for head, variables in (
+        ("# or, instead of the file:", found.environ),
+        ("# and, in its environment:", found.needed),
+    ):
+        if variables:
+            parts.append("\n".join([*([head] if found.files else []), exports(variables)]))
+    start = f"# Start it with: {found.start}" if found.start else ""
+    return "\n\n".join([*parts, *filter(None, (found.words, start))])
+
+
+def exports(variables: Mapping[str, str]) -> str:
+    """Returns the commands of a shell that set variables."""
+    return "\n".join(f"export {name}={value}" for name, value in variables.items())
 
 
 def contents(file: ConfigFile) -> str:

@@ -100,7 +100,9 @@ async def _draw(services: Services, request: wire.Try, record: Record, say: Say)
     record.streamed, record.model = False, IMAGE_MODEL
     record.timings.asked, record.timings.tries = trio.current_time(), 1
     body = msgspec.json.encode(image_body(ImageOptions(), request.question, request.images))
-    found = images_answer((await services.account.image(body, edits=bool(request.images))).body)
+    answer = await services.account.image(body, edits=bool(request.images))
+    record.timings.status = 200
+    found = images_answer(answer.body)
     await say(wire.TryImage(data=found.data[0].b64_json, format=found.output_format or "png"))
     await say(wire.TryEnded(model=IMAGE_MODEL, finish_reason="stop"))
 

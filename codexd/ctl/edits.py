@@ -33,8 +33,11 @@ def read(path: Path) -> str:
         raise CannotEdit(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}.") from error
 
 
-def write(path: Path, text: str) -> None:
-    """Replaces a file, also behind a link; a new one has mode 0600. Without text removes it. Raises CannotEdit."""
+def write(path: Path, text: str, *, private: bool = False) -> None:
+    """Replaces a file, also behind a link; a new one has mode 0600. Without text removes it. Raises CannotEdit.
+
+    ``private``: nobody else may read it from now on.
+    """
     path = path.resolve()
     try:
         if not text.strip():
@@ -43,7 +46,7 @@ def write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
         write_durably(path, text.encode())
-        path.chmod(mode)
+        path.chmod(mode & 0o700 if private else mode)
     except OSError as error:
         raise CannotEdit(f"Cannot write {path}: {error.strerror}.") from error
 
@@ -54,6 +57,8 @@ def added(file: ConfigFile, before: str, where: str) -> str:
         members = _members(before, where)
         return f"{as_json(_merged(members, file.members))}\n"
     rest = without_block(before)
+    if file.kind == "toml":
+        _check_toml(rest, f"{where} is not")
     head = file.head
     if taken := [name for name in file.own if _sets(rest, name, file.kind)]:
         if file.kind == "yaml":
@@ -61,7 +66,7 @@ def added(file: ConfigFile, before: str, where: str) -> str:
         head = ""  # a table of our own can stand beside the user's choice
     made = "\n\n".join(part for part in (_block(head), rest.strip("\n"), _block(file.text)) if part)
     if file.kind == "toml":
-        _check_toml(made, where)
+        _check_toml(made, f"{where} would not be")
     return f"{made}\n"
 
 
@@ -72,12 +77,9 @@ class Remembered(msgspec.Struct):
     before: str
 
 
-def remembered(file: ConfigFile, before: str, known: str) -> str:
-    """Returns what to keep beside a JSON file for ``removed``. ``known`` is what is kept there already."""
-    first = before
-    if known:
-        first = msgspec.json.decode(known, type=Remembered).before
-    return msgspec.json.encode(Remembered(dict(file.members), first)).decode()
+def remembered(file: ConfigFile, before: str) -> str:
+    """Returns what to keep beside a JSON file for ``removed``. ``before`` is its text without a setup."""
+    return msgspec.json.encode(Remembered(dict(file.members), before)).decode()
 
 
 def removed(file: ConfigFile, before: str, known: str, where: str) -> str:
@@ -93,7 +95,10 @@ def removed(file: ConfigFile, before: str, known: str, where: str) -> str:
         setup = msgspec.json.decode(known, type=Remembered)
     except msgspec.DecodeError as error:
         raise CannotEdit(f"{where}: what setup kept beside it cannot be read. Edit the file by hand.") from error
-    rest = _without(_members(before, where), setup.wrote, _members(setup.before, where))
+    earlier = _members(setup.before, where)
+    rest = _without(_members(before, where), setup.wrote, earlier)
+    if rest == earlier:
+        return setup.before  # byte for byte
     return f"{as_json(rest)}\n" if rest or setup.before.strip() else ""
 
 
@@ -154,16 +159,11 @@ def _sets(text: str, name: str, kind: str) -> bool:
     """Returns whether a file sets a top-level key."""
     if kind == "yaml":
         return re.search(rf"^{re.escape(name)}\s*:", text, re.MULTILINE) is not None
-    try:
-        return name in tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return False  # the whole text is checked later
+    return name in tomllib.loads(text)
 
 
 def _check_toml(text: str, where: str) -> None:
     try:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise CannotEdit(
-            f"{where} would not be valid TOML ({error}). Without --write, see what to add by hand."
-        ) from error
+        raise CannotEdit(f"{where} valid TOML ({error}). Without --write, see what to add by hand.") from error

@@ -252,6 +252,7 @@ def _calls(body: Json) -> Iterator[tuple[str | None, Json]]:
         yield from named or tools[:1]
         return
     said = set(re.findall(r"[a-z]{3,}", _user_text(body).lower()))
+    said |= {"image"} if said & {"draw", "picture"} else set()
     wanted = [each for each in tools if said & set(re.findall(r"[a-z]{3,}", each[1]["name"].lower()))]
     if choice == "required" and not wanted:
         wanted = tools

@@ -78,16 +78,16 @@ def shaped(
     ApiError 400 for a schema that is too deep, and for a hosted tool that the model cannot have.
     """
     own_tools = [] if request.tools is UNSET else request.tools
-    planned, hosted, plans = plan(
+    planned = plan(
         request,
         lite=lite,
         mode=settings.web_search,
         rounds=settings.hosted_calls if max_calls is None else min(settings.hosted_calls, max_calls),
     )
-    fitted, fit = tools.fit(planned)
-    named = tools.name(fitted, request.input, request.tool_choice)
+    fitted, fit = tools.fit(planned.tools)
+    named = tools.name(fitted, request.input, planned.choice)
     form, formed = tools.fit_format(request.text.format)
-    adjusted += (*plans, *fit, *formed)
+    adjusted += (*planned.adjusted, *fit, *formed)
     if form is not request.text.format:
         request = msgspec.structs.replace(request, text=msgspec.structs.replace(request.text, format=form))
     if named.names or not unchanged(fitted, own_tools):
@@ -98,7 +98,7 @@ def shaped(
     if lite:
         request, made_lite = to_lite(request, instructions)
         adjusted += (Adjustment("parallel_tool_calls", "false"), *made_lite) if forced else made_lite
-    return Converted(request, lite, tuple(dict.fromkeys(adjusted)), named.names, legacy, hosted)
+    return Converted(request, lite, tuple(dict.fromkeys(adjusted)), named.names, legacy, planned.hosted)
 
 
 def without_reasoning(request: UpstreamRequest) -> UpstreamRequest | None:

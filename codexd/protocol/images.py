@@ -137,22 +137,31 @@ def _address(text: str, where: str) -> str:
     """Returns an image as an address; some clients send base64 alone."""
     if text.startswith(("data:", "https://", "http://")):
         return text
+    return from_base64(text, where)
+
+
+def from_base64(text: str, where: str) -> str:
+    """Returns an image in base64 as a data URL; only its beginning is looked at. Raises ApiError 400."""
+    text = "".join(text.split())
     try:
-        return data_url(base64.b64decode(text, validate=True), where)
+        head = base64.b64decode(text[:64], validate=True)
     except ValueError as error:
-        raise errors.bad_request(
-            f"{where} must be an image as base64, a data URL or an address.", param=where
-        ) from error
+        raise errors.bad_request(f"{where} must be an image as base64, or a data URL.", param=where) from error
+    return f"data:image/{_kind(head, where)};base64,{text}"
 
 
 def data_url(image: bytes, where: str) -> str:
     """Returns a file as a data URL. Raises ApiError 400 if it is not an image of a known type."""
+    return f"data:image/{_kind(image, where)};base64,{base64.b64encode(image).decode()}"
+
+
+def _kind(image: bytes, where: str) -> str:
     kind = next((kind for magic, kind in _MAGIC if image.startswith(magic)), None)
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         kind = "webp"
     if kind is None:
         raise errors.bad_request(f"{where} is not an image: use PNG, JPEG, WebP or GIF.", param=where)
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    return kind
 
 
 # --- forms
@@ -183,7 +192,7 @@ def members_of(fields: Sequence[tuple[str, str]], files: Sequence[tuple[str, byt
 def completed_event(image: Image, answer: ImagesResponse, *, edits: bool) -> bytes:
     """Returns the event that carries a whole image; the backend sends no partial ones."""
     kind = "image_edit.completed" if edits else "image_generation.completed"
-    whole = msgspec.json.decode(msgspec.json.encode(answer))
+    whole = msgspec.json.decode(msgspec.json.encode(msgspec.structs.replace(answer, data=[])))
     facts = {key: value for key, value in whole.items() if key not in ("data", "created")}
     event = {"type": kind, **msgspec.to_builtins(image), "created_at": answer.created, **facts}
     return sse.encode(kind.encode(), msgspec.json.encode(event))

@@ -230,6 +230,11 @@ OLLAMA_GENERATE: dict[str, Rule] = {
 _SANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
+def sane(name: str) -> str:
+    """Returns a parameter's name as a header can hold it."""
+    return name if _SANE_NAME.fullmatch(name) else "unknown"
+
+
 def apply_rules(members: RawObject, rules: dict[str, Rule]) -> Adjustments:
     """Returns the adjustments to report to the client. A null parameter counts as absent.
 
@@ -244,8 +249,7 @@ def apply_rules(members: RawObject, rules: dict[str, Rule]) -> Adjustments:
         if value is None or (rule is not None and value in rule.harmless):
             continue
         if rule is None:
-            # A name with characters that a header cannot hold is reported as "unknown".
-            adjusted[Adjustment(name if _SANE_NAME.fullmatch(name) else "unknown", "dropped")] = None
+            adjusted[Adjustment(sane(name), "dropped")] = None
         elif rule.treatment == "refused":
             how = " with this value" if rule.harmless else ""
             raise _refused(name, raw, f"{name!r} is not supported{how}: {rule.note}.")

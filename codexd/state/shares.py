@@ -33,7 +33,7 @@ class Shares:
 
     def __init__(self, rows: Iterable[Share] = ()) -> None:
         self._windows = {row.label: row for row in rows}
-        self._ran: dict[str, Counter[str]] = {}
+        self._ran: dict[str, Counter[str]] = {label: Counter() for label in self._windows}
 
     def ran(self, key: str, tokens: int) -> None:
         """Counts a request that has ended."""
@@ -75,4 +75,4 @@ def _was_reset(known: Share, window: Window) -> bool:
     later = (
         known.resets_at is not None and window.resets_at is not None and window.resets_at > known.resets_at + _JITTER
     )
-    return window.used_percent < known.used and (later or known.resets_at is None or window.used_percent < 1)
+    return later or (window.used_percent < known.used and (known.resets_at is None or window.used_percent < 1))

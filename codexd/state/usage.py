@@ -79,13 +79,8 @@ class Ledger:
 
     def tokens_today(self, key: str) -> int:
         """Returns the tokens that a key has used today, in and out."""
-        day, total = self.today().isoformat(), 0
-        for row in reversed(self._rows.values()):
-            if row.day < day:
-                break
-            if row.key == key:
-                total += row.input + row.output
-        return total
+        day = self.today().isoformat()
+        return sum(row.input + row.output for row in self._rows.values() if row.key == key and row.day == day)
 
     def today(self) -> datetime.date:
         return datetime.datetime.fromtimestamp(self._clock()).astimezone().date()

@@ -47,7 +47,8 @@ class Timings:
     """
 
     __slots__ = (
-        "asked", "connected", "delta", "fallback", "first", "handshakes", "head", "hosted", "hosted_failed", "kept",
+        "asked", "connected", "delta", "fallback", "first", "handshakes", "head", "hosted", "hosted_failed",
+        "hosted_seconds", "kept",
         "key_kept", "lane", "only", "ready", "request_id", "resent", "sent", "status", "token", "tries",
     )  # fmt: skip
 
@@ -56,6 +57,7 @@ class Timings:
         self.resent = False
         self.handshakes = 0
         self.hosted = self.hosted_failed = 0
+        self.hosted_seconds = 0.0
         self.lane: Lane | None = None
         self.kept = self.delta = False
         self.sent = 0
@@ -87,7 +89,8 @@ class Trace(Struct, frozen=True, kw_only=True):
     ``lane`` is how the request was sent. ``websocket_kept``: on a websocket that had answered before; ``delta``: only
     its new items. ``fallback``: why HTTP was used and not a websocket. ``sent_bytes``: the request's size.
 
-    ``hosted_calls`` are searches and images of the answer that codexd has made itself, with ``hosted_failures``.
+    ``hosted_calls`` are searches and images of the answer that codexd has made itself, with ``hosted_failures``;
+    ``hosted_ms`` is how long they took. The other times are those of the request before the first of them.
     ``limited_model``: what was asked for, if it was at its limit and ``model`` answered.
     """
 
@@ -117,6 +120,7 @@ class Trace(Struct, frozen=True, kw_only=True):
     sent_bytes: int = 0
     hosted_calls: int = 0
     hosted_failures: int = 0
+    hosted_ms: int = 0
     backend_status: int | None = None
     backend_request_id: str | None = None
     body: str | None = None

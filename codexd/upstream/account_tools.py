@@ -29,6 +29,9 @@ TRANSCRIPTION_SECONDS = 300.0
 MAX_DOCUMENT = 64 * 1024 * 1024
 """Bytes of an answer; images come as base64."""
 
+MAX_FOUND = 2 * 1024 * 1024
+"""Bytes of a search's answer, of which 10 000 tokens are asked for."""
+
 log = structlog.get_logger()
 
 
@@ -53,7 +56,7 @@ class AccountTools:
 
     async def search(self, body: bytes) -> Found:
         """Sends ``POST /codex/alpha/search``. Raises ApiError."""
-        return await self._post("/codex/alpha/search", body, SEARCH_SECONDS)
+        return await self._post("/codex/alpha/search", body, SEARCH_SECONDS, limit=MAX_FOUND)
 
     async def image(self, body: bytes, *, edits: bool) -> Found:
         """Sends ``POST /codex/images/generations`` or ``/edits``. Raises ApiError."""
@@ -64,13 +67,21 @@ class AccountTools:
         """Sends ``POST /transcribe``, a form with ``file`` and ``language``. Raises ApiError."""
         return await self._post("/transcribe", body, TRANSCRIPTION_SECONDS, {"content-type": content_type})
 
-    async def _post(self, path: str, body: bytes, seconds: float, headers: Mapping[str, str] | None = None) -> Found:
+    async def _post(
+        self,
+        path: str,
+        body: bytes,
+        seconds: float,
+        headers: Mapping[str, str] | None = None,
+        limit: int = MAX_DOCUMENT,
+    ) -> Found:
+        own = headers or {}
         access = await self._session.token()
         try:
             with trio.fail_after(seconds):
-                status, fields, document = await self._once(path, body, access, headers or {})
+                status, fields, document = await self._once(path, body, access, own, limit)
                 if status == 401 and (again := await self._session.replace(access.token)) is not None:
-                    status, fields, document = await self._once(path, body, again, headers or {})
+                    status, fields, document = await self._once(path, body, again, own, limit)
         except trio.TooSlowError as error:
             raise errors.upstream_timeout("no answer", seconds) from error
         except (httpx.HTTPError, httpx.StreamError) as error:
@@ -83,7 +94,7 @@ class AccountTools:
         return Found(document, limits)
 
     async def _once(
-        self, path: str, body: bytes, access: Access, headers: Mapping[str, str]
+        self, path: str, body: bytes, access: Access, headers: Mapping[str, str], limit: int
     ) -> tuple[int, httpx.Headers, bytes]:
         own = identity.base(self._config, access) | {
             "user-agent": identity.user_agent(self._config),
@@ -92,7 +103,7 @@ class AccountTools:
             **headers,
         }
         async with self._client.stream("POST", f"{self._base}{path}", content=body, headers=own) as response:
-            limit = MAX_DOCUMENT if response.status_code == 200 else MAX_ERROR_BODY
+            limit = limit if response.status_code == 200 else MAX_ERROR_BODY
             document = bytearray()
             async for data in response.aiter_bytes():
                 document += data
@@ -111,7 +122,7 @@ def search_output(body: bytes) -> object:
     """Returns the output of a search's answer. Raises ApiError if it cannot be read."""
     try:
         return msgspec.json.decode(body, type=_SearchAnswer).output
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.upstream_unreadable("its search answer cannot be read") from error
 
 
@@ -135,7 +146,7 @@ def images_answer(body: bytes) -> ImagesAnswer:
     """Decodes an answer with images. Raises ApiError if it cannot be read or has none."""
     try:
         found = msgspec.json.decode(body, type=ImagesAnswer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.upstream_unreadable("its answer with images cannot be read") from error
     if not found.data:
         raise errors.upstream_unreadable("its answer has no image")

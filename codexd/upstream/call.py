@@ -45,7 +45,12 @@ class Call:
         """Whether the user has said something since the last answer; otherwise the request is part of a tool loop."""
         return any(role_of(item) == "user" for item in self.request.input[self.chain.tail :])
 
-    def replaced(self, request: UpstreamRequest, *, lossless: bool | None = None) -> "Call":
+    def replaced(self, request: UpstreamRequest) -> "Call":
         """Returns the same call with another request."""
-        lossless = self.lossless if lossless is None else lossless
-        return Call(request, self.key, lite=self.lite, caller=self.caller, lossless=lossless, timings=self.timings)
+        return Call(request, self.key, lite=self.lite, caller=self.caller, lossless=self.lossless, timings=self.timings)
+
+    def followed(self, request: UpstreamRequest) -> "Call":
+        """Returns the call that continues this one within an answer. It has all items, and times of its own."""
+        timings = Timings()
+        timings.only = self.timings.only
+        return Call(request, self.key, lite=self.lite, caller=self.caller, lossless=True, timings=timings)

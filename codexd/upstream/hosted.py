@@ -5,6 +5,7 @@ on the same websocket if there is one. A failing tool does not end the answer: t
 says that it failed.
 """
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -29,6 +30,12 @@ ROUND_TRIES = 3
 
 END_PATIENCE = 0.5
 """Seconds to wait for the end of a round's body, so that its connection can be used again."""
+
+RETRY_PAUSE = 0.5
+"""Seconds before a round is opened once more."""
+
+TICK = 1.0
+"""Seconds between two signs of life while a tool runs."""
 
 Step = Callable[[Sequence[bytes]], bool]
 
@@ -91,7 +98,7 @@ class HostedSource:
                 if not step(events):
                     return False
             elif self._rounds.over:
-                await self._advance()
+                await self._advance(step)
             else:
                 ended, goes_on = await self._read(step)
                 if not goes_on or (ended and not self._rounds.over):
@@ -136,10 +143,11 @@ class HostedSource:
                 self._source = await self._stack.enter_async_context(self._attempts.open())
             except ApiError as error:
                 self._check(error)
+                await trio.sleep(RETRY_PAUSE)
             else:
                 return
 
-    async def _advance(self) -> None:
+    async def _advance(self, step: Step) -> None:
         """Does the next thing between two rounds: begins a call, runs it, or sends the next request."""
         if self._todo is None:
             self._todo = list(self._rounds.calls)
@@ -148,7 +156,10 @@ class HostedSource:
         elif self._running:
             call = self._todo.pop(0)
             self._running = False
-            outcome = self._outcomes[call.call_id] = await self._runner.run(call, self._rounds)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tick, step)
+                outcome = self._outcomes[call.id] = await self._runner.run(call, self._rounds)
+                nursery.cancel_scope.cancel()
             self._out = self._rounds.finished(call, outcome)
         elif self._rounds.spent:
             self._todo.clear()
@@ -157,14 +168,29 @@ class HostedSource:
             self._out = self._rounds.started(self._todo[0])
 
     async def _next_round(self) -> None:
-        with trio.move_on_after(END_PATIENCE):
-            await self._source.push(lambda _: True)
-        await self._stack.aclose()
+        await self._end_round()
         call = self._attempts.call
         request = self._rounds.next_request(self._outcomes)
-        self._attempts = Attempts(self._upstream, call.replaced(request, lossless=True), lambda: None)
+        self._attempts = Attempts(self._upstream, call.followed(request), lambda: None)
         self._first, self._tries, self._todo, self._outcomes = False, 0, None, {}
         await self._open()
+
+    async def _end_round(self) -> None:
+        """Reads the end of a round and closes it. The connection may fail now: the round has ended."""
+        failure: Exception | None = None
+        try:
+            with trio.move_on_after(END_PATIENCE):
+                await self._source.push(lambda _: True)
+        except Exception as error:  # noqa: BLE001 - of the connection
+            failure = error
+        with contextlib.suppress(ApiError):
+            await self._stack.__aexit__(type(failure) if failure else None, failure, None)
+
+    async def _tick(self, step: Step) -> None:
+        """Says that there is life while a tool runs, which has its own deadline."""
+        while True:
+            await trio.sleep(TICK)
+            step([])
 
 
 class _Runner:
@@ -188,24 +214,26 @@ class _Runner:
             outcome = Outcome(f"The tool failed: {error.error.message}", query_of(call), failed=code)
         if outcome.failed is not None:
             timings.hosted_failed += 1
-        log.debug("a hosted tool has run", tool=call.name, ms=round((trio.current_time() - began) * 1000))
+        timings.hosted_seconds += trio.current_time() - began
         return outcome
 
     async def _run(self, call: Call, rounds: Rounds) -> Outcome:
         try:
             asked = arguments_of(call)
         except ValueError as error:
-            return Outcome(f"The arguments cannot be used: {error}.", failed="invalid_input")
-        wanted = asked.query or asked.prompt
+            return Outcome(f"The arguments cannot be used: {error}.", failed="invalid_tool_input")
+        wanted = asked.wanted
         if call.name == IMAGES and self._hosted.image is not None:
             last = rounds.last_image() if asked.change_last_image else None
             return await self._draw(self._hosted.image, wanted, [] if last is None else [last])
         if call.name == SEARCH and self._hosted.search is not None:
-            body = tools.search_body(self._hosted, wanted, asked.recency, asked.domains)
+            body = tools.search_body(self._hosted, wanted, asked.recency, asked.domains or ())
             found = await self._account.search(msgspec.json.encode(body))
             output = search_output(found.body)
-            return Outcome(pages.text_of(output), wanted, pages.pages_of(output))
-        return Outcome(f"There is no tool {call.name}.", failed="invalid_input")
+            # Of foreign texts, up to megabytes.
+            listed = await trio.to_thread.run_sync(pages.pages_of, output)
+            return Outcome(pages.text_of(output), wanted, listed)
+        return Outcome(f"There is no tool {call.name}.", failed="invalid_tool_input")
 
     async def _draw(self, options: ImageOptions, prompt: str, images: Sequence[str]) -> Outcome:
         body = tools.image_body(options, prompt, images)

@@ -109,6 +109,13 @@ async def test_nobody_falls_back_unasked(autojump_clock: MockClock, tmp_path: Pa
             assert (await app.request("POST", "/v1/responses", body, headers=headers)).status == 429
 
 
+async def test_the_effort_in_the_first_name_stays(autojump_clock: MockClock, tmp_path: Path) -> None:
+    backend = Limited("gpt-5.5")
+    async with client(tmp_path, backend, falls("gpt-5.5-low", "gpt-6-luna")) as app:
+        await app.request("POST", "/v1/responses", {"model": "gpt-5.5-high", "input": "x"})
+    assert backend.asked == ["gpt-5.5", "gpt-6-luna"] and backend.sent["reasoning"]["effort"] == "high"
+
+
 async def test_an_answer_that_has_begun_stays_the_models(autojump_clock: MockClock, tmp_path: Path) -> None:
     backend = Backend([CREATED, ADDED, text("Hel"), failed("usage_limit_reached", "The usage limit")])
     async with client(tmp_path, backend, falls("gpt-6-luna")) as app:

@@ -67,7 +67,8 @@ async def test_calls_come_whole_and_go_back(autojump_clock: MockClock, tmp_path:
         assert called["done"] is False and "tool_calls" not in end["message"]
         assert whole.json["message"]["tool_calls"] == called["message"]["tool_calls"]
         backend.steps = Backend().steps
-        calls = [{"function": {"name": name, "arguments": {"a": 1}}} for name in ("f", "g", "f")]
+        arguments: list[Any] = [{"a": 1}, '{"a":1}', None]
+        calls = [{"function": {"name": name, "arguments": arguments.pop(0)}} for name in ("f", "g", "f")]
         results = [
             {"role": "tool", "tool_name": "g", "content": "of g"},
             {"role": "tool", "content": "of the first f"},
@@ -76,6 +77,8 @@ async def test_calls_come_whole_and_go_back(autojump_clock: MockClock, tmp_path:
         turn = {"role": "assistant", "content": "", "tool_calls": calls}
         await app.request("POST", "/api/chat", body | {"messages": [*HELLO, turn, *results]})
         found = {item["call_id"]: item["output"] for item in backend.sent["input"] if "output" in item}
+        sent = [item["arguments"] for item in backend.sent["input"] if "arguments" in item]
+        assert sent == ['{"a":1}', '{"a":1}', "{}"]
         assert found == {"call_1": "of the first f", "call_2": "of g", "call_3": "of the last f"}
         odd = await app.request("POST", "/api/chat", body | {"messages": [*HELLO, results[1]]})
         assert odd.status == 400 and "was not called" in odd.json["error"]
@@ -117,10 +120,15 @@ async def test_options_are_honoured_or_told(autojump_clock: MockClock, tmp_path:
     backend = Backend([CREATED, ADDED, text("one two three four"), done("one two three four"), COMPLETED])
     async with client(tmp_path, backend) as app:
         body = {"model": "gpt-5.5", "messages": HELLO, "stream": False, "keep_alive": "1h"}
-        options = {"num_predict": 2, "temperature": 0.5, "num_ctx": 4096, "odd name": 1}
+        options = {"num_predict": 2, "temperature": 0.5, "num_ctx": 4096, "名前": 1}
         cut = await app.request("POST", "/api/chat", body | {"options": options})
         assert (cut.json["done_reason"], cut.json["message"]["content"]) == ("length", "one two")
-        for said in ("options.temperature=dropped", "options.num_ctx=ignored", "keep_alive=dropped", "options=ignored"):
+        for said in (
+            "options.temperature=dropped",
+            "options.num_ctx=ignored",
+            "keep_alive=dropped",
+            "options.unknown=ignored",
+        ):
             assert said in cut.headers["x-codexd-adjusted"]
         stopped = await app.request("POST", "/api/chat", body | {"options": {"num_predict": -1, "stop": ["three"]}})
         assert stopped.json["message"]["content"] == "one two "

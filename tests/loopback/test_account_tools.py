@@ -51,14 +51,15 @@ async def test_an_image_has_an_address_for_a_while(http: httpx.AsyncClient, setu
     for asked in ({"response_format": "url"}, {"model": "dall-e-3"}):
         url = (await http.post(GENERATE, json={"prompt": "a dot", **asked})).json()["data"][0]["url"]
         assert url.startswith(str(http.base_url).rstrip("/"))
-        found = await http.get(url)
+        found = await http.get(url, headers={"sec-fetch-site": "cross-site"})
         assert (found.content, found.headers["content-type"]) == (PNG, "image/png")
         assert (await http.get(f"{url}x")).json()["error"]["code"] == "image_not_found"
     async with setup(storage={"image_bytes": 10}) as it, it.key("a") as key:
         auth = {"authorization": f"Bearer {key}"}
         async with it.client(headers=auth) as client:
-            refused = await client.post(GENERATE, json={"prompt": "a dot", "response_format": "url"})
-            assert "storage.image_bytes" in refused.json()["error"]["message"]
+            whole = await client.post(GENERATE, json={"prompt": "a dot", "response_format": "url"})
+            assert whole.json()["data"] == [{"b64_json": PIXEL}], "paid for, and too large for the store"
+            assert "response_format=b64_json" in whole.headers["x-codexd-adjusted"]
 
 
 async def test_an_address_needs_no_key(setup: Make) -> None:

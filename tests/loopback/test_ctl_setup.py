@@ -38,7 +38,7 @@ async def test_it_is_written_and_removed(shared: Setup, tmp_path: Path) -> None:
     again = await shared.ctl("setup", "claude-code", "--write", env=home(tmp_path))
     assert "is as it should be" in again.out
     removed = await shared.ctl("setup", "claude-code", "--remove", env=home(tmp_path))
-    assert removed.code == 0 and msgspec.json.decode(settings.read_bytes()) == mine
+    assert removed.code == 0 and settings.read_bytes() == msgspec.json.encode(mine), "byte for byte"
     assert [path.name for path in settings.parent.iterdir()] == ["settings.json"]
     assert "nothing of codexd" in (await shared.ctl("setup", "claude-code", "--remove", env=home(tmp_path))).out
 
@@ -54,6 +54,17 @@ async def test_a_file_that_was_not_there_goes_again(shared: Setup, tmp_path: Pat
         assert (tmp_path / path).exists()
         assert (await shared.ctl("setup", client, "--remove", env=environ)).code == 0
         assert not (tmp_path / path).exists()
+
+
+async def test_what_is_left_to_a_person_is_said(setup: Make, tmp_path: Path) -> None:
+    async with setup() as it, it.key("mine"):
+        said = await it.ctl("setup", "zed", "--write", env=home(tmp_path))
+        assert "export CODEXD_API_KEY=sk-codexd-" in said.out, "the file has no place for it"
+        assert "Made the client key setup-zed." in said.err and "Start it with: zed" in said.err
+        removed = await it.ctl("setup", "zed", "--remove", env=home(tmp_path))
+        assert "Revoked the client key setup-zed." in removed.err
+        shown = await it.ctl("setup", "claude-code", "--model", "gpt-5.5", env=home(tmp_path))
+        assert '"ANTHROPIC_MODEL": "gpt-5.5"' in shown.out
 
 
 async def test_a_key_is_made_and_revoked(setup: Make, tmp_path: Path) -> None:
@@ -75,6 +86,7 @@ async def test_a_key_is_made_and_revoked(setup: Make, tmp_path: Path) -> None:
         (("cursor", "--write"), 2, "keeps no file"),
         (("cursor", "--remove"), 2, "Nothing of cursor"),
         (("nobody",), 2, "invalid choice"),
+        (("codex", "--base-url", "foo"), 2, 'invalid value "foo"'),
         (("codex", "--write", "--remove"), 2, "not allowed"),
     ],
 )
@@ -94,8 +106,11 @@ async def test_a_file_of_the_users_is_not_broken(shared: Setup, tmp_path: Path) 
     own = tmp_path / ".codex" / "config.toml"
     own.parent.mkdir()
     own.write_text('model = "mine"\n')
-    said = await shared.ctl("setup", "codex", "--write", "--base-url", "https://proxy.example/v1/", env=home(tmp_path))
-    assert 'set there: model_provider = "codexd"' in " ".join(said.err.split())
+    for _ in range(2):
+        words = ("setup", "codex", "--write", "--base-url", "https://proxy.example/v1/")
+        said = await shared.ctl(*words, env=home(tmp_path))
+        assert 'set there: model_provider = "codexd"' in " ".join(said.err.split())
+        assert "Start it with" not in said.err
     found = tomllib.loads(own.read_text())
     assert (found["model"], found["model_providers"]["codexd"]["base_url"]) == ("mine", "https://proxy.example/v1")
 

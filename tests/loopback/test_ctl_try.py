@@ -70,8 +70,15 @@ async def test_an_image_is_drawn_and_changed(shared: Setup, tmp_path: Path) -> N
     assert image.read_bytes().startswith(b"\x89PNG")
     changed = await shared.ctl("try", "make it blue", "--image", str(image), "--draw", str(image))
     assert changed.code == 0
-    refused = await shared.ctl("try", "a red dot", "--draw", str(tmp_path))
-    assert (refused.code, "Cannot write" in refused.err) == (2, True)
+    said = await shared.ctl("try", "a red dot", "--draw", str(image), "--json")
+    assert [reply["reply"] for reply in said.json] == ["image", "try_ended", "done"]
+    for words, why in (
+        (("--draw", str(tmp_path / "no" / "dot.png")), "Cannot write"),
+        (("--draw", "dot.jpg"), 'Unsupported image type "dot.jpg"'),
+        (("--draw", str(image), "--search"), "have no effect with --draw"),
+    ):
+        refused = await shared.ctl("try", "a red dot", *words)
+        assert (refused.code, why in refused.err) == (2, True), refused
 
 
 @pytest.mark.parametrize("model", ["gpt-5.5", "gpt-6-sol"])

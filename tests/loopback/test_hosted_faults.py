@@ -128,8 +128,9 @@ async def over(folder: Path, logs: Path, transport: str, **sections: Any) -> Asy
     folder.mkdir()
     limits = {"first_event_timeout": PATIENCE, "idle_timeout": PATIENCE * 2, "transport": transport}
     names = ("SEARCH_SECONDS", "IMAGE_SECONDS")
-    constants: dict[str, float] = {f"codexd.upstream.account_tools.{name}": PATIENCE for name in names}
-    constants |= {"codexd.upstream.account_tools.MAX_DOCUMENT": 1 << 22}
+    seconds = sections.pop("tool_seconds", PATIENCE)
+    constants: dict[str, float] = {f"codexd.upstream.account_tools.{name}": seconds for name in names}
+    constants |= {f"codexd.upstream.account_tools.{name}": 1 << 21 for name in ("MAX_DOCUMENT", "MAX_FOUND")}
     constants |= {"codexd.upstream.lane.FAILURES": 1_000_000, "codexd.upstream.conversations.BURST": 1_000_000}
     upstream = Upstream()
     async with trio.open_nursery() as nursery:
@@ -220,3 +221,23 @@ async def test_one_outcome_for_each_fault_of_a_fallback(tmp_path: Path, logs: Pa
             ]
             rows.append(f"| {name} | {' | '.join(cells)} |")
     rewrite("faults of a fallback", rows, accept=accept)
+
+
+async def test_a_connection_may_fail_behind_a_search(tmp_path: Path, logs: Path) -> None:
+    async def searching(call: Call) -> None:
+        await call.start()
+        await call.events(CREATED, CALL, COMPLETED)
+        await cut(call)
+
+    async with over(tmp_path / "d", logs, "http") as (upstream, daemon):
+        for streamed in (True, False):
+            outcome = await ask(upstream, daemon, [searching, stream_of(*HELLO)], [FOUND], streamed=streamed)
+            assert (outcome.text, outcome.error) == ("Hello", None)
+
+
+async def test_a_tool_may_take_longer_than_the_backend(tmp_path: Path, logs: Path) -> None:
+    """The deadlines of the backend's silence are not those of a tool, which has its own."""
+    async with over(tmp_path / "d", logs, "http", tool_seconds=4.0) as (upstream, daemon):
+        for streamed in (True, False):
+            outcome = await ask(upstream, daemon, [SEARCHING, stream_of(*HELLO)], [silence], streamed=streamed)
+            assert (outcome.text, outcome.error) == ("Hello", None)

@@ -18,6 +18,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from codexd.auth import store
+from codexd.config.clients import CLIENTS
 from codexd.demo.issuer import EMAIL
 from support.daemon import environment, running
 from support.simulated import simulated
@@ -151,7 +152,7 @@ async def test_the_status_page_is_for_everybody_and_its_snippets_work(
                     "one => [one.querySelector('summary').textContent, one.querySelector('pre').textContent])"
                 )
             )
-            assert list(snippets) == ["curl", "Python", "Node", "aider", "Open WebUI"]
+            assert list(snippets) == ["curl", "Python", "Node", *CLIENTS]
             for command in (["bash", "-c", snippets["curl"]], [sys.executable, "-c", snippets["Python"]]):
                 ran = await trio.run_process(command, capture_stdout=True, env=environment(tmp_path))
                 assert ran.stdout, command

@@ -124,7 +124,7 @@ def _lane(trace: Trace) -> str:
 def _hosted(trace: Trace) -> str:
     """Returns how many searches and images codexd made for the answer."""
     failed = f", {trace.hosted_failures} failed" if trace.hosted_failures else ""
-    return f"{trace.hosted_calls} by codexd{failed}"
+    return f"{trace.hosted_calls} by codexd in {trace.hosted_ms} ms{failed}"
 
 
 def _steps(trace: Trace) -> Iterator[tuple[str, int | None]]:

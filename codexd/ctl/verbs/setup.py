@@ -5,7 +5,7 @@ import difflib
 import os
 from pathlib import Path
 
-from codexd.config.clients import CLIENTS, FILL_IN, NO_KEY, ClientSetup, ConfigFile, Target, described
+from codexd.config.clients import CLIENTS, FILL_IN, NO_KEY, ClientSetup, ConfigFile, Target, described, exports
 from codexd.control import wire
 from codexd.ctl import drawing, edits
 from codexd.ctl.session import Output, failed, replies
@@ -20,8 +20,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--write", action="store_true", help="show the difference and change the client's files")
     action.add_argument("--remove", action="store_true", help="undo --write")
     parser.add_argument("--key", metavar="KEY", help="a client key; without it --write makes one if one is required")
-    parser.add_argument("--base-url", metavar="URL", help="where the client reaches codexd, such as through a proxy")
+    parser.add_argument(
+        "--base-url", metavar="URL", type=_url, help="where the client reaches codexd, such as through a proxy"
+    )
     parser.add_argument("--model", metavar="NAME", help="the model to begin with")
+
+
+def _url(text: str) -> str:
+    """Returns the address. Raises ArgumentTypeError."""
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f'invalid value "{text}": use an address such as https://codexd.example')
+    return text
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -38,7 +47,8 @@ def _print(options: argparse.Namespace, out: Output) -> int:
     found = _setup(options, _target(options, status, FILL_IN if status.keys_required else NO_KEY))
     out.report("setup", described(found))
     if status.keys_required and not options.key:
-        out.note(f"{FILL_IN} is a client key: `codexctl keys add {_key_name(options)}` makes one, and so does --write.")
+        also = ", and so does --write" if found.files else ""
+        out.note(f"{FILL_IN} is a client key: `codexctl keys add {_key_name(options)}` makes one{also}.")
     return 0
 
 
@@ -51,25 +61,30 @@ def _write(options: argparse.Namespace, out: Output) -> int:
     # Before a key is made: whatever cannot be edited is found now.
     for file in preview.files:
         path = _place(file)
-        edits.added(file, edits.read(path), str(path))
-    key = options.key or (_make_key(options) if status.keys_required else NO_KEY)
+        edits.added(file, edits.removed(file, edits.read(path), edits.read(_kept(path)), str(path)), str(path))
+    key = options.key or (_make_key(options, out) if status.keys_required else NO_KEY)
     found = _setup(options, _target(options, status, key))
+    chosen = True
     for file in found.files:
         path = _place(file)
         before = edits.read(path)
-        after = edits.added(file, before, str(path))
+        without = edits.removed(file, before, edits.read(_kept(path)), str(path))
+        after = edits.added(file, without, str(path))
         if after == before:
             out.report("setup", f"{path} is as it should be.")
-            continue
-        _show(out, path, before, after)
-        if file.kind == "json":
-            kept = _kept(path)
-            edits.write(kept, edits.remembered(file, before, edits.read(kept)))
-        edits.write(path, after)
-        out.report("setup", f"Wrote {path}.")
+        else:
+            _show(out, path, before, after)
+            if file.kind == "json":
+                edits.write(_kept(path), edits.remembered(file, without))
+            edits.write(path, after, private=key != NO_KEY)
+            out.report("setup", f"Wrote {path}.")
         if not edits.is_chosen(file, after):
+            chosen = False
             out.note(f"{path} has a choice of its own, which stays. {_by_hand(file)}")
-    out.note(f"{found.words}\nStart it with: {found.start}".strip() if found.words else f"Start it with: {found.start}")
+    if found.needed:
+        out.report("setup", f"Set in its environment:\n{exports(found.needed)}")
+    if chosen:
+        out.note(f"Start it with: {found.start}")
     return 0
 
 
@@ -88,7 +103,8 @@ def _remove(options: argparse.Namespace, out: Output) -> int:
         edits.write(path, after)
         edits.write(kept, "")
         out.report("setup", f"{'Restored' if after else 'Removed'} {path}.")
-    _revoke(options)
+    if _revoke(options):
+        out.note(f"Revoked the client key {_key_name(options)}.")
     return 0
 
 
@@ -124,7 +140,7 @@ def _target(options: argparse.Namespace, status: wire.StatusReport, key: str) ->
                 "with --base-url where it is reached."
             )
             raise failed("refused", "no_address", message)
-    base = base.rstrip("/").removesuffix("/v1")
+    base = base.rstrip("/").removesuffix("/v1").replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     models = [
         model.name
         for reply in replies(options, wire.Models())
@@ -134,7 +150,7 @@ def _target(options: argparse.Namespace, status: wire.StatusReport, key: str) ->
     ]
     if options.model:
         models = [options.model, *(name for name in models if name != options.model)]
-    return Target(f"{base}/v1", options.key or key, models)
+    return Target(f"{base}/v1", options.key or key, models, options.model)
 
 
 def _setup(options: argparse.Namespace, target: Target) -> ClientSetup:
@@ -165,23 +181,26 @@ def _key_name(options: argparse.Namespace) -> str:
     return f"setup-{options.client}"
 
 
-def _make_key(options: argparse.Namespace) -> str:
+def _make_key(options: argparse.Namespace, out: Output) -> str:
     """Makes the client's key; replaces that of an earlier setup. Raises VerbFailed."""
     _revoke(options)
     for reply in replies(options, wire.KeysAdd(name=_key_name(options))):
         if isinstance(reply, wire.KeyAdded):
+            out.note(f"Made the client key {reply.name}.")
             return reply.key
     raise AssertionError  # pragma: no cover
 
 
-def _revoke(options: argparse.Namespace) -> None:
-    """Revokes the client's key, if a setup has made one."""
+def _revoke(options: argparse.Namespace) -> bool:
+    """Revokes the client's key; returns whether a setup had made one."""
     names = [
         key.name
         for reply in replies(options, wire.KeysList())
         if isinstance(reply, wire.KeysReport)
         for key in reply.keys
     ]
-    if _key_name(options) in names:
-        for _ in replies(options, wire.KeysRevoke(name=_key_name(options))):
-            pass
+    if _key_name(options) not in names:
+        return False
+    for _ in replies(options, wire.KeysRevoke(name=_key_name(options))):
+        pass
+    return True

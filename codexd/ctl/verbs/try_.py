@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from codexd.control import wire
-from codexd.ctl.session import Output, failed, show
+from codexd.ctl.session import Output, failed, replies
 
 MAX_IMAGES = 20 * 1024 * 1024
 """Bytes of all images, as they are in their files."""
@@ -30,6 +30,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
+    if options.draw is not None:
+        _check_draw(options)
     request = wire.Try(
         question=_question(options),
         model=options.model,
@@ -39,8 +41,20 @@ def run(options: argparse.Namespace, out: Output) -> int:
         draw=options.draw is not None,
     )
     answer = _Answer(out, options.draw)
-    show(options, out, request, answer.draw, timeout=PATIENCE)
+    for reply in replies(options, request, timeout=PATIENCE):
+        if isinstance(reply, wire.TryImage):
+            _save(str(options.draw), reply)
+        out.reply(reply, answer.draw)
+    out.done()
     return 0
+
+
+def _check_draw(options: argparse.Namespace) -> None:
+    """Raises VerbFailed for what cannot go with ``--draw``."""
+    if not options.draw.lower().endswith(".png"):
+        raise failed("usage", "image", f'Unsupported image type "{options.draw}". Use a name such as dot.png.')
+    if options.search or options.model or options.effort:
+        raise failed("usage", "image", "--search, --model and --effort have no effect with --draw. Leave them out.")
 
 
 class _Answer:
@@ -56,7 +70,7 @@ class _Answer:
     def draw(self, reply: wire.TryText | wire.TryImage | wire.TryEnded) -> None:
         match reply:
             case wire.TryImage():
-                _save(str(self._image), reply)
+                print(f"Saved {self._image}.", flush=True)  # noqa: T201
             case wire.TryEnded() if self._image is not None:
                 self._out.note(f"{reply.model}: {time.monotonic() - self._begun:.1f} s in all.")
             case wire.TryText(thinking=True):
@@ -80,7 +94,6 @@ def _save(path: str, image: wire.TryImage) -> None:
         Path(path).write_bytes(base64.b64decode(image.data))
     except OSError as error:
         raise failed("usage", "image", f"Cannot write {path}: {error.strerror}.") from error
-    print(f"Saved {path}.", flush=True)  # noqa: T201
 
 
 def _beside(text: str) -> None:

@@ -10,9 +10,12 @@ import msgspec
 MAX_PAGES = 50
 """Pages of one search that are listed to the client."""
 
-_LINK = re.compile(r"\[([^\]\n]{1,300})\]\((https?://[^\s)]+)\)")
-_ADDRESS = re.compile(r"https?://[^\s<>\"'\])}]+")
-_TITLE = re.compile(r"(?:title\s*[:=]\s*|^#+\s*)(.{1,300})$", re.IGNORECASE)
+_PIECE = r"[^\s<>\"'()\[\]{}]"
+# Brackets in it must be in pairs, as in the encyclopedia's addresses.
+_ADDRESS = re.compile(rf"https?://{_PIECE}+(?:\({_PIECE}*\){_PIECE}*)*")
+_LINK = re.compile(rf"\[([^\[\]\n]{{1,300}})\]\(({_ADDRESS.pattern})\)")
+_TITLE = re.compile(r"(?:title\s*[:=]\s*|^#+\s*)(\S.{0,299})$", re.IGNORECASE)
+MAX_TITLE_LINE = 400
 _AFTER = ".,;:!?*_`"
 """Characters that end a sentence rather than an address."""
 
@@ -73,7 +76,7 @@ def _in_text(text: str) -> Iterator[Page]:
         if not links:
             addresses = [_address(found[0]) for found in _ADDRESS.finditer(line)]
             yield from (Page(address, title) for address in addresses)
-        if named := _TITLE.search(line):
+        if len(line) <= MAX_TITLE_LINE and (named := _TITLE.search(line)):
             title = named[1].strip()
 
 
@@ -97,8 +100,10 @@ def citations(text: str, known: Mapping[str, str]) -> list[Citation]:
 
 def _plain(url: str) -> str:
     """Returns an address without what differs between two ways to write it."""
-    url = re.sub(r"[?&]utm_[a-z]+=[^&#]*", "", url)
-    return url.partition("#")[0].removeprefix("https://").removeprefix("http://").removeprefix("www.").rstrip("/")
+    place, _, query = url.partition("#")[0].partition("?")
+    place = place.removeprefix("https://").removeprefix("http://").removeprefix("www.").rstrip("/")
+    kept = "&".join(part for part in query.split("&") if part and not part.startswith("utm_"))
+    return f"{place}?{kept}" if kept else place
 
 
 def annotation(cited: Citation) -> dict[str, Any]:

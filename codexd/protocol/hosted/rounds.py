@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
+from codexd.protocol.codex.events import ODD, standard
 from codexd.protocol.codex.request import (
     AdditionalTools,
     FunctionCallOutput,
@@ -130,6 +131,8 @@ class Rounds:
     def _push(self, data: bytes) -> list[bytes]:
         head = _HEAD.decode(data)
         kind, index = head.type, head.output_index
+        if kind in ODD:
+            return self._push(standard(kind, data))
         if kind in _OPENING:
             return self._opening(data)
         if kind in _TERMINAL:
@@ -187,7 +190,7 @@ class Rounds:
         call_id, name = plain(item.get("call_id")) or "", plain(item.get("name")) or ""
         place = self._offset + index
         self._next_index = max(self._next_index, place + 1)
-        own = f"{'ig' if name == IMAGES else 'ws'}_{self._round}_{call_id.removeprefix('call_')}"
+        own = f"{'ig' if name == IMAGES else 'ws'}_{self._round}_{index}_{call_id.removeprefix('call_')}"
         return Call(place, own, call_id, name, plain(item.get("arguments")) or "")
 
     # --- between two rounds
@@ -229,13 +232,16 @@ class Rounds:
         return next((url for item in reversed(self._request.input) if (url := _image_in(item)) is not None), None)
 
     def next_request(self, outcomes: Mapping[str, Outcome]) -> UpstreamRequest:
-        """Returns the request of the next round. ``outcomes`` are by call id; a call without one was over the limit."""
+        """Returns the request of the next round. ``outcomes`` are by the id of the call's item.
+
+        A call without one was over the limit.
+        """
         items: list[InputItem] = []
         for _, item in sorted(self._done.items()):
             if type_of(item) != "reasoning" or plain(item.get("encrypted_content")):
                 items.append({key: value for key, value in item.items() if key not in _HIDDEN})
         for call in self.calls:
-            text = outcomes[call.call_id].text if call.call_id in outcomes else _SPENT
+            text = outcomes[call.id].text if call.id in outcomes else _SPENT
             items.append(FunctionCallOutput(call_id=call.call_id, output=text))
         own = self._request.input
         if self._left <= 0:
@@ -320,17 +326,22 @@ def _shape(call: Call, outcome: Outcome) -> tuple[str, dict[str, Any], str]:
 
 
 class _Arguments(Struct):
-    query: str = ""
-    prompt: str = ""
-    change_last_image: bool = False
+    query: str | None = None
+    prompt: str | None = None
+    change_last_image: bool | None = None
     recency: int | None = None
-    domains: list[str] = []
+    domains: list[str] | None = None
+
+    @property
+    def wanted(self) -> str:
+        """What to search or draw."""
+        return (self.query or self.prompt or "").strip()
 
 
 def arguments_of(call: Call) -> _Arguments:
     """Decodes a call's arguments. Raises ValueError for those that cannot be used."""
     found = msgspec.json.decode(call.arguments or "{}", type=_Arguments)
-    if not (found.query or found.prompt).strip():
+    if not found.wanted:
         raise ValueError("query and prompt are empty")
     return found
 
@@ -341,7 +352,7 @@ def query_of(call: Call) -> str:
         found = msgspec.json.decode(call.arguments or "{}", type=_Arguments)
     except msgspec.DecodeError:
         return ""
-    return found.query or found.prompt
+    return found.wanted
 
 
 # --- JSON

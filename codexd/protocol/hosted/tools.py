@@ -6,7 +6,7 @@ by several clients). They are offered functions in a namespace instead, whose ca
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
@@ -14,7 +14,7 @@ from msgspec import UNSET, Raw, Struct
 from codexd import errors
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex.request import Tool, UpstreamRequest
-from codexd.protocol.codex.tools import SEARCH, kind_of, name_of
+from codexd.protocol.codex.tools import SEARCH, Choice, kind_of, name_of
 from codexd.protocol.raw import RawObject, encoded, type_of, unchanged
 
 SearchMode = Literal["off", "on request", "always"]
@@ -111,45 +111,38 @@ class Hosted(Struct, frozen=True, kw_only=True):
     rounds: int = MAX_ROUNDS
 
 
-def plan(
-    request: UpstreamRequest, *, lite: bool, mode: SearchMode, rounds: int
-) -> tuple[list[Tool], Hosted | None, Adjustments]:
-    """Returns the tools for the backend, and which codexd runs. Raises ApiError 400 for one that nobody would run."""
+class Plan(NamedTuple):
+    """Tools and choice for the backend, and the tools that codexd runs."""
+
+    tools: list[Tool]
+    choice: Choice
+    hosted: Hosted | None
+    adjusted: Adjustments
+
+
+def plan(request: UpstreamRequest, *, lite: bool, mode: SearchMode, rounds: int) -> Plan:
+    """Returns who runs the request's tools. Raises ApiError 400 for a tool that nobody would run."""
     tools = [] if request.tools is UNSET else list(request.tools)
-    if request.tool_choice in ("none", Raw(b'"none"')):
-        return tools, None, NONE
-    found, adjusted = tools, NONE
-    if mode == "off":
-        found = [tool for tool in tools if kind_of(tool) != SEARCH]
-        adjusted = (Adjustment(SEARCH, "dropped"),) if len(found) < len(tools) else NONE
-    elif mode == "always" and SEARCH not in map(kind_of, tools) and not _brings_its_own(request):
-        found = [*tools, {"type": encoded(SEARCH)}]
+    choice = request.tool_choice
+    if choice in ("none", Raw(b'"none"')):
+        return Plan(tools, choice, None, NONE)
+    if mode == "always" and SEARCH not in map(kind_of, tools) and not _brings_its_own(request):
+        tools.append({"type": encoded(SEARCH)})
+    dropped = {SEARCH} if mode == "off" else set[str]()
+    if lite and rounds <= 0:
+        dropped |= {SEARCH, IMAGES}
+    found = [tool for tool in tools if kind_of(tool) not in dropped]
+    adjusted = tuple(Adjustment(kind, "dropped") for kind in sorted(dropped) if kind in map(kind_of, tools))
+    if adjusted and (not found or _kind_chosen(choice) in dropped):
+        choice = "auto"
     if not lite:
         known = [_without_blocked(tool) for tool in found]
-        return (
-            known,
-            None,
-            adjusted if unchanged(known, found) else (*adjusted, Adjustment("blocked_domains", "dropped")),
-        )
-    search: SearchOptions | None = None
-    image: ImageOptions | None = None
-    own: list[Tool] = []
-    for index, tool in enumerate(found):
-        where = f"tools[{index}]"
-        match kind_of(tool):
-            case "web_search":
-                search = _options(tool, SearchOptions, where)
-            case "image_generation":
-                image = _options(tool, ImageOptions, where)
-            case kind if kind not in _ACCEPTED:
-                raise errors.unsupported(
-                    where,
-                    f"Tools of type {kind!r} do not run on {request.model}, nor in codexd. Remove it from tools.",
-                )
-            case _:
-                own.append(tool)
-    if (search is None and image is None) or rounds <= 0:
-        return own, None, adjusted
+        if not unchanged(known, found):
+            adjusted += (Adjustment("blocked_domains", "dropped"),)
+        return Plan(known, choice, None, adjusted)
+    own, search, image = _parted(found, request.model)
+    if search is None and image is None:
+        return Plan(own, choice, None, adjusted)
     space = _SPACE
     while space in map(name_of, own):
         space += "_"
@@ -157,15 +150,36 @@ def plan(
     functions += [_IMAGE_FUNCTION] if image is not None else []
     own.append(_namespace(space, functions))
     adjusted += tuple(Adjustment(str(each["name"]), "codexd") for each in functions)
-    hosted = Hosted(
-        space=space,
-        model=request.model,
-        key=request.prompt_cache_key,
-        search=search,
-        image=image,
-        rounds=rounds,
-    )
-    return own, hosted, adjusted
+    key = request.prompt_cache_key
+    hosted = Hosted(space=space, model=request.model, key=key, search=search, image=image, rounds=rounds)
+    return Plan(own, choice, hosted, adjusted)
+
+
+def _parted(tools: Sequence[Tool], model: str) -> tuple[list[Tool], SearchOptions | None, ImageOptions | None]:
+    """Returns the tools that a responses-lite model knows, and the hosted ones. Raises ApiError 400 for any other."""
+    search: SearchOptions | None = None
+    image: ImageOptions | None = None
+    own: list[Tool] = []
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        match kind_of(tool):
+            case "web_search":
+                search = _options(tool, SearchOptions, where)
+            case "image_generation":
+                image = _options(tool, ImageOptions, where)
+            case kind if kind not in _ACCEPTED:
+                message = f"Tools of type {kind!r} do not run on {model}, nor in codexd. Remove it from tools."
+                raise errors.unsupported(where, message)
+            case _:
+                own.append(tool)
+    return own, search, image
+
+
+def _kind_chosen(choice: Choice) -> str | None:
+    """Returns the type of the hosted tool that a choice forces."""
+    if not isinstance(choice, Raw) or not bytes(choice).startswith(b"{"):
+        return None
+    return kind_of(msgspec.json.decode(choice, type=RawObject))
 
 
 def _without_blocked(tool: Tool) -> Tool:
@@ -176,7 +190,10 @@ def _without_blocked(tool: Tool) -> Tool:
         or b"blocked_domains" not in bytes(tool.get("filters", b""))
     ):
         return tool
-    filters = msgspec.json.decode(tool["filters"], type=RawObject)
+    try:
+        filters = msgspec.json.decode(tool["filters"], type=RawObject)
+    except msgspec.ValidationError:
+        return tool  # the backend refuses it
     return {**tool, "filters": encoded({key: value for key, value in filters.items() if key != "blocked_domains"})}
 
 

@@ -1,6 +1,6 @@
 """Conversion of Ollama's requests to Chat Completions requests. Pure functions."""
 
-import base64
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ from codexd.protocol.chat import wire as chat
 from codexd.protocol.codex.models import EFFORTS
 from codexd.protocol.convert import Thinking
 from codexd.protocol.ollama.wire import Message, OllamaChat, OllamaPrompt, Options, Think
-from codexd.protocol.raw import RawObject, encoded, given
+from codexd.protocol.parameters import sane
+from codexd.protocol.raw import RawObject, encoded, given, plain
 
 _SAMPLING = frozenset(
     {"temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "repeat_penalty", "presence_penalty",
@@ -69,10 +70,7 @@ def _options(raw: Raw | UnsetType) -> tuple[Options, Adjustments]:
         raise errors.bad_request(f"options cannot be read: {error}.", param="options") from error
     rest = sorted(names.keys() - {"num_predict", "stop"})
     return options, tuple(
-        Adjustment(
-            f"options.{name}" if name.isidentifier() else "options", "dropped" if name in _SAMPLING else "ignored"
-        )
-        for name in rest
+        Adjustment(f"options.{sane(name)}", "dropped" if name in _SAMPLING else "ignored") for name in rest
     )
 
 
@@ -99,11 +97,34 @@ def _format(raw: Raw | UnsetType) -> chat.FormatJsonObject | chat.FormatJsonSche
 # --- messages
 
 
+class _Waiting:
+    """The calls without a result, by id, by name, and in order."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, None] = {}
+        self._named: dict[str, deque[str]] = {}
+
+    def add(self, name: str, function: str) -> None:
+        self._ids[name] = None
+        self._named.setdefault(function, deque()).append(name)
+
+    def take(self, message: Message) -> str | None:
+        """Returns the id of the call that a result belongs to: by its id, else its name, else the next one."""
+        found = message.tool_call_id if message.tool_call_id in self._ids else None
+        named = self._named.get(message.tool_name or "", deque())
+        while found is None and named:
+            name = named.popleft()
+            found = name if name in self._ids else None
+        found = found or next(iter(self._ids), None)
+        if found is not None:
+            del self._ids[found]
+        return found
+
+
 def _messages(messages: Sequence[Message]) -> list[chat.Message]:
-    """Converts the messages. Calls get ids, by which the results after them are found: by id, name or order."""
+    """Converts the messages. Calls get ids, by which the results after them are found."""
     found: list[chat.Message] = []
-    waiting: list[tuple[str, str]] = []  # id and name of calls without a result
-    number = 0
+    waiting, number = _Waiting(), 0
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         match message.role:
@@ -112,30 +133,28 @@ def _messages(messages: Sequence[Message]) -> list[chat.Message]:
             case "user":
                 found.append(chat.UserMessage(content=_content(message.content, message.images, f"{where}.images")))
             case "tool":
-                found.append(chat.ToolMessage(tool_call_id=_answered(message, waiting, where), content=message.content))
+                if (name := waiting.take(message)) is None:
+                    raise errors.bad_request(f"{where} is the result of a tool that was not called.", param=where)
+                found.append(chat.ToolMessage(tool_call_id=name, content=message.content))
             case _:
                 calls = []
                 for call in message.tool_calls or ():
                     number += 1
                     name = call.id or f"call_{number}"
-                    waiting.append((name, call.function.name))
-                    arguments = msgspec.json.format(bytes(call.function.arguments), indent=-1).decode()
-                    function = chat.FunctionOfCall(name=call.function.name, arguments=arguments)
+                    waiting.add(name, call.function.name)
+                    function = chat.FunctionOfCall(
+                        name=call.function.name, arguments=_arguments(call.function.arguments)
+                    )
                     calls.append(chat.ToolCall(id=name, function=function))
                 found.append(chat.AssistantMessage(content=message.content or None, tool_calls=calls or None))
     return found
 
 
-def _answered(message: Message, waiting: list[tuple[str, str]], where: str) -> str:
-    """Returns the id of the call that a result belongs to, and takes it from those that wait. Raises ApiError 400."""
-    for position, wanted in ((0, message.tool_call_id), (1, message.tool_name)):
-        for call in waiting if wanted else ():
-            if call[position] == wanted:
-                waiting.remove(call)
-                return call[0]
-    if not waiting:
-        raise errors.bad_request(f"{where} is the result of a tool that was not called.", param=where)
-    return waiting.pop(0)[0]
+def _arguments(raw: Raw) -> str:
+    """Returns the arguments of a call as text; some clients send it so."""
+    if (text := plain(raw)) is not None:
+        return text
+    return msgspec.json.format(bytes(raw), indent=-1).decode() if given(raw) else "{}"
 
 
 def _content(text: str | None, pictures: Sequence[str] | None, where: str) -> chat.Content:
@@ -143,11 +162,7 @@ def _content(text: str | None, pictures: Sequence[str] | None, where: str) -> ch
         return text or ""
     parts: list[chat.Part] = [chat.TextPart(text=text)] if text else []
     for index, picture in enumerate(pictures):
-        here = f"{where}[{index}]"
-        try:
-            url = picture if picture.startswith("data:") else images.data_url(base64.b64decode(picture), here)
-        except ValueError as error:
-            raise errors.bad_request(f"{here} must be an image as base64.", param=here) from error
+        url = picture if picture.startswith("data:") else images.from_base64(picture, f"{where}[{index}]")
         parts.append(chat.ImagePart(image_url=url))
     return parts
 

@@ -37,8 +37,7 @@ def test_what_is_merged_is_there_and_can_be_undone(file: ConfigFile, before: dic
     after = edits.added(file, text, "x")
     assert holds(msgspec.json.decode(after), file.members)
     assert edits.added(file, after, "x") == after, "twice is as once"
-    kept = edits.remembered(file, text, "")
-    kept = edits.remembered(file, after, kept)
+    kept = edits.remembered(file, text)
     undone = edits.removed(file, after, kept, "x")
     assert msgspec.json.decode(undone) == before
     assert edits.removed(file, text, "", "x") == text, "nothing of ours is there"
@@ -48,7 +47,7 @@ def test_what_is_merged_is_there_and_can_be_undone(file: ConfigFile, before: dic
 def test_what_the_user_adds_later_stays(file: ConfigFile) -> None:
     after = msgspec.json.decode(edits.added(file, "", "x"))
     after["later"] = 1
-    kept = edits.remembered(file, "", "")
+    kept = edits.remembered(file, "")
     undone = edits.removed(file, msgspec.json.encode(after).decode(), kept, "x")
     assert msgspec.json.decode(undone) == {"later": 1}
     assert edits.removed(file, edits.added(file, "", "x"), kept, "x") == ""
@@ -60,7 +59,7 @@ def test_what_the_user_adds_later_stays(file: ConfigFile) -> None:
 def test_what_the_user_has_changed_since_stays() -> None:
     after = msgspec.json.decode(edits.added(JSONS[0], "", "x"))
     after["env"]["ANTHROPIC_BASE_URL"] = "https://mine"
-    undone = edits.removed(JSONS[0], msgspec.json.encode(after).decode(), edits.remembered(JSONS[0], "", ""), "x")
+    undone = edits.removed(JSONS[0], msgspec.json.encode(after).decode(), edits.remembered(JSONS[0], ""), "x")
     assert msgspec.json.decode(undone) == {"env": {"ANTHROPIC_BASE_URL": "https://mine"}}
 
 
@@ -113,6 +112,8 @@ def test_files_keep_their_mode_and_links(tmp_path: Path) -> None:
     link.symlink_to(real)
     edits.write(link, "new\n")
     assert (link.is_symlink(), real.read_text(), real.stat().st_mode & 0o777) == (True, "new\n", 0o644)
+    edits.write(link, "new\n", private=True)
+    assert real.stat().st_mode & 0o777 == 0o600
     edits.write(link, "")
     assert not real.exists() and edits.read(link) == ""
     with pytest.raises(CannotEdit, match="Cannot read"):

@@ -33,7 +33,7 @@ def test_growth_is_spread_by_tokens() -> None:
 
 
 def test_a_window_that_resets_begins_at_nothing() -> None:
-    for reset in (window(0, 1000), window(2, 9000), window(5, None)):
+    for reset in (window(0, 1000), window(2, 9000), window(60, 9000), window(5, None)):
         shares = Shares()
         shares.observe([window(50, None if reset.resets_at is None else 1000)])
         shares.ran("a", 1)
@@ -43,7 +43,11 @@ def test_a_window_that_resets_begins_at_nothing() -> None:
     shares.observe([window(50)])
     shares.observe([window(49, 1001)])
     assert percents(shares) == {ELSEWHERE: 50}, "a jitter is not a reset"
-    assert Shares(shares.rows()).rows() == shares.rows()
+    again = Shares(shares.rows())
+    assert again.rows() == shares.rows()
+    again.ran("a", 1)
+    again.observe([window(55)])
+    assert percents(again) == {ELSEWHERE: 50, "a": 5}, "what runs after a restart counts"
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", ""]), st.integers(0, 9), st.integers(0, 5)), max_size=30))

@@ -61,6 +61,24 @@ def test_a_choice_of_a_hosted_tool_is_an_instruction(choice: dict[str, Any], sai
     assert said in up(converted)["input"][-1]["content"][0]["text"]
 
 
+def test_a_choice_of_a_tool_that_was_left_out_is_free() -> None:
+    """Nothing may force what is not there."""
+    off = Settings(web_search="off")
+    function = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+    for choice, own, kept in ((SEARCH, [], "auto"), (SEARCH, [function], "auto"), ("required", [], "auto"),
+                              ("required", [function], "required")):  # fmt: skip
+        converted = responses_request("gpt-5.5", tools=[SEARCH, *own], tool_choice=choice, settings=off)
+        assert up(converted)["tool_choice"] == kept
+    lite = responses_request("gpt-6-sol", tools=[SEARCH], tool_choice=SEARCH, max_tool_calls=0)
+    assert up(lite)["input"][-1]["role"] == "user" and "web_search=dropped" in told(lite)
+
+
+def test_filters_of_an_odd_shape_are_the_backends_to_refuse() -> None:
+    for filters in ("blocked_domains", ["blocked_domains"]):
+        converted = responses_request("gpt-5.5", tools=[SEARCH | {"filters": filters}])
+        assert up(converted)["tools"][0]["filters"] == filters
+
+
 def test_blocked_domains_go_into_the_query_or_are_told() -> None:
     search = SEARCH | {"filters": {"allowed_domains": ["a.example"], "blocked_domains": ["b.example"]}}
     classic = responses_request("gpt-5.5", tools=[search])

@@ -1,5 +1,6 @@
 """What a search found, and its citations in a text."""
 
+import time
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_an_output_is_a_text() -> None:
     assert text_of(" ") == "Nothing was found."
 
 
-KNOWN = {A.url: A.title, B.url: B.title}
+KNOWN = {A.url: A.title, B.url: B.title, "https://w.example/F_(b)?c=1": "F"}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,8 @@ KNOWN = {A.url: A.title, B.url: B.title}
         ("See https://a.example/x.", [("https://a.example/x", A)]),
         ("See http://www.a.example/x/?utm_source=me#top.", [("http://www.a.example/x/?utm_source=me#top", Page("http://www.a.example/x/?utm_source=me#top", "A page"))]),
         ("[other](https://c.example)", []),
+        ("https://w.example/F_(b)?utm_source=x&c=1, so", [("https://w.example/F_(b)?utm_source=x&c=1", Page("https://w.example/F_(b)?utm_source=x&c=1", "F"))]),
+        ("([F](https://w.example/F_(b)?c=1))", [("[F](https://w.example/F_(b)?c=1)", Page("https://w.example/F_(b)?c=1", "F"))]),
         ("é [so](https://a.example/x) and https://b.example/", [("[so](https://a.example/x)", A), ("https://b.example/", B)]),
     ],
 )  # fmt: skip
@@ -73,6 +76,16 @@ def test_links_to_found_pages_are_citations(text: str, cited: list[tuple[str, Pa
 def test_a_page_without_a_title_has_the_links() -> None:
     assert citations("[so](https://a.example/x)", {A.url: ""})[0].page.title == "so"
     assert citations("https://a.example/x", {A.url: ""})[0].page.title == A.url
+
+
+@pytest.mark.parametrize("text", ["[a](http://", "[", "(", "http://(", "title: ", "# ", "[a](http://a(b)"])
+def test_foreign_texts_take_no_time(text: str) -> None:
+    """A quadratic pattern would take minutes, and the test its deadline."""
+    large = text * (500_000 // len(text))
+    begun = time.process_time()
+    pages_of(large)
+    citations(large, {"http://a": ""})
+    assert time.process_time() - begun < 5
 
 
 @given(st.text(alphabet="[]() ahtps:/.exmlé\n", max_size=80))

@@ -78,7 +78,7 @@ def run(automaton: Rounds, outcome: Outcome = FOUND) -> list[Json]:
 
 
 def follow(automaton: Rounds, outcome: Outcome = FOUND) -> UpstreamRequest:
-    return automaton.next_request({each.call_id: outcome for each in automaton.calls})
+    return automaton.next_request({each.id: outcome for each in automaton.calls})
 
 
 def test_an_answer_without_calls_is_as_it_came() -> None:
@@ -94,7 +94,7 @@ def test_two_rounds_are_one_answer() -> None:
     assert [event["type"] for event in out] == ["response.created", "response.output_item.done"]
     out += run(automaton)
     assert out[-1]["item"] == {
-        "id": "ws_0_1", "type": "web_search_call", "status": "completed",
+        "id": "ws_0_1_1", "type": "web_search_call", "status": "completed",
         "action": {"type": "search", "query": "x", "queries": ["x"], "sources": [{"type": "url", "url": "https://a.example"}]},
         "results": [{"url": "https://a.example", "title": "A"}],
     }  # fmt: skip
@@ -188,8 +188,8 @@ def test_calls_are_bounded() -> None:
     for each in automaton.calls:
         if not automaton.spent:
             automaton.started(each)
-            done[each.call_id] = FOUND
-    assert list(done) == ["call_0", "call_1"]
+            done[each.id] = FOUND
+    assert list(done) == ["ws_0_0_0", "ws_0_1_1"]
     following = automaton.next_request(done)
     outputs = [item.output for item in following.input if type(item).__name__ == "FunctionCallOutput"]
     assert outputs[:2] == ["found", "found"] and "No more calls" in str(outputs[2])
@@ -224,7 +224,7 @@ def test_an_image_is_drawn_and_may_be_changed() -> None:
         "completed",
         "done",
     ]
-    assert out[-1]["item"] == {"id": "ig_0_0", "type": "image_generation_call", "status": "completed", "result": "BB==",
+    assert out[-1]["item"] == {"id": "ig_0_0_0", "type": "image_generation_call", "status": "completed", "result": "BB==",
                                "output_format": "webp", "revised_prompt": "a dot"}  # fmt: skip
     assert automaton.last_image() == "data:image/webp;base64,BB=="
     assert rounds(input="x")[0].last_image() is None
@@ -259,7 +259,22 @@ def test_a_failure_is_an_item_that_failed() -> None:
 
 def test_arguments_that_can_be_used() -> None:
     found = arguments_of(Call(0, "ws", "call", "web_search", '{"query":"x","recency":3,"domains":["a"]}'))
-    assert (found.query, found.recency, found.domains) == ("x", 3, ["a"])
+    assert (found.wanted, found.recency, found.domains) == ("x", 3, ["a"])
+    nulls = '{"query":"x","recency":null,"domains":null,"prompt":null,"change_last_image":null}'
+    assert arguments_of(Call(0, "ws", "call", "web_search", nulls)).wanted == "x"
+
+
+def test_an_end_in_other_words_is_an_end() -> None:
+    automaton, _ = rounds()
+    automaton.feed([created("a"), *call(), encode("response.done", response={"id": "a", "status": "completed"})])
+    assert automaton.over
+
+
+def test_calls_with_the_same_id_are_two() -> None:
+    automaton, _ = rounds()
+    first, second = call(0), [event.replace(b'"output_index":0', b'"output_index":1') for event in call(0)]
+    automaton.feed([created("a"), *first, *second, completed("a")])
+    assert len({each.id for each in automaton.calls}) == 2
 
 
 @pytest.mark.parametrize("arguments", ["", "{}", "[]", "{", '{"query": 7}', '{"query": " "}'])
