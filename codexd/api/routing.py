@@ -19,7 +19,7 @@ class Route(NamedTuple):
     """One endpoint. ``path`` may contain one name: ``<id>`` is a segment, ``<path:id>`` the rest of the path.
 
     ``api``: served both with and without the /v1 prefix, for clients whose base URL lacks it. ``dialect`` is that of
-    the request's body, if any; ``streams``: the answer can be an event stream. ``keyless``: whoever knows the path may.
+    the request's body, if any; ``streams``: the answer can be an event stream. ``keyless``: no client key is asked for.
     ``shape`` encodes an error if there is no dialect.
     """
 
