@@ -2,14 +2,13 @@
 
 import msgspec
 import trio
-from msgspec import Raw
 
 from codexd import errors
 from codexd.api.exchange import Document, Exchange, Reply
 from codexd.api.pipeline import Pipeline
 from codexd.api.routing import Route
 from codexd.protocol import members
-from codexd.protocol.raw import plain
+from codexd.protocol.raw import encoded, plain
 from codexd.upstream.account_tools import AccountTools
 
 
@@ -30,7 +29,7 @@ class SearchEndpoints:
             raise errors.bad_request("model must name a model; GET /v1/models lists them.", param="model")
         record.model = self._pipeline.catalog.resolve(name).model.slug
         self._pipeline.admit_model(record, record.model)
-        body = msgspec.json.encode(found | {"model": Raw(msgspec.json.encode(record.model))})
+        body = msgspec.json.encode(found | {"model": encoded(record.model)})
         record.timings.asked, record.timings.tries = trio.current_time(), 1
         answer = await self._account.search(body)
         record.timings.status = 200

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 import trio
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from codexd import errors
 from codexd.api import forms
@@ -19,6 +19,7 @@ from codexd.api.routing import Route
 from codexd.errors import ApiError
 from codexd.protocol import parameters, sse
 from codexd.protocol.members import RequestDecoder
+from codexd.protocol.raw import encoded
 from codexd.relay.relay import Client, Header, write
 from codexd.upstream.account_tools import AccountTools
 
@@ -75,7 +76,7 @@ class TranscriptionEndpoints:
         if not forms.is_form(content_type):
             raise errors.bad_request("Send multipart/form-data with the recording as file.", param="file")
         form = await trio.to_thread.run_sync(forms.decode, content_type, body)
-        fields = {name: Raw(msgspec.json.encode(_value(name, value))) for name, value in form.fields}
+        fields = {name: encoded(_value(name, value)) for name, value in form.fields}
         record.adjust(*parameters.apply_rules(fields, parameters.TRANSCRIPTIONS))
         asked: TranscriptionRequest = REQUEST.decode(fields)
         self._pipeline.refuse_drops(record)

@@ -16,6 +16,7 @@ from codexd.protocol import sse
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.hosted.tools import IMAGE_MODEL, ImageOptions, image_body
 from codexd.protocol.members import RequestDecoder
+from codexd.protocol.raw import encoded
 
 MAX_N = 10
 
@@ -183,7 +184,7 @@ def members_of(fields: Sequence[tuple[str, str]], files: Sequence[tuple[str, byt
     if images:
         values["image"] = images
     values |= {name: "file" for name, _ in files if name not in ("image", "image[]")}
-    return {name: Raw(msgspec.json.encode(value)) for name, value in values.items()}
+    return {name: encoded(value) for name, value in values.items()}
 
 
 # --- streams

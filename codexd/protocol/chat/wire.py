@@ -12,6 +12,7 @@ from codexd import errors
 from codexd.protocol.adjustments import NONE, Adjustments
 from codexd.protocol.chat.repair import repaired
 from codexd.protocol.client_tools import Function, Name, NamedChoice
+from codexd.protocol.hosted.tools import Location
 from codexd.protocol.members import RequestDecoder
 
 # --- the request
@@ -142,15 +143,8 @@ class ReasoningOptions(Struct, frozen=True, kw_only=True):
     enabled: bool | None = None
 
 
-class Approximate(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    country: str | None = None
-    region: str | None = None
-    city: str | None = None
-    timezone: str | None = None
-
-
 class UserLocation(Struct, frozen=True, kw_only=True):
-    approximate: Approximate = Approximate()
+    approximate: Location = Location()
 
 
 class WebSearchOptions(Struct, frozen=True, kw_only=True):

@@ -306,7 +306,7 @@ def _image_in(item: InputItem) -> str | None:
     if not isinstance(item, dict) or not bytes(item.get("content", b"")).startswith(b"["):
         return None
     parts = msgspec.json.decode(item["content"], type=list[RawObject])
-    return next((plain(part["image_url"]) for part in reversed(parts) if type_of(part) == "input_image"), None)
+    return next((plain(part.get("image_url")) for part in reversed(parts) if type_of(part) == "input_image"), None)
 
 
 def _shape(call: Call, outcome: Outcome) -> tuple[str, dict[str, Any], str]:

@@ -68,7 +68,9 @@ _IMAGE_FUNCTION = {
 }
 
 
-class _Location(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Location(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """About where the user is, for a search."""
+
     country: str | None = None
     region: str | None = None
     city: str | None = None
@@ -84,7 +86,7 @@ class SearchOptions(Struct, frozen=True, kw_only=True):
     """A ``web_search`` tool, as the client sent it."""
 
     filters: _Filters | None = None
-    user_location: _Location | None = None
+    user_location: Location | None = None
     search_context_size: Literal["low", "medium", "high"] | None = None
     external_web_access: bool | None = None
 
