@@ -35,11 +35,8 @@ from codexd.upstream.account_tools import AccountTools
 from codexd.upstream.catalog import Catalog
 from codexd.upstream.client import Upstream
 
-DIALECTS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
-"""All dialects, in the order of the documentation; each is the dialect of a route."""
-
-KINDS = (*DIALECTS, IMAGES, TRANSCRIPTIONS, ollama.CHAT, ollama.GENERATE)
-"""All kinds of requests that have parameters."""
+KINDS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, IMAGES, TRANSCRIPTIONS, ollama.CHAT, ollama.GENERATE)
+"""All kinds of requests that have parameters; each is the kind of a route."""
 
 WEBSOCKET = ("/responses", "/v1/responses")
 """Paths that are also served over websockets."""
@@ -157,7 +154,7 @@ class Api:
         path, method = exchange.path, exchange.method
         if path.startswith("/anthropic/") or "anthropic-version" in exchange.headers:
             exchange.record.failure = failure_document
-        if path.startswith("/api/"):
+        if path.startswith("/api/") and not path.startswith("/api/codex/"):
             exchange.record.failure = ollama.CHAT.failure
             if (error := ollama.refused(path)) is not None:
                 raise error

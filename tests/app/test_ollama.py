@@ -167,6 +167,12 @@ async def test_errors_are_in_the_words_of_that_api(
     assert said in answer.json["error"]
 
 
+async def test_the_codex_clis_path_keeps_its_own_words(autojump_clock: MockClock, tmp_path: Path) -> None:
+    async with client(tmp_path, Backend()) as app:
+        answer = await app.request("POST", "/api/codex/usage", {})
+    assert answer.status == 405 and "message" in answer.json["error"]
+
+
 async def test_a_failure_on_the_way_is_a_line(autojump_clock: MockClock, tmp_path: Path) -> None:
     backend = Backend([CREATED, ADDED, text("Hel"), 40.0, failed("server_error", "broken")])
     async with client(tmp_path, backend) as app:

@@ -146,6 +146,8 @@ async def test_nothing_was_used_since_a_day_to_come(shared: Setup) -> None:
 
 
 async def test_the_limits_are_watched(shared: Setup) -> None:
+    refused = await shared.ctl("usage", "--watch", "--csv")
+    assert (refused.code, "Leave out --by" in refused.err) == (2, True)
     async with in_terminal(shared.daemon, "usage", "--watch") as terminal:
         await terminal.until("resets")
         terminal.process.send_signal(signal.SIGINT)

@@ -10,7 +10,7 @@ import msgspec
 
 from codexd.control import wire
 from codexd.ctl import drawing
-from codexd.ctl.session import Output, ask, replies
+from codexd.ctl.session import Output, ask, failed, replies
 from codexd.state.shares import Share
 
 INTERVAL = 60.0
@@ -52,6 +52,8 @@ def _since(text: str) -> str:
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
+    if options.watch and (options.by or options.since or options.csv):
+        raise failed("usage", "watch", "--watch shows the limits alone. Leave out --by, --since and --csv.")
     if options.watch:
         return _watch(options, out)
     if options.by is None and options.since is None and not options.csv:
