@@ -7,7 +7,8 @@
     draining  | no open streams, the drain's deadline, or a second signal     | stopped
 
 Two nurseries: the keepers (token, catalogue, signals) run until the web nursery has drained, because open streams may
-need a token. A crash in either ends the process, and systemd restarts it.
+need a token. A keeper that fails starts again later, and ``codexctl status`` shows why (``lowlevel.keepers``); a crash
+of the server itself ends the process, and systemd restarts it.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -193,27 +194,33 @@ class _Daemon:
 
     async def run(self) -> None:
         services, api = self._services, self._listeners.api
+        keep = services.lifecycle.keepers.keep
         async with trio.open_nursery() as keepers:
             keepers.start_soon(self._watch_signals, keepers.cancel_scope)
-            keepers.start_soon(services.session.run)
-            keepers.start_soon(services.catalog.run, services.upstream)
-            keepers.start_soon(services.upstream.run)
-            keepers.start_soon(services.keys.run)
-            keepers.start_soon(services.usage.run)
-            keepers.start_soon(services.logins.run)
-            keepers.start_soon(services.responses.run)
+            tasks: dict[str, Callable[[], Awaitable[None]]] = {
+                "sign-in": services.session.run,
+                "model catalogue": partial(services.catalog.run, services.upstream),
+                "backend": services.upstream.run,
+                "keys": services.keys.run,
+                "usage": services.usage.run,
+                "sign-ins": services.logins.run,
+                "stored responses": services.responses.run,
+            }
+            for name, run in tasks.items():
+                keepers.start_soon(keep, name, run)
             keepers.start_soon(self._end_drain)
             await keepers.start(control_server.serve, self._listeners.control, Verbs(services, api[0]).handle)
             async with trio.open_nursery() as web:
                 await web.start(self._serve_api)
                 self._ready()
-                keepers.start_soon(self._tell_status)
+                keepers.start_soon(keep, "status", self._tell_status)
                 if (seconds := watchdog_seconds(os.environ)) is not None:
-                    keepers.start_soon(keep_alive, self._notifier, seconds, api[0])
+                    watch = partial(keep_alive, self._notifier, seconds, api[0])
+                    keepers.start_soon(keep, "watchdog", watch)
                 if self._listeners.activated:
-                    keepers.start_soon(self._exit_when_idle)
+                    keepers.start_soon(keep, "idle exit", self._exit_when_idle)
                 if not services.session.signed_in:
-                    keepers.start_soon(self._not_signed_in)
+                    keepers.start_soon(keep, "sign-in at the terminal", self._not_signed_in)
             keepers.cancel_scope.cancel()
 
     async def _serve_api(self, task_status: trio.TaskStatus[None]) -> None:

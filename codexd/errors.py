@@ -76,6 +76,10 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
     return ApiError(400, message, param=param, code=code)
 
 
+def too_deep() -> ApiError:
+    return bad_request("The request is nested too deeply. Send flatter JSON, of less than some hundred levels.")
+
+
 def too_large(limit: int) -> ApiError:
     return ApiError(
         413,

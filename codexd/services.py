@@ -19,6 +19,7 @@ from codexd.auth.session import Session
 from codexd.config.model import Config
 from codexd.config.paths import KEYS_FILE
 from codexd.errors import ConfigError
+from codexd.lowlevel.keepers import Keepers
 from codexd.state.images import ImageStore
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
@@ -54,6 +55,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.started = trio.current_time()
         self.listeners: list[str] = []
+        self.keepers = Keepers()
         self.draining = False
 
 
@@ -202,11 +204,12 @@ def compose(
         clock=clock,
     )
     journal = Journal(usage, upstream.limits, clock=clock)
+    lifecycle = Lifecycle()
     return Services(
         config=in_force,
         state=state,
         clock=clock,
-        lifecycle=Lifecycle(),
+        lifecycle=lifecycle,
         level=LevelOverride(config.logging.level, clock=clock),
         issuer=issuer,
         session=session,
@@ -233,5 +236,6 @@ def compose(
             images=images,
             responses=responses,
             usage=usage,
+            faults=lambda: lifecycle.keepers.faults,
         ),
     )

@@ -1,5 +1,7 @@
 """The API: all endpoints in one router, with access control, limits and accounting around each request."""
 
+from collections.abc import Callable, Mapping
+
 import trio
 
 from codexd import errors
@@ -43,7 +45,10 @@ WEBSOCKET = ("/responses", "/v1/responses")
 
 
 class Api:
-    """All endpoints. ``pipeline`` makes the answers, ``journal`` accounts for them."""
+    """All endpoints. ``pipeline`` makes the answers, ``journal`` accounts for them.
+
+    ``faults`` returns the background tasks that have failed, for the health.
+    """
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class Api:
         images: ImageStore,
         responses: ResponseStore,
         usage: Ledger,
+        faults: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._pipeline = pipeline
         self._journal = journal
@@ -69,7 +75,7 @@ class Api:
         stored = ResponsesEndpoints(pipeline, responses)
         self.websocket = ResponsesWebsocket(stored, self._access, keys, self._budget, journal)
         self.service = ServiceEndpoints(
-            pipeline, journal, session, keys, catalog, upstream, usage, lambda: self._router.routes
+            pipeline, journal, session, keys, catalog, upstream, usage, lambda: self._router.routes, faults
         )
         endpoints = (
             ChatEndpoints(pipeline),

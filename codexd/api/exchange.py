@@ -21,7 +21,8 @@ import trio
 from codexd import errors
 from codexd.api.record import Record
 from codexd.errors import ApiError
-from codexd.protocol import codings
+from codexd.protocol import codings, decoding
+from codexd.protocol.decoding import TooDeep
 from codexd.protocol.members import place_of
 from codexd.relay.relay import Client, Header
 from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, ServerRequest
@@ -32,6 +33,9 @@ STREAM_HEADERS: Sequence[Header] = (
 )
 
 log = structlog.get_logger()
+
+TOO_DEEP = (RecursionError, TooDeep)
+"""What nested JSON raises wherever it is looked into: it passes one room and fails in the next, deeper in the stack."""
 
 _T = TypeVar("_T")
 
@@ -125,7 +129,7 @@ async def _whole(request: ServerRequest, reply: Awaitable[Reply], record: Record
     except Exception as error:
         if request.begun:
             raise
-        return bug(error, record)
+        return failed(errors.too_deep(), record) if isinstance(error, TOO_DEEP) else bug(error, record)
     return None
 
 
@@ -199,12 +203,12 @@ def json(value: object) -> Document:
     return Document(msgspec.json.encode(value))
 
 
-def decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+def decode(decoder: decoding.Decoder[_T], body: bytes) -> _T:
     """Decodes a small body. Raises ApiError 400, which names the invalid member."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         said, place = place_of(error)
         raise errors.bad_request(f"{said}{f' at {place}' if place else ''}.", param=place or None) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise errors.bad_request(f"The request body is not valid JSON: {error}") from error

@@ -16,7 +16,7 @@ from codexd.api.record import Record
 from codexd.api.routing import Route
 from codexd.auth.session import Session
 from codexd.errors import ApiError
-from codexd.protocol import images, members, parameters, sse
+from codexd.protocol import decoding, images, members, parameters, sse
 from codexd.protocol.adjustments import Adjustment
 from codexd.protocol.codex.events import Usage, total_usage
 from codexd.protocol.hosted.tools import IMAGE_MODEL
@@ -194,8 +194,8 @@ class _Work:
 
 def _usage(answer: ImagesAnswer) -> Usage | None:
     try:
-        return msgspec.json.decode(answer.usage, type=Usage | None)
-    except (msgspec.ValidationError, RecursionError):
+        return decoding.decode(answer.usage, type=Usage | None)
+    except msgspec.DecodeError:
         return None
 
 

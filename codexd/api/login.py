@@ -12,6 +12,7 @@ from codexd.auth.login import Attempt, Logins
 from codexd.auth.session import Session
 from codexd.config.addresses import is_loopback
 from codexd.errors import DEVICE_CODES_OFF_HINT
+from codexd.protocol import decoding
 
 
 class _LoginRequest(msgspec.Struct):
@@ -33,7 +34,7 @@ class _LoginState(msgspec.Struct, omit_defaults=True):
     instructions: str | None = None
 
 
-_LOGIN = msgspec.json.Decoder(_LoginRequest)
+_LOGIN = decoding.Decoder(_LoginRequest)
 
 
 class LoginEndpoints:

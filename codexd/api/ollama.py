@@ -13,7 +13,7 @@ from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
 from codexd.api.routing import Route
 from codexd.api.service_endpoints import CREATED
 from codexd.errors import ApiError
-from codexd.protocol import parameters
+from codexd.protocol import decoding, parameters
 from codexd.protocol.chat.convert import from_chat as to_backend
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.codex.models import Model
@@ -99,7 +99,7 @@ class _Named(msgspec.Struct):
     stream: bool | None = True
 
 
-_NAMED = msgspec.json.Decoder(_Named)
+_NAMED = decoding.Decoder(_Named)
 
 
 class OllamaEndpoints:

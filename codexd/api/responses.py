@@ -13,7 +13,7 @@ from codexd.api.fallback import FallbackAnswer
 from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
 from codexd.api.record import Record
 from codexd.api.routing import Route
-from codexd.protocol import parameters
+from codexd.protocol import decoding, parameters
 from codexd.protocol.conversion import DONE, Conversion
 from codexd.protocol.convert import Converted
 from codexd.protocol.members import split
@@ -167,7 +167,7 @@ class ResponsesEndpoints:
         return ResponsesStream(found.echo, on_done=keep).warm(msgspec.json.encode(head))
 
     def _keep(self, found: Understood, last: Last | None, done: bytes) -> None:
-        name = msgspec.json.decode(done, type=_Identified).id
+        name = decoding.decode(done, type=_Identified).id
         if found.asked.store is not False:
             self._store.add(name, found.input, done)
         if last is not None:

@@ -1,6 +1,6 @@
 """The endpoints that ask no model: models, health, metrics, usage, the OpenAPI document, the status page."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -70,11 +70,12 @@ class _ModelPage(msgspec.Struct):
     has_more: bool = False
 
 
-class _Health(msgspec.Struct):
+class _Health(msgspec.Struct, omit_defaults=True):
     status: str
     version: str
     signed_in: bool
     uptime_seconds: int
+    faults: Sequence[str] = ()
 
 
 class _Pulse:
@@ -96,7 +97,7 @@ def _is_anthropic(exchange: Exchange) -> bool:
 
 
 class ServiceEndpoints:
-    """``routes_of_all`` returns all routes of the API, for the OpenAPI document."""
+    """``routes_of_all`` returns all routes of the API, for the OpenAPI document; ``faults`` failed background tasks."""
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class ServiceEndpoints:
         upstream: Upstream,
         ledger: Ledger,
         routes_of_all: Callable[[], Sequence[Route]],
+        faults: Callable[[], Mapping[str, str]],
     ) -> None:
         self._pipeline = pipeline
         self._journal = journal
@@ -117,6 +119,7 @@ class ServiceEndpoints:
         self._upstream = upstream
         self._ledger = ledger
         self._routes_of_all = routes_of_all
+        self._faults = faults
         self._started = trio.current_time()
 
     def routes(self) -> list[Route]:
@@ -228,5 +231,5 @@ class ServiceEndpoints:
         signed_in = self._session.signed_in
         ready = self._session.ready or query.get("ready", "0") in ("0", "false")
         uptime = int(trio.current_time() - self._started)
-        found = json(_Health("ok" if signed_in else "signed out", __version__, signed_in, uptime))
+        found = json(_Health("ok" if signed_in else "signed out", __version__, signed_in, uptime, list(self._faults())))
         return found if ready else found._replace(status=503)

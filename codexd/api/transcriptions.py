@@ -17,7 +17,7 @@ from codexd.api.exchange import Document, Exchange, Reply
 from codexd.api.pipeline import Kind, Pipeline
 from codexd.api.routing import Route
 from codexd.errors import ApiError
-from codexd.protocol import parameters, sse
+from codexd.protocol import decoding, parameters, sse
 from codexd.protocol.members import RequestDecoder
 from codexd.protocol.raw import encoded
 from codexd.relay.relay import Client, Header, write
@@ -113,8 +113,8 @@ class TranscriptionEndpoints:
                 raise ApiError(403, said, code=error.error.code, headers=error.headers) from error
             raise
         try:
-            return msgspec.json.decode(found.body, type=Transcription).text, found.headers
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return decoding.decode(found.body, type=Transcription).text, found.headers
+        except msgspec.DecodeError as error:
             raise errors.upstream_unreadable("its transcript cannot be read") from error
 
 

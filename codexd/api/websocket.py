@@ -25,13 +25,13 @@ from quart import Response, websocket
 from codexd import errors
 from codexd.api.access import AccessControl, client_of
 from codexd.api.budget import Budget
-from codexd.api.exchange import failed
+from codexd.api.exchange import TOO_DEEP, failed
 from codexd.api.journal import Journal
 from codexd.api.pipeline import Context
 from codexd.api.record import Record, new_id
 from codexd.api.responses import Last, ResponsesEndpoints, Understood
 from codexd.errors import ApiError, ErrorObject
-from codexd.protocol import sse
+from codexd.protocol import decoding, sse
 from codexd.protocol.members import RequestDecoder, split
 from codexd.protocol.raw import plain
 from codexd.protocol.responses.stream import own_error
@@ -66,7 +66,7 @@ class _Head(msgspec.Struct):
 
 
 _FRAME = RequestDecoder(_Frame)
-_HEAD = msgspec.json.Decoder(_Head)
+_HEAD = decoding.Decoder(_Head)
 
 NOTICES = frozenset({"response.processed", "response.interrupt", "ping", "pong"})
 """Frames that ask for no response: an error in reply would be read as part of the next one. An answer in progress is
@@ -189,6 +189,8 @@ class ResponsesWebsocket:
                     await self._respond(frame, record, last)
             except ApiError as error:
                 await _send_error(error, record)
+            except TOO_DEEP:
+                await _send_error(errors.too_deep(), record)
             except Exception as error:
                 log.error("a request met a fault of codexd itself", exc_info=error)
                 await _send_error(errors.internal(record.id), record)
@@ -239,7 +241,7 @@ def _is_notice(frame: str | bytes) -> bool:
     """Returns whether a frame tells something and asks for nothing, such as that an event was processed."""
     try:
         return _HEAD.decode(frame).type in NOTICES
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except msgspec.DecodeError:
         return False
 
 

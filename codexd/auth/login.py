@@ -28,6 +28,7 @@ from codexd.auth.oauth import Authorization, Code, Denied, Pending, Stray, Token
 from codexd.auth.session import Session, SignIn
 from codexd.config.model import OAuth
 from codexd.errors import ApiError
+from codexd.protocol import decoding
 from codexd.server import loopback
 
 CALL_DEADLINE = 30.0
@@ -276,8 +277,8 @@ class Logins:
             if answer.status != 200:
                 raise errors.login_refused(oauth.refusal(answer.status, answer.body).why)
             try:
-                tokens = msgspec.json.decode(answer.body, type=TokenResponse)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                tokens = decoding.decode(answer.body, type=TokenResponse)
+            except msgspec.DecodeError as error:
                 raise errors.login_unreachable(f"its answer cannot be read: {error}") from error
             if tokens.access_token is None or store.unsendable(tokens) is not None:
                 raise errors.login_unreachable("its answer holds no access token that could be sent")

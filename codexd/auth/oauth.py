@@ -14,6 +14,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import msgspec
 from msgspec import Struct
 
+from codexd.protocol import decoding
+
 REFRESH_MARGIN = 300.0
 """Seconds before its expiry at which an access token is renewed; the official client's value."""
 
@@ -68,7 +70,7 @@ def claims(token: str | None) -> Claims:
         return Claims()
     try:
         payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-        return msgspec.json.decode(payload, type=Claims)
+        return decoding.decode(payload, type=Claims)
     except (binascii.Error, ValueError, msgspec.DecodeError):
         return Claims()
 
@@ -203,7 +205,7 @@ class Device(NamedTuple):
 
 def device(body: bytes) -> Device:
     """Decodes the answer to the start of a device sign-in. Raises ValueError if it cannot be used."""
-    answer = msgspec.json.decode(body, type=_UserCode)
+    answer = decoding.decode(body, type=_UserCode)
     user_code = answer.user_code or answer.usercode
     if not user_code or not user_code.isprintable():
         raise ValueError("it holds no user code")
@@ -233,8 +235,8 @@ def device_poll(status: int, body: bytes) -> DeviceGrant | Pending | Denied:
     """Interprets one poll's answer. Temporary faults (429, 5xx) count as pending until the code expires."""
     if status == 200:
         try:
-            return msgspec.json.decode(body, type=DeviceGrant)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return decoding.decode(body, type=DeviceGrant)
+        except msgspec.DecodeError as error:
             return Denied(f"the sign-in server's answer cannot be read: {error}")
     code = _error_of(body).code
     if code == "access_denied":
@@ -270,8 +272,8 @@ class _ErrorBody(Struct, frozen=True):
 
 def _error_of(body: bytes) -> _Error:
     try:
-        said = msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        said = decoding.decode(body, type=_ErrorBody)
+    except msgspec.DecodeError:
         return _Error()
     error = _Error(code=said.error) if isinstance(said.error, str) else said.error or _Error()
     return _Error(error.code, error.message or said.error_description)

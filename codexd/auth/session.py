@@ -33,6 +33,7 @@ from codexd.auth.issuer import Issuer, IssuerUnreachable
 from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, TokenResponse, claims, refusal
 from codexd.auth.store import Credentials, StoreError
 from codexd.errors import ApiError
+from codexd.protocol import decoding
 from codexd.state import files
 from codexd.state.lock import try_lock
 
@@ -415,8 +416,8 @@ class Session:
                 raise errors.signed_out(self._fault.why)
             raise _Transient(refused.why)
         try:
-            answer = msgspec.json.decode(response.body, type=TokenResponse)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            answer = decoding.decode(response.body, type=TokenResponse)
+        except msgspec.DecodeError as error:
             raise _Transient(f"the sign-in server's answer cannot be read: {error}") from error
         if answer.access_token is None and answer.refresh_token is None:
             raise _Transient("the sign-in server's answer holds no token")

@@ -4,12 +4,13 @@ import contextlib
 import datetime
 import re
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from codexd.auth.oauth import MAX_AGE, Claims, TokenResponse, claims
+from codexd.protocol import decoding
+from codexd.protocol.raw import RawObject
 from codexd.state import files
 
 _MILLISECONDS = 1e11
@@ -29,7 +30,7 @@ class Credentials(Struct, frozen=True, kw_only=True):
     account_id: str | None = None
     updated_at: float | None = None
     id_token: str | None = None
-    extra: dict[str, Any] = {}
+    extra: RawObject = {}
 
     def __repr__(self) -> str:
         # Tracebacks must not write tokens to a log.
@@ -101,14 +102,14 @@ def load(path: Path) -> Credentials | None:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     try:
         return _from_own(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, StoreError) as error:
+    except (msgspec.DecodeError, StoreError) as error:
         raise StoreError(f"{path} is not a usable credentials file ({error})") from error
 
 
 def _from_own(data: bytes) -> Credentials:
     """Decodes codexd's format. Raises StoreError without the path, or msgspec's errors for another format."""
-    stored = msgspec.json.decode(data, type=_Stored)
-    tree = msgspec.json.decode(data)
+    stored = decoding.decode(data, type=_Stored)
+    tree = decoding.decode(data, type=RawObject)
     if bad := unsendable(stored):
         raise StoreError(f"{bad} holds characters that cannot be sent")
     known = msgspec.structs.asdict(stored)
@@ -142,7 +143,7 @@ def from_bytes(data: bytes) -> Credentials:
     """Decodes a sign-in in codexd's format or the official CLI's. Raises StoreError, without the path."""
     try:
         return _from_own(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except msgspec.DecodeError:
         return from_auth_json(data)
 
 
@@ -152,8 +153,8 @@ def from_auth_json(data: bytes) -> Credentials:
     Source of its keys: section A.7 of the protocol notes, and the samples beside them.
     """
     try:
-        found = msgspec.json.decode(data, type=_AuthJson)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        found = decoding.decode(data, type=_AuthJson)
+    except msgspec.DecodeError as error:
         raise StoreError(f"it is not an auth.json of the Codex CLI ({error})") from error
     if found.tokens is None:
         raise StoreError("it holds no ChatGPT login (an API key alone is of no use here)")
@@ -189,7 +190,14 @@ def save(path: Path, credentials: Credentials) -> None:
     tree["expires_at"] = whole(credentials.expires_at)
     tree["updated_at"] = whole(credentials.updated_at)
     document = {key: value for key, value in tree.items() if value is not None or key in _REQUIRED} | extra
-    files.write_durably(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+    files.write_durably(path, _formatted(msgspec.json.encode(document)) + b"\n")
+
+
+def _formatted(data: bytes) -> bytes:
+    try:
+        return msgspec.json.format(data)
+    except RecursionError:
+        return data  # another program's keys, nested more deeply than can be formatted
 
 
 _REQUIRED = ("access_token", "refresh_token", "expires_at", "account_id", "updated_at")

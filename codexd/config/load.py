@@ -18,6 +18,7 @@ from codexd.config.addresses import is_beyond_loopback, is_loopback
 from codexd.config.model import Config, Server
 from codexd.config.paths import KEYS_FILE, state_dir
 from codexd.errors import ConfigError
+from codexd.protocol import decoding
 from codexd.protocol.members import place_of
 from codexd.system.peer import UnknownUser, user_ids
 
@@ -101,9 +102,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         if path.suffix == ".json":
-            tree = msgspec.json.decode(data)
+            tree = decoding.decode(data)
             return _from_camel_case(tree, path)
         return tomllib.loads(data.decode())
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply") from error
     except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from error
 

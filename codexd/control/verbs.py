@@ -267,6 +267,7 @@ class Verbs:
             draining=services.lifecycle.draining,
             login=login.method if login is not None and not login.finished.is_set() else None,
             usage=None if usage is None or not signed_in.signed_in else _report(usage),
+            faults=services.lifecycle.keepers.faults,
         )
 
     async def _health(self, *, ready: bool) -> wire.HealthReport:
@@ -283,7 +284,8 @@ class Verbs:
                 answered = await answers(self._listener)
         if not answered:
             raise errors.not_answering(HEALTH_PATIENCE)
-        return wire.HealthReport(daemon_version=__version__, signed_in=session.signed_in)
+        faults = self._services.lifecycle.keepers.faults
+        return wire.HealthReport(daemon_version=__version__, signed_in=session.signed_in, faults=faults)
 
     async def _usage(self) -> wire.UsageReport:
         try:

@@ -12,6 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd.config.model import KeyLimits
 from codexd.errors import ApiError
+from codexd.protocol import decoding
 from codexd.protocol.codex.rate_limits import Credits, Window
 from codexd.state.shares import Share
 from codexd.telemetry.tokens import Row
@@ -292,7 +293,8 @@ class UsageReport(_Reply, frozen=True, kw_only=True, tag="usage"):
 class StatusReport(_Reply, frozen=True, kw_only=True, tag="status"):
     """``login`` is the method of the sign-in in progress; ``draining``: codexd is stopping.
 
-    ``websockets`` to the backend, and how many of them are idle; ``backend`` says how requests are sent.
+    ``websockets`` to the backend, and how many of them are idle; ``backend`` says how requests are sent. ``faults``
+    are background tasks that have failed and why.
     """
 
     daemon_version: str
@@ -313,13 +315,18 @@ class StatusReport(_Reply, frozen=True, kw_only=True, tag="status"):
     draining: bool
     login: Method | None
     usage: UsageReport | None
+    faults: dict[str, str] = {}
 
 
 class HealthReport(_Reply, frozen=True, kw_only=True, tag="health"):
-    """codexd answers requests on its own listener. ``signed_in``: the sign-in can be used."""
+    """codexd answers requests on its own listener. ``signed_in``: the sign-in can be used.
+
+    ``faults``: background tasks that have failed, and why.
+    """
 
     daemon_version: str
     signed_in: bool
+    faults: dict[str, str] = {}
 
 
 class ModelEntry(Struct, frozen=True, kw_only=True):
@@ -553,9 +560,9 @@ class NotUnderstood(Exception):
         self.refusal = refusal
 
 
-_REQUEST: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
-_HEAD = msgspec.json.Decoder(_Head)
-REPLY: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+_REQUEST: decoding.Decoder[Request] = decoding.Decoder(Request)
+_HEAD = decoding.Decoder(_Head)
+REPLY: decoding.Decoder[Reply] = decoding.Decoder(Reply)
 
 
 def encode(line: Struct) -> bytes:
@@ -575,7 +582,7 @@ def decode_request(line: bytes) -> Request:
                 "Install codexctl and codexd of the same version, and restart codexd.",
             )
         return _REQUEST.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise _not_understood("request", f"invalid request: {error}") from error
 
 

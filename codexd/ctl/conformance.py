@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from codexd.protocol import decoding
+
 ANSWER_SECONDS = 180.0
 """Seconds for a whole answer of a model."""
 
@@ -73,7 +75,7 @@ class Listener:
         demand(found == status, f"{method} {path} has status {found}, not {status}: {_said(data)}")
         demand("x-request-id" in headers, f"{method} {path} has no x-request-id")
         try:
-            document = msgspec.json.decode(data)
+            document = decoding.decode(data)
         except ValueError as error:
             raise Wrong(f"{method} {path} is not JSON: {data[:200]!r}") from error
         demand(isinstance(document, dict), f"{method} {path} is not a JSON object")
@@ -89,7 +91,7 @@ class Listener:
             fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line and line[0] != ":")
             if "data" in fields:
                 shown = fields["data"]
-                found.append((fields.get("event", ""), shown if shown == "[DONE]" else msgspec.json.decode(shown)))
+                found.append((fields.get("event", ""), shown if shown == "[DONE]" else decoding.decode(shown)))
         return found
 
     def _connection(self) -> http.client.HTTPConnection:
@@ -102,7 +104,7 @@ class Listener:
 def _said(data: bytes) -> str:
     """Returns the message of an error, or the beginning of what came instead."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
-        return str(msgspec.json.decode(data)["error"]["message"])
+        return str(decoding.decode(data)["error"]["message"])
     return repr(data[:200])
 
 
@@ -158,7 +160,7 @@ def tool_call(at: Listener) -> str:
     (choice,) = document["choices"]
     demand(choice["finish_reason"] == "tool_calls", f"finish_reason is {choice['finish_reason']!r}")
     call = choice["message"]["tool_calls"][0]
-    arguments = msgspec.json.decode(call["function"]["arguments"])
+    arguments = decoding.decode(call["function"]["arguments"])
     demand("city" in arguments, f"the arguments do not fit the schema: {arguments}")
     result = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
     turn = [*asked, {"role": "assistant", "tool_calls": choice["message"]["tool_calls"]}, result]
@@ -170,7 +172,7 @@ def tool_call(at: Listener) -> str:
 def structured(at: Listener) -> str:
     wanted = {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": _TOOL}}
     document = at.document("POST", "/v1/chat/completions", _chat(at, response_format=wanted))
-    found = msgspec.json.decode(document["choices"][0]["message"]["content"])
+    found = decoding.decode(document["choices"][0]["message"]["content"])
     demand(set(found) == {"city"}, f"the answer does not fit the schema: {found}")
     return "the answer fits the schema"
 

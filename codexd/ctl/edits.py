@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from codexd.config.clients import ConfigFile, as_json
+from codexd.protocol import decoding
 from codexd.state.files import write_durably
 
 BEGIN, END = "# >>> codexd (codexctl setup; do not edit)", "# <<< codexd"
@@ -92,7 +93,7 @@ def removed(file: ConfigFile, before: str, known: str, where: str) -> str:
     if not known or not before.strip():
         return before
     try:
-        setup = msgspec.json.decode(known, type=Remembered)
+        setup = decoding.decode(known, type=Remembered)
     except msgspec.DecodeError as error:
         raise CannotEdit(f"{where}: what setup kept beside it cannot be read. Edit the file by hand.") from error
     earlier = _members(setup.before, where)
@@ -120,7 +121,7 @@ def _block(text: str) -> str:
 def _members(text: str, where: str) -> dict[str, Any]:
     """Decodes a JSON file. Raises CannotEdit, such as for one with comments."""
     try:
-        return msgspec.json.decode(text or "{}", type=dict[str, Any])
+        return decoding.decode(text or "{}", type=dict[str, Any])
     except (ValueError, RecursionError) as error:
         message = f"{where} is not a plain JSON object (comments?). Without --write, see what to add by hand."
         raise CannotEdit(message) from error

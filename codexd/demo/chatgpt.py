@@ -15,7 +15,7 @@ import trio
 
 from codexd.demo import judge, script, websocket
 from codexd.demo.issuer import ACCOUNT, EMAIL, SimulatedIssuer, send
-from codexd.protocol import sse
+from codexd.protocol import decoding, sse
 from codexd.protocol.codex.models import BUILT_IN, RESERVE, Model
 from codexd.server import loopback
 from codexd.server.loopback import Reply, Request
@@ -63,7 +63,7 @@ def _entry(model: Model, priority: int) -> dict[str, object]:
 
 def _decoded(body: bytes) -> Any:
     try:
-        return msgspec.json.decode(body)
+        return decoding.decode(body)
     except msgspec.DecodeError:
         return None
 
@@ -215,7 +215,7 @@ class ChatGPT:
         if not await self._authorized(request, reply):
             return
         try:
-            body = msgspec.json.decode(request.body)
+            body = decoding.decode(request.body)
         except msgspec.DecodeError:
             await send(reply, 400, {"detail": "Invalid JSON"})
             return

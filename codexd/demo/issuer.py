@@ -16,6 +16,7 @@ from msgspec import Struct
 from codexd.auth.oauth import SCOPE, challenge
 from codexd.auth.store import Credentials
 from codexd.config.model import CLIENT_ID
+from codexd.protocol import decoding
 from codexd.server.loopback import Reply, Request
 
 ACCOUNT = "acct-simulated"
@@ -301,7 +302,7 @@ def _fields(request: Request) -> dict[str, str]:
 
 def _json(request: Request) -> dict[str, str]:
     try:
-        return msgspec.json.decode(request.body, type=dict[str, str])
+        return decoding.decode(request.body, type=dict[str, str])
     except msgspec.DecodeError:
         return {}
 

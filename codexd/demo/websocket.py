@@ -17,6 +17,7 @@ from wsproto.utilities import LocalProtocolError, generate_accept_token
 from codexd.demo import judge, script
 from codexd.demo.judge import Refusal
 from codexd.demo.script import Json
+from codexd.protocol import decoding
 from codexd.protocol.codex.models import Model
 from codexd.server.loopback import Reply, Request
 
@@ -104,7 +105,7 @@ class Session:
     async def _message(self, text: str) -> None:
         body: Any = None
         try:
-            body = msgspec.json.decode(text)
+            body = decoding.decode(text)
             kind = body["type"]
         except (msgspec.DecodeError, KeyError, TypeError):
             kind = None

@@ -11,12 +11,13 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
+from codexd.protocol import decoding
 from codexd.protocol.codex.request import FunctionTool, NamedTool, Tool
 from codexd.protocol.codex.tools import Choice, kind_of, name_of, no_parameters
 from codexd.protocol.members import place_of
 from codexd.protocol.raw import RawObject, given
 
-_OBJECT = msgspec.json.Decoder(RawObject)
+_OBJECT = decoding.Decoder(RawObject)
 
 
 class Function(Struct, frozen=True, kw_only=True):
@@ -86,15 +87,15 @@ class _Anthropics(Struct):
     strict: bool | None = None
 
 
-_TOOL = msgspec.json.Decoder(_Tool)
+_TOOL = decoding.Decoder(_Tool)
 
-_ANTHROPICS = msgspec.json.Decoder(_Anthropics)
+_ANTHROPICS = decoding.Decoder(_Anthropics)
 
-_FLAT_FUNCTION = msgspec.json.Decoder(Function)
+_FLAT_FUNCTION = decoding.Decoder(Function)
 
-_FLAT_CUSTOM = msgspec.json.Decoder(_Custom)
+_FLAT_CUSTOM = decoding.Decoder(_Custom)
 
-_FORMAT = msgspec.json.Decoder(_Format)
+_FORMAT = decoding.Decoder(_Format)
 
 
 def from_chat(raw: Raw, where: str) -> Tool:

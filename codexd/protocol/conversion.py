@@ -6,8 +6,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from codexd import errors
 from codexd.errors import ApiError
 from codexd.protocol.codex.events import Usage
+from codexd.protocol.decoding import TooDeep
 
 DONE = b"data: [DONE]\n\n"
 
@@ -70,5 +72,9 @@ class Conversion:
         if state.done or state.error is not None:
             return b""
         self.events += len(events)
-        out = b"".join([push(event) for event in events])
+        try:
+            out = b"".join([push(event) for event in events])
+        except (RecursionError, TooDeep):
+            state.error = errors.upstream_unreadable("an event of its answer is nested too deeply")
+            return b""
         return out + self._last if self.state.done else out

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
-from codexd.protocol import sse
+from codexd.protocol import decoding, sse
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.hosted.tools import IMAGE_MODEL, ImageOptions, image_body
 from codexd.protocol.members import RequestDecoder
@@ -193,7 +193,7 @@ def members_of(fields: Sequence[tuple[str, str]], files: Sequence[tuple[str, byt
 def completed_event(image: Image, answer: ImagesResponse, *, edits: bool) -> bytes:
     """Returns the event that carries a whole image; the backend sends no partial ones."""
     kind = "image_edit.completed" if edits else "image_generation.completed"
-    whole = msgspec.json.decode(msgspec.json.encode(msgspec.structs.replace(answer, data=[])))
+    whole = decoding.decode(msgspec.json.encode(msgspec.structs.replace(answer, data=[])))
     facts = {key: value for key, value in whole.items() if key not in ("data", "created")}
     event = {"type": kind, **msgspec.to_builtins(image), "created_at": answer.created, **facts}
     return sse.encode(kind.encode(), msgspec.json.encode(event))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET, Raw
 
+from codexd.protocol import decoding
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex import tools
 from codexd.protocol.codex.request import (
@@ -134,7 +135,7 @@ def _plain_part(part: InputPart) -> InputPart:
 
 def _raw_without_detail(content: Raw) -> Raw:
     try:
-        parts = msgspec.json.decode(content, type=list[RawObject])
+        parts = decoding.decode(content, type=list[RawObject])
     except msgspec.ValidationError:
         return content
     plain = [

@@ -14,11 +14,12 @@ from msgspec import Raw, Struct
 
 from codexd import errors
 from codexd.errors import ApiError
+from codexd.protocol import decoding
 from codexd.protocol.adjustments import NONE, Adjustments
 from codexd.protocol.raw import RawObject
 
 _T = TypeVar("_T", bound=Struct)
-_OBJECT = msgspec.json.Decoder(RawObject)
+_OBJECT = decoding.Decoder(RawObject)
 
 
 def place_of(error: msgspec.ValidationError) -> tuple[str, str]:
@@ -35,7 +36,7 @@ def split(body: bytes) -> RawObject:
         return _OBJECT.decode(body)
     except msgspec.ValidationError as error:
         raise errors.bad_request(f"{place_of(error)[0]}.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
 
 
@@ -94,7 +95,7 @@ class RequestDecoder(Generic[_T]):
             said, place = place_of(error)
             where = f"{name}{place if place.startswith('[') or not place else f'.{place}'}"
             raise errors.bad_request(f"{said} at {where}.", param=where) from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except msgspec.DecodeError as error:
             raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
         except TypeError as error:
             missing = next(each for each in self._required if each not in members)
@@ -104,7 +105,7 @@ class RequestDecoder(Generic[_T]):
 def _reader(kind: Any) -> Callable[[Raw], Any]:
     if kind is Raw or Raw in get_args(kind):
         return _as_it_is
-    return msgspec.json.Decoder(kind).decode
+    return decoding.Decoder(kind).decode
 
 
 def _as_it_is(raw: Raw) -> Raw:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from codexd import errors
+from codexd.protocol import decoding
 from codexd.protocol.adjustments import Adjustment, Adjustments
 from codexd.protocol.raw import RawObject
 
@@ -274,8 +275,8 @@ def _value(raw: Raw) -> object:
     if len(memoryview(raw)) > 64:
         return ...
     try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return decoding.decode(raw)
+    except msgspec.DecodeError:
         return ...
 
 

@@ -7,6 +7,8 @@ from typing import TypeGuard
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from codexd.protocol import decoding
+
 RawObject = dict[str, Raw]
 """A JSON object whose values stay encoded until they are needed."""
 
@@ -30,7 +32,7 @@ def given(raw: Raw | UnsetType) -> TypeGuard[Raw]:
 def plain(raw: Raw | None) -> str | None:
     """Returns the string in a raw value; None for any other type."""
     try:
-        return None if raw is None else msgspec.json.decode(raw, type=str)
+        return None if raw is None else decoding.decode(raw, type=str)
     except msgspec.ValidationError:
         return None
 

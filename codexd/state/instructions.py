@@ -15,6 +15,7 @@ import structlog
 from msgspec import Struct
 
 from codexd import errors
+from codexd.protocol import decoding
 from codexd.state.files import set_aside, write_durably
 
 MAX_TEXT = 512 * 1024
@@ -124,7 +125,7 @@ class Instructions:
 
     def _load(self) -> None:
         try:
-            file = msgspec.json.decode(self._path.read_bytes(), type=_InstructionsFile)
+            file = decoding.decode(self._path.read_bytes(), type=_InstructionsFile)
             spoiled = [text.name for text in file.texts if _digest(text.text) != text.sha256]
             if file.version != 1 or spoiled:
                 raise ValueError(

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from codexd import errors
 from codexd.config.model import Config, KeyLimits
+from codexd.protocol import decoding
 from codexd.state.files import set_aside, write_durably
 
 PREFIX = "sk-codexd-"
@@ -267,7 +268,7 @@ class Keys:
 
     def _load(self) -> None:
         try:
-            file = msgspec.json.decode(self._path.read_bytes(), type=_KeysFile)
+            file = decoding.decode(self._path.read_bytes(), type=_KeysFile)
             if file.version != 1:
                 raise ValueError(f"its version is {file.version}, and this codexd knows 1")
             for key in file.keys:

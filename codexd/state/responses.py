@@ -17,6 +17,7 @@ import trio
 from msgspec import Raw, Struct
 
 from codexd.config.model import Storage
+from codexd.protocol import decoding
 from codexd.protocol.raw import RawObject
 from codexd.state.files import write_durably
 
@@ -36,7 +37,7 @@ class Stored(Struct):
     response: Raw
 
     def output(self) -> list[RawObject]:
-        return msgspec.json.decode(self.response, type=_Output).output
+        return decoding.decode(self.response, type=_Output).output
 
     def size(self) -> int:
         """Returns an upper estimate of the encoded bytes, without encoding the whole conversation."""
@@ -160,8 +161,8 @@ class ResponseStore:
         with contextlib.suppress(OSError):
             for path in self._folder.glob("*.json"):
                 try:
-                    found.append(msgspec.json.decode(path.read_bytes(), type=Stored))
-                except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+                    found.append(decoding.decode(path.read_bytes(), type=Stored))
+                except (OSError, msgspec.DecodeError) as error:
                     log.warning("a stored response cannot be read; the file is kept", path=str(path), reason=str(error))
         for stored in sorted(found, key=lambda each: each.at):
             self._put(stored, write=False)

@@ -11,6 +11,7 @@ import structlog
 import trio
 from msgspec import Struct
 
+from codexd.protocol import decoding
 from codexd.protocol.codex.rate_limits import Window
 from codexd.state.files import set_aside, write_durably
 from codexd.state.shares import Share, Shares
@@ -122,7 +123,7 @@ class Ledger:
         """Merges the usage that predecessors counted while they drained."""
         for path in self._path.parent.glob(f"{self._path.stem}-late-*.json"):
             try:
-                file = msgspec.json.decode(path.read_bytes(), type=_UsageFile)
+                file = decoding.decode(path.read_bytes(), type=_UsageFile)
                 path.unlink()
             except (OSError, ValueError) as error:
                 log.warning("usage from a drain cannot be read", path=str(path), reason=str(error))
@@ -137,7 +138,7 @@ class Ledger:
 
     def _load(self) -> None:
         try:
-            file = msgspec.json.decode(self._path.read_bytes(), type=_UsageFile)
+            file = decoding.decode(self._path.read_bytes(), type=_UsageFile)
             if file.version != 1:
                 raise ValueError(f"its version is {file.version}, and this codexd knows 1")
         except FileNotFoundError:

@@ -17,6 +17,7 @@ from msgspec import Raw
 from codexd import errors
 from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
+from codexd.protocol import decoding
 from codexd.protocol.codex import failures, rate_limits
 from codexd.upstream import identity
 from codexd.upstream.client import HttpClient, foreign
@@ -121,8 +122,8 @@ class _SearchAnswer(msgspec.Struct):
 def search_output(body: bytes) -> object:
     """Returns the output of a search's answer. Raises ApiError if it cannot be read."""
     try:
-        return msgspec.json.decode(body, type=_SearchAnswer).output
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return decoding.decode(body, type=_SearchAnswer).output
+    except msgspec.DecodeError as error:
         raise errors.upstream_unreadable("its search answer cannot be read") from error
 
 
@@ -145,8 +146,8 @@ class ImagesAnswer(msgspec.Struct, kw_only=True):
 def images_answer(body: bytes) -> ImagesAnswer:
     """Decodes an answer with images. Raises ApiError if it cannot be read or has none."""
     try:
-        found = msgspec.json.decode(body, type=ImagesAnswer)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = decoding.decode(body, type=ImagesAnswer)
+    except msgspec.DecodeError as error:
         raise errors.upstream_unreadable("its answer with images cannot be read") from error
     if not found.data:
         raise errors.upstream_unreadable("its answer has no image")

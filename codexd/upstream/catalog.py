@@ -16,6 +16,7 @@ from msgspec import Raw, Struct
 from codexd import errors
 from codexd.config.model import Models
 from codexd.errors import ApiError
+from codexd.protocol import decoding
 from codexd.protocol.codex.models import Catalogue, Model, Resolved, decode_catalogue
 from codexd.state.files import write_durably
 from codexd.upstream.client import Upstream
@@ -85,7 +86,7 @@ class Catalog:
     async def document(self) -> tuple[bytes, str | None]:
         """Returns the backend's catalogue and its etag, read from disk. Raises ApiError 503 if there is no copy."""
         try:
-            copy = msgspec.json.decode(await trio.to_thread.run_sync(self._path.read_bytes), type=_Copy)
+            copy = decoding.decode(await trio.to_thread.run_sync(self._path.read_bytes), type=_Copy)
         except (OSError, msgspec.DecodeError) as error:
             raise errors.no_catalogue(self.why) from error
         return bytes(copy.answer), copy.etag
@@ -94,9 +95,9 @@ class Catalog:
         """Returns each model's official instructions, from the backend's catalogue. Raises ApiError 503."""
         document, _ = await self.document()
         found = {}
-        for raw in msgspec.json.decode(document, type=_Texts).models:
+        for raw in decoding.decode(document, type=_Texts).models:
             with contextlib.suppress(msgspec.ValidationError):
-                model = msgspec.json.decode(raw, type=_ModelText)
+                model = decoding.decode(raw, type=_ModelText)
                 found[model.slug] = model.base_instructions
         return found
 
@@ -150,7 +151,7 @@ class Catalog:
 
     def _load(self) -> None:
         try:
-            copy = msgspec.json.decode(self._path.read_bytes(), type=_Copy)
+            copy = decoding.decode(self._path.read_bytes(), type=_Copy)
             if copy.client_version == self._client_version:
                 self._live = decode_catalogue(copy.answer)
                 self.models = self._catalogue()

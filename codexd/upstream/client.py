@@ -19,6 +19,7 @@ import trio
 from codexd import errors
 from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
+from codexd.protocol import decoding
 from codexd.protocol.codex import failures as failure
 from codexd.protocol.codex import rate_limits as limits
 from codexd.protocol.codex.models import RESERVE
@@ -311,7 +312,7 @@ class Upstream:
                 log.info("websockets to the backend work again")
 
     def _on_limits(self, data: bytes) -> None:
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        with contextlib.suppress(msgspec.DecodeError):
             if found := limits.headers_of_event(data):
                 self._seen, self._headers = (found, self._clock()), found
 
@@ -428,7 +429,7 @@ class Upstream:
         document = await self.usage_document()
         try:
             self._limits = limits.from_usage(document, self._clock())
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except msgspec.DecodeError as error:
             raise errors.upstream_unreachable(f"its usage answer cannot be read ({error})") from error
         return self._limits
 
@@ -452,8 +453,8 @@ class Upstream:
     def _learn_from(self, response: httpx.Response, access: Access) -> bool:
         """Keeps the account's routing; returns whether the account is listed. Raises ApiError."""
         try:
-            known = msgspec.json.decode(response.content, type=_Accounts).accounts
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            known = decoding.decode(response.content, type=_Accounts).accounts
+        except msgspec.DecodeError as error:
             raise errors.upstream_unreachable(f"its accounts answer cannot be read ({error})") from error
         account = next((each for each in known if each.id == access.account_id), None)
         if account is not None:

@@ -26,6 +26,7 @@ from msgspec import UNSET, Raw, Struct
 
 from codexd import errors
 from codexd.errors import ApiError
+from codexd.protocol import decoding
 from codexd.protocol.codex import continuation, failures, rate_limits
 from codexd.protocol.codex.events import ODD, standard
 from codexd.protocol.codex.request import ResponseCreate
@@ -75,8 +76,8 @@ class _ItemDone(Struct, frozen=True):
     item: RawObject
 
 
-_HEAD = msgspec.json.Decoder(_Head)
-_ITEM = msgspec.json.Decoder(_ItemDone)
+_HEAD = decoding.Decoder(_Head)
+_ITEM = decoding.Decoder(_ItemDone)
 
 
 def message(call: Call, head: Head | None) -> bytes:
@@ -91,7 +92,7 @@ def message(call: Call, head: Head | None) -> bytes:
     if request.client_metadata is UNSET:
         metadata = {"session_id": call.key, "thread_id": call.key, "x-codex-window-id": f"{call.key}:0"} | own
     else:
-        metadata = msgspec.json.decode(request.client_metadata)
+        metadata = decoding.decode(request.client_metadata)
         if isinstance(metadata, dict):  # otherwise the backend refuses it, as over HTTP
             metadata |= own
     fields = {name: getattr(request, name) for name in request.__struct_fields__}
@@ -175,7 +176,7 @@ class WebsocketStream:
     def _note(self, data: bytes) -> None:
         try:
             event = _HEAD.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except msgspec.DecodeError:
             return  # the conversion skips it too
         kind = event.type
         if kind in ODD:
@@ -257,7 +258,7 @@ class _Metadata(Struct, frozen=True):
 
 def _turn_state_in(data: bytes) -> str | None:
     try:
-        found = msgspec.json.decode(data, type=_Metadata).headers.get(TURN_STATE)
-        return None if found is None else msgspec.json.decode(found, type=str)
+        found = decoding.decode(data, type=_Metadata).headers.get(TURN_STATE)
+        return None if found is None else decoding.decode(found, type=str)
     except msgspec.DecodeError:
         return None

@@ -28,7 +28,7 @@ def test_a_nesting_that_only_the_scan_endured_is_a_400() -> None:
         else:
             decoder.decode(found)
 
-    with pytest.raises(ApiError, match="recursion") as caught:
+    with pytest.raises(ApiError, match="nested too deeply") as caught:
         deeper(400)
     assert caught.value.status == 400
 

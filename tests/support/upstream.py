@@ -201,7 +201,7 @@ class Upstream:
 
     A message on a websocket is a call as a POST is. ``handshakes`` has the scripts for opening websockets; each ends
     with ``Call.upgrade`` or with a refusal. ``asked`` are the handshakes that came, ``websockets`` counts the open ones.
-    ``tool_plays`` serve search and images.
+    ``tool_plays`` serve search and images; ``page_play`` all other pages, if it is set.
     """
 
     def __init__(self) -> None:
@@ -213,6 +213,7 @@ class Upstream:
         self.token_calls: list[Call] = []
         self.token_plays: list[Script] = []
         self.tool_plays: list[Script] = []
+        self.page_play: Script | None = None
         self.tool_calls: list[Call] = []
         self.open = 0
         self.port = 0
@@ -262,6 +263,8 @@ class Upstream:
         if call.target.startswith("/oauth/token"):
             self.token_calls.append(call)
             await self.token_plays[min(len(self.token_calls), len(self.token_plays)) - 1](call)
+        elif self.page_play is not None and call.header("upgrade") is None and "/responses" not in call.target:
+            await self.page_play(call)
         elif call.target.startswith("/backend-api/codex/models"):
             entries = [{"slug": m.slug, "use_responses_lite": m.lite,
                         "supported_reasoning_levels": [{"effort": e} for e in m.efforts],

@@ -17,6 +17,7 @@ from codexd.control.client import ControlConnection
 from codexd.control.wire import Account, AuthorizationUrl, DeviceCode, Method, Reply
 from codexd.ctl import drawing
 from codexd.ctl.session import EXIT, Output, VerbFailed, failed, replies, socket_of, until_done
+from codexd.protocol import decoding
 from codexd.system import device_code
 
 MAX_AUTH_JSON = 60 * 1024
@@ -193,8 +194,8 @@ def _read(path: Path) -> bytes:
     if len(auth) > MAX_AUTH_JSON:
         raise failed("usage", "import", f"{path} is too large to be an auth.json. Name another file.")
     try:
-        return msgspec.json.encode(msgspec.json.decode(auth))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.encode(decoding.decode(auth))
+    except msgspec.DecodeError:
         raise failed(
             "usage", "import", f"{path} is not an auth.json of the Codex CLI: it is not JSON. Name another file."
         ) from None

@@ -11,6 +11,7 @@ import msgspec
 
 from codexd.ctl.session import Output, failed
 from codexd.ctl.state import FILES, FOLDER, add_arguments, as_owner, directory
+from codexd.protocol import decoding
 from codexd.state.lock import InUse, lock_directory
 
 MAX_BYTES = 4 << 30
@@ -64,11 +65,11 @@ def _contents(source: Path) -> Iterator[tuple[str, bytes]]:
                 if left < 0 or file is None:
                     raise failed("usage", "not_a_backup", f"{source} is too large to be codexd state.")
                 data = file.read()
-                msgspec.json.decode(data)
+                decoding.decode(data)
                 yield member.name, data
     except FileNotFoundError as error:
         raise failed("usage", "no_file", f"There is no file {source}.") from error
-    except (OSError, EOFError, tarfile.TarError, zlib.error, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, tarfile.TarError, zlib.error, msgspec.DecodeError) as error:
         raise failed(
             "usage", "not_a_backup", f"{source} is not a backup, or is damaged. Nothing was changed."
         ) from error

@@ -34,6 +34,9 @@ def draw(report: wire.StatusReport) -> None:
         ("listening on", "\n".join(report.listeners)),
         ("daemon", f"codexd {report.daemon_version}, process {report.pid}, up {up}"),
     ]
+    rows += [
+        ("fault", drawing.text(f"{name}: {why} (see codexctl log)", "bold red")) for name, why in report.faults.items()
+    ]
     if report.draining:
         rows.append(("", drawing.text("stopping: open streams may finish", "yellow")))
     if report.daemon_version != __version__:

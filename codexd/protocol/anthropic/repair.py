@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from codexd.protocol import decoding
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.raw import RawObject
 
@@ -25,7 +26,7 @@ def repaired(members: RawObject) -> tuple[RawObject, Adjustments]:
     changes: RawObject = {}
     dropped = False
     for key in ("system", "messages"):
-        before: Any = msgspec.json.decode(members.get(key, b"null"))
+        before: Any = decoding.decode(members.get(key, b"null"))
         after = _content(before) if key == "system" else _messages(before)
         if after != before:
             dropped |= msgspec.json.encode(after) != msgspec.json.encode(before)

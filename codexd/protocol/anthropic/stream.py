@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from codexd.errors import ApiError
-from codexd.protocol import sse
+from codexd.protocol import decoding, sse
 from codexd.protocol.anthropic.failures import failure_document
 from codexd.protocol.chat.converter import gather
 from codexd.protocol.chat.stream import ChatStream
@@ -109,7 +109,7 @@ class _Block:
 def _arguments(text: str) -> Raw:
     """Returns the arguments as JSON; an empty object if they were cut and are not valid JSON."""
     try:
-        msgspec.json.decode(text, type=dict[str, Raw])
+        decoding.decode(text, type=dict[str, Raw])
     except msgspec.DecodeError:
         return Raw(b"{}")
     return Raw(text.encode())

@@ -8,6 +8,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
 from codexd.errors import ApiError
+from codexd.protocol import decoding
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.chat.fold import fold
 from codexd.protocol.chat.stream import ChatStream
@@ -51,7 +52,7 @@ class TextCompletion(Struct, frozen=True):
 def prompts(asked: CompletionRequest) -> list[str]:
     """Returns the prompts as texts. Raises ApiError 400 for an empty prompt or one of token numbers."""
     try:
-        found = msgspec.json.decode(asked.prompt, type=str | list[str])
+        found = decoding.decode(asked.prompt, type=str | list[str])
     except msgspec.ValidationError as error:
         raise errors.bad_request("prompt must be text or a list of texts, not tokens.", param="prompt") from error
     texts = [found] if isinstance(found, str) else found

@@ -3,6 +3,7 @@
 import msgspec
 
 from codexd.errors import ApiError
+from codexd.protocol import decoding
 from codexd.protocol.chat.fold import fold
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.chat.wire import Chunk
@@ -19,7 +20,7 @@ class _RawItem(msgspec.Struct):
     item: RawObject
 
 
-_ITEM = msgspec.json.Decoder(_RawItem)
+_ITEM = decoding.Decoder(_RawItem)
 
 
 class ChatConverter:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from codexd.protocol import decoding
 from codexd.protocol.chat.wire import (
     Choice,
     Chunk,
@@ -50,8 +51,8 @@ class _Document(Struct):
 
 def join(documents: Sequence[bytes], per_prompt: int) -> bytes:
     """Joins the documents of several choices into one, with their total usage."""
-    parts = [msgspec.json.decode(document, type=_Document) for document in documents]
-    whole = msgspec.json.decode(documents[0], type=dict[str, Raw])
+    parts = [decoding.decode(document, type=_Document) for document in documents]
+    whole = decoding.decode(documents[0], type=dict[str, Raw])
     whole["choices"] = Raw(msgspec.json.encode([choice for part in parts for choice in part.choices]))
     if (usage := total([part.usage for part in parts if part.usage is not None], per_prompt)) is not None:
         whole["usage"] = Raw(msgspec.json.encode(usage))

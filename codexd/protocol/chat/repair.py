@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from codexd.protocol import decoding
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.raw import RawObject, encoded
 
@@ -19,7 +20,7 @@ _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 
 def repaired(members: RawObject) -> tuple[RawObject, Adjustments]:
     """Returns the members in Chat Completions' words, and what was changed."""
-    messages: Any = msgspec.json.decode(members.get("messages", b"null"))
+    messages: Any = decoding.decode(members.get("messages", b"null"))
     adjusted = NONE
     if not messages and "input" in members:
         members, messages = _from_responses(members)
@@ -40,15 +41,15 @@ def _text(value: object) -> str:
 
 
 def _from_responses(members: RawObject) -> tuple[RawObject, list[Any]]:
-    given = msgspec.json.decode(members["input"])
+    given = decoding.decode(members["input"])
     items = given if isinstance(given, list) else [{"role": "user", "content": given}]
     messages: list[Any] = []
     rest = {key: value for key, value in members.items() if key not in ("input", "messages")}
     if "instructions" in rest:
-        messages.append({"role": "system", "content": msgspec.json.decode(rest.pop("instructions"))})
+        messages.append({"role": "system", "content": decoding.decode(rest.pop("instructions"))})
     for item in items:
         messages += _from_item(item) if isinstance(item, dict) else [item]
-    reasoning, text = (msgspec.json.decode(rest.pop(key, b"null")) for key in ("reasoning", "text"))
+    reasoning, text = (decoding.decode(rest.pop(key, b"null")) for key in ("reasoning", "text"))
     moved: Json = {}
     if isinstance(reasoning, dict):
         moved["reasoning_effort"] = reasoning.get("effort")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import UNSET, Raw, Struct
 
+from codexd.protocol import decoding
 from codexd.protocol.codex.request import FunctionCall, InputItem, Message, UpstreamRequest
 from codexd.protocol.raw import RawObject, plain, type_of
 
@@ -164,7 +165,7 @@ def _without_id(item: RawObject) -> RawObject:
 
 
 def _raw(item: InputItem) -> RawObject:
-    return msgspec.json.decode(_encode(item), type=RawObject)
+    return decoding.decode(_encode(item), type=RawObject)
 
 
 def _normal(item: RawObject, ignored: Sequence[str] | frozenset[str] = _ID) -> bytes:
@@ -183,7 +184,7 @@ def _text(item: RawObject) -> str:
     """Returns the joined text of a message's parts; a refusal counts as text."""
     content = item.get("content", _NULL)
     try:
-        if isinstance(found := msgspec.json.decode(content), str):
+        if isinstance(found := decoding.decode(content), str):
             return found
         return "".join(part.get("text") or part.get("refusal") or "" for part in found or ())
     except (AttributeError, TypeError):
@@ -204,7 +205,7 @@ def _call(kind: str, item: RawObject) -> _Call:
 def _canonical(arguments: str) -> bytes:
     """Returns arguments with sorted keys and no white space. They are not compared as Python objects, for True == 1."""
     try:
-        return _sorted(_whole(msgspec.json.decode(arguments or "{}")))
+        return _sorted(_whole(decoding.decode(arguments or "{}")))
     except (msgspec.DecodeError, RecursionError):
         return arguments.encode()
 

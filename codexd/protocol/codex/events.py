@@ -8,6 +8,8 @@ from typing import Any, get_args
 import msgspec
 from msgspec import Raw, Struct
 
+from codexd.protocol import decoding
+
 
 class Annotation(Struct, frozen=True, kw_only=True):
     """A mark on a text; the keys are those of a ``url_citation``. Indexes count the characters of the part.
@@ -223,9 +225,9 @@ Event = Known | HalfDelta | Other
 
 FAILURES = frozenset({"response.failed", "response.cancelled", "error"})
 
-_KNOWN: msgspec.json.Decoder[Known] = msgspec.json.Decoder(Known)
+_KNOWN: decoding.Decoder[Known] = decoding.Decoder(Known)
 
-_OTHER = msgspec.json.Decoder(Other)
+_OTHER = decoding.Decoder(Other)
 
 
 def decode_event(data: bytes) -> Event:
@@ -235,7 +237,7 @@ def decode_event(data: bytes) -> Event:
     """
     try:
         return _KNOWN.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except msgspec.DecodeError:
         return _decode_other(data)
 
 
@@ -244,7 +246,7 @@ def _decode_other(data: bytes) -> Event:
         other = _OTHER.decode(data)
         if other.type in ODD:
             return _KNOWN.decode(standard(other.type, data))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except msgspec.DecodeError:
         return _half(data) if b"\\u" in data else Other()
     # A failure in an unknown shape is still a failure.
     return ErrorEvent() if other.type in FAILURES else other
@@ -325,12 +327,12 @@ _ENDS = frozenset({"incomplete", "failed", "cancelled"})
 
 def standard(kind: str, data: bytes) -> bytes:
     """Returns an event of a type in ODD in the API's own words. Raises msgspec.DecodeError for an unknown shape."""
-    whole = msgspec.json.decode(data, type=dict[str, Raw])
+    whole = decoding.decode(data, type=dict[str, Raw])
     if kind == _DONE:
-        status = msgspec.json.decode(data, type=_Done).response.status
+        status = decoding.decode(data, type=_Done).response.status
         end = status if status in _ENDS else "completed"
         return msgspec.json.encode({**whole, "type": f"response.{end}"})
-    added = msgspec.json.decode(data, type=_Added)
+    added = decoding.decode(data, type=_Added)
     if isinstance(added.delta, str):
         text = added.delta or "".join(part.text for part in (*added.content, *added.item.content))
     else:

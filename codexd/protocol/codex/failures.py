@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from codexd.errors import NO_RETRY, SIGN_IN_HINT, ApiError, span
+from codexd.protocol import decoding
 from codexd.protocol.codex.events import ErrorEvent, Event, Failed, ResponseError
 
 _IN_STREAM: dict[str, tuple[int, str]] = {
@@ -54,7 +55,7 @@ class _Body(msgspec.Struct):
     detail: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_BODY = msgspec.json.Decoder(_Body)
+_BODY = decoding.Decoder(_Body)
 
 
 _LIMITS = frozenset({"usage_limit_reached", "usage_not_included", "insufficient_quota"})
@@ -207,7 +208,7 @@ def _text(code: str | int | None) -> str | None:
 def _read(body: bytes) -> _Error:
     try:
         answer = _BODY.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except msgspec.DecodeError:
         return _Error()
     if isinstance(answer.error, _Error):
         return answer.error
@@ -215,7 +216,7 @@ def _read(body: bytes) -> _Error:
         return _Error(message=answer.error, code=answer.error)
     # "detail" is a text, an object with a code, or a list of validation errors.
     try:
-        detail = msgspec.json.decode(answer.detail, type=str | _Coded | None)
+        detail = decoding.decode(answer.detail, type=str | _Coded | None)
     except msgspec.ValidationError:
         return _Error(message=bytes(answer.detail).decode(errors="replace")[:1000])
     if isinstance(detail, _Coded):

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from codexd import errors
+from codexd.protocol import decoding
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 EFFORTS: tuple[str, ...] = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
@@ -235,8 +236,8 @@ class _Answer(msgspec.Struct):
     models: list[msgspec.Raw]
 
 
-_ANSWER = msgspec.json.Decoder(_Answer)
-_ENTRY = msgspec.json.Decoder(_Entry)
+_ANSWER = decoding.Decoder(_Answer)
+_ENTRY = decoding.Decoder(_Entry)
 
 
 def decode_catalogue(body: bytes) -> list[Model]:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
+
+from codexd.protocol import decoding
 
 MAIN = "codex"
 """The limit that all requests count against; other limits apply to single features or models."""
@@ -106,7 +107,7 @@ class _LimitsEvent(Struct, frozen=True):
 
 def headers_of_event(data: bytes) -> dict[str, str]:
     """Returns a ``codex.rate_limits`` event as the headers that an answer over HTTP has. Raises DecodeError."""
-    event = msgspec.json.decode(data, type=_LimitsEvent)
+    event = decoding.decode(data, type=_LimitsEvent)
     found: dict[str, object] = {"plan-type": event.plan_type}
     for name in ("primary", "secondary"):
         if (window := getattr(event.rate_limits, name, None)) is not None:
@@ -225,7 +226,7 @@ class _Usage(Struct, frozen=True):
 
 def from_usage(body: bytes, now: float) -> Limits:
     """Decodes the answer of ``GET /wham/usage``. Raises msgspec.DecodeError or UnicodeDecodeError."""
-    usage = msgspec.json.decode(body, type=_Usage)
+    usage = decoding.decode(body, type=_Usage)
     extras = usage.additional_rate_limits or []
     limits = [
         (MAIN, usage.rate_limit),

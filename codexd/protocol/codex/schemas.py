@@ -14,6 +14,8 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Raw
 
+from codexd.protocol import decoding
+
 Node = dict[str, Any]
 
 WRAPPED = "value"
@@ -62,12 +64,14 @@ _known: dict[bytes, Checked] = {}
 
 
 def check(schema: Raw) -> Checked:
-    """Checks a schema. Raises RecursionError for one that is too deep."""
+    """Checks a schema. Raises RecursionError or decoding.TooDeep for one that is too deep."""
     data = bytes(schema)
     digest = hashlib.sha256(data).digest()
     if (found := _known.get(digest)) is None:
         try:
-            found = _check(msgspec.json.decode(data))
+            found = _check(decoding.decode(data))
+        except decoding.TooDeep:
+            raise
         except msgspec.MsgspecError:
             found = Checked(None, None, False)  # a number that Python does not have: it is the backend's to read
         if len(_known) >= MAX_KNOWN:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from codexd import errors
+from codexd.protocol import decoding
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex import schemas
 from codexd.protocol.codex.request import InputItem, NamedTool, Tool
@@ -20,7 +21,7 @@ _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME}}}")
 
 Choice = Literal["none", "auto", "required"] | NamedTool | Raw
 
-_OBJECT = msgspec.json.Decoder(RawObject)
+_OBJECT = decoding.Decoder(RawObject)
 
 
 def name_of(tool: Tool | InputItem) -> str | None:
@@ -86,7 +87,7 @@ def name(tools: Iterable[Tool], items: Iterable[InputItem], choice: Choice) -> N
 
 def _tools_in(namespace: RawObject) -> list[RawObject]:
     try:
-        return msgspec.json.decode(namespace.get("tools", b"[]"), type=list[RawObject])
+        return decoding.decode(namespace.get("tools", b"[]"), type=list[RawObject])
     except msgspec.ValidationError:
         return []
 
@@ -193,7 +194,7 @@ def _checked(schema: Raw, where: str) -> schemas.Checked:
         raise errors.bad_request(f"{where} must be a JSON schema, an object.", param=where)
     try:
         return schemas.check(schema)
-    except RecursionError as error:
+    except (RecursionError, decoding.TooDeep) as error:
         raise errors.bad_request(f"{where} is nested too deeply.", param=where) from error
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from codexd.protocol import decoding
+
 MAX_PAGES = 50
 """Pages of one search that are listed to the client."""
 
@@ -43,8 +45,8 @@ def pages_of(output: object) -> list[Page]:
     """Returns the pages that a search's output names: objects with an address, else the links in a text."""
     found: dict[str, str] = {}
     if isinstance(output, str) and output.lstrip()[:1] in ("{", "["):
-        with contextlib.suppress(msgspec.DecodeError, RecursionError):
-            output = msgspec.json.decode(output)
+        with contextlib.suppress(msgspec.DecodeError):
+            output = decoding.decode(output)
     for page in _in_text(output) if isinstance(output, str) else _in_objects(output):
         if not found.get(page.url):
             found[page.url] = page.title

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
+from codexd.protocol import decoding
 from codexd.protocol.codex.events import ODD, standard
 from codexd.protocol.codex.request import (
     AdditionalTools,
@@ -47,7 +48,7 @@ _TEXT_ENDS = frozenset({"response.output_text.done", "response.content_part.done
 _HIDDEN = ("id", "status")
 """Members of an output item that an input item has not."""
 
-_OBJECT = msgspec.json.Decoder(RawObject)
+_OBJECT = decoding.Decoder(RawObject)
 
 
 class Call(NamedTuple):
@@ -84,7 +85,7 @@ class _Head(Struct):
     item: _ItemHead | None = None
 
 
-_HEAD = msgspec.json.Decoder(_Head)
+_HEAD = decoding.Decoder(_Head)
 
 
 class Rounds:
@@ -261,7 +262,7 @@ class Rounds:
 
     def _cite(self, kind: str, place: int, data: bytes) -> tuple[list[bytes], bytes]:
         """Returns the events of a text's citations, and the event with them, if it has a place for them."""
-        event = msgspec.json.decode(data)
+        event = decoding.decode(data)
         if kind == "response.output_text.done":
             here = (place, event.get("content_index", 0))
             return self._annotations(event.get("item_id"), here, event.get("text")), data
@@ -305,7 +306,7 @@ def _image_in(item: InputItem) -> str | None:
         return next((part.image_url for part in reversed(item.content) if isinstance(part, InputImage)), None)
     if not isinstance(item, dict) or not bytes(item.get("content", b"")).startswith(b"["):
         return None
-    parts = msgspec.json.decode(item["content"], type=list[RawObject])
+    parts = decoding.decode(item["content"], type=list[RawObject])
     return next((plain(part.get("image_url")) for part in reversed(parts) if type_of(part) == "input_image"), None)
 
 
@@ -340,7 +341,7 @@ class _Arguments(Struct):
 
 def arguments_of(call: Call) -> _Arguments:
     """Decodes a call's arguments. Raises ValueError for those that cannot be used."""
-    found = msgspec.json.decode(call.arguments or "{}", type=_Arguments)
+    found = decoding.decode(call.arguments or "{}", type=_Arguments)
     if not found.wanted:
         raise ValueError("query and prompt are empty")
     return found
@@ -349,7 +350,7 @@ def arguments_of(call: Call) -> _Arguments:
 def query_of(call: Call) -> str:
     """Returns what a call searches or draws; empty if its arguments cannot be read."""
     try:
-        found = msgspec.json.decode(call.arguments or "{}", type=_Arguments)
+        found = decoding.decode(call.arguments or "{}", type=_Arguments)
     except msgspec.DecodeError:
         return ""
     return found.wanted
@@ -371,12 +372,12 @@ def _members_raw(value: Raw | None) -> RawObject:
 
 
 def _members(value: Raw | None) -> dict[str, Any]:
-    return msgspec.json.decode(value) if value is not None and bytes(value).startswith(b"{") else {}
+    return decoding.decode(value) if value is not None and bytes(value).startswith(b"{") else {}
 
 
 def _items_in(value: Raw | None) -> list[RawObject]:
     try:
-        return msgspec.json.decode(value or b"[]", type=list[RawObject])
+        return decoding.decode(value or b"[]", type=list[RawObject])
     except msgspec.ValidationError:
         return []
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from codexd import errors
+from codexd.protocol import decoding
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex.request import Tool, UpstreamRequest
 from codexd.protocol.codex.tools import SEARCH, Choice, kind_of, name_of
@@ -181,7 +182,7 @@ def _kind_chosen(choice: Choice) -> str | None:
     """Returns the type of the hosted tool that a choice forces."""
     if not isinstance(choice, Raw) or not bytes(choice).startswith(b"{"):
         return None
-    return kind_of(msgspec.json.decode(choice, type=RawObject))
+    return kind_of(decoding.decode(choice, type=RawObject))
 
 
 def _without_blocked(tool: Tool) -> Tool:
@@ -193,7 +194,7 @@ def _without_blocked(tool: Tool) -> Tool:
     ):
         return tool
     try:
-        filters = msgspec.json.decode(tool["filters"], type=RawObject)
+        filters = decoding.decode(tool["filters"], type=RawObject)
     except msgspec.ValidationError:
         return tool  # the backend refuses it
     return {**tool, "filters": encoded({key: value for key, value in filters.items() if key != "blocked_domains"})}
@@ -212,7 +213,7 @@ def _namespace(name: str, functions: Sequence[dict[str, Any]]) -> RawObject:
 
 def _options(tool: Tool, kind: type[_Options], where: str) -> _Options:
     try:
-        return msgspec.convert(msgspec.json.decode(msgspec.json.encode(tool)), kind)
+        return msgspec.convert(decoding.decode(msgspec.json.encode(tool)), kind)
     except msgspec.ValidationError as error:
         raise errors.bad_request(f"{error} at {where}.", param=where) from error
 

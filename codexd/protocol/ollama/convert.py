@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Raw, UnsetType
 
 from codexd import errors
-from codexd.protocol import images
+from codexd.protocol import decoding, images
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.codex.models import EFFORTS
@@ -64,8 +64,8 @@ def _options(raw: Raw | UnsetType) -> tuple[Options, Adjustments]:
     if not given(raw):
         return Options(), NONE
     try:
-        names = msgspec.json.decode(raw, type=RawObject)
-        options = msgspec.json.decode(raw, type=Options)
+        names = decoding.decode(raw, type=RawObject)
+        options = decoding.decode(raw, type=Options)
     except msgspec.ValidationError as error:
         raise errors.bad_request(f"options cannot be read: {error}.", param="options") from error
     rest = sorted(names.keys() - {"num_predict", "stop"})
@@ -173,7 +173,7 @@ def tools_of(calls: Sequence[chat.MessageToolCall]) -> list[dict[str, object]]:
     for call in calls:
         function = call.function or chat.FunctionCall("", "{}")
         try:
-            arguments: object = encoded(msgspec.json.decode(function.arguments, type=RawObject))
+            arguments: object = encoded(decoding.decode(function.arguments, type=RawObject))
         except msgspec.DecodeError:
             arguments = {}
         found.append({"id": call.id, "function": {"name": function.name, "arguments": arguments}})

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 
 from codexd import errors
-from codexd.protocol import tool_pairs
+from codexd.protocol import decoding, tool_pairs
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex.models import Resolved
 from codexd.protocol.codex.request import (
@@ -136,7 +136,7 @@ def _leading_texts(items: list[InputItem]) -> tuple[str, list[InputItem]]:
         if not isinstance(item, dict) or role_of(item) != "developer":
             break
         try:
-            parts = msgspec.json.decode(item.get("content", b"[]"), type=list[_TextPart])
+            parts = decoding.decode(item.get("content", b"[]"), type=list[_TextPart])
         except msgspec.ValidationError:
             break
         texts.append("\n".join(part.text for part in parts))

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
+from codexd.protocol import decoding
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.client_tools import WORDS, NamedChoice, choose, from_chat
 from codexd.protocol.codex.request import Tool
@@ -25,8 +26,8 @@ _CHATS_KEYS = frozenset(
 )  # fmt: skip
 """Members of Chat Completions' messages that a message of this API has not."""
 
-_OBJECT = msgspec.json.Decoder(RawObject)
-_LIST = msgspec.json.Decoder(list[Raw])
+_OBJECT = decoding.Decoder(RawObject)
+_LIST = decoding.Decoder(list[Raw])
 _EMPTY = Raw(b'""')
 
 
@@ -144,7 +145,7 @@ _PARTS = frozenset(
 def _has_parts(value: Raw) -> bool:
     """Returns whether a value is a list of content parts, and not data of the tool's own."""
     try:
-        parts = msgspec.json.decode(value, type=list[RawObject])
+        parts = decoding.decode(value, type=list[RawObject])
     except msgspec.ValidationError:
         return False
     return all(type_of(part) in _PARTS for part in parts)
@@ -166,8 +167,8 @@ class _Refused(Struct, tag="refusal"):
     refusal: str
 
 
-_USUAL = msgspec.json.Decoder(list[_Text])
-_USUAL_ANSWER = msgspec.json.Decoder(list[_Said | _Refused])
+_USUAL = decoding.Decoder(list[_Text])
+_USUAL_ANSWER = decoding.Decoder(list[_Said | _Refused])
 """The parts of nearly all messages, which need no further look."""
 
 
@@ -312,7 +313,7 @@ class _Choice(NamedChoice, frozen=True, kw_only=True):
     tools: list[RawObject] = msgspec.field(default_factory=list)
 
 
-_CHOICE = msgspec.json.Decoder(_Choice)
+_CHOICE = decoding.Decoder(_Choice)
 _CHOSEN: Adjustments = (Adjustment("tool_choice", "repaired"),)
 
 

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from codexd import errors
+from codexd.protocol import decoding
 from codexd.protocol.raw import RawObject, plain
 
 MAX_PAGE = 100
@@ -33,7 +34,7 @@ def input_items(items: list[RawObject], *, limit: int = 20, order: str = "desc",
     found = [_with_id(item, number) for number, item in enumerate(items)]
     if order == "desc":
         found.reverse()
-    ids = [msgspec.json.decode(item["id"], type=str) for item in found]
+    ids = [decoding.decode(item["id"], type=str) for item in found]
     if after is not None and after not in ids:
         raise errors.bad_request(f"This response has no input item {after!r}.", param="after")
     start = 0 if after is None else ids.index(after) + 1
@@ -77,7 +78,7 @@ class _Document(Struct):
 
 def compacted(document: bytes, input: list[RawObject]) -> Compaction:  # noqa: A002 - the API's own word
     """Returns the compaction in an answer. Raises ApiError 502 when it holds none."""
-    whole = msgspec.json.decode(document, type=_Document)
+    whole = decoding.decode(document, type=_Document)
     found = [item for item in whole.output if item.get("type") == Raw(b'"compaction"')]
     if not found:
         raise errors.not_compacted()

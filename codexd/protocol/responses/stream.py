@@ -20,7 +20,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from codexd import errors
 from codexd.errors import ApiError, ErrorObject
-from codexd.protocol import sse
+from codexd.protocol import decoding, sse
 from codexd.protocol.codex.events import FAILURES, ODD, Failed, Usage, decode_event, standard, whole_event
 from codexd.protocol.codex.failures import from_event
 from codexd.protocol.lite import NAMESPACE
@@ -105,8 +105,8 @@ class _Keepalive(Struct, frozen=True):
     sequence_number: int
 
 
-_HEAD = msgspec.json.Decoder(_Head)
-_OBJECT = msgspec.json.Decoder(RawObject)
+_HEAD = decoding.Decoder(_Head)
+_OBJECT = decoding.Decoder(RawObject)
 _NAMESPACE_KEY = b'"namespace"'
 
 
@@ -161,7 +161,7 @@ class ResponsesStream:
             return b""
         try:
             head = _HEAD.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except msgspec.DecodeError:
             return self._joined(data) if b"\\u" in data else b""
         number, before = head.sequence_number, _DELTAS.get(head.type)
         if before is not None and number is not None and number > self._sequence and self._passes(data):
@@ -273,7 +273,7 @@ class ResponsesStream:
             data = standard(kind, data)
         except msgspec.DecodeError:
             return b""
-        event = msgspec.json.decode(data)
+        event = decoding.decode(data)
         if event["type"] != "response.output_text.delta":
             return self.push(data)
         index = event["output_index"]
@@ -407,7 +407,7 @@ class ResponsesStream:
         if status is not None:
             response.setdefault("status", Raw(msgspec.json.encode(status)))
         if response["usage"] != Raw(b"null"):
-            self.usage = msgspec.json.decode(response["usage"], type=Usage)
+            self.usage = decoding.decode(response["usage"], type=Usage)
             response["usage"] = _complete_usage(response["usage"])
         return Raw(msgspec.json.encode(response))
 
@@ -441,7 +441,7 @@ def _place(index: int) -> dict[str, object]:
 
 def _as_echoed(tools: Raw) -> Raw:
     """Returns the client's tools with the members that OpenAI's schema requires in an answer."""
-    found = msgspec.json.decode(tools, type=list[RawObject])
+    found = decoding.decode(tools, type=list[RawObject])
     return Raw(msgspec.json.encode([_as_echoed_tool(tool) for tool in found]))
 
 
@@ -461,7 +461,7 @@ _ECHOED_FUNCTION: RawObject = {
 
 
 def _index(event: RawObject) -> int:
-    return msgspec.json.decode(event.get("output_index", Raw(b"0")), type=int)
+    return decoding.decode(event.get("output_index", Raw(b"0")), type=int)
 
 
 def _complete_usage(raw: Raw) -> Raw:

@@ -7,6 +7,7 @@ item as ``incomplete``, and ``response.incomplete`` with the reason.
 import msgspec
 from msgspec import Raw, Struct
 
+from codexd.protocol import decoding
 from codexd.protocol.raw import RawObject
 from codexd.protocol.stops import Cutoff
 
@@ -26,7 +27,7 @@ class _Delta(Struct):
     item_id: str = ""
 
 
-_DELTA = msgspec.json.Decoder(_Delta)
+_DELTA = decoding.Decoder(_Delta)
 
 
 class Truncation:
