@@ -88,6 +88,24 @@ def too_large(limit: int) -> ApiError:
     )
 
 
+def too_large_together(limit: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request and what it continues or names are larger than {limit} bytes together. Begin a new conversation, "
+        "compact this one, or raise server.max_body_bytes.",
+        code="request_too_large",
+    )
+
+
+def too_many_items(limit: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request has more than {limit} JSON values (objects, lists, members and items). Send less, or raise "
+        "server.max_items.",
+        code="request_too_large",
+    )
+
+
 def body_timeout(seconds: float) -> ApiError:
     return ApiError(
         408,
@@ -557,6 +575,14 @@ def upstream_timeout(what: str, seconds: float, key: str | None = None) -> ApiEr
         504,
         f"The ChatGPT backend sent {what} for {seconds:g} seconds. Send the request again{limit}.",
         code="upstream_timeout",
+    )
+
+
+def answer_too_large(limit: int) -> ApiError:
+    return ApiError(
+        502,
+        f"The ChatGPT backend's answer is larger than {limit} bytes and was ended. Ask for a shorter one.",
+        code="upstream_answer_too_large",
     )
 
 

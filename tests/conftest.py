@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import trio
 from hypothesis import settings
 
 from codexd.config.model import Logging
+from codexd.lowlevel import workers
 from codexd.telemetry.log import configure_logging
 from support.codexctl import QUIET, Make, Setup, in_thread, over_simulated
 from support.secrets import leaks
@@ -58,6 +60,13 @@ def _bounded(test: Callable[..., Any]) -> Callable[..., Any]:
             await test(*args, **kwargs)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _no_threads_where_time_jumps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The autojump clock does not wait for threads: it would jump while a worker works."""
+    if "autojump_clock" in request.fixturenames:
+        monkeypatch.setattr(workers, "LARGE", sys.maxsize)
 
 
 @pytest.fixture

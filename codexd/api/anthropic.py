@@ -8,7 +8,9 @@ from codexd import errors
 from codexd.api.exchange import Exchange, Reply, json
 from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
 from codexd.api.routing import Route
+from codexd.lowlevel import workers
 from codexd.protocol import parameters
+from codexd.protocol.adjustments import Adjustments
 from codexd.protocol.anthropic.convert import as_chat, searches, thinking_of, wants_thinking
 from codexd.protocol.anthropic.failures import failure_document
 from codexd.protocol.anthropic.stream import MessagesConverter
@@ -19,7 +21,7 @@ from codexd.protocol.conversion import Conversion
 from codexd.protocol.convert import Converted
 from codexd.protocol.reasoning import Items
 from codexd.protocol.stops import Cutoff, limits_of
-from codexd.protocol.tokens import prompt_tokens
+from codexd.protocol.tokens import counted, prompt_tokens
 
 
 class _InputTokens(msgspec.Struct):
@@ -35,7 +37,7 @@ def prepare(asked: MessagesRequest, context: Context) -> Prepared:
         asked.stop_sequences, ("max_tokens", asked.max_tokens), stop_name="stop_sequences", max_stops=MAX_STOPS
     )
     id, model, thinking = f"msg_{context.id[:28]}", context.resolved.model.slug, wants_thinking(asked)  # noqa: A001
-    counted = partial(prompt_tokens, converted.request)
+    tokens = counted(converted.request, now=context.large)
 
     def conversion() -> Conversion:
         ends = Cutoff(limits)
@@ -46,7 +48,7 @@ def prepare(asked: MessagesRequest, context: Context) -> Prepared:
             include_usage=False,
             names=converted.names,
             cut=ends,
-            prompt_tokens=counted,
+            prompt_tokens=tokens,
             reasoning="reasoning_content" if thinking else "none",
             streamed=context.streamed,
         )
@@ -57,7 +59,7 @@ def prepare(asked: MessagesRequest, context: Context) -> Prepared:
             streamed=context.streamed,
             thinking=thinking,
             cut=ends,
-            prompt_tokens=counted,
+            prompt_tokens=tokens,
             turn=context.turn(),
             searches=searches(asked),
         )
@@ -99,6 +101,11 @@ class MessagesEndpoints:
     async def count_tokens(self, exchange: Exchange) -> Reply:
         """Estimates the number of input tokens. The backend has no such endpoint for this sign-in."""
         asked, context = await self._pipeline.read(exchange, MESSAGES)
-        converted = convert(asked, context)
-        exchange.record.adjust(*converted.adjusted)
-        return json(_InputTokens(prompt_tokens(converted.request)))
+
+        def count() -> tuple[Adjustments, int]:
+            converted = convert(asked, context)
+            return converted.adjusted, prompt_tokens(converted.request)
+
+        adjusted, tokens = await workers.run(exchange.record.weight, count)
+        exchange.record.adjust(*adjusted)
+        return json(_InputTokens(tokens))

@@ -25,7 +25,7 @@ from codexd.protocol.codex.models import Resolved
 from codexd.protocol.conversion import DONE, Conversion
 from codexd.protocol.convert import Converted, Settings
 from codexd.protocol.stops import Cutoff, StopLimits, limits_of
-from codexd.protocol.tokens import prompt_tokens
+from codexd.protocol.tokens import counted
 from codexd.telemetry.trace import Lane, Timings
 
 MAX_N = 8
@@ -37,7 +37,8 @@ def prepare_chat(asked: chat.ChatRequest, context: Context) -> Prepared:
     tokens = ("max_completion_tokens", asked.max_completion_tokens), ("max_tokens", asked.max_tokens)
     wanted = _Wanted(context, f"chatcmpl-{context.id[:28]}", limits_of(asked.stop, *tokens), asked.stream_options)
     number = _number(asked.n)
-    makers = [partial(wanted.chat_conversion, converted, index, number) for index in range(number)]
+    counter = wanted.tokens(converted)
+    makers = [partial(wanted.chat_conversion, converted, counter, index, number) for index in range(number)]
     parts = [(converted, maker) for maker in makers]
     return Prepared(parts, None if number == 1 else wanted.joined(number, _usage_chunk))
 
@@ -53,9 +54,10 @@ def prepare_completions(asked: completions.CompletionRequest, context: Context) 
     parts: list[tuple[Converted, Callable[[], Conversion]]] = []
     for text in texts:
         converted = from_chat(completions.as_chat(asked, text), context.resolved, context.settings)
+        tokens, echo = wanted.tokens(converted), text if asked.echo else ""
         for _ in range(per_prompt):
-            echo = text if asked.echo else ""
-            parts.append((converted, partial(wanted.completion_conversion, converted, len(parts), number, echo)))
+            maker = partial(wanted.completion_conversion, converted, tokens, len(parts), number, echo)
+            parts.append((converted, maker))
     return Prepared(parts, None if number == 1 else wanted.joined(per_prompt, _text_usage_chunk))
 
 
@@ -123,17 +125,23 @@ class _Wanted:
         self._limits = limits
         self._include_usage = not context.streamed or bool(options and options.include_usage)
 
-    def chat_conversion(self, converted: Converted, index: int, number: int) -> Conversion:
-        stream = self._stream(converted, index, number)
+    def tokens(self, converted: Converted) -> Callable[[], int]:
+        """Returns what counts the tokens of the request, for limits; a stand-in where there are none."""
+        return int if self._limits == StopLimits() else counted(converted.request, now=self._context.large)
+
+    def chat_conversion(self, converted: Converted, tokens: Callable[[], int], index: int, number: int) -> Conversion:
+        stream = self._stream(converted, tokens, index, number)
         dialect = ChatConverter(stream, streamed=self._context.streamed, turn=self._context.turn())
         return Conversion(dialect, DONE if number == 1 else b"")
 
-    def completion_conversion(self, converted: Converted, index: int, number: int, echo: str) -> Conversion:
-        stream = self._stream(converted, index, number)
+    def completion_conversion(
+        self, converted: Converted, tokens: Callable[[], int], index: int, number: int, echo: str
+    ) -> Conversion:
+        stream = self._stream(converted, tokens, index, number)
         dialect = CompletionsConverter(stream, streamed=self._context.streamed, echo=echo, index=index)
         return Conversion(dialect, DONE if number == 1 else b"")
 
-    def _stream(self, converted: Converted, index: int, number: int) -> ChatStream:
+    def _stream(self, converted: Converted, tokens: Callable[[], int], index: int, number: int) -> ChatStream:
         limited = self._limits != StopLimits()
         return ChatStream(
             id=self._id,
@@ -143,8 +151,7 @@ class _Wanted:
             names=converted.names,
             legacy=converted.legacy,
             cut=Cutoff(self._limits) if limited else None,
-            # Only if limits need it: it keeps the request in memory until the answer ends.
-            prompt_tokens=partial(prompt_tokens, converted.request) if limited else int,
+            prompt_tokens=tokens,
             index=index,
             usage_chunk=number == 1 or not self._context.streamed,
             reasoning=self._context.reasoning_format,

@@ -10,7 +10,9 @@
 ``Record.complete`` says whether the exchange ended as complete.
 """
 
+import sys
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
@@ -21,6 +23,7 @@ import trio
 from codexd import errors
 from codexd.api.record import Record
 from codexd.errors import ApiError
+from codexd.lowlevel import workers
 from codexd.protocol import codings, decoding
 from codexd.protocol.decoding import TooDeep
 from codexd.protocol.members import place_of
@@ -98,7 +101,11 @@ class Exchange:
         except BodyTimeout as error:
             raise errors.body_timeout(BODY_TIMEOUT) from error
         coding = self.headers.get("content-encoding", "")
-        return _decoded(coding, data, self._max_body) if coding else data
+        if coding:
+            # Whatever its size is, it may become much.
+            data = await workers.run(sys.maxsize, partial(_decoded, coding, data, self._max_body))
+        self.record.weight = len(data)
+        return data
 
 
 async def answer(exchange: Exchange, request: ServerRequest, reply: Awaitable[Reply]) -> None:

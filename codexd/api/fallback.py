@@ -3,7 +3,7 @@
 Only an answer that has not begun can be another model's: as long as its relay raises instead of writing a frame.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -39,7 +39,7 @@ class Opened(NamedTuple):
 class FallbackAnswer:
     """The answer of the first model that is not at its limit. ``others`` open the answers of the others, in order."""
 
-    def __init__(self, record: Record, first: Opened, others: list[Callable[[], Opened]]) -> None:
+    def __init__(self, record: Record, first: Opened, others: list[Callable[[], Awaitable[Opened]]]) -> None:
         self._record = record
         self._opened = first
         self._others = others
@@ -59,7 +59,7 @@ class FallbackAnswer:
             try:
                 await self._opened.body.stream(_Starting(client, self._others.clear))
             except ApiError as error:
-                self._next(error)
+                await self._next(error)
             else:
                 return
 
@@ -69,9 +69,9 @@ class FallbackAnswer:
             try:
                 return await self._opened.document()
             except ApiError as error:
-                self._next(error)
+                await self._next(error)
 
-    def _next(self, error: ApiError) -> None:
+    async def _next(self, error: ApiError) -> None:
         """Opens the next model's answer. Raises the first model's error if there is none, or another one's own."""
         self._error = self._error or error
         body = self._opened.body
@@ -80,7 +80,7 @@ class FallbackAnswer:
             raise error
         while self._others:
             try:
-                opened = self._others.pop(0)()
+                opened = await self._others.pop(0)()
             except ApiError as refused:
                 log.warning("a model of models.fallback cannot be asked", reason=refused.error.message)
                 continue

@@ -1,6 +1,7 @@
 """The endpoints of OpenAI's Images API, over the backend's own for images."""
 
 import base64
+import sys
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,7 +17,8 @@ from codexd.api.record import Record
 from codexd.api.routing import Route
 from codexd.auth.session import Session
 from codexd.errors import ApiError
-from codexd.protocol import decoding, images, members, parameters, sse
+from codexd.lowlevel import workers
+from codexd.protocol import decoding, images, parameters, sse
 from codexd.protocol.adjustments import Adjustment
 from codexd.protocol.codex.events import Usage, total_usage
 from codexd.protocol.hosted.tools import IMAGE_MODEL
@@ -76,25 +78,25 @@ class ImagesEndpoints:
     async def _answer(self, exchange: Exchange, *, edits: bool) -> Reply:
         record = exchange.record
         asked = await self._read(exchange)
-        body, adjusted = await trio.to_thread.run_sync(partial(images.to_backend, asked, edits=edits))
+        body, adjusted = await workers.run(record.weight, partial(images.to_backend, asked, edits=edits))
         record.adjust(*adjusted)
         self._pipeline.refuse_drops(record)
         work = _Work(self, exchange, asked, body, edits=edits)
         if record.streamed:
             return _Stream(work)
         answer, headers = await work.whole()
-        return Document(msgspec.json.encode(answer), headers)
+        return Document(await workers.run(sys.maxsize, partial(msgspec.json.encode, answer)), headers)
 
     async def _read(self, exchange: Exchange) -> ImagesRequest:
         body, record = await exchange.body(), exchange.record
         content_type = exchange.headers.get("content-type", "")
         if forms.is_form(content_type):
-            found = await trio.to_thread.run_sync(_members, content_type, body)
+            found = await workers.run(sys.maxsize, partial(_members, content_type, body))
+            asked: ImagesRequest = await workers.run(len(body), partial(images.REQUEST.decode, found))
         else:
-            found = members.split(body)
+            found, asked = await self._pipeline.decode(body, images.REQUEST)
         record.model = IMAGE_MODEL
         record.adjust(*parameters.apply_rules(found, parameters.IMAGES))
-        asked: ImagesRequest = images.REQUEST.decode(found)
         self._pipeline.admit_model(record, IMAGE_MODEL)
         record.streamed = bool(asked.stream)
         return asked

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
-import trio
 
 from codexd.api.exchange import Document, Exchange, Reply, decode, json
 from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
@@ -22,7 +21,7 @@ from codexd.protocol.ollama import convert, wire
 from codexd.protocol.ollama.convert import AsChat
 from codexd.protocol.ollama.stream import OllamaConverter, failure_document
 from codexd.protocol.stops import Cutoff, StopLimits, limits_of
-from codexd.protocol.tokens import prompt_tokens
+from codexd.protocol.tokens import counted
 
 VERSION = "0.12.6"
 """The version of Ollama whose API this is; clients compare it with the one that they need."""
@@ -43,14 +42,14 @@ def prepare_generate(asked: wire.OllamaPrompt, context: Context) -> Prepared:
 
 
 def _prepare(found: AsChat, context: Context, *, generate: bool) -> Prepared:
-    asked, started = found.request, trio.current_time()
+    asked = found.request
     converted = to_backend(asked, context.resolved, context.settings, context.recall, thinking=found.thinking)
     converted = msgspec.structs.replace(converted, adjusted=(*found.adjusted, *converted.adjusted))
     limits = limits_of(asked.stop, ("options.num_predict", asked.max_tokens), stop_name="options.stop", max_stops=64)
-    model = context.resolved.model.slug
+    model, limited = context.resolved.model.slug, limits != StopLimits()
+    tokens = counted(converted.request, now=context.large) if limited else int
 
     def conversion() -> Conversion:
-        limited = limits != StopLimits()
         stream = ChatStream(
             id="",
             model=model,
@@ -58,7 +57,7 @@ def _prepare(found: AsChat, context: Context, *, generate: bool) -> Prepared:
             include_usage=False,
             names=converted.names,
             cut=Cutoff(limits) if limited else None,
-            prompt_tokens=partial(prompt_tokens, converted.request) if limited else int,
+            prompt_tokens=tokens,
             reasoning="reasoning_content" if found.thinks else "none",
             images="markdown",
             streamed=context.streamed,
@@ -69,7 +68,7 @@ def _prepare(found: AsChat, context: Context, *, generate: bool) -> Prepared:
             created=context.created,
             generate=generate,
             streamed=context.streamed,
-            elapsed=lambda: int((trio.current_time() - started) * 1e9),
+            elapsed=lambda: int(context.elapsed() * 1e9),
             turn=context.turn(),
         )
         return Conversion(dialect, b"")

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from weakref import WeakSet
 
 import msgspec
@@ -17,6 +17,7 @@ from codexd.api.fallback import FallbackAnswer, Opened
 from codexd.api.record import EVENT_STREAM, Record
 from codexd.config.model import Config
 from codexd.errors import ApiError
+from codexd.lowlevel import workers
 from codexd.protocol import members, parameters
 from codexd.protocol.adjustments import Adjustment
 from codexd.protocol.chat.stream import ImageFormat, ReasoningFormat
@@ -42,6 +43,8 @@ from codexd.upstream.hosted import HostedAnswers
 log = structlog.get_logger()
 
 
+_Asked = TypeVar("_Asked", bound=msgspec.Struct)
+
 _CHANGED = frozenset({"fitted", "repaired", "false"})
 """Adjustments that change what the client asked for; others only change how it is sent."""
 
@@ -60,6 +63,8 @@ class Context(NamedTuple):
     """The inputs of an answer besides its request. ``id`` is 48 hexadecimal digits; ``created`` is in Unix seconds.
 
     ``recall`` returns stored reasoning that the client did not send back; ``turn`` makes the collector that stores it.
+    ``elapsed`` returns the seconds since the request came. ``large``: the request is converted in a thread, and what is
+    wanted of it later is better taken now.
     """
 
     id: str
@@ -71,6 +76,8 @@ class Context(NamedTuple):
     turn: Callable[[], Turn | None]
     reasoning_format: ReasoningFormat
     image_format: ImageFormat = "images"
+    elapsed: Callable[[], float] = lambda: 0.0
+    large: bool = False
 
 
 class Joined(NamedTuple):
@@ -164,9 +171,17 @@ class Pipeline:
     async def read(self, exchange: Exchange, dialect: Dialect) -> tuple[Any, Context]:
         """Returns the decoded request of an exchange and its context. Raises ApiError."""
         body = await exchange.body()
-        found = members.split(body)
-        asked = dialect.request.decode(found)
+        found, asked = await self.decode(body, dialect.request)
         return asked, self.understand(exchange.record, asked, found, dialect, body)
+
+    async def decode(self, body: bytes, decoder: RequestDecoder[_Asked]) -> tuple[RawObject, _Asked]:
+        """Returns the members of a body, and the request that they are. Raises ApiError 400 or 413."""
+
+        def work() -> tuple[RawObject, _Asked]:
+            found = members.split(body, self.config.server.max_items)
+            return found, decoder.decode(found)
+
+        return await workers.run(len(body), work)
 
     def understand(
         self, record: Record, asked: Asked, found: RawObject, dialect: Dialect, body: bytes = b""
@@ -190,11 +205,13 @@ class Pipeline:
             raise errors.key_not_for_model(record.key, model, self._keys.limits(record.key).models)
 
     def context(self, record: Record, resolved: Resolved) -> Context:
-        codex, slug = self.config.codex, resolved.model.slug
+        codex, slug, now, started = self.config.codex, resolved.model.slug, trio.current_time(), self.clock()
+        recalled = Adjustment("reasoning", "recalled")
 
         def recall(key: str) -> Items:
-            if found := self._memory.recall(slug, key, trio.current_time()):
-                record.adjust(Adjustment("reasoning", "recalled"))
+            found = self._memory.recall(slug, key, now)
+            if found and recalled not in record.adjusted:
+                workers.on_loop(partial(record.adjust, recalled))
             return found
 
         settings = Settings(
@@ -208,7 +225,7 @@ class Pipeline:
         )
         return Context(
             secrets.token_hex(24),
-            int(self.clock()),
+            int(started),
             resolved,
             settings,
             record.streamed,
@@ -216,6 +233,8 @@ class Pipeline:
             lambda: self._turn(slug),
             codex.reasoning_format,
             codex.image_format,
+            lambda: self.clock() - started,
+            record.weight > workers.LARGE,
         )
 
     def _turn(self, model: str) -> Turn | None:
@@ -224,7 +243,7 @@ class Pipeline:
             return None
 
         def keep(key: str, items: Sequence[RawObject]) -> None:
-            self._memory.remember(model, key, items, trio.current_time())
+            workers.on_loop(lambda: self._memory.remember(model, key, items, trio.current_time()))
 
         return Turn(keep)
 
@@ -250,12 +269,12 @@ class Pipeline:
 
     async def answer(self, record: Record, context: Context, prepare: Callable[[Context], Prepared]) -> Reply:
         """Returns the stream, or the complete document if the client did not ask for one. Raises ApiError."""
-        body = self.open_model_answer(record, context, prepare)
+        body = await self.open_model_answer(record, context, prepare)
         if record.streamed:
             return body if isinstance(body, FallbackAnswer) else body.body
         return await body.document()
 
-    def open_model_answer(
+    async def open_model_answer(
         self, record: Record, context: Context, prepare: Callable[[Context], Prepared]
     ) -> Opened | FallbackAnswer:
         """Opens the answer of the model, or of one of ``models.fallback`` where that is at its limit.
@@ -263,22 +282,22 @@ class Pipeline:
         ``prepare`` is called for each model. Raises ApiError 400.
         """
 
-        def open_for(context: Context) -> Opened:
-            prepared = prepare(context)
+        async def open_for(context: Context) -> Opened:
+            prepared = await workers.run(record.weight, partial(prepare, context))
             body = self.open_answer(record, prepared)
             joined = prepared.joined
             return Opened(context.resolved.model.slug, body, _only if joined is None else joined.documents)
 
-        def another(resolved: Resolved) -> Opened:
+        async def another(resolved: Resolved) -> Opened:
             self.admit_model(record, resolved.model.slug)
             # An effort in the name of the first model is the client's wish.
             effort = resolved.effort or context.resolved.effort
             own = self.context(record, msgspec.structs.replace(resolved, effort=effort))
-            opened = open_for(own._replace(id=context.id, created=context.created))
+            opened = await open_for(own._replace(id=context.id, created=context.created))
             record.model = opened.model
             return opened
 
-        opened = open_for(context)
+        opened = await open_for(context)
         names = self.config.models.fallback
         if not names or (record.key is not None and self._keys.is_strict(record.key)):
             return opened
@@ -318,6 +337,7 @@ class Pipeline:
             caller=record.caller,
             lossless=lossless,
             timings=record.timings,
+            weight=record.weight,
         )
         if self.config.logging.enable_request_logging:
             record.sent = call.body

@@ -1,7 +1,8 @@
 """The record of one request, for the log, the metrics, ``codexctl explain`` and the answer's headers."""
 
+import itertools
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import structlog
@@ -35,6 +36,7 @@ log = structlog.get_logger()
 class Record:
     """Filled in while the request is read and answered.
 
+    ``adjusted`` is an ordered set. ``weight`` is the size of the request and of what it continues, in bytes.
     ``endpoint`` is the route's pattern, empty if no route matches. ``received`` and ``sent`` are bodies, empty unless
     request logging is on. ``counted``: it counts towards the concurrent requests of the client's key. ``limited``
     is the model that was asked for, if it was at its limit and ``model`` answered instead.
@@ -43,7 +45,7 @@ class Record:
     __slots__ = (
         "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "limited",
         "message", "method", "model", "path", "received", "relays", "sent", "started", "status", "stream_type",
-        "streamed", "timings", "usage",
+        "streamed", "timings", "usage", "weight",
     )  # fmt: skip
 
     def __init__(self, request_id: str, method: str = "", path: str = "", endpoint: str = "") -> None:
@@ -61,7 +63,8 @@ class Record:
         self.streamed = False
         self.stream_type = EVENT_STREAM
         self.complete = False
-        self.adjusted: list[Adjustment] = []
+        self.adjusted: dict[Adjustment, None] = {}
+        self.weight = 0
         self.cors: Sequence[Header] = ()
         self.counted = False
         self.key: str | None = None
@@ -84,7 +87,7 @@ class Record:
 
     def adjust(self, *adjustments: Adjustment) -> None:
         """Adds parameters that were not passed on unchanged, each once."""
-        self.adjusted += [each for each in adjustments if each not in self.adjusted]
+        self.adjusted |= dict.fromkeys(adjustments)
 
     def fell_back(self, limited: str, model: str) -> None:
         """Notes that another model answers, because the one that was asked is at its limit."""
@@ -124,7 +127,7 @@ class Record:
             client=self.client,
             error=self.error,
             message=self.message,
-            adjusted=tuple(map(str, self.adjusted[:MAX_TRACED])),
+            adjusted=tuple(map(str, itertools.islice(self.adjusted, MAX_TRACED))),
             events=sum(relay.events for relay in self.relays),
             tokens=_tokens(self.usage()),
             tries=timings.tries,
@@ -162,7 +165,7 @@ class Record:
             fields |= {"tokens_in": usage.input_tokens, "tokens_cached": cached, "tokens_out": usage.output_tokens}
         fields |= {"lane": self.timings.lane, "delta": self.timings.delta or None, "fallback": self.timings.fallback}
         fields |= {"hosted": self.timings.hosted or None, "hosted_failed": self.timings.hosted_failed or None}
-        fields["adjusted"] = ", ".join(map(str, self.adjusted)) or None
+        fields["adjusted"] = _in_header(self.adjusted) or None
         fields["ms"] = round((trio.current_time() - self.started) * 1000)
         shown = {key: value for key, value in fields.items() if value is not None}
         # Probes come every few seconds and would fill the log.
@@ -170,8 +173,8 @@ class Record:
         level("request finished", method=self.method, path=self.path, **shown)
 
 
-def _in_header(adjusted: Sequence[Adjustment]) -> str:
-    text = ", ".join(map(str, adjusted))[:MAX_ADJUSTED]
+def _in_header(adjusted: Iterable[Adjustment]) -> str:
+    text = ", ".join(map(str, itertools.islice(adjusted, MAX_ADJUSTED)))[:MAX_ADJUSTED]
     return text.encode("ascii", "replace").decode()
 
 

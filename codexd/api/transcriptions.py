@@ -5,6 +5,8 @@ The endpoint and its form are as third parties report them (section K of the pro
 
 import re
 import secrets
+import sys
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -17,6 +19,7 @@ from codexd.api.exchange import Document, Exchange, Reply
 from codexd.api.pipeline import Kind, Pipeline
 from codexd.api.routing import Route
 from codexd.errors import ApiError
+from codexd.lowlevel import workers
 from codexd.protocol import decoding, parameters, sse
 from codexd.protocol.members import RequestDecoder
 from codexd.protocol.raw import encoded
@@ -75,7 +78,7 @@ class TranscriptionEndpoints:
         content_type = exchange.headers.get("content-type", "")
         if not forms.is_form(content_type):
             raise errors.bad_request("Send multipart/form-data with the recording as file.", param="file")
-        form = await trio.to_thread.run_sync(forms.decode, content_type, body)
+        form = await workers.run(sys.maxsize, partial(forms.decode, content_type, body))
         fields = {name: encoded(_value(name, value)) for name, value in form.fields}
         record.adjust(*parameters.apply_rules(fields, parameters.TRANSCRIPTIONS))
         asked: TranscriptionRequest = REQUEST.decode(fields)
@@ -104,9 +107,8 @@ class TranscriptionEndpoints:
     async def _transcribe(self, name: str, data: bytes, language: str | None) -> tuple[str, list[Header]]:
         boundary = f"codexd-{secrets.token_hex(16)}"
         try:
-            found = await self._account.transcribe(
-                _form(boundary, name, data, language), f"multipart/form-data; boundary={boundary}"
-            )
+            form = await workers.run(len(data), partial(_form, boundary, name, data, language))
+            found = await self._account.transcribe(form, f"multipart/form-data; boundary={boundary}")
         except ApiError as error:
             if error.status == 403:
                 said = _REFUSED.format(said=error.error.message)

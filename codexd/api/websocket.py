@@ -15,6 +15,7 @@ A frame of the client is the body of ``POST /v1/responses`` with a ``type``; eac
 
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -31,10 +32,12 @@ from codexd.api.pipeline import Context
 from codexd.api.record import Record, new_id
 from codexd.api.responses import Last, ResponsesEndpoints, Understood
 from codexd.errors import ApiError, ErrorObject
+from codexd.lowlevel import workers
 from codexd.protocol import decoding, sse
 from codexd.protocol.members import RequestDecoder, split
-from codexd.protocol.raw import plain
+from codexd.protocol.raw import RawObject, plain
 from codexd.protocol.responses.stream import own_error
+from codexd.protocol.responses.wire import REQUEST, ResponsesRequest
 from codexd.relay.relay import Header
 from codexd.state.keys import Keys
 
@@ -204,14 +207,12 @@ class ResponsesWebsocket:
 
     async def _respond(self, frame: str | bytes, record: Record, last: Last) -> None:
         data = frame.encode() if isinstance(frame, str) else frame
-        members = split(data)
-        generate = _FRAME.decode(members).generate
-        for name in _NOT_OF_THE_REQUEST:
-            members.pop(name, None)
+        record.weight = len(data)
+        members, asked, generate = await workers.run(len(data), partial(self._decoded, data))
         before = last.response
         continued = before is not None and plain(members.get("previous_response_id")) == before.id
         try:
-            found, context = self._endpoints.understand(record, members, data, last)
+            found, context = await self._endpoints.understand(record, asked, members, data, last)
             await self._stream(found, context, record, last, generate=generate)
         except ApiError:
             if continued:
@@ -220,6 +221,14 @@ class ResponsesWebsocket:
         if continued and record.error is not None and last.response is before:
             last.response = None  # as in OpenAI's API: the connection no longer holds what failed to be continued
 
+    def _decoded(self, data: bytes) -> tuple[RawObject, ResponsesRequest, bool]:
+        """Returns the members of a frame, the request that they are, and whether an answer is wanted."""
+        members = split(data, self._endpoints.max_items)
+        generate = _FRAME.decode(members).generate
+        for name in _NOT_OF_THE_REQUEST:
+            members.pop(name, None)
+        return members, REQUEST.decode(members), generate
+
     async def _stream(self, found: Understood, context: Context, record: Record, last: Last, *, generate: bool) -> None:
         record.streamed = True
         events = _Events(websocket.send)
@@ -227,7 +236,7 @@ class ResponsesWebsocket:
             await events.write_rest(self._endpoints.warm(record, found, context, last))
             record.complete = True
             return
-        relay = self._endpoints.open(record, found, context, last)
+        relay = await self._endpoints.open(record, found, context, last)
         try:
             await relay.stream(events)
         finally:

@@ -108,6 +108,14 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Annotated[int, Meta(ge=1024), _about("Maximum size of a request body, including images.")] = (
         64 * 1024 * 1024
     )
+    max_items: Annotated[
+        int,
+        Meta(ge=1000, le=10_000_000),
+        _about(
+            "Maximum number of JSON values (objects, lists, members and items) in a request: what a body becomes takes "
+            "more memory and time than its bytes. A long conversation with many tools has some ten thousand."
+        ),
+    ] = 100_000
     websocket: Annotated[
         bool, _about("Also serve `/v1/responses` over websockets. When off, an upgrade is answered with 426.")
     ] = True

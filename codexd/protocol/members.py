@@ -14,9 +14,12 @@ from msgspec import Raw, Struct
 
 from codexd import errors
 from codexd.errors import ApiError
-from codexd.protocol import decoding
+from codexd.protocol import bounds, decoding
 from codexd.protocol.adjustments import NONE, Adjustments
 from codexd.protocol.raw import RawObject
+
+MAX_MEMBERS = 1000
+"""Parameters of a request, known or not."""
 
 _T = TypeVar("_T", bound=Struct)
 _OBJECT = decoding.Decoder(RawObject)
@@ -28,16 +31,24 @@ def place_of(error: msgspec.ValidationError) -> tuple[str, str]:
     return said, place.rstrip("`").removeprefix(".")
 
 
-def split(body: bytes) -> RawObject:
-    """Returns the members of a JSON object, as views of ``body``. Raises ApiError 400 for anything else."""
+def split(body: bytes, max_items: int | None = None) -> RawObject:
+    """Returns the members of a JSON object, as views of ``body``. Raises ApiError 400 for anything else.
+
+    ``max_items``: the limit of ``bounds.check``; it raises ApiError 413.
+    """
+    if max_items is not None:
+        bounds.check(body, max_items)
     try:
         if not body.isascii():
             body.decode()  # msgspec does not validate UTF-8 in what it skips
-        return _OBJECT.decode(body)
+        found: RawObject = _OBJECT.decode(body)
+        if len(found) > MAX_MEMBERS:
+            raise errors.bad_request(f"The request has {len(found)} parameters; {MAX_MEMBERS} is the most.")
     except msgspec.ValidationError as error:
         raise errors.bad_request(f"{place_of(error)[0]}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
+    return found
 
 
 Repair = Callable[[RawObject], tuple[RawObject, Adjustments]]

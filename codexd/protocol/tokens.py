@@ -7,7 +7,8 @@ punctuation and white space, and each piece is at least one token. The pieces he
 
 import math
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import msgspec
 
@@ -136,6 +137,14 @@ def _fitting(piece: str, tokens: float) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if _tokens(piece[:middle]) <= tokens else (low, middle - 1)
     return low
+
+
+def counted(request: UpstreamRequest, *, now: bool) -> Callable[[], int]:
+    """Returns a function that counts the tokens of a request. ``now``: at once, and does not keep the request."""
+    if not now:
+        return partial(prompt_tokens, request)
+    tokens = prompt_tokens(request)
+    return lambda: tokens
 
 
 def prompt_tokens(request: UpstreamRequest) -> int:

@@ -24,8 +24,10 @@ but at most for a keep-alive interval, because of proxies' timeouts.
 
 import contextvars
 import random
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -33,13 +35,17 @@ import trio
 
 from codexd import errors
 from codexd.errors import ApiError
-from codexd.lowlevel import timers
+from codexd.lowlevel import timers, workers
+from codexd.lowlevel.workers import LARGE
 from codexd.protocol.codex.events import Usage
 from codexd.protocol.conversion import Conversion
 from codexd.relay.pacing import Deadlines, Pacing
 
 DRAIN_PATIENCE = 0.5
 """Seconds to wait for the end of the body after the last event, so that the connection can be reused."""
+
+MAX_ANSWER = 256 * 1024 * 1024
+"""Bytes of the events of one answer. The longest ones, with several images, have a tenth of it."""
 
 Header = tuple[str, str]
 
@@ -107,6 +113,8 @@ class Relay:
         self._headers: Sequence[Header] = ()
         self._started = False
         self._held = self._unwritten = b""
+        self._large: Sequence[bytes] = ()
+        self._received = 0
         self._rest: memoryview | bytes = b""
         self._keeping_alive: trio.Event | None = None
         self._scope = trio.CancelScope()
@@ -151,7 +159,7 @@ class Relay:
         self._settle()
         if self.error is not None:
             raise self._with_headers(self.error)
-        return self._conversion.document(), self._headers
+        return await workers.run(self._received, self._conversion.document), self._headers
 
     def abort(self, error: ApiError) -> None:
         """Ends the answer with this error, unless it is complete."""
@@ -198,6 +206,8 @@ class Relay:
                 ended = False
                 while not (ended or state.done or state.error is not None):
                     ended = await source.push(step)
+                    if self._large:
+                        await self._convert_large()
                     if source.headers is not known:
                         # Over a websocket the limits come with the first events.
                         known, self._headers = source.headers, self._headers_of(source)
@@ -218,6 +228,25 @@ class Relay:
             # The connection failed after the last event.
         return None
 
+    async def _convert_large(self) -> None:
+        """Converts a read that takes too long for the loop, such as an image."""
+        events, self._large = self._large, ()
+        conversion, pacing = self._conversion, self._pacing
+        while self._keeping_alive is not None:
+            await self._keeping_alive.wait()  # the conversion makes its frame
+        pacing.writing = True
+        out = await workers.run(sys.maxsize, partial(conversion.feed, events))
+        pacing.wrote(trio.current_time())
+        self._heard()
+        if self._client is not None:
+            self._unwritten = out
+
+    def _heard(self) -> None:
+        if self.first_at is None:
+            self._pacing.heard = True
+            if self._conversion.state.begun:
+                self.first_at = trio.current_time()
+
     def _step(self, client: Client | None) -> Callable[[Sequence[bytes]], bool]:
         """Returns the function that handles each read without waiting, as nearly all events allow."""
         conversion, pacing, state = self._conversion, self._pacing, self._conversion.state
@@ -227,6 +256,16 @@ class Relay:
             if self._aborted is not None:
                 return False  # the driver has been cancelled
             pacing.read_at = now = trio.current_time()
+            size = 0
+            for event in events:
+                size += len(event)
+            self._received += size
+            if size > LARGE:
+                if self._received > MAX_ANSWER:
+                    state.error = errors.answer_too_large(MAX_ANSWER)
+                else:
+                    self._large = events
+                return False
             out = feed(events)
             if self.first_at is None:
                 pacing.heard = True
@@ -240,6 +279,8 @@ class Relay:
                 if rest := write_now(out):
                     self._rest = rest
                     return False
+            if self._received > MAX_ANSWER:
+                state.error = errors.answer_too_large(MAX_ANSWER)
             return not state.done and state.error is None
 
         return step

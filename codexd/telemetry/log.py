@@ -11,6 +11,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -169,21 +170,31 @@ class Tail:
     def __init__(self, size: int = 500) -> None:
         self._lines: deque[Line] = deque(maxlen=size)
         self._more = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
         self.total = 0
 
     def add(self, event: EventDict) -> None:
         short = {key: _short(value, end=key == "exception") for key, value in event.items()}
         self._lines.append(Line(self.total, event["level"], str(event.get("request_id", "-")), short))
         self.total += 1
-        if self._more.statistics().tasks_waiting:
-            self._more.set()
-            self._more = trio.Event()
+        if self._token is None:
+            return
+        if trio.lowlevel.in_trio_run():
+            self._wake()
+        else:  # a worker's thread, or the end of the process
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._more.set()
+        self._more, self._token = trio.Event(), None
 
     def since(self, number: int) -> list[Line]:
         return [line for line in self._lines if line.number >= number]
 
     async def more(self) -> None:
-        """Waits until there is another line."""
+        """Waits until there is another line, which may come from any thread."""
+        self._token = trio.lowlevel.current_trio_token()
         await self._more.wait()
 
 

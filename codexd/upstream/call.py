@@ -16,11 +16,19 @@ class Call:
 
     ``key``: the conversation's id as it may stand in a header. ``caller`` separates clients: none continues another's
     conversation. ``lossless``: the client's API carries all items of an answer. ``turn_state``: the backend's, to be
-    repeated within a tool loop. ``timings`` is filled in.
+    repeated within a tool loop. ``timings`` is filled in. ``weight``: bytes of what the request was made of.
     """
 
     def __init__(
-        self, request: UpstreamRequest, key: str, *, lite: bool, caller: str, lossless: bool, timings: Timings
+        self,
+        request: UpstreamRequest,
+        key: str,
+        *,
+        lite: bool,
+        caller: str,
+        lossless: bool,
+        timings: Timings,
+        weight: int = 0,
     ) -> None:
         self.request = request
         self.key = key
@@ -28,6 +36,7 @@ class Call:
         self.caller = caller
         self.lossless = lossless
         self.timings = timings
+        self.weight = weight
         self.turn_state: str | None = None
 
     @cached_property
@@ -40,6 +49,14 @@ class Call:
         """The request's items, encoded one by one, and their digests."""
         return continuation.chain_of(self.request, self.caller)
 
+    def encode_whole(self) -> None:
+        """Makes the body; later it is at hand."""
+        self.body  # noqa: B018 - cached
+
+    def encode_items(self) -> None:
+        """Makes the encoded items and the digests; later they are at hand."""
+        self.chain  # noqa: B018 - cached
+
     @property
     def new_turn(self) -> bool:
         """Whether the user has said something since the last answer; otherwise the request is part of a tool loop."""
@@ -47,10 +64,21 @@ class Call:
 
     def replaced(self, request: UpstreamRequest) -> "Call":
         """Returns the same call with another request."""
-        return Call(request, self.key, lite=self.lite, caller=self.caller, lossless=self.lossless, timings=self.timings)
+        return self._with(request, self.timings, lossless=self.lossless)
 
     def followed(self, request: UpstreamRequest) -> "Call":
         """Returns the call that continues this one within an answer. It has all items, and times of its own."""
         timings = Timings()
         timings.only = self.timings.only
-        return Call(request, self.key, lite=self.lite, caller=self.caller, lossless=True, timings=timings)
+        return self._with(request, timings, lossless=True)
+
+    def _with(self, request: UpstreamRequest, timings: Timings, *, lossless: bool) -> "Call":
+        return Call(
+            request,
+            self.key,
+            lite=self.lite,
+            caller=self.caller,
+            lossless=lossless,
+            timings=timings,
+            weight=self.weight,
+        )

@@ -19,6 +19,7 @@ import trio
 from codexd import errors
 from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
+from codexd.lowlevel import workers
 from codexd.protocol import decoding
 from codexd.protocol.codex import failures as failure
 from codexd.protocol.codex import rate_limits as limits
@@ -182,6 +183,7 @@ class Upstream:
         try:
             access = await self._session.token()
             timings.token = trio.current_time()
+            await self._digest(call)
             call.turn_state = call.turn_state or self._turn_states.find(call)
             found = await self._websocket(call, access, failures)
             opened = self._response(call, access) if found is None else self._answer(call, *found)
@@ -191,13 +193,17 @@ class Upstream:
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise foreign(error) from error
 
+    async def _digest(self, call: Call) -> None:
+        """Makes the digests that will be asked of a large request, off the loop."""
+        if self._may_use_websocket(call) or self._turn_states.any:
+            await workers.run(call.weight, call.encode_items)
+
     # --- the websocket lane
 
     async def _websocket(self, call: Call, access: Access, failures: int) -> tuple[Entry, Head | None] | None:
         """Returns a connection for the request, and the head that it continues; None if it must be sent over HTTP."""
         wanted = call.timings.only or self._config.transport
-        if self._transport is None or wanted == "http" or call.request.model == RESERVE:
-            # The reserve's header would hold for all requests of a websocket.
+        if not self._may_use_websocket(call):
             return None
         timings = call.timings
         if failures > 1 and wanted == "auto":
@@ -221,6 +227,11 @@ class Upstream:
             timings.fallback = "busy"
             return None
         raise errors.too_many_websockets(self._config.max_connections)
+
+    def _may_use_websocket(self, call: Call) -> bool:
+        # The reserve's header would hold for all requests of a websocket.
+        wanted = call.timings.only or self._config.transport
+        return self._transport is not None and wanted != "http" and call.request.model != RESERVE
 
     async def _dial(self, call: Call, access: Access, wait: float) -> tuple[Entry, None] | None:
         """Opens a websocket in ``wait`` seconds; returns None if the backend offers none now.
@@ -293,7 +304,7 @@ class Upstream:
         stream = WebsocketStream(entry, call, head, lambda: self._headers, self._on_limits, self._clock)
         kept: Head | None = None
         try:
-            data = message(call, head)
+            data = await workers.run(call.weight, partial(message, call, head))
             timings.sent = len(data)
             try:
                 await entry.socket.send(data)
@@ -342,6 +353,7 @@ class Upstream:
             self._seen = response.headers, self._clock()
             raise error
         if (state := call.turn_state or response.headers.get(identity.TURN_STATE)) is not None:
+            await workers.run(call.weight, call.encode_items)
             self._turn_states.keep(call.chain.digest, state)
         if timings.fallback == "failed":
             # Only now: where HTTP fails too, it is not the websockets.
@@ -515,6 +527,7 @@ class Upstream:
     async def _send(self, call: Call, access: Access) -> httpx.Response | PlainResponse:
         headers = identity.of_post(self._config, access, call, self._routing)
         timings = call.timings
+        await workers.run(call.weight, call.encode_whole)
         timings.tries += 1
         timings.sent = len(call.body)
         if self._transport is None:

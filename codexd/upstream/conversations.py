@@ -15,10 +15,12 @@ retry, an edit or a second request at once sends its whole input. No bodies are 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import trio
 
+from codexd.lowlevel import workers
 from codexd.protocol.codex import continuation
 from codexd.protocol.codex.continuation import Answer
 from codexd.upstream.call import Call
@@ -125,7 +127,8 @@ class Conversations:
         found = None if chain.before is None else self._heads.get(chain.before)
         if found is not None and (head := found.head) is not None and not found.answering:
             answer = call.request.input[chain.start : chain.tail]
-            if continuation.equals(head.answer, answer, lossless=call.lossless) and await self._claim(found, call):
+            equals = partial(continuation.equals, head.answer, answer, lossless=call.lossless)
+            if await workers.run(call.weight, equals) and found.head is head and await self._claim(found, call):
                 return found, head
         for entry in sorted(self._idle(), key=lambda each: -each.used_at) if whole else ():
             if (

@@ -8,12 +8,14 @@ says that it failed.
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import msgspec
 import structlog
 import trio
 
 from codexd.errors import ApiError
+from codexd.lowlevel import workers
 from codexd.protocol.codex.tools import SEARCH
 from codexd.protocol.hosted import pages, tools
 from codexd.protocol.hosted.rounds import Call, Outcome, Rounds, arguments_of, query_of
@@ -231,7 +233,7 @@ class _Runner:
             found = await self._account.search(msgspec.json.encode(body))
             output = search_output(found.body)
             # Of foreign texts, up to megabytes.
-            listed = await trio.to_thread.run_sync(pages.pages_of, output)
+            listed = await workers.run(len(found.body), partial(pages.pages_of, output))
             return Outcome(pages.text_of(output), wanted, listed)
         return Outcome(f"There is no tool {call.name}.", failed="invalid_tool_input")
 

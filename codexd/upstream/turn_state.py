@@ -15,6 +15,10 @@ class TurnStates:
     def __init__(self) -> None:
         self._states: dict[bytes, str] = {}
 
+    @property
+    def any(self) -> bool:
+        return bool(self._states)
+
     def find(self, call: Call) -> str | None:
         """Returns the state to send; None if there is none, or if the user has said something since."""
         # Digests take a millisecond a megabyte, so none is made where no state is known.

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from codexd.config.model import Config, Storage
 from codexd.state import responses
-from codexd.state.responses import ResponseStore
+from codexd.state.responses import OVERHEAD, ResponseStore
 from support.asgi import client
 from support.backend import CALLED, REASONED, Counting, texts
 from support.upstream import ADDED, Json, done, text
@@ -163,17 +163,18 @@ def make(folder: Path, moment: list[float], **fields: Any) -> ResponseStore:
 
 
 def add(store: ResponseStore, name: str, size: int = 10) -> None:
-    store.add(name, [], msgspec.json.encode({"id": name, "output": [], "text": "x" * size}))
+    response = msgspec.json.encode({"id": name, "output": [], "text": "x" * size})
+    store.add(store.entry(name, [], response, 0))
 
 
 async def test_the_oldest_and_the_old_go(tmp_path: Path) -> None:
     moment = [NOW]
-    store = make(tmp_path, moment, response_bytes=2000, response_seconds=60)
+    store = make(tmp_path, moment, response_bytes=5 * (OVERHEAD + 400), response_seconds=60)
     for number in range(10):
         add(store, f"r{number}", 300)
     assert [number for number in range(10) if store.get(f"r{number}")] == [5, 6, 7, 8, 9]
     add(store, "r9", 10)
-    add(store, "huge", 5000)
+    add(store, "huge", 6 * OVERHEAD)
     assert store.get("huge") is None
     assert store.get("r8") is not None
     moment[0] += 61
@@ -233,7 +234,7 @@ async def test_what_changes_while_it_is_written_is_written_again(
         nursery.cancel_scope.cancel()
     again = make(tmp_path, [NOW], responses=True).get("resp_a")
     assert again is not None
-    assert b"x" * 50 in bytes(again.response)
+    assert b"x" * 50 in bytes(again.stored().response)
 
 
 async def test_a_disk_that_is_full_costs_the_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ async def test_what_a_connection_remembers_is_bounded(autojump_clock: MockClock,
             await socket.send(create("x" * 1000, store=False, generate=False, previous_response_id=previous))
             event = (await socket.answer())[-1]
             previous, rounds = event.get("response", {}).get("id"), rounds + 1
-        assert event["error"]["code"] == "previous_response_not_found"
+        assert event["error"]["code"] == "request_too_large"
         assert 2 < rounds < 6
 
 

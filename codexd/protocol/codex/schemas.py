@@ -7,6 +7,7 @@ passed on byte for byte. ``strict`` has further rules: every property is require
 keywords are refused.
 """
 
+import contextlib
 import hashlib
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -46,6 +47,9 @@ _NOT_STRICT = frozenset(
 )  # fmt: skip
 """Keywords that the backend refuses with ``strict``."""
 
+MAX_KEPT = 16 * 1024
+"""Bytes of a schema up to which its result is kept."""
+
 MAX_KNOWN = 1024
 
 
@@ -74,10 +78,17 @@ def check(schema: Raw) -> Checked:
             raise
         except msgspec.MsgspecError:
             found = Checked(None, None, False)  # a number that Python does not have: it is the backend's to read
-        if len(_known) >= MAX_KNOWN:
-            del _known[next(iter(_known))]
-        _known[digest] = found
+        if len(data) <= MAX_KEPT:
+            _keep(digest, found)
     return found
+
+
+def _keep(digest: bytes, found: Checked) -> None:
+    # Requests are converted in a thread too, so another one may change the table at any time.
+    if len(_known) >= MAX_KNOWN:
+        with contextlib.suppress(RuntimeError):
+            _known.pop(next(iter(_known)), None)
+    _known[digest] = found
 
 
 def _check(given: object) -> Checked:

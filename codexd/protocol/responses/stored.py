@@ -1,6 +1,7 @@
 """Queries about a stored response: its input items in pages, each with an id, and its compaction. Pure functions."""
 
 import hashlib
+import sys
 from collections.abc import Callable
 
 import msgspec
@@ -96,17 +97,32 @@ def _as_message(item: RawObject) -> RawObject:
     return item
 
 
-def resolved(items: list[RawObject], lookup: Callable[[str], RawObject | None]) -> list[RawObject]:
-    """Returns the items with each ``item_reference`` replaced by what it names. Raises ApiError 404 if unknown."""
+def references(items: list[RawObject]) -> list[str]:
+    """Returns the ids that items name, each once."""
+    return list(dict.fromkeys(plain(item.get("id")) or "" for item in items if _is_reference(item)))
+
+
+def resolved(
+    items: list[RawObject], lookup: Callable[[str], RawObject | None], limit: int = sys.maxsize
+) -> list[RawObject]:
+    """Returns the items with each ``item_reference`` replaced by what it names.
+
+    Raises ApiError 404 if unknown, and 413 if all that are named have more bytes than ``limit``: one item may be named
+    any number of times.
+    """
     if not any(map(_is_reference, items)):
         return items
     found: list[RawObject] = []
+    room = limit
     for index, item in enumerate(items):
         if _is_reference(item):
             name = plain(item.get("id")) or ""
             if (stored := lookup(name)) is None:
                 raise errors.no_such_item(name, f"input[{index}]")
             item = stored
+            room -= sum(len(memoryview(value)) for value in item.values())
+            if room < 0:
+                raise errors.too_large_together(limit)
         found.append(item)
     return found
 

@@ -1,0 +1,38 @@
+"""Work that takes long, off the event loop: in a thread, one piece at a time.
+
+A thread shares the interpreter with the loop: it gives way every few milliseconds, but not inside one call into C. So
+what runs here must be bounded where it is one call. One piece at a time, because each may take many times its input's
+memory. The functions see no trio: what they need of its clock is passed in.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+LARGE = 64 * 1024
+"""Bytes of input from which on work is done here. Less takes less time than a 50th of a second, whatever it is."""
+
+_T = TypeVar("_T")
+
+_PLACE: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("worker")
+
+
+async def run(size: int, function: Callable[[], _T]) -> _T:
+    """Calls the function, here for a small input, else in the worker's thread. Raises what it raises."""
+    if size <= LARGE:
+        return function()
+    try:
+        place = _PLACE.get()
+    except LookupError:
+        place = trio.CapacityLimiter(1)
+        _PLACE.set(place)
+    return await trio.to_thread.run_sync(function, limiter=place)
+
+
+def on_loop(function: Callable[[], None]) -> None:
+    """Calls the function in the loop's thread, also from the worker's, which waits for it."""
+    if trio.lowlevel.in_trio_run():
+        function()
+    else:
+        trio.from_thread.run_sync(function)

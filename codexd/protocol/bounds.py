@@ -1,0 +1,44 @@
+"""Limits of what a JSON document becomes, checked on its bytes, before anything is built of it.
+
+64 MiB of text are one object, and 64 MiB of ``{},`` are twenty million: gigabytes of memory and many seconds. Bytes are
+counted in pieces, so that a thread which does it gives way to others.
+"""
+
+from codexd import errors
+
+_PIECE = 256 * 1024
+
+
+def check(body: bytes, max_items: int) -> None:
+    """Raises ApiError 413 for a JSON document with more than that many values (objects, lists, members, items)."""
+    if len(body) > max_items and _most(body) > max_items and count(body, max_items) > max_items:
+        raise errors.too_many_items(max_items)
+
+
+def _most(body: bytes) -> int:
+    """Returns a number that the document's values cannot exceed; a text with code in it may have a high one."""
+    found = 0
+    for at in range(0, len(body), _PIECE):
+        found += sum(body.count(mark, at, at + _PIECE) for mark in (b",", b"[", b"{"))
+    return found
+
+
+def count(body: bytes, most: int) -> int:
+    """Returns the number of a document's values, or any number above ``most``, as soon as it is known.
+
+    Each value follows a comma or is the first in an object or a list. The document need not be valid.
+    """
+    found, inside, at, size = 0, False, 0, len(body)
+    while at < size and found <= most:
+        end = min(at + _PIECE, size)
+        piece = body[at:end]
+        if (end - at - len(piece.rstrip(b"\\"))) % 2:
+            end += 1  # not between a backslash and what it escapes
+            piece = body[at:end]
+        # Backslashes are only in strings: without escaped ones, and then escaped quotes, each quote is a string's end.
+        parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        outside = b"".join(parts[inside::2])
+        found += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        inside ^= not len(parts) % 2
+        at = end
+    return found
