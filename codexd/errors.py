@@ -100,7 +100,8 @@ def too_large_together(limit: int) -> ApiError:
 def too_many_items(limit: int) -> ApiError:
     return ApiError(
         413,
-        f"The request has more than {limit} JSON values (objects, lists, members and items). Send less, or raise "
+        f"The request has more than {limit} JSON values (objects, lists, members, items; 50 escapes count as one). "
+        "Send less, or raise "
         "server.max_items.",
         code="request_too_large",
     )

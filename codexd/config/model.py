@@ -112,8 +112,9 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(ge=1000, le=10_000_000),
         _about(
-            "Maximum number of JSON values (objects, lists, members and items) in a request: what a body becomes takes "
-            "more memory and time than its bytes. A long conversation with many tools has some ten thousand."
+            "Maximum number of JSON values (objects, lists, members and items; 50 escapes in texts count as one) in a "
+            "request: what a body becomes takes more memory and time than its bytes. A long conversation with many "
+            "tools has some ten thousand."
         ),
     ] = 100_000
     websocket: Annotated[

@@ -6,21 +6,33 @@ counted in pieces, so that a thread which does it gives way to others.
 
 from codexd import errors
 
+ESCAPES = 50
+"""Escapes in texts, such as line ends, that count as one value: their decoding is one call that cannot be parted."""
+
 _PIECE = 256 * 1024
 
 
 def check(body: bytes, max_items: int) -> None:
     """Raises ApiError 413 for a JSON document with more than that many values (objects, lists, members, items)."""
-    if len(body) > max_items and _most(body) > max_items and count(body, max_items) > max_items:
+    if exceeds(body, max_items):
         raise errors.too_many_items(max_items)
+
+
+def exceeds(body: bytes, most: int) -> bool:
+    """Returns whether a JSON document has more values, of which ESCAPES escapes in its texts count as one."""
+    if len(body) <= most:
+        return False
+    escapes = _count(body, b"\\") // ESCAPES
+    return escapes > most or (_most(body) + escapes > most and count(body, most) + escapes > most)
 
 
 def _most(body: bytes) -> int:
     """Returns a number that the document's values cannot exceed; a text with code in it may have a high one."""
-    found = 0
-    for at in range(0, len(body), _PIECE):
-        found += sum(body.count(mark, at, at + _PIECE) for mark in (b",", b"[", b"{"))
-    return found
+    return sum(_count(body, mark) for mark in (b",", b"[", b"{"))
+
+
+def _count(body: bytes, mark: bytes) -> int:
+    return sum(body.count(mark, at, at + _PIECE) for at in range(0, len(body), _PIECE))
 
 
 def count(body: bytes, most: int) -> int:

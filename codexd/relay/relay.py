@@ -37,6 +37,7 @@ from codexd import errors
 from codexd.errors import ApiError
 from codexd.lowlevel import timers, workers
 from codexd.lowlevel.workers import LARGE
+from codexd.protocol import bounds
 from codexd.protocol.codex.events import Usage
 from codexd.protocol.conversion import Conversion
 from codexd.relay.pacing import Deadlines, Pacing
@@ -46,6 +47,9 @@ DRAIN_PATIENCE = 0.5
 
 MAX_ANSWER = 256 * 1024 * 1024
 """Bytes of the events of one answer. The longest ones, with several images, have a tenth of it."""
+
+MAX_VALUES = 100_000
+"""JSON values of an event."""
 
 Header = tuple[str, str]
 
@@ -79,6 +83,14 @@ class Client(Protocol):
     async def write_rest(self, rest: memoryview | bytes) -> None: ...
 
     async def end(self) -> None: ...
+
+
+def _convert_bounded(conversion: Conversion, events: Sequence[bytes]) -> bytes:
+    """Converts large events, unless one would become too much; a small one cannot."""
+    if any(bounds.exceeds(event, MAX_VALUES) for event in events):
+        conversion.state.error = errors.upstream_unreadable(f"an event of its answer has over {MAX_VALUES} values")
+        return b""
+    return conversion.feed(events)
 
 
 async def write(client: Client, data: bytes) -> None:
@@ -235,7 +247,7 @@ class Relay:
         while self._keeping_alive is not None:
             await self._keeping_alive.wait()  # the conversion makes its frame
         pacing.writing = True
-        out = await workers.run(sys.maxsize, partial(conversion.feed, events))
+        out = await workers.run(sys.maxsize, partial(_convert_bounded, conversion, events))
         pacing.wrote(trio.current_time())
         self._heard()
         if self._client is not None:

@@ -301,18 +301,18 @@ class Upstream:
 async def read_call(stream: trio.SocketStream) -> Call | None:
     connection = h11.Connection(h11.SERVER)
     request: h11.Request | None = None
-    body = b""
+    pieces: list[bytes] = []
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
-            data = await stream.receive_some(65536)
+            data = await stream.receive_some(1024 * 1024)
             connection.receive_data(data)
         elif isinstance(event, h11.Request):
             request = event
         elif isinstance(event, h11.Data):
-            body += event.data
+            pieces.append(bytes(event.data))
         elif isinstance(event, h11.EndOfMessage) and request is not None:
-            return Call(request, body, stream)
+            return Call(request, b"".join(pieces), stream)
         else:
             return None
 

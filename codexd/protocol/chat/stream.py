@@ -266,9 +266,12 @@ class ChatStream:
         chunks = self._text(output_index, rest, whole=True) + self._flush()
         refusal = self._rest(state.refusal, "".join(part.refusal for part in parts))
         chunks += self._refusal(output_index, refusal, whole=True)
-        if (found := list(self._citations(output_index, parts))) and not self.done and not state.commentary:
-            chunks += self._chunks(Delta(annotations=found))
+        if any(part.annotations for part in parts) and not self.done and not state.commentary:
+            chunks += self._cited(list(self._citations(output_index, parts)))
         return chunks
+
+    def _cited(self, found: list[Citation]) -> list[Chunk]:
+        return self._chunks(Delta(annotations=found)) if found else []
 
     def _rest(self, before: list[str], whole: str) -> str:
         """Returns what is left to send of a complete text, nothing if what was sent is not how it begins."""

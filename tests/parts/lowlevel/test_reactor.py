@@ -101,3 +101,40 @@ async def test_a_flood_leaves_room_for_others(
             await trio.lowlevel.checkpoint()
             turns += 1
     assert turns > 500
+
+
+async def test_steps_that_take_long_let_others_run_between_them(
+    pairs: Callable[[], tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, order, over = [0.0], list[str](), trio.Event()
+    monkeypatch.setattr(reactor, "perf_counter", lambda: clock[0])
+
+    def step_of(ours: socket.socket) -> Callable[[], bool]:
+        def step() -> bool:
+            ours.recv(100)
+            clock[0] += reactor.TURN * 0.6
+            order.append("step")
+            if order.count("step") == 40:
+                over.set()
+            return True
+
+        return step
+
+    async def bystander() -> None:
+        while not over.is_set():
+            await trio.lowlevel.checkpoint()
+            order.append("other")
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            streams = [pairs() for _ in range(40)]
+            for ours, _ in streams:
+                nursery.start_soon(watch, ours.fileno(), step_of(ours))
+            await trio.testing.wait_all_tasks_blocked()
+            for _, theirs in streams:
+                theirs.send(b"x")
+            nursery.start_soon(bystander)
+            await over.wait()
+            nursery.cancel_scope.cancel()
+    runs = "".join("s" if each == "step" else "." for each in order).strip(".").split(".")
+    assert max(map(len, runs)) <= 4  # two in each of two turns, whose order is random
