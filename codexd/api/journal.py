@@ -15,6 +15,10 @@ _UNINTERESTING = ("/health", "/metrics")
 """Endpoints of probes, which come every few seconds and would push other requests out of ``recent``."""
 
 
+AT_ONCE = 64
+"""Requests in progress that are described without letting others run."""
+
+
 class Journal:
     """``limits`` are the account's newest known; ``clock`` gives Unix seconds.
 
@@ -54,6 +58,16 @@ class Journal:
     def _touch(self, record: Record) -> None:
         if record.endpoint != "/health":
             self.last_request = trio.current_time()
+
+    async def all_in_progress(self) -> list[Trace]:
+        """Returns all requests in progress, oldest first, and lets others run meanwhile: there may be thousands."""
+        traces = []
+        for number, record in enumerate(list(self._in_progress), 1):
+            if record in self._in_progress:
+                traces.append(record.trace(self._clock(), over=False, bodies=False))
+            if number % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        return sorted(traces, key=lambda trace: trace.at)
 
     def in_progress(self, begin: str = "", *, bodies: bool = False) -> list[Trace]:
         """Returns the requests in progress whose id starts with ``begin``, oldest first."""

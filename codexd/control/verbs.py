@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from typing import assert_never
 
 import msgspec
@@ -86,7 +87,7 @@ class Verbs:
             case wire.Metrics():
                 await say(wire.MetricsText(text=self._services.api.service.metrics_text().decode()))
             case wire.Top():
-                await say(self._top())
+                await say(await self._top())
             case wire.Log():
                 await self._log(request, say)
             case wire.Explain():
@@ -94,7 +95,7 @@ class Verbs:
             case wire.SetLevel():
                 await say(self._level(request))
             case wire.History():
-                await say(self._history(request))
+                await say(await self._history(request))
             case wire.PromptsList():
                 await say(self._prompts())
             case wire.PromptsShow():
@@ -114,14 +115,14 @@ class Verbs:
 
     # --- requests, log, history
 
-    def _top(self) -> wire.TopReport:
+    async def _top(self) -> wire.TopReport:
         services, usage = self._services, self._services.upstream.limits()
         return wire.TopReport(
             now=services.clock(),
             daemon_version=__version__,
             uptime_seconds=int(trio.current_time() - services.lifecycle.started),
             signed_in=services.session.signed_in,
-            requests=services.journal.in_progress(),
+            requests=await services.journal.all_in_progress(),
             errors=services.journal.recent.errors()[-ERRORS_SHOWN:],
             finished=sum(hour.requests for hour in services.usage.hours()),
             usage=None if usage is None else _report(usage),
@@ -162,16 +163,8 @@ class Verbs:
         until = None if level.until is None else int(level.until)
         return wire.LevelReport(level=level.current, configured=level.configured, until=until)
 
-    def _history(self, request: wire.History) -> wire.HistoryReport:
-        summed: dict[tuple[str, ...], Row] = {}
-        for row in self._services.usage.since(request.since):
-            day, model, key = (
-                value if column in request.by else ""
-                for column, value in (("day", row.day), ("model", row.model), ("key", row.key))
-            )
-            total = summed.setdefault((day, model, key), Row(day=day, model=model, key=key))
-            total.join(row)
-        rows = [summed[place] for place in sorted(summed)]
+    async def _history(self, request: wire.History) -> wire.HistoryReport:
+        rows = await trio.to_thread.run_sync(_summed, self._services.usage.since(request.since), request.by)
         shares = self._services.usage.shares.rows() if request.by == ["key"] else []
         return wire.HistoryReport(since=request.since, by=request.by, rows=rows, shares=shares)
 
@@ -347,3 +340,13 @@ def _shown(attempt: Attempt, *, joined: bool) -> wire.DeviceCode | wire.Authoriz
 
 def _report(limits: Limits, why: str | None = None) -> wire.UsageReport:
     return wire.UsageReport(**msgspec.structs.asdict(limits), why=why)
+
+
+def _summed(rows: list[Row], by: Sequence[str]) -> list[Row]:
+    """Returns the sums of the rows that are alike in these columns; of thousands, so in a thread."""
+    summed: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        columns = (("day", row.day), ("model", row.model), ("key", row.key))
+        day, model, key = (value if column in by else "" for column, value in columns)
+        summed.setdefault((day, model, key), Row(day=day, model=model, key=key)).join(row)
+    return [summed[place] for place in sorted(summed)]

@@ -6,6 +6,7 @@ completely the old one or completely the new one.
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 
@@ -30,6 +31,26 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+class Newest:
+    """Writes of one file's contents from several threads, of which the newest stay."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._given = self._written = 0
+
+    def number(self) -> int:
+        """Returns a higher number with each call: that of the contents that are made now."""
+        self._given += 1
+        return self._given
+
+    def write(self, number: int, path: Path, data: bytes) -> None:
+        """Writes durably, unless newer contents were. Raises OSError."""
+        with self._lock:
+            if number > self._written:
+                write_durably(path, data)
+                self._written = number
 
 
 def set_aside(path: Path) -> Path | None:

@@ -10,8 +10,10 @@ import hmac
 import math
 import re
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,8 +23,9 @@ from msgspec import Struct
 
 from codexd import errors
 from codexd.config.model import Config, KeyLimits
+from codexd.lowlevel import workers
 from codexd.protocol import decoding
-from codexd.state.files import set_aside, write_durably
+from codexd.state.files import Newest, set_aside
 
 PREFIX = "sk-codexd-"
 MAX_KEYS = 1000
@@ -86,6 +89,7 @@ class Keys:
         self._used: dict[str, int] = {}
         self._uses: dict[str, _Use] = {}
         self._unsaved = self._retired = False
+        self._writes = Newest()
         self.fault: str | None = None
         self._load()
         self.configure(config)
@@ -231,7 +235,7 @@ class Keys:
         try:
             while True:
                 await trio.sleep(SAVE_INTERVAL)
-                self.save_times()
+                await self._save_times_in_thread()
         finally:
             self.save_times()
 
@@ -241,15 +245,27 @@ class Keys:
         self._retired = True
 
     def save_times(self) -> None:
+        if (data := self._with_times()) is not None:
+            self._write_times(self._writes.number(), data)
+
+    async def _save_times_in_thread(self) -> None:
+        """Saves while all streams go on: a disk may take its time."""
+        if (data := self._with_times()) is not None:
+            await workers.run(sys.maxsize, partial(self._write_times, self._writes.number(), data))
+
+    def _with_times(self) -> bytes | None:
+        """Returns the file's new contents; None if there is nothing to save."""
         if not self._unsaved or self.fault is not None or self._retired:
-            return
+            return None
         for name, moment in self._used.items():
             if name in self._made:
                 self._made[name].last_used_at = moment
         self._unsaved = False
+        return _file_of(self._made) if self._made else None
+
+    def _write_times(self, number: int, data: bytes) -> None:
         try:
-            if self._made:
-                self._save(self._made)
+            self._writes.write(number, self._path, data)
         except OSError as error:
             log.warning("the keys' last-used times could not be saved", reason=str(error))
 
@@ -264,7 +280,7 @@ class Keys:
         self._index()
 
     def _save(self, made: Mapping[str, Key]) -> None:
-        write_durably(self._path, msgspec.json.format(msgspec.json.encode(_KeysFile(list(made.values())))) + b"\n")
+        self._writes.write(self._writes.number(), self._path, _file_of(made))
 
     def _load(self) -> None:
         try:
@@ -290,6 +306,10 @@ class Keys:
             raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
         if aside is not None:
             log.warning("the client keys that cannot be used are kept aside", path=str(aside))
+
+
+def _file_of(made: Mapping[str, Key]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(_KeysFile(list(made.values())))) + b"\n"
 
 
 def _digest_of(key: str) -> bytes:

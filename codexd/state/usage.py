@@ -3,7 +3,9 @@
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -11,15 +13,17 @@ import structlog
 import trio
 from msgspec import Struct
 
+from codexd.lowlevel import workers
 from codexd.protocol import decoding
 from codexd.protocol.codex.rate_limits import Window
-from codexd.state.files import set_aside, write_durably
+from codexd.state.files import Newest, set_aside
 from codexd.state.shares import Share, Shares
 from codexd.telemetry.tokens import Hour, Row
 from codexd.telemetry.trace import Trace
 
 SAVE_INTERVAL = 900.0
-"""Seconds. A save waits for the disk, which delays all streams."""
+"""Seconds."""
+
 MAX_ROWS = 10_000
 """Rows (day, model, key); beyond this the oldest are removed. Enough for a year with a dozen models and keys."""
 
@@ -45,6 +49,7 @@ class Ledger:
         self._hours: dict[int, Hour] = {}
         self._unsaved = False
         self._retired = False
+        self._writes = Newest()
         self.shares = Shares()
         self._load()
 
@@ -96,28 +101,42 @@ class Ledger:
         try:
             while True:
                 await trio.sleep(SAVE_INTERVAL)
-                self.save()
+                await self._save_in_thread()
         finally:
             self.save()
 
     def retire(self) -> None:
         """Saves, and counts into another file from now on: a successor may own this one, and will merge the other."""
         self.save()
-        self._rows, self._hours, self._unsaved = {}, {}, False
+        self._rows, self._hours, self._unsaved, self._writes = {}, {}, False, Newest()
         self._path = self._path.with_name(f"{self._path.stem}-late-{os.getpid()}.json")
         self._retired = True
 
     def save(self) -> None:
+        if (data := self._taken()) is not None:
+            self._write(self._writes.number(), self._path, data)
+
+    async def _save_in_thread(self) -> None:
+        """Saves while all streams go on: a disk may take its time. An end meanwhile saves again."""
+        if (data := self._taken()) is not None:
+            await workers.run(sys.maxsize, partial(self._write, self._writes.number(), self._path, data))
+
+    def _taken(self) -> bytes | None:
+        """Returns the file's new contents; None if nothing has changed since the last save."""
         if not self._retired:
             self._take_up()
         if not self._unsaved:
-            return
+            return None
+        self._unsaved = False
+        file = _UsageFile(list(self._rows.values()), list(self._hours.values()), self.shares.rows())
+        return msgspec.json.encode(file) + b"\n"
+
+    def _write(self, number: int, path: Path, data: bytes) -> None:
         try:
-            file = _UsageFile(list(self._rows.values()), list(self._hours.values()), self.shares.rows())
-            write_durably(self._path, msgspec.json.encode(file) + b"\n")
-            self._unsaved = False
+            self._writes.write(number, path, data)
         except OSError as error:
-            log.warning("the usage could not be saved; trying again later", path=str(self._path), reason=str(error))
+            self._unsaved = True
+            log.warning("the usage could not be saved; trying again later", path=str(path), reason=str(error))
 
     def _take_up(self) -> None:
         """Merges the usage that predecessors counted while they drained."""

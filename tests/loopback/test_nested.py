@@ -13,7 +13,7 @@ from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, te
 
 pytestmark = pytest.mark.loopback
 
-DEEP = b"[" * 100_000
+DEEP = b"[" * 60_000
 
 FILES = {
     "tokens.json": b'{"access_token": "a", "x": %b' % DEEP,

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from codexd.config.model import Config, KeyLimits, Server
 from codexd.errors import ApiError
+from codexd.state import files
 from codexd.state import keys as module
 from codexd.state.keys import SAVE_INTERVAL, Keys
 
@@ -106,7 +107,7 @@ def test_a_file_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_durably", full)
+    monkeypatch.setattr(files, "write_durably", full)
     assert "No space left" in refusal(keys.add, "b")
     assert "No space left" in refusal(keys.revoke, "a")
     assert keys.check(key) == "a"
@@ -123,7 +124,7 @@ def test_a_bad_file_that_cannot_be_replaced_keeps_the_door_closed(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_durably", full)
+        patch.setattr(files, "write_durably", full)
         assert "No space left" in refusal(keys.add, "a")
     assert keys.required
     assert make(tmp_path).required

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from codexd.state import usage
+from codexd.state import files, usage
 from codexd.state.usage import Ledger
 from codexd.telemetry.tokens import Tokens
 from codexd.telemetry.trace import KEPT, Recent, Spans, Trace
@@ -132,7 +132,7 @@ def test_a_disk_that_is_full_costs_nothing_but_a_line(tmp_path: Path, monkeypatc
     book = Ledger(tmp_path / "usage.json", clock=Clock())
     book.add(trace())
     with monkeypatch.context() as patch:
-        patch.setattr(usage, "write_durably", full)
+        patch.setattr(files, "write_durably", full)
         book.save()
     book.save()
     assert msgspec.json.decode((tmp_path / "usage.json").read_bytes())["rows"]
@@ -149,3 +149,11 @@ def test_the_last_requests_are_found_by_their_ids() -> None:
     assert (found := recent.find("req_7")) is not None and found.id == "req_7"
     assert (found := recent.find("req_")) is not None and found.id == f"req_{KEPT - 1}"
     assert recent.find("nobody") is None
+
+
+def test_of_two_writes_at_once_the_newest_stays(tmp_path: Path) -> None:
+    writes, path = files.Newest(), tmp_path / "a"
+    older, newer = writes.number(), writes.number()
+    writes.write(newer, path, b"newer")
+    writes.write(older, path, b"older")
+    assert path.read_bytes() == b"newer"
