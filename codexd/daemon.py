@@ -38,6 +38,7 @@ from codexd.config.paths import state_dir
 from codexd.control import server as control_server
 from codexd.control.verbs import Verbs
 from codexd.errors import ApiError, CannotStart, ConfigError
+from codexd.lowlevel import workers
 from codexd.protocol.codex import rate_limits
 from codexd.server import hypercorn, sockets
 from codexd.server.connection import Admission
@@ -47,7 +48,7 @@ from codexd.server.serve import serve
 from codexd.services import ConfigInForce, Load, Services, build
 from codexd.state import files
 from codexd.state.lock import InUse, lock_directory
-from codexd.system import certificates, device_code, support
+from codexd.system import certificates, device_code, memory, support
 from codexd.system.peer import user_ids
 from codexd.system.systemd import Notifier, credential, keep_alive, watchdog_seconds
 from codexd.telemetry.log import configure_logging
@@ -231,7 +232,10 @@ class _Daemon:
             drain_seconds=lambda: self._drain_seconds + LAST_WORDS,
             stop=self._stop.wait,
             dispatch=Dispatch(
-                services.api.find, services.api.serves_websocket, lambda: self._config.server.max_body_bytes
+                services.api.find,
+                services.api.serves_websocket,
+                lambda: self._config.server.max_body_bytes,
+                services.room,
             ),
             admission=Admission(
                 lambda: self._config.server.max_connections, lambda: user_ids(self._config.server.allowed_users)
@@ -269,6 +273,8 @@ class _Daemon:
             if not services.lifecycle.draining and (status := _status(services)) != self._told:
                 self._told = status
                 self._notifier.status(status)
+            if workers.has_worked():
+                await trio.to_thread.run_sync(memory.give_back)
             with trio.move_on_after(STATUS_INTERVAL):
                 await self._changed.wait()
 

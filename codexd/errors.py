@@ -88,6 +88,14 @@ def too_large(limit: int) -> ApiError:
     )
 
 
+def expands_too_much(ratio: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The compressed request becomes more than {ratio} times its size. Send it without content-encoding.",
+        code="request_too_large",
+    )
+
+
 def too_large_together(limit: int) -> ApiError:
     return ApiError(
         413,
@@ -453,6 +461,25 @@ def too_many_requests(limit: int) -> ApiError:
         f"codexd is answering {limit} requests already (server.max_requests). Try again in a moment.",
         code="server_is_busy",
         retry_after=1,
+    )
+
+
+def no_memory(size: int) -> ApiError:
+    return ApiError(
+        503,
+        f"The memory for requests ({size >> 20} MiB) is in use by others. Try again in a moment, or raise "
+        "server.memory_mb.",
+        code="server_is_busy",
+        retry_after=2,
+    )
+
+
+def needs_more_memory(size: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request needs more memory than all requests may have ({size >> 20} MiB). Send less, or raise "
+        "server.memory_mb.",
+        code="request_too_large",
     )
 
 

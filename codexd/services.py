@@ -25,6 +25,8 @@ from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys
 from codexd.state.responses import ResponseStore
 from codexd.state.usage import Ledger
+from codexd.system import memory
+from codexd.system.memory import Room
 from codexd.telemetry.level import LevelOverride
 from codexd.telemetry.log import configure_logging
 from codexd.upstream.account_tools import AccountTools
@@ -91,6 +93,7 @@ class Services:
     images: ImageStore
     responses: ResponseStore
     usage: Ledger
+    room: Room
     instructions: Instructions
     pipeline: Pipeline
     journal: Journal
@@ -109,6 +112,7 @@ class Services:
             log.error("the configuration cannot be used; the old one stays in force", reason=str(error))
             raise ConfigError(f"logging.dir: {error.filename}: {error.strerror}") from error
         self.config.current, self.config.origin = config, origin
+        config, self.room.size = fitted(config)
         self.upstream.configure(config.backend)
         self.account.configure(config.backend)
         self.images.configure(config.storage)
@@ -145,6 +149,22 @@ def compare(old: Config, wanted: Config) -> tuple[Change, Config]:
     return change, Config(**sections)
 
 
+def fitted(config: Config) -> tuple[Config, int]:
+    """Returns the configuration with stores that fit into the memory, and the bytes that are left for requests."""
+    server, storage, codex = config.server, config.storage, config.codex
+    shares = memory.divided(
+        memory.total() if server.memory_mb is None else server.memory_mb * memory.MIB,
+        responses=storage.response_bytes,
+        images=storage.image_bytes,
+        reasoning=codex.reasoning_memory_bytes,
+    )
+    return msgspec.structs.replace(
+        config,
+        storage=msgspec.structs.replace(storage, response_bytes=shares.responses, image_bytes=shares.images),
+        codex=msgspec.structs.replace(codex, reasoning_memory_bytes=shares.reasoning),
+    ), shares.requests
+
+
 def identity(config: Config) -> dict[str, str]:
     """Returns the headers that identify the client to the issuer, for refresh and revocation."""
     return {"originator": config.backend.originator, "user-agent": user_agent(config.backend)}
@@ -175,7 +195,8 @@ def compose(
     on_change: Callable[[], None] = lambda: None,
 ) -> Services:
     """Builds the services over an HTTP client and a transport for streams, if any. ``on_change``: see ``Session``."""
-    config = in_force.current
+    config, size = fitted(in_force.current)
+    room = Room(size)
     issuer = Issuer(client, config.oauth, identity(config))
     session = Session(state / "tokens.json", issuer=issuer, clock=clock, on_change=on_change)
     logins = Logins(issuer, session, config.oauth, config.backend.originator, clock=clock)
@@ -221,6 +242,7 @@ def compose(
         images=images,
         responses=responses,
         usage=usage,
+        room=room,
         instructions=instructions,
         pipeline=pipeline,
         journal=journal,
@@ -236,6 +258,7 @@ def compose(
             images=images,
             responses=responses,
             usage=usage,
+            room=room,
             faults=lambda: lifecycle.keepers.faults,
         ),
     )

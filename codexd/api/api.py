@@ -33,6 +33,7 @@ from codexd.state.images import ImageStore
 from codexd.state.keys import Keys
 from codexd.state.responses import ResponseStore
 from codexd.state.usage import Ledger
+from codexd.system.memory import UNBOUNDED, Room
 from codexd.upstream.account_tools import AccountTools
 from codexd.upstream.catalog import Catalog
 from codexd.upstream.client import Upstream
@@ -47,7 +48,7 @@ WEBSOCKET = ("/responses", "/v1/responses")
 class Api:
     """All endpoints. ``pipeline`` makes the answers, ``journal`` accounts for them.
 
-    ``faults`` returns the background tasks that have failed, for the health.
+    ``room`` is the memory for requests under way. ``faults`` returns the background tasks that have failed.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Api:
         images: ImageStore,
         responses: ResponseStore,
         usage: Ledger,
+        room: Room = UNBOUNDED,
         faults: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._pipeline = pipeline
@@ -73,9 +75,9 @@ class Api:
         self._budget = Budget(keys, usage, upstream.limits, clock=pipeline.clock)
         self._serving = 0
         stored = ResponsesEndpoints(pipeline, responses)
-        self.websocket = ResponsesWebsocket(stored, self._access, keys, self._budget, journal)
+        self.websocket = ResponsesWebsocket(stored, self._access, keys, self._budget, journal, room)
         self.service = ServiceEndpoints(
-            pipeline, journal, session, keys, catalog, upstream, usage, lambda: self._router.routes, faults
+            pipeline, journal, session, keys, catalog, upstream, usage, lambda: self._router.routes, faults, room
         )
         endpoints = (
             ChatEndpoints(pipeline),

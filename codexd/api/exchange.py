@@ -24,11 +24,12 @@ from codexd import errors
 from codexd.api.record import Record
 from codexd.errors import ApiError
 from codexd.lowlevel import workers
-from codexd.protocol import codings, decoding
+from codexd.protocol import bounds, codings, decoding
 from codexd.protocol.decoding import TooDeep
 from codexd.protocol.members import place_of
 from codexd.relay.relay import Client, Header
-from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, ServerRequest
+from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, NoMemory, ServerRequest
+from codexd.system.memory import Hold
 
 STREAM_HEADERS: Sequence[Header] = (
     ("cache-control", "no-cache, no-transform"),
@@ -71,7 +72,7 @@ Reply = Document | StreamedBody
 class Exchange:
     """The argument of an endpoint: the request, its record, and the names in its path."""
 
-    __slots__ = ("_max_body", "_request", "headers", "method", "names", "path", "record", "server")
+    __slots__ = ("_max_body", "_request", "headers", "memory", "method", "names", "path", "record", "server")
 
     def __init__(self, request: ServerRequest, record: Record, names: dict[str, str], max_body: int) -> None:
         self._request = request
@@ -82,6 +83,7 @@ class Exchange:
         self.method = request.method
         self.path = request.path
         self.server = request.server
+        self.memory = record.memory = request.memory
 
     @property
     def client(self) -> tuple[str, int] | None:
@@ -93,19 +95,34 @@ class Exchange:
         return dict(parse_qsl(self._request.query.decode("latin-1"), keep_blank_values=True))
 
     async def body(self) -> bytes:
-        """Returns the request's body, decompressed. Raises ApiError 400, 408, 413 or 415."""
+        """Returns the request's body, decompressed. Raises ApiError 400, 408, 413, 415 or 503."""
         try:
             data = await self._request.body()
         except BodyTooLarge as error:
             raise errors.too_large(self._max_body) from error
         except BodyTimeout as error:
             raise errors.body_timeout(BODY_TIMEOUT) from error
+        except NoMemory as error:
+            raise errors.no_memory(self.memory.room.size) from error
         coding = self.headers.get("content-encoding", "")
         if coding:
             # Whatever its size is, it may become much.
             data = await workers.run(sys.maxsize, partial(_decoded, coding, data, self._max_body))
         self.record.weight = len(data)
+        take(self.memory, data)
         return data
+
+
+BYTES, VALUES = 2, 300
+"""What a request takes beside its body: bytes for each byte and for each value, measured."""
+
+
+def take(memory: Hold, data: bytes) -> None:
+    """Takes the memory that a body will need, converted. Raises ApiError 413 or 503."""
+    needed = BYTES * len(data) + VALUES * bounds.estimate(data)
+    if not memory.take(needed):
+        size = memory.room.size
+        raise errors.needs_more_memory(size) if needed + memory.taken > size else errors.no_memory(size)
 
 
 async def answer(exchange: Exchange, request: ServerRequest, reply: Awaitable[Reply]) -> None:
@@ -178,6 +195,8 @@ def _is_cancellation(error: BaseException) -> bool:
 
 def _decoded(coding: str, data: bytes, limit: int) -> bytes:
     log.debug("the request is compressed", body_encoding=coding[:40], size=len(data))
+    expands = codings.most(len(data)) < limit
+    limit = min(limit, codings.most(len(data)))
     try:
         body = codings.decompress(coding, data, limit)
     except LookupError as error:
@@ -189,7 +208,7 @@ def _decoded(coding: str, data: bytes, limit: int) -> bytes:
     except codings.Undecodable as error:
         raise errors.bad_request(f"The request body is not valid {coding[:40]}: {error}") from error
     if len(body) > limit:
-        raise errors.too_large(limit)
+        raise errors.expands_too_much(codings.RATIO) if expands else errors.too_large(limit)
     return body
 
 

@@ -352,10 +352,16 @@ class Pipeline:
 
         attempts = Attempts(self._upstream, call, reduced)
         if converted.hosted is None:
-            relay = Relay(attempts.open, conversion, self._limits, self.config.backend, attempts.forget)
+            # A response keeps its conversation, to store it, until the end.
+            def forget() -> None:
+                attempts.forget()
+                if not lossless:
+                    record.memory.release()
+
+            relay = Relay(attempts.open, conversion, self._limits, self.config.backend, forget, memory=record.memory)
         else:
             answers = HostedAnswers(self._upstream, self._account, attempts, converted.hosted)
-            relay = Relay(answers.open, conversion, self._limits, self.config.backend)
+            relay = Relay(answers.open, conversion, self._limits, self.config.backend, memory=record.memory)
         self._relays.add(relay)
         record.relays.append(relay)
         return relay

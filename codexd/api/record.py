@@ -12,6 +12,7 @@ from codexd.errors import ApiError
 from codexd.protocol.adjustments import Adjustment
 from codexd.protocol.codex.events import Usage
 from codexd.relay.relay import Header, Relay
+from codexd.system.memory import UNBOUNDED
 from codexd.telemetry.log import redact, usable_request_id
 from codexd.telemetry.tokens import Tokens
 from codexd.telemetry.trace import MAX_BODY, Spans, Timings, Trace
@@ -44,8 +45,8 @@ class Record:
 
     __slots__ = (
         "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "limited",
-        "message", "method", "model", "path", "received", "relays", "sent", "started", "status", "stream_type",
-        "streamed", "timings", "usage", "weight",
+        "memory", "message", "method", "model", "path", "received", "relays", "sent", "started", "status",
+        "stream_type", "streamed", "timings", "usage", "weight",
     )  # fmt: skip
 
     def __init__(self, request_id: str, method: str = "", path: str = "", endpoint: str = "") -> None:
@@ -65,6 +66,7 @@ class Record:
         self.complete = False
         self.adjusted: dict[Adjustment, None] = {}
         self.weight = 0
+        self.memory = UNBOUNDED.hold()
         self.cors: Sequence[Header] = ()
         self.counted = False
         self.key: str | None = None

@@ -17,6 +17,7 @@ from codexd.errors import ApiError
 from codexd.relay.relay import Client, write
 from codexd.state.keys import Keys
 from codexd.state.usage import Ledger
+from codexd.system.memory import Room
 from codexd.telemetry.metrics import CONTENT_TYPE, Gauges
 from codexd.upstream.catalog import Catalog
 from codexd.upstream.client import Upstream
@@ -110,7 +111,9 @@ class ServiceEndpoints:
         ledger: Ledger,
         routes_of_all: Callable[[], Sequence[Route]],
         faults: Callable[[], Mapping[str, str]],
+        room: Room,
     ) -> None:
+        self._room = room
         self._pipeline = pipeline
         self._journal = journal
         self._session = session
@@ -218,6 +221,8 @@ class ServiceEndpoints:
                 websockets_idle=idle,
                 refreshes=session.refreshes,
                 refresh_failures=session.refresh_failures,
+                memory_used=self._room.used,
+                memory_limit=self._room.size,
                 windows=() if known is None else known.windows,
             )
         )

@@ -26,7 +26,7 @@ from quart import Response, websocket
 from codexd import errors
 from codexd.api.access import AccessControl, client_of
 from codexd.api.budget import Budget
-from codexd.api.exchange import TOO_DEEP, failed
+from codexd.api.exchange import TOO_DEEP, failed, take
 from codexd.api.journal import Journal
 from codexd.api.pipeline import Context
 from codexd.api.record import Record, new_id
@@ -40,6 +40,7 @@ from codexd.protocol.responses.stream import own_error
 from codexd.protocol.responses.wire import REQUEST, ResponsesRequest
 from codexd.relay.relay import Header
 from codexd.state.keys import Keys
+from codexd.system.memory import Room
 
 LIFETIME = 3600.0
 """Seconds that a connection may last, as at OpenAI. An answer in progress is finished first."""
@@ -103,8 +104,15 @@ class ResponsesWebsocket:
     """Serves websockets. Each request is admitted again, because its key may have been revoked."""
 
     def __init__(
-        self, endpoints: ResponsesEndpoints, access: AccessControl, keys: Keys, budget: Budget, journal: Journal
+        self,
+        endpoints: ResponsesEndpoints,
+        access: AccessControl,
+        keys: Keys,
+        budget: Budget,
+        journal: Journal,
+        room: Room,
     ) -> None:
+        self._room = room
         self._budget = budget
         self._endpoints = endpoints
         self._access = access
@@ -186,6 +194,7 @@ class ResponsesWebsocket:
         record = _record()
         with structlog.contextvars.bound_contextvars(request_id=record.id), self._journal.entry(record):
             try:
+                record.memory = self._room.hold()
                 record.key = self._admit()
                 with self._keys.counted(record.key):
                     record.status = 200
@@ -197,6 +206,8 @@ class ResponsesWebsocket:
             except Exception as error:
                 log.error("a request met a fault of codexd itself", exc_info=error)
                 await _send_error(errors.internal(record.id), record)
+            finally:
+                record.memory.release()
 
     def _admit(self) -> str | None:
         """Returns the name of the client's key. Raises ApiError 401, 403 or 429."""
@@ -208,6 +219,7 @@ class ResponsesWebsocket:
     async def _respond(self, frame: str | bytes, record: Record, last: Last) -> None:
         data = frame.encode() if isinstance(frame, str) else frame
         record.weight = len(data)
+        take(record.memory, data)
         members, asked, generate = await workers.run(len(data), partial(self._decoded, data))
         before = last.response
         continued = before is not None and plain(members.get("previous_response_id")) == before.id

@@ -7,6 +7,7 @@ import msgspec
 
 from codexd.auth.oauth import Device, RefreshReason, RefreshRequest, RevokeRequest, exchange_form
 from codexd.config.model import OAuth
+from codexd.protocol import codings
 
 MAX_ANSWER = 1024 * 1024
 """Bytes; the largest real answer holds three tokens of a few KiB each."""
@@ -94,12 +95,17 @@ class Issuer:
             response = await self._client.send(request, stream=True)
             try:
                 body = b""
-                async for data in response.aiter_bytes():
-                    body += data
-                    if len(body) > MAX_ANSWER:
-                        raise IssuerUnreachable("the sign-in server's answer is too large")
+                coding = response.headers.get("content-encoding", "")
+                expander = codings.Expander(coding)
+                async for data in response.aiter_raw() if coding else response.aiter_bytes():
+                    for piece in expander.feed(data):
+                        body += piece
+                        if len(body) > MAX_ANSWER:
+                            raise IssuerUnreachable("the sign-in server's answer is too large")
             finally:
                 await response.aclose()
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise IssuerUnreachable(str(error).rstrip(".") or type(error).__name__) from error
+        except (LookupError, codings.Undecodable) as error:
+            raise IssuerUnreachable("the sign-in server's answer is compressed in an unknown way") from error
         return IssuerResponse(response.status_code, body)

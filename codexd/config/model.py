@@ -117,6 +117,14 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "tools has some ten thousand."
         ),
     ] = 100_000
+    memory_mb: Annotated[
+        Annotated[int, Meta(ge=128, le=1_048_576)] | None,
+        _about(
+            "Memory for all that codexd holds, in MiB. Stored responses, images and reasoning get an eighth of it at "
+            "most, and requests for which no room is left get a 503. Unset: four fifths of the unit's or container's "
+            "limit, or a quarter of the machine, 2048 at most."
+        ),
+    ] = None
     websocket: Annotated[
         bool, _about("Also serve `/v1/responses` over websockets. When off, an upgrade is answered with 426.")
     ] = True

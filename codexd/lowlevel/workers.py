@@ -15,6 +15,7 @@ LARGE = 64 * 1024
 
 _T = TypeVar("_T")
 
+_DONE: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("worked")
 _PLACE: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("worker")
 
 
@@ -27,7 +28,18 @@ async def run(size: int, function: Callable[[], _T]) -> _T:
     except LookupError:
         place = trio.CapacityLimiter(1)
         _PLACE.set(place)
+    _DONE.set(True)
     return await trio.to_thread.run_sync(function, limiter=place)
+
+
+def has_worked() -> bool:
+    """Returns whether anything was done here since the last call: then much memory may be free."""
+    try:
+        return _DONE.get()
+    except LookupError:
+        return False
+    finally:
+        _DONE.set(False)
 
 
 def on_loop(function: Callable[[], None]) -> None:

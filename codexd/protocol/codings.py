@@ -1,20 +1,35 @@
-"""The content codings of requests (RFC 9110, section 8.4): gzip, deflate, br and zstd, up to a limit."""
+"""Content codings (RFC 9110, section 8.4): gzip, deflate, br and zstd; of requests up to a limit, of answers in pieces.
+
+A few bytes may become any number of them, so nothing is decoded without a bound.
+"""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 from codexd.protocol import zstd
 from codexd.protocol.zstd import Undecodable
 
-__all__ = ["Undecodable", "decompress"]
+__all__ = ["Expander", "Undecodable", "decompress", "most"]
 
 MAX_CODINGS = 4
 
 MAX_MEMBERS = 16
 """Members of a gzip body (RFC 1952, section 2.2); each takes a copy of what follows it."""
 
+FREE, RATIO = 4 * 1024 * 1024, 200
+"""Bytes that any body may become, and what a larger one may become of each of its bytes. JSON has up to 20."""
+
+PIECE = 256 * 1024
+"""Bytes of an answer that are decoded at once."""
+
 _OVERHEAD = 64 * 1024
 """Bytes by which a coding may make a body larger."""
+
+
+def most(size: int) -> int:
+    """Returns how many bytes a compressed body of that size may become."""
+    return max(FREE, RATIO * size)
 
 
 def decompress(codings: str, data: bytes, limit: int) -> bytes:
@@ -44,9 +59,13 @@ def _gzip(data: bytes, limit: int) -> bytes:
 
 
 def _deflate(data: bytes, limit: int) -> bytes:
-    # Without zlib's header (RFC 1950, section 2.2), as many clients understand the name.
+    return _inflated(zlib.decompressobj(_window_of(data)), data, limit + 1)
+
+
+def _window_of(data: bytes) -> int:
+    # Without zlib's header (RFC 1950, section 2.2), as many understand the name.
     headed = len(data) > 1 and data[0] & 0xF == zlib.DEFLATED and (data[0] << 8 | data[1]) % 31 == 0
-    return _inflated(zlib.decompressobj(zlib.MAX_WBITS if headed else -zlib.MAX_WBITS), data, limit + 1)
+    return zlib.MAX_WBITS if headed else -zlib.MAX_WBITS
 
 
 def _inflated(reader: "zlib._Decompress", data: bytes, size: int) -> bytes:
@@ -80,4 +99,74 @@ _DECODERS: Mapping[str, Callable[[bytes, int], bytes]] = {
     "deflate": _deflate,
     "br": _brotli,
     "zstd": zstd.decompress,
+}
+
+
+# --- in pieces
+
+
+class _Decoder(Protocol):
+    def feed(self, data: bytes) -> Iterator[bytes]: ...
+
+
+class Expander:
+    """Decodes a body that arrives in pieces. ``coding`` is one coding; raises LookupError for an unknown one."""
+
+    def __init__(self, coding: str) -> None:
+        self._decoder: _Decoder | None = None
+        if (name := coding.strip().lower()) not in ("", "identity"):
+            self._decoder = _EXPANDERS[name]()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yields what the data becomes, in pieces of about PIECE bytes at most. Raises Undecodable."""
+        return iter((data,)) if self._decoder is None else self._decoder.feed(data)
+
+
+class _Inflate:
+    def __init__(self, window_of: Callable[[bytes], int]) -> None:
+        self._window_of = window_of
+        self._reader: zlib._Decompress | None = None
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        try:
+            while data:
+                if self._reader is None or self._reader.eof:
+                    self._reader = zlib.decompressobj(self._window_of(data))
+                if found := self._reader.decompress(data, PIECE):
+                    yield found
+                data = self._reader.unconsumed_tail or self._reader.unused_data
+        except zlib.error as error:
+            raise Undecodable(str(error)) from error
+
+
+class _Brotli:
+    def __init__(self) -> None:
+        import brotli  # imported when one comes, as zstd is
+
+        self._brotli: Any = brotli
+        self._reader = brotli.Decompressor()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        try:
+            while found := self._reader.process(data, output_buffer_limit=PIECE):
+                yield found
+                data = b""
+        except self._brotli.error as error:
+            raise Undecodable(str(error)) from error
+
+
+class _Zstd:
+    def __init__(self) -> None:
+        self._decoder = zstd.ZstdDecoder(PIECE)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        return self._decoder.feed(data)
+
+
+_EXPANDERS: Mapping[str, Callable[[], _Decoder]] = {
+    "gzip": lambda: _Inflate(lambda _: zlib.MAX_WBITS | 16),
+    "x-gzip": lambda: _Inflate(lambda _: zlib.MAX_WBITS | 16),
+    "deflate": lambda: _Inflate(_window_of),
+    "br": _Brotli,
+    "zstd": _Zstd,
 }

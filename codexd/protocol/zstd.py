@@ -5,6 +5,7 @@ The module is imported when the first compressed body arrives: few clients compr
 
 import io
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,21 +36,21 @@ def decompress(data: bytes, limit: int) -> bytes:
 
 
 class ZstdDecoder:
-    """Decompresses a body that arrives in pieces."""
+    """Decompresses a body that arrives in pieces; yields pieces of at most ``size`` bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self._zstd = _module()
+        self._size = size
         self._frame = self._zstd.ZstdDecompressor()
 
-    def feed(self, data: bytes) -> bytes:
-        """Returns the bytes that can be decompressed so far. Raises Undecodable."""
-        found = []
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yields the bytes that can be decompressed so far. Raises Undecodable."""
         try:
-            while data:
+            while data or not (self._frame.eof or self._frame.needs_input):
                 if self._frame.eof:
                     self._frame = self._zstd.ZstdDecompressor()
-                found.append(self._frame.decompress(data))
-                data = self._frame.unused_data
+                if found := self._frame.decompress(data, max_length=self._size):
+                    yield found
+                data = self._frame.unused_data if self._frame.eof else b""
         except self._zstd.ZstdError as error:
             raise Undecodable(str(error)) from error
-        return b"".join(found)

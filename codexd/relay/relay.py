@@ -28,7 +28,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import structlog
 import trio
@@ -41,12 +41,16 @@ from codexd.protocol import bounds
 from codexd.protocol.codex.events import Usage
 from codexd.protocol.conversion import Conversion
 from codexd.relay.pacing import Deadlines, Pacing
+from codexd.system.memory import UNBOUNDED, Hold
 
 DRAIN_PATIENCE = 0.5
 """Seconds to wait for the end of the body after the last event, so that the connection can be reused."""
 
 MAX_ANSWER = 256 * 1024 * 1024
 """Bytes of the events of one answer. The longest ones, with several images, have a tenth of it."""
+
+FREE = 1024 * 1024
+"""Bytes of an answer that is collected, up to which they are not counted as memory."""
 
 MAX_VALUES = 100_000
 """JSON values of an event."""
@@ -93,6 +97,14 @@ def _convert_bounded(conversion: Conversion, events: Sequence[bytes]) -> bytes:
     return conversion.feed(events)
 
 
+def _closed() -> NoReturn:
+    raise ValueError("the answer has ended")
+
+
+def _nothing() -> None:
+    pass
+
+
 async def write(client: Client, data: bytes) -> None:
     if data and (rest := client.write_now(data)):
         await client.write_rest(rest)
@@ -105,7 +117,7 @@ class Relay:
 
     ``open`` and ``convert`` make an upstream stream and a conversion for each attempt. ``headers_of`` converts the
     upstream's headers to the client's. ``forget`` is called when a streamed answer has started: it will not be retried,
-    so the request, which may be megabytes, can be released.
+    so the request, which may be megabytes, can be released. ``memory``: of which a collected answer takes.
     """
 
     def __init__(
@@ -114,11 +126,14 @@ class Relay:
         convert: Callable[[], Conversion],
         headers_of: Callable[[UpstreamSource], Sequence[Header]],
         deadlines: Deadlines,
-        forget: Callable[[], None] = lambda: None,
+        forget: Callable[[], object] = lambda: None,
+        *,
+        memory: Hold | None = None,
     ) -> None:
         self._open = open
         self._convert: Callable[[], Conversion] | None = convert
         self._forget = forget
+        self._memory = memory or UNBOUNDED.hold()
         self._headers_of = headers_of
         self._deadlines = deadlines
         self._conversion = convert()
@@ -272,11 +287,7 @@ class Relay:
             for event in events:
                 size += len(event)
             self._received += size
-            if size > LARGE:
-                if self._received > MAX_ANSWER:
-                    state.error = errors.answer_too_large(MAX_ANSWER)
-                else:
-                    self._large = events
+            if (size > LARGE or self._received > FREE) and not self._is_light(events, size):
                 return False
             out = feed(events)
             if self.first_at is None:
@@ -291,11 +302,22 @@ class Relay:
                 if rest := write_now(out):
                     self._rest = rest
                     return False
-            if self._received > MAX_ANSWER:
-                state.error = errors.answer_too_large(MAX_ANSWER)
             return not state.done and state.error is None
 
         return step
+
+    def _is_light(self, events: Sequence[bytes], size: int) -> bool:
+        """Returns whether a read of a large answer can be converted in the step; fails one that is too large."""
+        state = self._conversion.state
+        if self._received > MAX_ANSWER:
+            state.error = errors.answer_too_large(MAX_ANSWER)
+        elif self._client is None and self._received > FREE and not self._memory.take(size):
+            state.error = errors.no_memory(self._memory.room.size)
+        elif size > LARGE:
+            self._large = events
+        else:
+            return True
+        return False
 
     async def _wait_to_write(self, client: Client) -> None:
         """Writes what the step could not write: the start, after a keep-alive, or what the kernel did not accept."""
@@ -320,6 +342,7 @@ class Relay:
             await client.start(self._headers)
             self._started, self._convert = True, None
             self._forget()
+            self._forget = _nothing
             data, self._held = self._held + data, b""
         await write(client, data)
 
@@ -338,6 +361,9 @@ class Relay:
         finally:
             self.running = False
             self._timer.cancel()
+            # This object may be in a cycle and live on for a while; the request, which may be megabytes, need not.
+            self._forget()
+            self._open, self._convert, self._forget = _closed, None, _nothing
 
     def _look(self) -> None:
         """Does what is due, and sets the timer for its next call."""

@@ -7,7 +7,7 @@ sockets, remain. Comments and tests call these faults B0 to B7.
 """
 
 import logging
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 import h11
@@ -16,12 +16,17 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 
 from codexd.errors import CannotStart
 from codexd.server.request import Address, ConnectionWriter, Dispatch, ServerRequest
+from codexd.system.memory import Hold
+
+if TYPE_CHECKING:
+    from wsproto.events import Message
 
 VERSION = "0.18.0"
 """The version that this file was written for, pinned in ``pyproject.toml``."""
@@ -30,6 +35,7 @@ PRIVATE = {
     H11Protocol: ("_check_protocol", "_create_stream", "_maybe_recycle"),
     TaskGroup: ("spawn", "spawn_app"),
     WorkerContext: ("mark_request",),
+    WebsocketBuffer: ("extend", "clear"),
 }
 """Undocumented names of Hypercorn that this file overrides or calls."""
 
@@ -60,6 +66,23 @@ class Application:
         self.config.keep_alive_max_requests = 1_000_000
 
 
+class _CountedBuffer(WebsocketBuffer):
+    """A websocket message that arrives, in memory that is counted."""
+
+    def __init__(self, max_length: int, memory: Hold) -> None:
+        super().__init__(max_length)
+        self._memory = memory
+
+    def extend(self, event: "Message[Any]") -> None:
+        if not self._memory.take(len(event.data)):
+            raise FrameTooLargeError
+        super().extend(event)
+
+    def clear(self) -> None:
+        self._memory.release()
+        super().clear()
+
+
 class Http1(H11Protocol):
     """HTTP/1.1 on one connection. Requests for which ``dispatch`` has a handler bypass ASGI.
 
@@ -68,6 +91,7 @@ class Http1(H11Protocol):
     """
 
     _closed = False
+    _held: Hold | None = None
 
     def __init__(
         self,
@@ -97,6 +121,8 @@ class Http1(H11Protocol):
     async def handle(self, event: Event) -> None:
         if isinstance(event, Closed):
             self._closed = True
+            if self._held is not None:
+                self._held.release()
             await super().handle(event)
             # B6: if bytes follow the request, h11 pauses and the reader waits for the end of the answer. Without an
             # answer the reader and its connection would wait forever. A new h11 connection has no such bytes.
@@ -113,7 +139,15 @@ class Http1(H11Protocol):
         path, method = unquote(raw.decode("latin-1")), request.method.decode("ascii")
         if method == "GET" and self._dispatch.serves_websocket(path):
             self.config.websocket_max_message_size = self._dispatch.max_body_bytes()
-            await super()._create_stream(request)
+            # With permessage-deflate a frame of some bytes could become any number of them.
+            fields = [(name, value) for name, value in request.headers if name != b"sec-websocket-extensions"]
+            await super()._create_stream(
+                h11.Request(method=request.method, target=request.target, headers=fields, http_version=b"1.1")
+                if len(fields) < len(request.headers)
+                else request
+            )
+            self._held = self._dispatch.memory.hold()
+            cast("Any", self.stream).buffer = _CountedBuffer(self._dispatch.max_body_bytes(), self._held)
             return
         # An upgrade that the client offers is not accepted. Until it is answered h11 would stop reading, and a client
         # that disconnects would not be noticed.
@@ -121,7 +155,8 @@ class Http1(H11Protocol):
         if (handler := self._dispatch.find(method, path)) is None:
             await super()._create_stream(request)
             return
-        stream = ServerRequest(self, request, path, query, self._dispatch.max_body_bytes())
+        memory = self._dispatch.memory.hold()
+        stream = ServerRequest(self, request, path, query, self._dispatch.max_body_bytes(), memory)
         self.stream = cast("HTTPStream", stream)
         self.task_group.spawn(stream.run, handler)
 

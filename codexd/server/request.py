@@ -21,6 +21,8 @@ import structlog
 import trio
 from hypercorn.protocol.events import Body, EndBody, Event, StreamClosed
 
+from codexd.system.memory import UNBOUNDED, Hold, Room
+
 BODY_TIMEOUT = 300.0
 """Seconds for a request body to arrive; long enough for large images over a slow line."""
 
@@ -43,6 +45,10 @@ class BodyTooLarge(Exception):
 
 class BodyTimeout(Exception):
     """The body did not arrive within BODY_TIMEOUT."""
+
+
+class NoMemory(Exception):
+    """There is no room for the body. Its rest is not read."""
 
 
 class ConnectionWriter(Protocol):
@@ -80,12 +86,13 @@ class Host(Protocol):
 class ServerRequest:
     """A request. Its handler runs in a separate task and is cancelled when the client leaves.
 
-    Replaces Hypercorn's stream. ``max_body`` is in bytes. ``headers`` have lower-case names; the first of each counts.
+    Replaces Hypercorn's stream. ``max_body`` is in bytes; ``memory`` is what it takes until its end. ``headers`` have
+    lower-case names; the first of each counts.
     """
 
     idle = False
 
-    def __init__(self, host: Host, request: h11.Request, path: str, query: bytes, max_body: int) -> None:
+    def __init__(self, host: Host, request: h11.Request, path: str, query: bytes, max_body: int, memory: Hold) -> None:
         self.method = request.method.decode("ascii")
         self.path = path
         self.query = query
@@ -97,6 +104,8 @@ class ServerRequest:
         self._scope = trio.CancelScope()
         self._parts: list[bytes] = []
         self._room = max_body
+        self.memory = memory
+        self._no_memory = False
         self._whole = False
         self._moved: trio.Event | None = None
         self._head = b""
@@ -108,9 +117,11 @@ class ServerRequest:
     async def handle(self, event: Event) -> None:
         if isinstance(event, Body):
             self._room -= len(event.data)
-            if self._room >= 0:
-                self._parts.append(bytes(event.data))
-                return
+            if self._room >= 0 and not self._no_memory:
+                if self.memory.take(len(event.data)):
+                    self._parts.append(bytes(event.data))
+                    return
+                self._no_memory = True
             self._parts.clear()
         elif isinstance(event, EndBody):
             self._whole = True
@@ -126,6 +137,8 @@ class ServerRequest:
                 await handler(self)
         except Exception as error:
             log.error("a request met a fault of codexd itself", exc_info=error)
+        finally:
+            self.memory.release()
         if not self._ended:
             # No answer, or half of one, which cannot be completed.
             await self._host.close()
@@ -133,9 +146,9 @@ class ServerRequest:
     # --- the handler's side
 
     async def body(self) -> bytes:
-        """Returns the body. Raises BodyTimeout, and BodyTooLarge, also for a content-length above the limit."""
+        """Returns the body. Raises BodyTimeout, NoMemory, or BodyTooLarge, also for too large a content-length."""
         announced = self.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._room + sum(map(len, self._parts)):
+        if announced.isdecimal() and int(announced[:20]) > self._room + sum(map(len, self._parts)):
             raise BodyTooLarge
         if self._incomplete:
             self._moved = trio.Event()
@@ -145,12 +158,14 @@ class ServerRequest:
                 raise BodyTimeout
         if self._room < 0:
             raise BodyTooLarge
+        if self._no_memory:
+            raise NoMemory
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     @property
     def _incomplete(self) -> bool:
-        return not self._whole and self._room >= 0
+        return not self._whole and self._room >= 0 and not self._no_memory
 
     async def answer(self, status: int, fields: Iterable[Field], body: bytes) -> None:
         """Sends the whole answer. Raises ValueError for a field with invalid characters."""
@@ -226,8 +241,12 @@ Handler = Callable[[ServerRequest], Awaitable[None]]
 
 
 class Dispatch(NamedTuple):
-    """Handlers by method and path; None: the ASGI application. ``max_body_bytes`` also limits websocket messages."""
+    """Handlers by method and path; None: the ASGI application. ``max_body_bytes`` also limits websocket messages.
+
+    ``memory`` is the room for bodies that arrive.
+    """
 
     find: Callable[[str, str], Handler | None]
     serves_websocket: Callable[[str], bool]
     max_body_bytes: Callable[[], int]
+    memory: Room = UNBOUNDED

@@ -25,7 +25,7 @@ MAX_ADJUSTMENTS = 200
 
 
 class Gauges(NamedTuple):
-    """Current values. ``windows`` are the account's limits as last reported."""
+    """Current values; memory in bytes. ``windows`` are the account's limits as last reported."""
 
     version: str
     signed_in: bool
@@ -34,6 +34,8 @@ class Gauges(NamedTuple):
     websockets_idle: int
     refreshes: int
     refresh_failures: int
+    memory_used: int
+    memory_limit: int
     windows: Iterable[Window]
 
 
@@ -195,6 +197,10 @@ class Metrics:
             "backend_websockets", "Open websockets to the backend.", ["state"],
             [(("idle",), gauges.websockets_idle), (("answering",), gauges.websockets - gauges.websockets_idle)],
         )  # fmt: skip
+        yield gauge("request_memory_bytes", "Memory taken by requests under way.", [], [((), gauges.memory_used)])
+        yield gauge(
+            "request_memory_limit_bytes", "Memory that requests under way may take.", [], [((), gauges.memory_limit)]
+        )
         yield gauge("signed_in", "1 if codexd is signed in, else 0.", [], [((), gauges.signed_in)])
         windows = list(gauges.windows)
         labels = ["limit", "window"]

@@ -21,7 +21,7 @@ from codexd.protocol import decoding
 from codexd.protocol.codex import failures, rate_limits
 from codexd.upstream import identity
 from codexd.upstream.client import HttpClient, foreign
-from codexd.upstream.http_lane import MAX_ERROR_BODY
+from codexd.upstream.http_lane import BodyTooLarge, read, read_error
 
 SEARCH_SECONDS = 60.0
 IMAGE_SECONDS = 300.0
@@ -104,15 +104,12 @@ class AccountTools:
             **headers,
         }
         async with self._client.stream("POST", f"{self._base}{path}", content=body, headers=own) as response:
-            limit = limit if response.status_code == 200 else MAX_ERROR_BODY
-            document = bytearray()
-            async for data in response.aiter_bytes():
-                document += data
-                if len(document) > limit:
-                    if response.status_code == 200:
-                        raise errors.upstream_unreadable(f"its answer is larger than {limit} bytes")
-                    break
-            return response.status_code, response.headers, bytes(document)
+            if response.status_code != 200:
+                return response.status_code, response.headers, await read_error(response)
+            try:
+                return response.status_code, response.headers, await read(response, limit)
+            except BodyTooLarge as error:
+                raise errors.upstream_unreadable(f"its answer is larger than {limit} bytes") from error
 
 
 class _SearchAnswer(msgspec.Struct):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import msgspec
@@ -30,7 +30,7 @@ from codexd.upstream import identity, proxies
 from codexd.upstream.call import Call
 from codexd.upstream.conversations import PATIENCE, Conversations, Entry, Head
 from codexd.upstream.frames import Closed
-from codexd.upstream.http_lane import EventStream, PlainResponse, note, read_error
+from codexd.upstream.http_lane import BodyTooLarge, EventStream, PlainResponse, note, read, read_error
 from codexd.upstream.lane import Failure, Lane
 from codexd.upstream.transport import RawResponse, Transport, origin_of, target_of
 from codexd.upstream.tunnel import CannotConnect
@@ -40,6 +40,9 @@ from codexd.upstream.websocket_lane import MAX_MESSAGE, WebsocketStream, message
 
 PAGE_TIMEOUT = 30.0
 """Seconds for requests that are not streams: the catalogue, the usage page."""
+
+MAX_PAGE = 16 * 1024 * 1024
+"""Bytes; the catalogue, the largest page, has some hundred thousand."""
 
 WARM_SECONDS = 3600.0
 """Seconds after the last request during which a connection is kept open; later, a closed one is not replaced."""
@@ -69,6 +72,14 @@ COOKIE_SECONDS = 30.0
 """Seconds for which the cookie header is reused. The cookies live for half an hour or longer."""
 
 log = structlog.get_logger()
+
+
+class Page(NamedTuple):
+    """An answer that is not a stream, with its whole body."""
+
+    status_code: int
+    headers: httpx.Headers
+    content: bytes
 
 
 class _AccountEntry(msgspec.Struct):
@@ -428,7 +439,7 @@ class Upstream:
                 log.debug("no connection to the backend can be kept ready", reason=str(error))
             await trio.sleep(pause)
 
-    async def models(self, etag: str | None) -> httpx.Response:
+    async def models(self, etag: str | None) -> Page:
         """Sends ``GET /codex/models``. Raises ApiError if signed out or the backend is unreachable."""
         access = await self._session.token()
         headers = identity.base(self._config, access) | {"accept": "*/*"}
@@ -462,7 +473,7 @@ class Upstream:
         access = await self._session.token()
         return self._learn_from(await self._get(_ACCOUNTS), access)
 
-    def _learn_from(self, response: httpx.Response, access: Access) -> bool:
+    def _learn_from(self, response: Page, access: Access) -> bool:
         """Keeps the account's routing; returns whether the account is listed. Raises ApiError."""
         try:
             known = decoding.decode(response.content, type=_Accounts).accounts
@@ -498,7 +509,7 @@ class Upstream:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise foreign(error) from error
 
-    async def _get(self, path: str) -> httpx.Response:
+    async def _get(self, path: str) -> Page:
         """Returns a page of the account with status 200. Retries a 401 once with a new token. Raises ApiError."""
         access = await self._session.token()
         response = await self._get_once(path, access)
@@ -508,19 +519,22 @@ class Upstream:
             raise failure.from_http(response.status_code, response.headers, response.content, self._clock())
         return response
 
-    async def _get_once(self, path: str, access: Access) -> httpx.Response:
+    async def _get_once(self, path: str, access: Access) -> Page:
         # Without originator and version, as in the official client.
         headers = {"authorization": f"Bearer {access.token}", "accept": "*/*"}
         if access.account_id is not None:
             headers["chatgpt-account-id"] = access.account_id
         return await self._page(f"{self._base}{path}", headers)
 
-    async def _page(self, url: str, headers: dict[str, str]) -> httpx.Response:
+    async def _page(self, url: str, headers: dict[str, str]) -> Page:
         try:
             with trio.fail_after(PAGE_TIMEOUT):
-                return await self._client.get(url, headers=headers)
+                async with self._client.stream("GET", url, headers=headers) as response:
+                    return Page(response.status_code, response.headers, await read(response, MAX_PAGE))
         except trio.TooSlowError as error:
             raise errors.upstream_unreachable(f"no answer within {PAGE_TIMEOUT:g} seconds") from error
+        except BodyTooLarge as error:
+            raise errors.upstream_unreadable(f"its answer is larger than {MAX_PAGE} bytes") from error
         except httpx.HTTPError as error:
             raise foreign(error) from error
 

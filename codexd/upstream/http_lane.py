@@ -1,6 +1,6 @@
 """The HTTP lane: one request and its event stream over HTTP."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -8,7 +8,7 @@ import httpx
 import trio
 
 from codexd import errors
-from codexd.protocol import sse, zstd
+from codexd.protocol import codings, sse
 from codexd.telemetry.trace import Timings
 from codexd.upstream.transport import ResponseBody
 
@@ -52,15 +52,14 @@ class EventStream:
             raise errors.stream_ended() from error
 
 
-def _chunks(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Returns the body piece by piece, decompressed if a proxy has compressed it."""
-    match response.headers.get("content-encoding", "").strip().lower():
-        case "":
-            return aiter(cast("httpx.AsyncByteStream", response.stream))
-        case "zstd":
-            return _Unzstd(response.aiter_raw())
-        case _:
-            return response.aiter_bytes()
+def _chunks(response: httpx.Response | PlainResponse) -> AsyncIterator[bytes]:
+    """Returns the body piece by piece, decompressed if a proxy has compressed it. Raises httpx.DecodingError."""
+    if isinstance(response, PlainResponse):
+        return response.aiter_bytes()
+    coding = response.headers.get("content-encoding", "")
+    if not coding:
+        return aiter(cast("httpx.AsyncByteStream", response.stream))
+    return _Expanded(response.aiter_raw(), coding)
 
 
 async def _push(chunks: AsyncIterator[bytes], step: Callable[[bytes], bool]) -> bool:
@@ -70,37 +69,57 @@ async def _push(chunks: AsyncIterator[bytes], step: Callable[[bytes], bool]) -> 
     return True
 
 
-class _Unzstd:
-    """Decodes a zstd body, which httpx can do only with another package.
+class _Expanded:
+    """Decodes a body in bounded pieces; httpx's own decoders have no bound.
 
     Not a generator, because the garbage collector would finalise an unfinished one with a warning.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], coding: str) -> None:
         self._chunks = chunks
-        self._decoder = zstd.ZstdDecoder()
+        self._pieces: Iterator[bytes] = iter(())
+        try:
+            self._expander = codings.Expander(coding)
+        except LookupError as error:
+            raise httpx.DecodingError(f"an unknown content-encoding: {coding[:40]}") from error
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            return self._decoder.feed(await anext(self._chunks))
-        except zstd.Undecodable as error:
+            while (piece := next(self._pieces, None)) is None:
+                self._pieces = self._expander.feed(await anext(self._chunks))
+        except codings.Undecodable as error:
             raise httpx.DecodingError(str(error)) from error
+        return piece
+
+
+class BodyTooLarge(Exception):
+    """An answer's body has more bytes than its limit."""
+
+
+async def read(response: httpx.Response | PlainResponse, limit: int, *, cut: bool = False) -> bytes:
+    """Returns the body, and closes the response. ``cut``: only the first ``limit`` bytes, or a piece more.
+
+    Raises BodyTooLarge, and httpx's exceptions.
+    """
+    body = bytearray()
+    try:
+        async for data in _chunks(response):
+            body += data
+            if len(body) > limit:
+                if not cut:
+                    raise BodyTooLarge
+                break
+    finally:
+        await response.aclose()
+    return bytes(body)
 
 
 async def read_error(response: httpx.Response | PlainResponse) -> bytes:
     """Returns the body of an error, cut off at MAX_ERROR_BODY, and closes the response."""
-    body = b""
-    try:
-        async for data in response.aiter_bytes():
-            body += data
-            if len(body) > MAX_ERROR_BODY:
-                break
-    finally:
-        await response.aclose()
-    return body
+    return await read(response, MAX_ERROR_BODY, cut=True)
 
 
 def note(timings: Timings, status: int, headers: Mapping[str, str]) -> None:

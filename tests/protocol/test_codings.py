@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codexd.protocol.codings import MAX_MEMBERS, Undecodable, decompress
+from codexd.protocol.codings import MAX_MEMBERS, PIECE, Expander, Undecodable, decompress
 from support.zstd import zstd
 
 
@@ -70,3 +70,37 @@ def test_members_have_an_end() -> None:
 def test_a_cut_body_says_that_it_is_cut() -> None:
     with pytest.raises(Undecodable, match="too early"):
         decompress("deflate", zlib.compress(b"some text" * 10)[:-5], 1000)
+
+
+@every
+@given(st.lists(st.binary(max_size=200), min_size=1, max_size=3), st.lists(st.integers(2, 500)))
+def test_an_answer_in_pieces_is_the_answer(
+    name: str, code: Callable[[bytes], bytes], parts: list[bytes], cuts: list[int]
+) -> None:
+    """Wherever the network cuts; of codings that have them, however many members or frames."""
+    if name in ("br", "deflate"):
+        parts = parts[:1]
+    data, expander, found, at = b"".join(map(code, parts)), Expander(name), b"", 0
+    for cut in [*sorted(cut for cut in cuts if cut < len(data)), len(data)]:
+        found += b"".join(expander.feed(data[at:cut]))
+        at = cut
+    assert found == b"".join(parts)
+
+
+@every
+def test_an_answer_becomes_no_more_than_a_piece_at_once(name: str, code: Callable[[bytes], bytes]) -> None:
+    sizes = list(map(len, Expander(name).feed(code(bytes(10_000_000)))))
+    assert sum(sizes) == 10_000_000
+    assert max(sizes) <= 2 * PIECE
+
+
+@every
+def test_an_answer_that_is_broken_is_undecodable(name: str, code: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(Undecodable):
+        list(Expander(name).feed(b"\xff" * 10 + code(b"text")))
+
+
+def test_an_answer_as_it_is() -> None:
+    assert list(Expander("identity").feed(b"x")) == [b"x"]
+    with pytest.raises(LookupError):
+        Expander("compress")

@@ -15,6 +15,7 @@ from codexd.auth import store as credentials
 from codexd.auth.store import Credentials
 from codexd.config.model import Config
 from codexd.services import ConfigInForce, Services, compose
+from codexd.system.memory import UNBOUNDED
 from codexd.upstream.client import make_client
 from codexd.upstream.transport import Transport
 from support.secrets import ACCOUNT, access_token
@@ -52,6 +53,7 @@ class Incoming:
     ) -> None:
         self.method, self.path, self.query, self.headers = method, path, query.encode(), headers
         self._body, self._answer = body, answer
+        self.memory = UNBOUNDED.hold()
 
     async def body(self) -> bytes:
         return self._body

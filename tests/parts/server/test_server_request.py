@@ -9,6 +9,7 @@ from hypercorn.protocol.events import Body, EndBody, StreamClosed
 from trio.testing import MockClock
 
 from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, Handler, ServerRequest
+from codexd.system.memory import UNBOUNDED
 
 POST = b"POST /x HTTP/1.1\r\nhost: localhost\r\n"
 LIMIT = 100
@@ -45,7 +46,7 @@ class Host:
 def made(request: bytes) -> tuple[Host, ServerRequest]:
     host = Host(request)
     event: Any = host.connection.next_event()
-    return host, ServerRequest(host, event, "/x", b"", LIMIT)
+    return host, ServerRequest(host, event, "/x", b"", LIMIT, UNBOUNDED.hold())
 
 
 async def taken(handler: Handler, request: bytes, pieces: list[bytes | float | None]) -> Host:
@@ -129,7 +130,7 @@ async def test_an_answer_before_the_bodys_end_ends_the_connection_and_says_so(
 
     host = Host(POST + b"content-length: 3\r\n\r\n" + (b"abc" if arrived else b"a"))
     event: Any = host.connection.next_event()
-    incoming = ServerRequest(host, event, "/x", b"", LIMIT)
+    incoming = ServerRequest(host, event, "/x", b"", LIMIT, UNBOUNDED.hold())
     while isinstance(host.connection.next_event(), h11.Data):
         pass
     await incoming.run(refuses)
