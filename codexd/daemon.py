@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -82,13 +82,14 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
     hypercorn.check()
     listening = open_all(config, os.environ)
     # A failure is reported by the first write to the directory; until then codexd can do without it.
-    with contextlib.suppress(OSError):
+    with _no_secrets_for_others(listening), contextlib.suppress(OSError):
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.check_private(state)
     if config.server.exit_idle_seconds and not listening.activated:
         log.warning("server.exit_idle_seconds is not used: no socket came from systemd, so nobody would start codexd")
     services = partial(build, ConfigInForce(config, origin, load), state, clock=_clock)
     try:
-        with lock_directory(state) as lock:
+        with _no_secrets_for_others(listening), lock_directory(state) as lock:
             _import_credential(state)
             await _serve(services, listening, release=lock.release)
     except InUse as error:
@@ -97,6 +98,15 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
             f"the state directory {state} is in use by {error.holder}, another codexd: stop that one, or give this one "
             "a directory of its own (storage.dir, or $STATE_DIRECTORY)"
         ) from error
+
+
+@contextlib.contextmanager
+def _no_secrets_for_others(listening: Listeners) -> Iterator[None]:
+    try:
+        yield
+    except files.Unsafe as error:
+        sockets.remove(listening.files)
+        raise CannotStart(str(error)) from error
 
 
 async def demo(config: Config) -> None:
@@ -238,7 +248,9 @@ class _Daemon:
                 services.room,
             ),
             admission=Admission(
-                lambda: self._config.server.max_connections, lambda: user_ids(self._config.server.allowed_users)
+                lambda: self._config.server.max_connections,
+                lambda: user_ids(self._config.server.allowed_users),
+                services.api.websocket.evict,
             ),
             task_status=task_status,
         )

@@ -464,6 +464,10 @@ def too_many_requests(limit: int) -> ApiError:
     )
 
 
+def key_revoked() -> ApiError:
+    return ApiError(401, "The client key was revoked.", code="invalid_api_key", type="authentication_error")
+
+
 def no_memory(size: int) -> ApiError:
     return ApiError(
         503,

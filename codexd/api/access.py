@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from codexd import errors
 from codexd.api import cors
@@ -20,6 +19,19 @@ from codexd.state.keys import Keys
 HEALTH = ("/health", "/v1/health")
 """Paths that need no key, because probes have none."""
 
+_OF_PROXIES = (
+    "forwarded",
+    "via",
+    "x-forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-client-ip",
+    "cf-connecting-ip",
+    "true-client-ip",
+)
+_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{0,5})?")
 _ADDRESS = re.compile(r"[0-9a-fA-F:.]{3,45}")
 
 
@@ -111,17 +123,15 @@ def client_of(peer: Sequence[Any] | None, headers: Headers) -> str | None:
 
 
 def is_forwarded(headers: Headers) -> bool:
-    """Returns whether a proxy forwards the request. The values are not used: a client can forge them."""
-    return any(headers.get(name, "") for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
+    """Returns whether a proxy forwards the request. Values are not used, and may be empty: a client can forge them."""
+    return any(headers.get(name, "absent") != "absent" for name in _OF_PROXIES)
 
 
 @lru_cache(maxsize=64)
 def name_in(host: str) -> str:
-    """Returns the name in a Host header, without the port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return host
+    """Returns the name in a Host header (RFC 9110, section 7.2), without the port; all of what is no such header."""
+    found = _HOST.fullmatch(host)
+    return host if found is None else (found[1] or found[2]).lower()
 
 
 def foreign_host(server: Sequence[Any] | None, headers: Headers, own: Sequence[str] = ()) -> str | None:

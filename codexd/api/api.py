@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from codexd import errors
 from codexd.api import cors, exchange, ollama
 from codexd.api.access import HEALTH, AccessControl, client_of
 from codexd.api.anthropic import MESSAGES, MessagesEndpoints
@@ -73,9 +72,8 @@ class Api:
         self._keys = keys
         self._access = AccessControl(keys, pipeline.config.server)
         self._budget = Budget(keys, usage, upstream.limits, clock=pipeline.clock)
-        self._serving = 0
         stored = ResponsesEndpoints(pipeline, responses)
-        self.websocket = ResponsesWebsocket(stored, self._access, keys, self._budget, journal, room)
+        self.websocket = ResponsesWebsocket(stored, self._access, keys, self._budget, journal, pipeline.capacity, room)
         self.service = ServiceEndpoints(
             pipeline, journal, session, keys, catalog, upstream, usage, lambda: self._router.routes, faults, room
         )
@@ -129,12 +127,11 @@ class Api:
         if route.dialect is not None:
             record.stream_type = route.dialect.stream_type
         found = Exchange(request, record, names, self._server.max_body_bytes)
-        self._serving += 1
         try:
-            with self._journal.entry(record):
+            with self._pipeline.capacity.counted(), self._journal.entry(record):
                 await exchange.answer(found, request, self._reply(found, route))
         finally:
-            self._serving -= 1
+            self._pipeline.capacity.less(record.others)
             if record.counted and record.key is not None:
                 self._keys.leave(record.key)
 
@@ -148,10 +145,10 @@ class Api:
 
     def _admit(self, exchange: Exchange, route: Route) -> None:
         """Checks access and the limits on requests. Raises ApiError 401, 403, 429 or 503."""
-        record, limit = exchange.record, self._server.max_requests
+        record = exchange.record
         self._access.admit(exchange.headers, exchange.server, exchange.path, record, keyless=route.keyless)
-        if self._serving > limit and exchange.path not in HEALTH:
-            raise errors.too_many_requests(limit)
+        if exchange.path not in HEALTH:
+            self._pipeline.capacity.check()
         if record.key is not None and exchange.method == "POST":
             if route.spends:
                 self._budget.admit(record.key)

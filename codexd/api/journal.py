@@ -7,7 +7,9 @@ import trio
 
 from codexd.api.record import Record
 from codexd.protocol.codex.rate_limits import Limits
+from codexd.relay.relay import Relay
 from codexd.state.usage import Ledger
+from codexd.telemetry.log import Repeated
 from codexd.telemetry.metrics import Metrics
 from codexd.telemetry.trace import Recent, Trace
 
@@ -33,6 +35,7 @@ class Journal:
         self._clock = clock
         self._in_progress: set[Record] = set()
         self.metrics = Metrics()
+        self._repeated = Repeated()
         self.recent = Recent()
         self.last_request = trio.current_time()
 
@@ -53,11 +56,15 @@ class Journal:
             self._ledger.add(trace, known.windows if known is not None else ())
             if trace.endpoint not in _UNINTERESTING or trace.error is not None:
                 self.recent.add(trace)
-            record.finish()
+            record.finish(self._repeated)
 
     def _touch(self, record: Record) -> None:
         if record.endpoint != "/health":
             self.last_request = trio.current_time()
+
+    def answers_of(self, key: str) -> list[Relay]:
+        """Returns the answers in progress for a client key."""
+        return [relay for record in self._in_progress if record.key == key for relay in record.relays if relay.running]
 
     async def all_in_progress(self) -> list[Trace]:
         """Returns all requests in progress, oldest first, and lets others run meanwhile: there may be thousands."""

@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from codexd import errors
+from codexd.api.capacity import Capacity
 from codexd.api.exchange import Exchange, Reply
 from codexd.api.fallback import FallbackAnswer, Opened
 from codexd.api.record import EVENT_STREAM, Record
@@ -149,6 +150,7 @@ class Pipeline:
         self._upstream = upstream
         self._account = account
         self._relays: WeakSet[Relay] = WeakSet()
+        self.capacity = Capacity(lambda: self.config.server.max_requests)
         self._memory = ReasoningMemory(config.codex.reasoning_memory_bytes, config.codex.reasoning_memory_seconds)
 
     def configure(self, config: Config) -> None:
@@ -313,10 +315,16 @@ class Pipeline:
         return FallbackAnswer(record, opened, [partial(another, each) for each in others.values()])
 
     def open_answer(self, record: Record, prepared: Prepared) -> Relay | Fanout:
-        """Returns the relay, or the fanout of several, that streams or collects the answer. Raises ApiError 400."""
+        """Returns the relay, or the fanout of several, that streams or collects the answer.
+
+        Raises ApiError 400, and 503 if several are more than may be made at once.
+        """
         for converted, _ in prepared.parts:
             record.adjust(*converted.adjusted)
         self.refuse_drops(record)
+        if (others := len(prepared.parts) - 1) > record.others:
+            self.capacity.more(others - record.others)
+            record.others = others
         relays = [
             self._relay(record, converted, conversion, lossless=prepared.lossless)
             for converted, conversion in prepared.parts

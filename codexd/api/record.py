@@ -13,7 +13,7 @@ from codexd.protocol.adjustments import Adjustment
 from codexd.protocol.codex.events import Usage
 from codexd.relay.relay import Header, Relay
 from codexd.system.memory import UNBOUNDED
-from codexd.telemetry.log import redact, usable_request_id
+from codexd.telemetry.log import Repeated, redact, usable_request_id
 from codexd.telemetry.tokens import Tokens
 from codexd.telemetry.trace import MAX_BODY, Spans, Timings, Trace
 
@@ -29,6 +29,8 @@ MAX_LOGGED_PATH = 200
 MAX_CODE, MAX_MESSAGE = 100, 1000
 """Characters of an error's code and message that are kept."""
 
+REFUSALS = frozenset({401, 403, 404, 405, 413, 429, 503})
+
 _STEPS = ("asked", "token", "connected", "head", "first", "end")
 
 log = structlog.get_logger()
@@ -37,15 +39,16 @@ log = structlog.get_logger()
 class Record:
     """Filled in while the request is read and answered.
 
-    ``adjusted`` is an ordered set. ``weight`` is the size of the request and of what it continues, in bytes.
     ``endpoint`` is the route's pattern, empty if no route matches. ``received`` and ``sent`` are bodies, empty unless
     request logging is on. ``counted``: it counts towards the concurrent requests of the client's key. ``limited``
-    is the model that was asked for, if it was at its limit and ``model`` answered instead.
+    is the model that was asked for, if it was at its limit and ``model`` answered instead. ``adjusted`` is an ordered
+    set; ``weight`` the size of the request and of what it continues, in bytes; ``others`` the number of choices beside
+    the first.
     """
 
     __slots__ = (
         "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "limited",
-        "memory", "message", "method", "model", "path", "received", "relays", "sent", "started", "status",
+        "memory", "message", "method", "model", "others", "path", "received", "relays", "sent", "started", "status",
         "stream_type", "streamed", "timings", "usage", "weight",
     )  # fmt: skip
 
@@ -65,7 +68,7 @@ class Record:
         self.stream_type = EVENT_STREAM
         self.complete = False
         self.adjusted: dict[Adjustment, None] = {}
-        self.weight = 0
+        self.weight = self.others = 0
         self.memory = UNBOUNDED.hold()
         self.cors: Sequence[Header] = ()
         self.counted = False
@@ -152,8 +155,8 @@ class Record:
     def _after(self, step: float | None) -> int | None:
         return None if step is None else round((step - self.started) * 1000)
 
-    def finish(self) -> None:
-        """Logs the end of the request."""
+    def finish(self, repeated: Repeated) -> None:
+        """Logs the end of the request; ``repeated`` knows the refusals that were told."""
         fields: dict[str, Any] = {
             "status": self.outcome,
             "key": self.key,
@@ -172,6 +175,12 @@ class Record:
         shown = {key: value for key, value in fields.items() if value is not None}
         # Probes come every few seconds and would fill the log.
         level = cast("Callable[..., None]", log.debug if self.path.endswith("/health") else log.info)
+        if self.status in REFUSALS and not self.timings.tries:
+            # codexd's own, which whoever is refused can repeat as often as he likes.
+            more = repeated.due((self.status, self.error, self.client, self.key, self.endpoint or self.path))
+            if more is None:
+                return
+            shown |= {"more": more} if more else {}
         level("request finished", method=self.method, path=self.path, **shown)
 
 

@@ -62,9 +62,13 @@ class Understood(NamedTuple):
 
 
 class Last:
-    """The last response of a websocket, stored or not; ``previous_response_id`` may name it."""
+    """The last response of a websocket, stored or not; ``previous_response_id`` may name it.
+
+    ``evicted``: the websocket has to end, for others.
+    """
 
     response: Entry | None = None
+    evicted = False
 
 
 def understood(

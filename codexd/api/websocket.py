@@ -4,6 +4,7 @@
     -----------|-----------------------------------------------------------------|----------
     handshake  | admitted, or an HTTP refusal (401, 403)                         | idle, closed
     idle       | a ``response.create`` frame, which is admitted again            | answering
+    idle       | ``evict``: no connection is left for others                     | closed 1013
     idle       | a drain, or ``LIFETIME`` (after an ``error`` event)             | closed 1001
     answering  | the last event, or an ``error`` event with its HTTP status      | idle
     any        | more than ``MAX_WAITING`` frames wait                           | closed 1008
@@ -26,6 +27,7 @@ from quart import Response, websocket
 from codexd import errors
 from codexd.api.access import AccessControl, client_of
 from codexd.api.budget import Budget
+from codexd.api.capacity import Capacity
 from codexd.api.exchange import TOO_DEEP, failed, take
 from codexd.api.journal import Journal
 from codexd.api.pipeline import Context
@@ -48,7 +50,7 @@ LIFETIME = 3600.0
 MAX_WAITING = 4
 """Requests that may wait while one is answered. A client that sends more is disconnected."""
 
-GOING_AWAY, TOO_BUSY = 1001, 1008
+GOING_AWAY, TOO_BUSY, TRY_AGAIN = 1001, 1008, 1013
 
 log = structlog.get_logger()
 
@@ -110,15 +112,17 @@ class ResponsesWebsocket:
         keys: Keys,
         budget: Budget,
         journal: Journal,
+        capacity: Capacity,
         room: Room,
     ) -> None:
+        self._capacity = capacity
         self._room = room
         self._budget = budget
         self._endpoints = endpoints
         self._access = access
         self._keys = keys
         self._journal = journal
-        self._idle: set[trio.CancelScope] = set()
+        self._idle: dict[trio.CancelScope, Last] = {}
         self._draining = False
         self.connections = 0
 
@@ -127,6 +131,15 @@ class ResponsesWebsocket:
         self._draining = True
         for waiting in self._idle:
             waiting.cancel()
+
+    def evict(self) -> bool:
+        """Ends the connection that has been idle for longest, for a new one; returns whether there was one."""
+        if not self._idle:
+            return False
+        oldest = next(iter(self._idle))
+        self._idle.pop(oldest).evicted = True
+        oldest.cancel()
+        return True
 
     async def serve(self) -> Response | None:
         try:
@@ -168,34 +181,41 @@ class ResponsesWebsocket:
         ends = trio.current_time() + LIFETIME
         last = Last()
         try:
-            while (frame := await self._next(queue, ends)) is not None:
+            while (frame := await self._next(queue, ends, last)) is not None:
                 await self._answer(frame, last)
         finally:
             # The ended task may be in a reference cycle; this releases its large part at once.
             last.response = None
         if self._draining:
             return GOING_AWAY, "codexd is shutting down"
+        if last.evicted:
+            return TRY_AGAIN, "others need the connection; open another one"
         await _send_error(errors.websocket_expired(LIFETIME), Record(new_id()))
         return GOING_AWAY, "this connection is too old"
 
-    async def _next(self, queue: trio.MemoryReceiveChannel[str | bytes], ends: float) -> str | bytes | None:
+    async def _next(self, queue: trio.MemoryReceiveChannel[str | bytes], ends: float, last: Last) -> str | bytes | None:
         with trio.CancelScope(deadline=ends) as waiting:
-            self._idle.add(waiting)
+            self._idle[waiting] = last
             try:
                 if not self._draining:
                     return await queue.receive()
             finally:
-                self._idle.discard(waiting)
+                self._idle.pop(waiting, None)
         return None
 
     async def _answer(self, frame: str | bytes, last: Last) -> None:
         if _is_notice(frame):
             return
         record = _record()
-        with structlog.contextvars.bound_contextvars(request_id=record.id), self._journal.entry(record):
+        with (
+            structlog.contextvars.bound_contextvars(request_id=record.id),
+            self._capacity.counted(),
+            self._journal.entry(record),
+        ):
             try:
                 record.memory = self._room.hold()
                 record.key = self._admit()
+                self._capacity.check()
                 with self._keys.counted(record.key):
                     record.status = 200
                     await self._respond(frame, record, last)

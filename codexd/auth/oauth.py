@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import math
 from functools import lru_cache
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -15,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from codexd.protocol import decoding
+from codexd.protocol.codex.rate_limits import YEAR_9999
 
 REFRESH_MARGIN = 300.0
 """Seconds before its expiry at which an access token is renewed; the official client's value."""
@@ -73,6 +75,11 @@ def claims(token: str | None) -> Claims:
         return decoding.decode(payload, type=Claims)
     except (binascii.Error, ValueError, msgspec.DecodeError):
         return Claims()
+
+
+def sane(moment: float | None) -> float | None:
+    """Returns a time in Unix seconds; None for one that no calendar has."""
+    return moment if moment is not None and 0 <= moment < YEAR_9999 else None
 
 
 class RefreshRequest(Struct, frozen=True):
@@ -212,6 +219,8 @@ def device(body: bytes) -> Device:
     try:
         # A string on the wire; earlier it was a number.
         interval = float(answer.interval or _DEFAULT_INTERVAL)
+        if not math.isfinite(interval):
+            interval = _DEFAULT_INTERVAL
     except ValueError:
         interval = _DEFAULT_INTERVAL
     # Bounded: below 1 second would flood the issuer, and a very long interval would miss the approval.

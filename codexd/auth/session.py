@@ -30,7 +30,7 @@ import trio
 from codexd import errors
 from codexd.auth import store
 from codexd.auth.issuer import Issuer, IssuerUnreachable
-from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, TokenResponse, claims, refusal
+from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, TokenResponse, claims, refusal, sane
 from codexd.auth.store import Credentials, StoreError
 from codexd.errors import ApiError
 from codexd.protocol import decoding
@@ -431,9 +431,9 @@ class Session:
     def _merged(self, old: Credentials, answer: TokenResponse) -> Credentials:
         now = self._clock()
         access_token = answer.access_token or old.access_token
-        expires_at = claims(access_token).exp
+        expires_at = sane(claims(access_token).exp)
         if expires_at is None and answer.expires_in is not None:
-            expires_at = now + answer.expires_in
+            expires_at = sane(now + answer.expires_in)
         return msgspec.structs.replace(
             old,
             access_token=access_token,

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from codexd.auth.oauth import MAX_AGE, Claims, TokenResponse, claims
+from codexd.auth.oauth import MAX_AGE, Claims, TokenResponse, claims, sane
 from codexd.protocol import decoding
 from codexd.protocol.raw import RawObject
 from codexd.state import files
@@ -59,7 +59,7 @@ class Credentials(Struct, frozen=True, kw_only=True):
 
     def expiry(self) -> float | None:
         """Returns the expiry of the access token, in Unix seconds: the earlier one of file and token."""
-        known = [moment for moment in (self.expires_at, claims(self.access_token).exp) if moment is not None]
+        known = [moment for moment in (self.expires_at, sane(claims(self.access_token).exp)) if moment is not None]
         if known:
             return min(known)
         return None if self.updated_at is None else self.updated_at + MAX_AGE
@@ -168,13 +168,13 @@ def from_auth_json(data: bytes) -> Credentials:
         refresh_token=tokens.refresh_token,
         id_token=tokens.id_token,
         account_id=tokens.account_id,
-        expires_at=claims(tokens.access_token).exp,
+        expires_at=sane(claims(tokens.access_token).exp),
         updated_at=None if found.last_refresh is None else found.last_refresh.timestamp(),
     )
 
 
 def _seconds(moment: float | None) -> float | None:
-    return moment / 1000 if moment is not None and moment > _MILLISECONDS else moment
+    return sane(moment / 1000 if moment is not None and moment > _MILLISECONDS else moment)
 
 
 def save(path: Path, credentials: Credentials) -> None:

@@ -202,6 +202,12 @@ class Logging(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dir: Annotated[
         str | None, _about("Also write `DIR/{date}-{level}.log`. A relative path is below the state directory.")
     ] = None
+    keep_days: Annotated[int, Meta(ge=1, le=3650), _about("Days for which files in `dir` are kept.")] = 30
+    max_mb: Annotated[
+        int,
+        Meta(ge=1, le=1_048_576),
+        _about("Maximum size of the files in `dir`, in MiB. The oldest are removed first."),
+    ] = 256
     format: Annotated[
         Literal["auto", "console", "journal", "logfmt", "json"],
         _about("`auto`: journal under systemd, else console (coloured on a terminal)."),

@@ -79,7 +79,12 @@ class Verbs:
                 await say(self._keys())
             case wire.KeysRevoke():
                 self._services.keys.revoke(request.name)
-                await say(wire.KeyRevoked(name=request.name, required=self._services.keys.required))
+                going_on = self._services.journal.answers_of(request.name)
+                if request.now:
+                    for relay in going_on:
+                        relay.abort(errors.key_revoked())
+                required = self._services.keys.required
+                await say(wire.KeyRevoked(name=request.name, required=required, answers=len(going_on)))
             case wire.Reload():
                 await say(self._reload())
             case wire.Doctor():

@@ -93,7 +93,10 @@ class KeysList(_Request, frozen=True, kw_only=True, tag="keys_list"):
 
 
 class KeysRevoke(_Request, frozen=True, kw_only=True, tag="keys_revoke"):
+    """``now``: also end the key's answers in progress; otherwise they finish."""
+
     name: str
+    now: bool = False
 
 
 class Reload(_Request, frozen=True, kw_only=True, tag="reload"):
@@ -374,10 +377,14 @@ class KeysReport(_Reply, frozen=True, kw_only=True, tag="keys"):
 
 
 class KeyRevoked(_Reply, frozen=True, kw_only=True, tag="key_revoked"):
-    """``required`` is false if that was the last key: local programs can now use the API without one."""
+    """``required`` is false if that was the last key: local programs can now use the API without one.
+
+    ``answers`` is the number of the key's answers in progress, which finish, or were ended by ``now``.
+    """
 
     name: str
     required: bool
+    answers: int = 0
 
 
 class Reloaded(_Reply, frozen=True, kw_only=True, tag="reloaded"):

@@ -13,6 +13,9 @@ from msgspec import Raw
 
 from codexd.protocol.raw import RawObject
 
+OVERHEAD = 512
+"""Bytes that an entry and each of its items take besides their values, about."""
+
 Items = tuple[RawObject, ...]
 Recall = Callable[[str], Items]
 """Returns the reasoning items that led to a call or a text; empty when they are unknown."""
@@ -50,7 +53,7 @@ class ReasoningMemory:
 
     def remember(self, model: str, key: str, items: Sequence[RawObject], now: float) -> None:
         """Stores the items. ``now`` is in seconds of any monotonic clock, always the same one."""
-        size = sum(len(bytes(value)) for item in items for value in item.values())
+        size = OVERHEAD * (1 + len(items)) + sum(len(memoryview(value)) for item in items for value in item.values())
         self._forget((model, key))
         if size <= self._max_bytes:
             self._entries[model, key] = now, size, tuple(items)

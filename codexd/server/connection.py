@@ -17,8 +17,10 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from os import getpid
 from typing import NamedTuple, cast
 
+import h11
 import structlog
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
@@ -30,6 +32,7 @@ from codexd.server.hypercorn import Application, Http1
 from codexd.server.request import Address, Dispatch
 from codexd.server.sockets import WRITE_TIMEOUT
 from codexd.system.peer import peer_of
+from codexd.telemetry.log import Repeated
 
 KEEP_ALIVE_TIMEOUT = 75.0
 """Seconds that an idle connection is kept. Longer than nginx's own 60, so that nginx closes first."""
@@ -42,10 +45,14 @@ log = structlog.get_logger()
 
 
 class Admission(NamedTuple):
-    """The current limits on new connections. With an empty set of users (uids) only the socket's mode decides."""
+    """The current limits on new connections. With an empty set of users (uids) only the socket's mode decides.
+
+    ``evict`` ends a silent websocket, if there is one.
+    """
 
     max_connections: Callable[[], int]
     users: Callable[[], frozenset[int]]
+    evict: Callable[[], bool] = lambda: False
 
 
 OPEN = Admission(lambda: sys.maxsize, frozenset)
@@ -59,21 +66,31 @@ class Connections:
         self._waiting: dict[ClientConnection, None] = {}
         self._ending = False
         self._open = 0
+        self.repeated = Repeated()
 
     def enter(self, peer: socket.socket) -> bytes | None:
         """Returns None if the connection is admitted (it must call ``leave``), else the answer that refuses it."""
         users = self._admission.users()
+        if peer.family == socket.AF_UNIX and peer_of(peer).pid == getpid():
+            # The watchdog's own question: if it were refused, systemd would kill a healthy daemon.
+            self._open += 1
+            return None
         if users and peer.family == socket.AF_UNIX and (uid := peer_of(peer).uid) not in users:
-            log.warning("a user who is not in server.allowed_users was refused", uid=uid)
+            self._tell("a user who is not in server.allowed_users was refused", uid=uid)
             return _NOT_ALLOWED
         if self._open >= self._admission.max_connections():
-            if not self._waiting:
-                log.warning("a connection was refused: there are server.max_connections already", open=self._open)
+            if self._waiting:
+                # Close the one that has been idle for longest.
+                next(iter(self._waiting)).close_idle()
+            elif not self._admission.evict():
+                self._tell("a connection was refused: there are server.max_connections already", open=self._open)
                 return _FULL
-            # Close the one that has been idle for longest.
-            next(iter(self._waiting)).close_idle()
         self._open += 1
         return None
+
+    def _tell(self, what: str, **facts: int) -> None:
+        if (more := self.repeated.due(what)) is not None:
+            log.warning(what, **facts, **({"more": more} if more else {}))
 
     def leave(self) -> None:
         self._open -= 1
@@ -127,6 +144,9 @@ class ClientConnection:
                 return
             entered = True
             await self._serve()
+        except* (h11.ProtocolError, UnicodeError) as group:
+            if (more := self._all.repeated.due("not HTTP")) is not None:
+                log.info("a client sent what is not HTTP", reason=str(group.exceptions[0])[:200], more=more)
         except* Exception as group:
             # B0: no exception that a client can cause may end the server.
             log.error("a connection failed; the others go on", exc_info=group)

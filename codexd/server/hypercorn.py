@@ -66,6 +66,9 @@ class Application:
         self.config.keep_alive_max_requests = 1_000_000
 
 
+_NOT_OFFERED = (b"sec-websocket-extensions", b"sec-websocket-protocol")
+
+
 class _CountedBuffer(WebsocketBuffer):
     """A websocket message that arrives, in memory that is counted."""
 
@@ -139,8 +142,9 @@ class Http1(H11Protocol):
         path, method = unquote(raw.decode("latin-1")), request.method.decode("ascii")
         if method == "GET" and self._dispatch.serves_websocket(path):
             self.config.websocket_max_message_size = self._dispatch.max_body_bytes()
-            # With permessage-deflate a frame of some bytes could become any number of them.
-            fields = [(name, value) for name, value in request.headers if name != b"sec-websocket-extensions"]
+            # With permessage-deflate a frame of some bytes could become any number of them; subprotocols are not used,
+            # and one that is not ASCII fails in Hypercorn.
+            fields = [(name, value) for name, value in request.headers if name not in _NOT_OFFERED]
             await super()._create_stream(
                 h11.Request(method=request.method, target=request.target, headers=fields, http_version=b"1.1")
                 if len(fields) < len(request.headers)

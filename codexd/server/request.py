@@ -33,6 +33,7 @@ Address = tuple[str, int]
 Field = tuple[str, str]
 
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_LISTS = frozenset({"forwarded", "x-forwarded-for"})
 _CHUNKED = [(b"transfer-encoding", b"chunked")]
 _END = h11.EndOfMessage()
 
@@ -99,6 +100,12 @@ class ServerRequest:
         self.client = host.client
         self.server = host.server
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.headers)}
+        if len(self.headers) < len(request.headers):
+            for name in _LISTS & self.headers.keys():
+                # Whoever forwards a request adds to the end; as lists the fields are one (RFC 9110, section 5.3).
+                values = [value.decode("latin-1") for each, value in request.headers if each == name.encode()]
+                self.headers[name] = ", ".join(values)
+        self._ambiguous = "transfer-encoding" in self.headers and "content-length" in self.headers
         self._host = host
         self._chunked = request.http_version >= b"1.1"
         self._scope = trio.CancelScope()
@@ -169,7 +176,7 @@ class ServerRequest:
 
     async def answer(self, status: int, fields: Iterable[Field], body: bytes) -> None:
         """Sends the whole answer. Raises ValueError for a field with invalid characters."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._still_there()
         head = self._head_of(status, fields, (b"content-length", b"%d" % len(body)))
         if self.method != "HEAD":
             # h11 only counts the bytes; the body itself is sent below.
@@ -183,8 +190,14 @@ class ServerRequest:
 
     async def start(self, fields: Iterable[Field]) -> None:
         """Starts a streamed answer with status 200. Its head is sent with the first piece. Raises ValueError."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._still_there()
         self._head = self._head_of(200, fields, *_CHUNKED)
+
+    async def _still_there(self) -> None:
+        """Waits for ever if the client has left, or broke HTTP's rules in the body and got a 400 for it."""
+        if self._host.connection.their_state is h11.ERROR:
+            self._scope.cancel()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def write(self, data: bytes) -> None:
         if data and (rest := self.write_now(data)):
@@ -223,8 +236,8 @@ class ServerRequest:
     def _head_of(self, status: int, fields: Iterable[Field], *framing: tuple[bytes, bytes]) -> bytes:
         """Returns the head: the fields on framing and connection come from h11, and ``fields`` are appended."""
         of_h11 = [*framing, *self._host.common_fields()]
-        if self._host.connection.their_state is h11.SEND_BODY:
-            # The rest of the request body will not be read.
+        if self._host.connection.their_state is h11.SEND_BODY or self._ambiguous:
+            # The rest of the request body will not be read, or a proxy may have seen another end of it (RFC 9112, 6.1).
             of_h11.append((b"connection", b"close"))
         lines: list[str] = []
         for name, value in fields:

@@ -6,6 +6,7 @@ completely the old one or completely the new one.
 
 import contextlib
 import os
+import stat
 import threading
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def write_durably(path: Path, data: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), 0o600)
             file.write(data)
@@ -31,6 +32,23 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+class Unsafe(Exception):
+    """A directory is not safe for secrets. The message says why and what to do."""
+
+
+def check_private(directory: Path) -> None:
+    """Raises Unsafe for a directory that others can write to, and so replace any file in. Raises OSError."""
+    status = directory.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & stat.S_IWOTH:
+        raise Unsafe(f"everybody can write to the state directory {directory} (mode {mode:04o}): chmod 0700 it")
+    if status.st_uid not in (0, os.geteuid()):
+        raise Unsafe(
+            f"the state directory {directory} belongs to another user (uid {status.st_uid}), who can replace its "
+            "files: chown it, or set storage.dir to another one"
+        )
 
 
 class Newest:

@@ -11,6 +11,7 @@ import math
 import re
 import secrets
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,8 @@ MAX_KEYS = 1000
 SAVE_INTERVAL = 900.0
 """Seconds by which a last-used time on disk may be late. Each save syncs the disk, which delays all streams."""
 
+MINUTE = 60.0
+
 NONE = KeyLimits()
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -50,14 +53,13 @@ class Key(Struct):
 
 
 class _Use:
-    """Current use of one key: requests in progress, and how many it may start (a bucket that refills in a minute)."""
+    """Current use of one key: requests in progress, and when those of the last minute began (trio's clock)."""
 
-    __slots__ = ("at", "left", "open")
+    __slots__ = ("began", "open")
 
-    def __init__(self, left: float, now: float) -> None:
+    def __init__(self) -> None:
         self.open = 0
-        self.left = left
-        self.at = now
+        self.began: deque[float] = deque()
 
 
 class _KeysFile(Struct):
@@ -143,15 +145,17 @@ class Keys:
         if limits == NONE:
             return False
         now, rate = trio.current_time(), limits.requests_per_minute
-        use = self._uses.setdefault(name, _Use(rate or 0, now))
+        use = self._uses.setdefault(name, _Use())
         if limits.concurrent_requests is not None and use.open >= limits.concurrent_requests:
             raise errors.key_busy(name, limits.concurrent_requests)
         if rate is not None:
-            use.left = min(rate, use.left + (now - use.at) * rate / 60)
-            use.at = now
-            if use.left < 1:
-                raise errors.key_too_fast(name, rate, math.ceil((1 - use.left) * 60 / rate))
-            use.left -= 1
+            began = use.began
+            while began and began[0] <= now - MINUTE:
+                began.popleft()
+            if len(began) >= rate:
+                # A place is free when the oldest of those that fill the limit is a minute old.
+                raise errors.key_too_fast(name, rate, max(1, math.ceil(began[len(began) - rate] + MINUTE - now)))
+            began.append(now)
         use.open += 1
         return True
 

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from codexd.state.files import Unsafe
+
 NAME = "daemon.lock"
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class InUse(Exception):
@@ -33,10 +36,15 @@ class DirectoryLock:
 
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[DirectoryLock]:
-    """Holds the directory's lock. Raises InUse. A directory that is not writable gets no lock, as it needs none."""
+    """Holds the directory's lock. Raises InUse, and Unsafe for a lock that is a symbolic link.
+
+    A directory that is not writable gets no lock, as it needs none.
+    """
     descriptor = None
+    if (directory / NAME).is_symlink():
+        raise Unsafe(f"{directory / NAME} is a symbolic link, which codexd does not follow: remove it")
     with suppress(OSError):
-        descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(directory / NAME, _FLAGS, 0o600)
     held = DirectoryLock(descriptor)
     try:
         if descriptor is not None:
@@ -62,7 +70,7 @@ def try_lock(path: Path) -> int | None:
     The caller closes the descriptor. Raises OSError when the lock file cannot be created.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path.with_name(f"{path.name}.lock"), _FLAGS, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -121,7 +121,8 @@ async def answers(listener: socket.socket) -> bool:
             return True
         log.warning("codexd does not answer itself", reason=str(error))
         return False
-    if not answer.startswith(b"HTTP/1.1 200"):
+    # A refusal of codexd's own, of this user or because there are too many connections, is a sign of life too.
+    if not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 403", b"HTTP/1.1 503")):
         log.warning("codexd does not answer itself", answer=answer.partition(b"\r")[0].decode(errors="replace"))
         return False
     return True

@@ -20,6 +20,9 @@ LAG = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0)
 
 _Values = Iterable[tuple[tuple[str, ...], float]]
 
+MAX_ERRORS, MAX_MODELS = 100, 100
+"""Codes of errors and models that are counted separately. The limit is needed because the backend chooses them."""
+
 MAX_ADJUSTMENTS = 200
 """Distinct adjustments that are counted separately. The limit is needed because clients choose parameter names."""
 
@@ -59,6 +62,7 @@ class Metrics:
     """Counters since the start of the process."""
 
     def __init__(self) -> None:
+        self._models: set[str] = set()
         self._requests: Counter[tuple[str, str, str, str]] = Counter()
         self._tokens: Counter[tuple[str, str, str]] = Counter()
         self._errors: Counter[str] = Counter()
@@ -75,19 +79,21 @@ class Metrics:
 
     def add(self, trace: Trace, adjusted: Iterable[Adjustment] = ()) -> None:
         model, key = trace.model or "", trace.key or ""
+        model = self._known(model)
         self._requests[trace.endpoint, model, str(trace.status), key] += 1
         if trace.tokens is not None:
             for kind in ("input", "cached", "output", "reasoning"):
                 self._tokens[kind, model, key] += getattr(trace.tokens, kind)
         if trace.error is not None and trace.tries:
-            self._errors[trace.error] += 1
+            known = trace.error in self._errors or len(self._errors) < MAX_ERRORS
+            self._errors[trace.error if known else "other"] += 1
         if trace.lane is not None:
             connection = "kept" if trace.websocket_kept else "new"
             self._lanes[trace.lane, connection, "delta" if trace.delta else "whole"] += 1
             self._sent[trace.lane] += trace.sent_bytes
             self._handshakes += trace.handshakes
         if trace.limited_model is not None:
-            self._model_fallbacks[trace.limited_model, model] += 1
+            self._model_fallbacks[self._known(trace.limited_model), model] += 1
         self._hosted["ok"] += trace.hosted_calls - trace.hosted_failures
         self._hosted["failed"] += trace.hosted_failures
         if trace.fallback is not None:
@@ -99,6 +105,12 @@ class Metrics:
             self._first.setdefault(model, _Histogram(SECONDS)).add(trace.spans.first / 1000)
         if trace.spans.end is not None:
             self._duration.setdefault(trace.endpoint, _Histogram(SECONDS)).add(trace.spans.end / 1000)
+
+    def _known(self, model: str) -> str:
+        if model not in self._models and len(self._models) >= MAX_MODELS:
+            return "other"
+        self._models.add(model)
+        return model
 
     def lagged(self, seconds: float) -> None:
         """Records how many seconds late a timer ran."""

@@ -47,6 +47,8 @@ STALE_SECONDS = 1.0
 JOIN_BODY = 64 * 1024
 """A request body up to this size is copied and sent in one write with its head."""
 
+_USUAL = (200, 304)
+
 _UNSENDABLE = re.compile(rb"[\x00\r\n]")
 
 
@@ -161,11 +163,11 @@ class Transport(httpx.AsyncBaseTransport):
     ) -> "RawResponse | Upgraded":
         connected = trio.current_time()
         try:
-            sent = await _sent(connection, head, b"")
-            status, fields, keep, rest = await _read_head(connection, upgrading=True)
+            await _sent(connection, head, b"")
+            status, fields, _, rest = await _read_head(connection, upgrading=True)
             if status == 101:
                 return Upgraded(fields, connection, rest, connected, ready)
-            return self._received(connection, "GET", origin, (status, fields, keep and sent, rest), connected, ready)
+            return self._received(connection, "GET", origin, (status, fields, False, rest), connected, ready)
         except BaseException:
             connection.close()
             raise
@@ -193,7 +195,8 @@ class Transport(httpx.AsyncBaseTransport):
     ) -> "RawResponse":
         """Returns the response with this head (of ``_read_head``). Raises RemoteProtocolError."""
         status, fields, keep, rest = head
-        framing, keep = framing_of(method, status, fields, keep=keep)
+        # After anything unusual, such as an error of a proxy on the way, nothing else is asked on the connection.
+        framing, keep = framing_of(method, status, fields, keep=keep and status in _USUAL)
         give_back = (lambda: self._give_back(origin, connection)) if keep else None
         return RawResponse(status, fields, ResponseBody(connection, framing, rest, give_back), connected, ready)
 

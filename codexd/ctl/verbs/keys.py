@@ -3,6 +3,7 @@
 import argparse
 import datetime
 from collections.abc import Iterator
+from functools import partial
 
 from codexd.config.model import KeyLimits
 from codexd.control import wire
@@ -33,7 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add.add_argument("--tokens-per-day", metavar="N", type=_tokens, help="tokens in and out: 500000, 500k, 2M")
     action("list", "list the keys and when they were used last")
-    name = action("revoke", "revoke a key").add_argument("name", metavar="NAME")
+    revoke = action("revoke", "revoke a key; its answers in progress finish, unless --now is given")
+    revoke.add_argument("--now", action="store_true", help="also end the key's answers in progress, with an error")
+    name = revoke.add_argument("name", metavar="NAME")
     name.completer = _complete  # type: ignore[attr-defined]  # argcomplete's
 
 
@@ -84,7 +87,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
         case "add":
             _add(options, out)
         case "revoke":
-            ask(options, out, wire.KeysRevoke(name=options.name), draw_revoked, "Revoking the key")
+            request = wire.KeysRevoke(name=options.name, now=options.now)
+            ask(options, out, request, partial(draw_revoked, now=options.now), "Revoking the key")
         case _:
             ask(options, out, wire.KeysList(), draw, "Asking codexd")
     return 0
@@ -116,8 +120,12 @@ def draw_added(reply: wire.KeyAdded) -> None:
     drawing.plain(reply.key)
 
 
-def draw_revoked(reply: wire.KeyRevoked) -> None:
+def draw_revoked(reply: wire.KeyRevoked, *, now: bool) -> None:
     drawing.line(f"Revoked {reply.name}.")
+    if reply.answers and now:
+        drawing.note(f"Answers in progress that were ended: {reply.answers}.")
+    elif reply.answers:
+        drawing.note(f"Answers in progress that will finish: {reply.answers}. --now ends them.")
     if not reply.required:
         drawing.note("That was the last key: every program on this machine can use the API without one now.")
 

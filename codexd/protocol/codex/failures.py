@@ -61,6 +61,9 @@ _BODY = decoding.Decoder(_Body)
 _LIMITS = frozenset({"usage_limit_reached", "usage_not_included", "insufficient_quota"})
 """Codes of limits that last for hours or for ever."""
 
+LONGEST_WAIT = 31 * 86400
+"""Seconds; whatever the backend says."""
+
 _PATIENCE = 60
 """Seconds that a client may well wait before another attempt."""
 
@@ -270,8 +273,8 @@ def _wait_in(text: str) -> int | None:
 
 def _retry_after(headers: Mapping[str, str], said: _Error, now: float) -> int | None:
     """Returns the whole seconds to wait before another attempt, from the most exact source available."""
-    if (given := headers.get("retry-after", "")).isdecimal():
-        return int(given)
+    if (given := headers.get("retry-after", "").strip()).isdecimal():
+        return min(int(given[:12]), LONGEST_WAIT)
     if (moment := _number(said.resets_at)) is not None:
         return whole_seconds(moment - now)
     if (wait := _number(said.resets_in_seconds)) is not None:
@@ -281,4 +284,4 @@ def _retry_after(headers: Mapping[str, str], said: _Error, now: float) -> int | 
 
 def whole_seconds(seconds: float) -> int:
     # Rounded up, because a client that returns too early is refused again. Bounded, because clocks differ.
-    return max(1, min(int(-(-seconds // 1)), 31 * 86400))
+    return max(1, min(int(-(-seconds // 1)), LONGEST_WAIT))

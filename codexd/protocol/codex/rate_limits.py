@@ -13,6 +13,12 @@ from msgspec import Struct
 
 from codexd.protocol import decoding
 
+MAX_WINDOWS, MAX_NAME = 20, 64
+"""Windows that are read, and characters of their names, which become labels of metrics."""
+
+MAX_PERCENT, MAX_MINUTES, YEAR_9999 = 10_000.0, 10 * 366 * 1440, 253_370_764_800.0
+"""What is beyond is no share, no window and no time (in Unix seconds)."""
+
 MAIN = "codex"
 """The limit that all requests count against; other limits apply to single features or models."""
 
@@ -76,7 +82,7 @@ def from_headers(headers: Mapping[str, str], now: float) -> Limits | None:
         credit = Credits(
             has_credits=_truth(has),
             unlimited=_truth(headers.get("x-codex-credits-unlimited", "")),
-            balance=headers.get("x-codex-credits-balance") or None,
+            balance=headers.get("x-codex-credits-balance", "")[:MAX_NAME] or None,
         )
     return Limits(
         source="headers",
@@ -126,24 +132,37 @@ def headers_of_event(data: bytes) -> dict[str, str]:
 
 
 def _windows(headers: Mapping[str, str], now: float) -> Iterator[Window]:
+    number = 0
     for name in headers:
         found = _USED.fullmatch(name)
         used = _number(headers[name]) if found else None
         if found is None or used is None:
             continue
+        number += 1
+        if number > MAX_WINDOWS:
+            return
         prefix = f"x-{found[1]}-{found[2]}"
         minutes = _number(headers.get(f"{prefix}-window-minutes"))
         resets_at = _number(headers.get(f"{prefix}-reset-at"))
         after = _number(headers.get(f"{prefix}-reset-after-seconds"))
-        if resets_at is None and after is not None:
-            resets_at = now + after
-        yield Window(
-            limit=headers.get(f"x-{found[1]}-limit-name", found[1]) if found[1] != MAIN else MAIN,
-            label=label(None if minutes is None else int(minutes)),
-            used_percent=used,
-            window_minutes=None if minutes is None else int(minutes),
-            resets_at=None if resets_at is None else math.ceil(resets_at),
+        yield _made(
+            headers.get(f"x-{found[1]}-limit-name", found[1]) if found[1] != MAIN else MAIN,
+            used,
+            minutes,
+            now + after if resets_at is None and after is not None else resets_at,
         )
+
+
+def _made(limit: str, used: float, minutes: float | None, resets_at: float | None) -> Window:
+    """Returns a window with numbers that clocks and calendars can hold; what is beyond counts as unknown."""
+    length = int(minutes) if minutes is not None and 0 <= minutes <= MAX_MINUTES else None
+    return Window(
+        limit=limit[:MAX_NAME],
+        label=label(length),
+        used_percent=min(max(used, 0.0), MAX_PERCENT),
+        window_minutes=length,
+        resets_at=math.ceil(resets_at) if resets_at is not None and 0 <= resets_at < YEAR_9999 else None,
+    )
 
 
 def _number(text: str | None) -> float | None:
@@ -238,14 +257,14 @@ def from_usage(body: bytes, now: float) -> Limits:
         if limit is not None
         for window in (limit.primary_window, limit.secondary_window)
         if window is not None
-    ]
+    ][:MAX_WINDOWS]
     credit = None
     if usage.credits is not None:
         balance = usage.credits.balance
         credit = Credits(
             has_credits=bool(usage.credits.has_credits),
             unlimited=bool(usage.credits.unlimited),
-            balance=None if balance is None else str(balance),
+            balance=None if balance is None else str(balance)[:MAX_NAME],
         )
     reached = usage.rate_limit_reached_type
     return Limits(
@@ -260,13 +279,7 @@ def from_usage(body: bytes, now: float) -> Limits:
 
 def _window(name: str, window: _Window, now: float) -> Window:
     minutes = None if window.limit_window_seconds is None else window.limit_window_seconds // 60
-    resets_at = window.reset_at
+    resets_at: float | None = window.reset_at
     if resets_at is None and window.reset_after_seconds is not None:
-        resets_at = math.ceil(now + window.reset_after_seconds)
-    return Window(
-        limit=name,
-        label=label(minutes),
-        used_percent=window.used_percent,
-        window_minutes=minutes,
-        resets_at=resets_at,
-    )
+        resets_at = now + window.reset_after_seconds
+    return _made(name, window.used_percent, minutes, resets_at)

@@ -143,7 +143,7 @@ async def test_a_handshake_may_be_written_in_another_way(meeting: Meet) -> None:
 @pytest.mark.parametrize(
     ("status", "body"), [(401, b'{"detail":"no"}'), (403, b""), (426, b"no websockets"), (200, b"a page")]
 )
-async def test_a_refusal_is_a_response_and_its_connection_is_used_again(
+async def test_a_refusal_is_a_response_and_its_connection_is_not_used_again(
     meeting: Meet, status: int, body: bytes
 ) -> None:
     refusal = b"HTTP/1.1 %d No\r\ncontent-length: %d\r\nx-reason: y\r\n\r\n%b" % (status, len(body), body)
@@ -154,7 +154,7 @@ async def test_a_refusal_is_a_response_and_its_connection_is_used_again(
         assert b"".join([piece async for piece in found.body]) == body
         await found.body.aclose()
         assert await post(met.made, met.target) == (200, b"ok")
-        assert met.server.connections == 1
+        assert met.server.connections == 2
 
 
 async def test_an_idle_connection_that_ends_under_the_handshake_is_no_fault(meeting: Meet) -> None:

@@ -21,11 +21,27 @@ from support.serving import ANSWER, CHUNKED, HERE, Server, client, contexts, fet
 
 async def test_informational_responses_and_bodies_that_are_none() -> None:
     early = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
-    responses, server = await fetch(early + ANSWER, b"HTTP/1.1 204 No Content\r\n\r\n", ANSWER, times=3)
-    assert [response.status_code for response in responses] == [200, 204, 200]
+    responses, server = await fetch(early + ANSWER, b"HTTP/1.1 304 Not Modified\r\n\r\n", ANSWER, times=3)
+    assert [response.status_code for response in responses] == [200, 304, 200]
     assert server.connections == 1
     (head,), _ = await fetch(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", method="HEAD")
     assert head.headers["content-length"] == "1000"
+
+
+@pytest.mark.parametrize(
+    "unusual",
+    [
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil",
+        b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 2\r\n\r\nno",
+        b"HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 206 Partial\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n",
+    ],
+)
+async def test_after_anything_unusual_nothing_else_is_asked_on_the_connection(unusual: bytes) -> None:
+    responses, server = await fetch(unusual, ANSWER, times=2)
+    assert (responses[1].status_code, responses[1].content, server.connections) == (200, b"ok", 2)
 
 
 async def test_compressed_bodies_are_httpxs() -> None:
