@@ -244,6 +244,30 @@ async def test_more_than_may_be_answered_at_once_is_a_503_with_a_time(
         assert (await app.request("POST", "/v1/chat/completions", hello())).status == 200
 
 
+async def test_websocket_messages_and_choices_count_as_requests(autojump_clock: MockClock, tmp_path: Path) -> None:
+    config = Config(server=Server(max_requests=3))
+    backend = Backend([1.0, *WHOLE])
+    async with client(tmp_path, backend, config) as app, app.websocket() as socket:
+        await socket.raw()
+        refused = await app.request("POST", "/v1/chat/completions", hello(n=4))
+        assert (refused.status, refused.json["error"]["code"]) == (503, "server_is_busy")
+        for _ in range(2):  # what was refused counts no more
+            assert (await app.request("POST", "/v1/chat/completions", hello(n=3))).status == 200
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(app.request, "POST", "/v1/chat/completions", hello(n=3))
+            await trio.testing.wait_all_tasks_blocked()
+            await socket.send({"type": "response.create", "model": "gpt-5.5", "input": "x"})
+            event = await socket.receive()
+            assert (event["status"], event["error"]["code"]) == (503, "server_is_busy")
+        await socket.send({"type": "response.create", "model": "gpt-5.5", "input": "x"})
+        async with trio.open_nursery() as nursery:
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(app.request, "POST", "/v1/chat/completions", hello(n=2))
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await app.request("POST", "/v1/chat/completions", hello())).status == 503
+        assert (await socket.answer())[-1]["type"] == "response.completed"
+
+
 async def test_a_key_may_do_what_it_may(autojump_clock: MockClock, tmp_path: Path) -> None:
     key = "0123456789abcdef"
     limits = KeyLimits(models=("gpt-5.1*",), requests_per_minute=60, concurrent_requests=1)
@@ -280,7 +304,8 @@ async def test_a_key_may_do_what_it_may(autojump_clock: MockClock, tmp_path: Pat
         ("localhost", 200), ("LOCALHOST:3000", 200), ("localhost.", 200), ("127.0.0.1:3000", 200), ("127.1.2.3", 200),
         ("[::1]:3000", 200), ("[::ffff:127.0.0.1]", 200), ("mine.lan:3000", 200),
         ("evil.example:3000", 403), ("127.0.0.1.evil.example", 403), ("127.evil", 403), ("localhost.evil", 403),
-        ("192.168.0.1:3000", 403), ("[::1", 403), ("a@localhost@b", 403), ("", 200),
+        ("192.168.0.1:3000", 403), ("[::1", 403), ("a@localhost@b", 403), ("", 200), ("[::1]evil.com", 403),
+        ("evil@localhost", 403), ("localhost/evil", 403), ("localhost:3000:evil", 403), ("[::1]:evil", 403), ("localhost#", 403),
     ],
 )  # fmt: skip
 async def test_a_name_that_was_pointed_here_is_refused_unless_there_is_a_key(

@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
 from codexd.config.model import Config, Server
-from codexd.telemetry.metrics import MAX_ADJUSTMENTS, Metrics
+from codexd.telemetry.metrics import MAX_ADJUSTMENTS, MAX_ERRORS, MAX_MODELS, Metrics
+from codexd.telemetry.trace import Spans, Trace
 from support.asgi import Client, client
 from support.backend import Backend
 from support.daemon import ROOT, hello
@@ -82,12 +83,23 @@ async def test_a_client_that_leaves_is_a_499(autojump_clock: MockClock, tmp_path
 
 @pytest.mark.parametrize(
     "headers",
-    [{"x-forwarded-for": "203.0.113.9"}, {"x-forwarded-for": "127.0.0.1"}, {"x-real-ip": "x"}, {"forwarded": "for=x"}],
+    [
+        {"x-forwarded-for": "203.0.113.9"},
+        {"x-forwarded-for": "127.0.0.1"},
+        {"x-real-ip": "x"},
+        {"forwarded": "for=x"},
+        {"x-forwarded-for": ""},
+        {"forwarded": ""},
+        {"via": "1.1 proxy"},
+        {"x-forwarded-proto": "https"},
+        {"x-forwarded-host": ""},
+    ],
 )
 async def test_they_are_for_this_machine(autojump_clock: MockClock, tmp_path: Path, headers: dict[str, str]) -> None:
     async with client(tmp_path, Backend()) as app:
-        refused = await app.request("GET", "/metrics", headers=headers)
-        assert (refused.status, refused.json["error"]["code"]) == (403, "only_local")
+        for path in ("/metrics", "/metrics/", "//metrics", "/anthropic/metrics"):
+            refused = await app.request("GET", path, headers=headers)
+            assert (refused.status, refused.json["error"]["code"]) == (403, "only_local")
         assert (await app.request("GET", "/metrics")).status == 200
 
 
@@ -102,6 +114,17 @@ async def test_clients_do_not_choose_how_many_series_there_are(autojump_clock: M
         found = await samples(app)
     assert len([name for name, _ in found if name == "codexd_adjusted_parameters_total"]) <= MAX_ADJUSTMENTS + 1
     assert len([name for name, _ in found if name == "codexd_requests_total"]) < 10
+
+
+async def test_nor_does_the_backend(autojump_clock: MockClock, tmp_path: Path) -> None:
+    metrics = Metrics()
+    for number in range(300):
+        spans = Spans(first=1, end=1)
+        metrics.add(Trace(id="r", at=0, method="POST", endpoint="/responses", status=502, streamed=False, spans=spans,
+                          model=f"m{number}", limited_model=f"l{number}", error=f"e{number}", tries=1))  # fmt: skip
+    assert len(metrics._errors) <= MAX_ERRORS + 1
+    for counted in (metrics._requests, metrics._model_fallbacks, metrics._first):
+        assert len(counted) <= MAX_MODELS + 1
 
 
 async def test_preflights_do_not_either(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import trio
 from codexd.auth import store
 from codexd.auth.store import Credentials
 from codexd.system.systemd import answers, inherited, keep_alive, watchdog_seconds
-from support.daemon import PATIENCE, environment, running
+from support.control import codexctl
+from support.daemon import PATIENCE, connected, environment, hello, post, running
 from support.secrets import ACCOUNT, access_token
-from support.upstream import Upstream
+from support.upstream import Call, Upstream
 
 pytestmark = pytest.mark.loopback
 
@@ -242,3 +243,28 @@ async def test_a_listener_that_a_drain_has_closed_is_no_fault() -> None:
     raw.listen()
     raw.close()
     assert await answers(raw)
+
+
+@pytest.mark.parametrize("why", ["users", "full"])
+async def test_what_codexd_refuses_others_does_not_stop_the_watchdogs_sign(
+    tmp_path: Path, logs: Path, upstream: Upstream, notify: socket.socket, why: str
+) -> None:
+    environ = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}
+    server: dict[str, Any] = {"max_connections": 1}
+    if why == "users":
+        server = {"bind": [f"unix:{tmp_path}/api.sock"], "allowed_users": ["nobody"]}
+
+    async def silent(call: Call) -> None:
+        await call.start()
+        await call.gone()
+
+    upstream.plays = [silent]
+    async with running(tmp_path, logs, upstream, env=environ, server=server) as daemon, AsyncExitStack() as stack:
+        if why == "full":
+            busy = await stack.enter_async_context(connected(daemon))
+            await busy.send(post("/v1/chat/completions", hello(stream=True)))
+            await upstream.until(lambda: bool(upstream.calls))
+        assert (await heard(notify)).startswith(b"READY=1")
+        for _ in range(4):
+            assert await heard(notify) == b"WATCHDOG=1"
+        assert (await codexctl(daemon, "health")).code == 0

@@ -1,13 +1,16 @@
 """``codexctl keys``: what a client key is for, and what it may do."""
 
+import contextlib
 import re
+from pathlib import Path
 
 import pytest
 import trio
 
 from support.codexctl import Setup
-from support.control import command
-from support.daemon import environment, hello
+from support.control import codexctl, command
+from support.daemon import connected, environment, hello, post, running
+from support.upstream import ADDED, COMPLETED, CREATED, Call, Upstream, done, text
 
 pytestmark = pytest.mark.loopback
 
@@ -104,3 +107,31 @@ async def test_a_key_has_a_budget(shared: Setup) -> None:
         assert re.search(r"weekly window 34 % is used. It may go on in \d+ [dh]", error["message"])
         said = (await shared.ctl("usage", "--by", "key")).out
         assert re.search(r"of the weekly window", said) and re.search(r"\(elsewhere\) +12.0 % +34.0 %", said)
+
+
+@pytest.mark.parametrize("now", [True, False])
+async def test_a_revoked_keys_answers_finish_or_end(tmp_path: Path, logs: Path, upstream: Upstream, now: bool) -> None:
+    go_on = trio.Event()
+
+    async def play(call: Call) -> None:
+        await call.start()
+        await call.events(CREATED, ADDED, text("Hel"))
+        await go_on.wait()
+        with contextlib.suppress(trio.BrokenResourceError):
+            await call.events(text("lo"), done("Hello"), COMPLETED)
+            await call.end()
+
+    upstream.plays = [play]
+    async with running(tmp_path, logs, upstream) as daemon:
+        key = (await codexctl(daemon, "keys", "add", "lent")).out.strip()
+        async with connected(daemon) as client:
+            await client.send(post("/v1/chat/completions", hello(stream=True), f"authorization: Bearer {key}"))
+            await client.until(b"Hel")
+            said = await codexctl(daemon, "keys", "revoke", "lent", *(["--now"] if now else []))
+            assert (said.code, ("were ended: 1" if now else "will finish: 1") in said.err) == (0, True)
+            go_on.set()
+            answer = await client.until(b"was revoked" if now else b"[DONE]")
+            assert (b"[DONE]" in answer) is not now
+        async with connected(daemon) as client:
+            await client.send(post("/v1/chat/completions", hello(), f"authorization: Bearer {key}"))
+            assert b"200" in (await client.until(b"\r\n"))[:20]  # it was the last key: none is asked for

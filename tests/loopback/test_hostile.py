@@ -363,3 +363,69 @@ async def accepts(path: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+async def test_a_client_that_breaks_the_rules_is_one_line_and_no_fault(
+    tmp_path: Path, logs: Path, upstream: Upstream
+) -> None:
+    chunk = b" HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"
+    cases = {
+        "a bad chunk where no body is read": b"GET /health" + chunk,
+        "a bad chunk": b"POST /v1/chat/completions" + chunk,
+        "a bad chunk behind a good one": b"POST /v1/responses" + chunk.replace(b"zz", b"2\r\n{}\r\nzz"),
+        **{
+            name: HOSTILE[name]
+            for name in ("http/2 by prior knowledge", "websocket with a subprotocol that is no ASCII")
+        },
+    }
+    async with running(tmp_path, logs, upstream, logging={"level": "info"}) as daemon:
+        for name, data in cases.items():
+            before = daemon.log.read_text()
+            async with connected(daemon) as client:
+                await client.send(data)
+                await client.stream.send_eof()
+                with contextlib.suppress(AssertionError):
+                    await client.all()
+            await still_serves(daemon)
+            said = daemon.log.read_text().removeprefix(before).splitlines()
+            mine = [line for line in said if "status=200" not in line]
+            assert len(mine) <= 2, (name, mine)
+            assert not any(mark in line for line in mine for mark in ("Traceback", "ERROR", "WARN")), (name, mine)
+
+
+@pytest.mark.parametrize("body", [b"0\r\n\r\n", b"2\r\n{}\r\n0\r\n\r\n"])
+async def test_a_length_beside_chunks_is_answered_and_the_connection_closed(daemon: Daemon, body: bytes) -> None:
+    head = b"POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with connected(daemon) as client:
+        await client.send(head + body + b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        answer = await client.all()
+    assert (answer.count(b"HTTP/1.1"), answer.startswith(b"HTTP/1.1 400")) == (1, True)
+    assert b"connection: close" in answer
+
+
+async def test_refusals_that_repeat_are_one_line(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
+    server = {"client_keys": {"a": "0123456789abcdef"}}
+    async with (
+        running(tmp_path, logs, upstream, logging={"level": "info"}, server=server) as daemon,
+        connected(daemon) as client,
+    ):
+        for _ in range(50):
+            await client.send(post("/v1/chat/completions", hello()))
+            await client.until(b"invalid_api_key")
+            client.data = b""
+        assert daemon.log.read_text().count("status=401") == 1
+
+
+async def test_a_silent_websocket_makes_room_for_a_connection(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
+    handshake = b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\n" + WS + b"\r\n"
+    async with (
+        running(tmp_path, logs, upstream, server={"max_connections": 2}) as daemon,
+        connected(daemon) as first,
+        connected(daemon) as second,
+    ):
+        for each in (first, second):
+            await each.send(handshake)
+            await each.until(b"101")
+        assert await still_serves(daemon)
+        assert (1013).to_bytes(2) in await first.all()
+        assert second.data.endswith(b"\r\n\r\n")  # the one that was idle for longest

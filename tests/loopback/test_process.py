@@ -293,3 +293,17 @@ def test_the_state_directory_follows_the_specification(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "logging.dir: /proc/nowhere" in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_directory_of_others_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    refused = codexd(tmp_path, STATE_DIRECTORY=str(state), PORT="0")
+    assert (refused.returncode, "everybody can write to the state directory" in refused.stderr) == (1, True)
+    assert "chmod 0700" in refused.stderr
+    state.chmod(0o700)
+    (state / "daemon.lock").symlink_to(tmp_path / "precious")
+    refused = codexd(tmp_path, STATE_DIRECTORY=str(state), PORT="0")
+    assert (refused.returncode, "is a symbolic link" in refused.stderr) == (1, True)
+    assert not (tmp_path / "precious").exists()

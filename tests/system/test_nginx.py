@@ -18,6 +18,18 @@ PACKAGING = ROOT / "packaging"
 SILENCE = 35.0
 """Seconds; nginx is given 20 of patience for the test of it, so that keep-alives are what carries the stream."""
 
+INSIDE = (
+    "/auth/login",
+    "//auth/login",
+    "/metrics",
+    "/metrics/",
+    "//metrics",
+    "/metrics//",
+    "/anthropic/metrics",
+    "/openai//metrics/",
+)
+"""What is this machine's own business, however it is written."""
+
 pytestmark = pytest.mark.system
 
 
@@ -220,8 +232,8 @@ async def test_a_silence_longer_than_nginxs_patience_is_survived(
 
 async def test_who_and_what_is_let_in(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
     async with nginx(tmp_path, logs, upstream) as front:
-        for path in ("/auth/login", "/metrics"):
-            assert (await front.curl(path))[0] == 404
+        for path in INSIDE:
+            assert (await front.curl(path, "--path-as-is", "-H", "x-forwarded-for;"))[0] == 404
         (tmp_path / "large").write_bytes(b"x" * ((1 << 20) + 1))
         (tmp_path / "allowed").write_bytes(b" " * (1 << 20))
         status, said = await front.curl("/v1/responses", "--http1.1", "--data-binary", f"@{tmp_path}/large")
@@ -290,4 +302,32 @@ async def test_caddy(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
             await until(process, b'"Hel"')
             gate.open.set()
             await until(process, b"[DONE]")
-        assert (await front.curl("/auth/login"))[0] == 404
+        for path in INSIDE:
+            assert (await front.curl(path, "--path-as-is", "-H", "x-forwarded-for;"))[0] == 404
+
+
+async def test_haproxy(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
+    """It adds a field of its own behind what the client sent, which here is an empty one."""
+    if shutil.which("haproxy") is None:
+        pytest.skip("haproxy is not installed")
+    certificate(tmp_path)
+    (tmp_path / "both.pem").write_text((tmp_path / "codexd.pem").read_text() + (tmp_path / "codexd.key").read_text())
+
+    def command(api: str, port: int) -> list[str]:
+        conf = tmp_path / "haproxy.cfg"
+        conf.write_text(
+            "defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n option forwardfor\n"
+            f"frontend f\n bind 127.0.0.1:{port} ssl crt {tmp_path}/both.pem\n default_backend b\n"
+            f"backend b\n server s {api.replace('unix:', 'unix@')}\n"
+        )
+        return ["haproxy", "-f", str(conf)]
+
+    async with fronted(tmp_path, logs, upstream, command) as front:
+        for path in ("/metrics", "/metrics/", "//metrics"):
+            for words in ((), ("-H", "x-forwarded-for;"), ("-H", "x-forwarded-for: 127.0.0.1")):
+                status, said = await front.curl(path, "--path-as-is", *words)
+                assert (status, msgspec.json.decode(said)["error"]["code"]) == (403, "only_local")
+        body = ("-H", "x-forwarded-for: 203.0.113.9", "-d", msgspec.json.encode(hello()).decode())
+        assert (await front.curl("/v1/chat/completions", *body))[0] == 200
+        await front.daemon.logged("path=/v1/chat/completions status=200")
+        assert "203.0.113.9" not in front.daemon.log.read_text()

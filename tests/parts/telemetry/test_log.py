@@ -3,12 +3,15 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import structlog
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from codexd.config.model import Logging
 from codexd.telemetry import log as logs
@@ -197,3 +200,49 @@ class TestTail:
             tail.add({"level": "info", "event": str(number), "timestamp": "t"})
         assert [line.number for line in tail.since(0)] == [2, 3, 4]
         assert [line.number for line in tail.since(4)] == [4]
+
+
+async def test_what_repeats_is_one_line_a_minute_with_a_number(autojump_clock: MockClock) -> None:
+    repeated = logs.Repeated()
+    assert [repeated.due("a"), repeated.due("a"), repeated.due("b"), repeated.due("a")] == [0, None, 0, None]
+    await trio.sleep(logs.REPEAT_SECONDS)
+    assert [repeated.due("a"), repeated.due("a"), repeated.due("b")] == [2, None, 0]
+    for number in range(logs.MAX_KINDS):
+        repeated.due(number)
+    assert repeated.due("one more") is None
+    assert len(repeated._kinds) <= logs.MAX_KINDS
+    await trio.sleep(logs.REPEAT_SECONDS)
+    assert repeated.due("one more") == 0
+
+
+def line_of(day: str, size: int = 10, level: str = "info") -> dict[str, Any]:
+    return {"timestamp": f"{day}T00:00:00Z", "level": level, "event": "x" * size}
+
+
+def test_log_files_are_kept_for_some_days(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    files = logs._Files(tmp_path, 2, 1 << 20)
+    for day in range(1, 8):
+        files.write(line_of(f"2030-01-0{day}"))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["2030-01-05-info.log", "2030-01-06-info.log", "2030-01-07-info.log", "notes.txt"]
+
+
+def test_log_files_have_a_size_together(tmp_path: Path) -> None:
+    most = 1 << 20
+    files = logs._Files(tmp_path, 30, most)
+    for number in range(4000):
+        files.write(line_of(f"2030-01-0{1 + number // 3000}", 1000, "info" if number % 2 else "error"))
+        if number % 50 == 0:
+            assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= most
+    assert (tmp_path / "2030-01-02-info.log").exists()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) > most // 2
+
+
+def test_a_log_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("before")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "2030-01-01-info.log").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="symbolic link"):
+        logs._Files(tmp_path / "logs", 1, 1 << 20).write(line_of("2030-01-01"))
+    assert (tmp_path / "target").read_text() == "before"

@@ -193,3 +193,11 @@ def test_a_limit_may_be_in_the_code() -> None:
     error = http(429, {"error": {"code": "usage_limit_reached", "message": "m", "resets_in_seconds": 60}})
     assert (error.error.type, error.error.code) == ("insufficient_quota", "usage_limit_reached")
     assert "resets in 1 min" in error.error.message
+
+
+@pytest.mark.parametrize(
+    ("given", "wait"), [("9" * 5000, 31 * 86400), ("0", 0), ("7", 7), (" 7", 7), ("-1", None), ("1e3", None), ("٣", 3)]
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_wait_is_bounded_where_it_is_read(given: str, wait: int | None, status: int) -> None:
+    assert failures.from_http(status, {"retry-after": given}, b"{}", 1.0).retry_after == wait

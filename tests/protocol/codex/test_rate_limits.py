@@ -1,11 +1,16 @@
+import json
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from codexd.protocol.codex.rate_limits import (
     Credits,
     Window,
+    client_headers,
     from_headers,
     from_usage,
     headers_of_event,
@@ -168,3 +173,50 @@ def test_an_event_without_limits_has_no_headers(event: dict[str, Any]) -> None:
 def test_an_event_in_an_odd_shape_is_an_error(data: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         headers_of_event(data)
+
+
+WILD = st.one_of(
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(max_size=9),
+    st.integers(1, 6000).map(lambda size: "9" * size),
+    st.sampled_from(["-1", "1e308", "inf", "nan", "253370764801", "1_0", "٣"]),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["used-percent", "window-minutes", "reset-at", "reset-after-seconds"]), WILD))
+def test_numbers_of_headers_are_what_calendars_and_encoders_hold(values: dict[str, str]) -> None:
+    headers = {f"x-codex-primary-{name}": value for name, value in values.items()}
+    if (found := from_headers(headers, NOW)) is not None:
+        msgspec.json.encode(found)
+        for window in found.windows:
+            if window.resets_at is not None:
+                datetime.fromtimestamp(window.resets_at, UTC)
+            assert window.window_minutes is None or window.window_minutes >= 0
+            assert 0 <= window.used_percent <= 10_000
+    assert all(len(value) < 7000 for _, value in client_headers(headers, NOW))
+
+
+NUMBER = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([10**300, -(10**18), 2**63])
+
+
+@given(NUMBER, NUMBER, NUMBER, NUMBER)
+def test_numbers_of_the_usage_page_too(used: float, seconds: float, after: float, at: float) -> None:
+    window = {"used_percent": used, "limit_window_seconds": seconds, "reset_after_seconds": after, "reset_at": at}
+    body = json.dumps({"rate_limit": {"primary_window": window}}).encode()
+    try:
+        found = from_usage(body, NOW)
+    except msgspec.DecodeError:
+        return
+    msgspec.json.encode(found)
+    for each in found.windows:
+        if each.resets_at is not None:
+            datetime.fromtimestamp(each.resets_at, UTC)
+
+
+def test_there_is_an_end_to_windows_and_their_names() -> None:
+    headers = {f"x-{'n' * 50}{number}-primary-used-percent": "1" for number in range(100)}
+    headers |= {f"x-{'n' * 50}{number}-limit-name": "l" * 9999 for number in range(100)}
+    found = from_headers(headers, NOW)
+    assert found is not None
+    assert (len(found.windows), {len(window.limit) for window in found.windows}) == (20, {64})
