@@ -126,7 +126,7 @@ class Api:
         record.failure = route.failure
         if route.dialect is not None:
             record.stream_type = route.dialect.stream_type
-        found = Exchange(request, record, names, self._server.max_body_bytes)
+        found = Exchange(request, record, names, self._server.max_body_bytes, self._server.max_items)
         try:
             with self._pipeline.capacity.counted(), self._journal.entry(record):
                 await exchange.answer(found, request, self._reply(found, route))

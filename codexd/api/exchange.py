@@ -72,11 +72,25 @@ Reply = Document | StreamedBody
 class Exchange:
     """The argument of an endpoint: the request, its record, and the names in its path."""
 
-    __slots__ = ("_max_body", "_request", "headers", "memory", "method", "names", "path", "record", "server")
+    __slots__ = (
+        "_max_body",
+        "_max_items",
+        "_request",
+        "headers",
+        "memory",
+        "method",
+        "names",
+        "path",
+        "record",
+        "server",
+    )
 
-    def __init__(self, request: ServerRequest, record: Record, names: dict[str, str], max_body: int) -> None:
+    def __init__(
+        self, request: ServerRequest, record: Record, names: dict[str, str], max_body: int, max_items: int
+    ) -> None:
         self._request = request
         self._max_body = max_body
+        self._max_items = max_items
         self.record = record
         self.names = names
         self.headers = request.headers
@@ -109,17 +123,18 @@ class Exchange:
             # Whatever its size is, it may become much.
             data = await workers.run(sys.maxsize, partial(_decoded, coding, data, self._max_body))
         self.record.weight = len(data)
-        take(self.memory, data)
+        await take(self.memory, data, self._max_items)
         return data
 
 
-BYTES, VALUES = 2, 300
-"""What a request takes beside its body: bytes for each byte and for each value, measured."""
+BYTES, VALUES = 5, 450
+"""What a request takes at its highest, its body included: bytes for each byte and for each value, measured."""
 
 
-def take(memory: Hold, data: bytes) -> None:
+async def take(memory: Hold, data: bytes, max_items: int) -> None:
     """Takes the memory that a body will need, converted. Raises ApiError 413 or 503."""
-    needed = BYTES * len(data) + VALUES * bounds.estimate(data)
+    values = await workers.run(len(data), partial(bounds.estimate, data))
+    needed = max(0, BYTES * len(data) + VALUES * min(values, max_items) - memory.taken)
     if not memory.take(needed):
         size = memory.room.size
         raise errors.needs_more_memory(size) if needed + memory.taken > size else errors.no_memory(size)

@@ -239,7 +239,7 @@ class ResponsesWebsocket:
     async def _respond(self, frame: str | bytes, record: Record, last: Last) -> None:
         data = frame.encode() if isinstance(frame, str) else frame
         record.weight = len(data)
-        take(record.memory, data)
+        await take(record.memory, data, self._endpoints.max_items)
         members, asked, generate = await workers.run(len(data), partial(self._decoded, data))
         before = last.response
         continued = before is not None and plain(members.get("previous_response_id")) == before.id

@@ -7,8 +7,8 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 import re
 
-MAX_EVENT_BYTES = 64 * 1024 * 1024
-"""Limit for one event. It is generous because an event may hold a whole image as base64."""
+MAX_EVENT_BYTES = 32 * 1024 * 1024
+"""Limit for one event. It is generous because an event may hold a whole image as base64, of some megabytes."""
 
 
 class EventTooLarge(ValueError):
@@ -34,6 +34,11 @@ class EventDecoder:
         self._size = 0
         self._cr = False
         self._start = True
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an event that has not come to its end."""
+        return self._size
 
     def feed(self, data: bytes) -> list[bytes]:
         """Takes the next bytes and returns the joined ``data:`` lines of each complete event. Raises EventTooLarge."""

@@ -61,6 +61,9 @@ _SCRIPTS = (
 """Tokens of a character, at least, in texts of these scripts; measured with o200k_base."""
 
 
+_WINDOW = 32 * 1024
+"""Characters that are looked at together: a pattern takes a hundred bytes of memory for each letter of a word."""
+
 _MAX_PIECE = 256
 """Characters of a piece that is still looked at as one when more of it comes."""
 
@@ -84,6 +87,7 @@ class TokenCounter:
         self._limit = math.inf if limit is None else limit
         self._room = self._limit
         self._pending: list[str] = []
+        self._waiting = 0
         self._before = 0.0
         self._last = ""
 
@@ -98,25 +102,30 @@ class TokenCounter:
         self._room -= len(text)
         if self._room >= 0:
             self._pending.append(text)
+            self._waiting += len(text)
+            if self._waiting > _WINDOW:
+                self._count_pending()
             return text
         self._count_pending()
-        whole = self._last + text
-        total = self._before
-        for found in _PIECE.finditer(whole):
-            tokens = _tokens(found[0])
-            if total + tokens > self._limit:
-                end = found.start() + _fitting(found[0], self._limit - total)
-                fits = text[: max(0, end - len(self._last))]
-                self._before, self._last = min(total + tokens, self._limit), ""
-                return fits
-            total += tokens
-        self._count(whole)
+        for at in range(0, len(text), _WINDOW):
+            whole = self._last + text[at : at + _WINDOW]
+            total = self._before
+            for found in _PIECE.finditer(whole):
+                tokens = _tokens(found[0])
+                if total + tokens > self._limit:
+                    end = found.start() + _fitting(found[0], self._limit - total)
+                    fits = text[: max(0, at + end - len(self._last))]
+                    self._before, self._last = min(total + tokens, self._limit), ""
+                    return fits
+                total += tokens
+            self._count(whole)
         return text
 
     def _count_pending(self) -> None:
         if self._pending:
-            text, self._pending = "".join(self._pending), []
-            self._count(self._last + text)
+            text, self._pending, self._waiting = "".join(self._pending), [], 0
+            for at in range(0, len(text), _WINDOW):
+                self._count(self._last + text[at : at + _WINDOW])
 
     def _count(self, whole: str) -> None:
         """Counts all pieces but the last two, which the next text may continue: ``it``, ``'`` and ``it's``."""

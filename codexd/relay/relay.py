@@ -52,6 +52,9 @@ MAX_ANSWER = 256 * 1024 * 1024
 FREE = 1024 * 1024
 """Bytes of an answer that is collected, up to which they are not counted as memory."""
 
+COLLECTED, PENDING = 3, 2
+"""Bytes that an answer takes for each of its events' bytes, until it is a document; and an event, until it is whole."""
+
 MAX_VALUES = 100_000
 """JSON values of an event."""
 
@@ -65,6 +68,10 @@ class UpstreamSource(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an event that has not come to its end."""
 
     @property
     def push(self) -> Callable[[Callable[[Sequence[bytes]], bool]], Awaitable[bool]]:
@@ -141,7 +148,7 @@ class Relay:
         self._started = False
         self._held = self._unwritten = b""
         self._large: Sequence[bytes] = ()
-        self._received = 0
+        self._received = self._pending = 0
         self._rest: memoryview | bytes = b""
         self._keeping_alive: trio.Event | None = None
         self._scope = trio.CancelScope()
@@ -226,9 +233,10 @@ class Relay:
 
     async def _attempt(self, client: Client | None) -> ApiError | None:
         """Runs one attempt; returns its failure, if any."""
-        state, step = self._conversion.state, self._step(client)
+        state = self._conversion.state
         try:
             async with self._open() as source:
+                step = self._step(client, source)
                 known, self._headers = source.headers, self._headers_of(source)
                 ended = False
                 while not (ended or state.done or state.error is not None):
@@ -274,7 +282,7 @@ class Relay:
             if self._conversion.state.begun:
                 self.first_at = trio.current_time()
 
-    def _step(self, client: Client | None) -> Callable[[Sequence[bytes]], bool]:
+    def _step(self, client: Client | None, source: UpstreamSource) -> Callable[[Sequence[bytes]], bool]:
         """Returns the function that handles each read without waiting, as nearly all events allow."""
         conversion, pacing, state = self._conversion, self._pacing, self._conversion.state
         feed, write_now = conversion.feed, None if client is None else client.write_now
@@ -289,6 +297,12 @@ class Relay:
             self._received += size
             if (size > LARGE or self._received > FREE) and not self._is_light(events, size):
                 return False
+            if not size and (pending := source.pending) > self._pending + FREE:
+                # An event that comes in many reads is memory too, before it is an event.
+                if not self._memory.take(PENDING * (pending - self._pending)):
+                    state.error = errors.no_memory(self._memory.room.size)
+                    return False
+                self._pending = pending
             out = feed(events)
             if self.first_at is None:
                 pacing.heard = True
@@ -311,7 +325,7 @@ class Relay:
         state = self._conversion.state
         if self._received > MAX_ANSWER:
             state.error = errors.answer_too_large(MAX_ANSWER)
-        elif self._client is None and self._received > FREE and not self._memory.take(size):
+        elif self._client is None and self._received > FREE and not self._memory.take(COLLECTED * size):
             state.error = errors.no_memory(self._memory.room.size)
         elif size > LARGE:
             self._large = events

@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from wsproto.connection import CLIENT, Connection
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
-MAX_MESSAGE = 64 * 1024 * 1024
-"""Bytes of one message, as in ``protocol.sse``; the official client has the same limit."""
+from codexd.protocol.sse import MAX_EVENT_BYTES
+
+MAX_MESSAGE = MAX_EVENT_BYTES
+"""Bytes of one message, as over HTTP; the official client's limit is twice that."""
 
 FRAGMENT = 1024 * 1024
 """Bytes of one frame that is sent; larger messages are sent in fragments of this size, as the official client does."""
@@ -64,6 +66,11 @@ class Frames:
         self.replies = b""
         self.ended: Closed | None = None
         self.growing = False
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a message that has not come to its end."""
+        return self._size + (self._have if self._pieces else 0)
 
     def feed(self, data: bytes) -> list[bytes]:
         """Takes the bytes of a read; returns the text messages that became complete. Raises Closed if there are none.

@@ -92,6 +92,10 @@ class HostedSource:
     def headers(self) -> Mapping[str, str]:
         return self._source.headers
 
+    @property
+    def pending(self) -> int:
+        return self._source.pending
+
     async def push(self, step: Step) -> bool:
         """Calls ``step`` as the relay's ``UpstreamSource`` says. Raises ApiError."""
         while True:

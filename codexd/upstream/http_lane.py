@@ -43,6 +43,10 @@ class EventStream:
         else:
             self._push = partial(_push, _chunks(response))
 
+    @property
+    def pending(self) -> int:
+        return self._decoder.pending
+
     async def push(self, step: Callable[[Sequence[bytes]], bool]) -> bool:
         """Calls ``step`` as the relay's ``UpstreamSource`` says. Raises ApiError for an event that is too large."""
         feed = self._decoder.feed

@@ -82,6 +82,11 @@ class WebSocket:
         self.opened_at = trio.current_time()
 
     @property
+    def pending(self) -> int:
+        """Bytes of a message that has not come to its end."""
+        return self._frames.pending
+
+    @property
     def ended(self) -> bool:
         """Whether the server has ended it: its last frame was read, if not yet all messages before."""
         return self._frames.ended is not None

@@ -139,6 +139,10 @@ class WebsocketStream:
         """The account's limits, as the headers of an answer over HTTP."""
         return self._headers()
 
+    @property
+    def pending(self) -> int:
+        return self._entry.socket.pending
+
     async def push(self, step: Callable[[Sequence[bytes]], bool]) -> bool:
         """Calls ``step`` as the relay's ``UpstreamSource`` says. Raises ApiError."""
 

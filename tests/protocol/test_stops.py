@@ -1,6 +1,7 @@
 """Stop sequences and limits of tokens, whatever the pieces in which the text comes."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import msgspec
@@ -201,3 +202,17 @@ def test_runs_of_one_sign_are_few_tokens(text: str, tokens: int) -> None:
     """The numbers are those of o200k_base."""
     assert counted(text) <= tokens
     assert cut(list(text), max_tokens=tokens) == (text, None)
+
+
+@pytest.mark.parametrize("text", ["x" * 3_000_000, "ab " * 1_000_000, "é" * 1_000_000])
+def test_a_long_text_is_counted_in_little_memory(text: str) -> None:
+    counters = TokenCounter(10**9), TokenCounter(400_000)
+    tracemalloc.start()
+    try:
+        for counter in counters:
+            for at in range(0, len(text), 1_000_000):
+                counter.take(text[at : at + 1_000_000])
+            counter.total()
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    finally:
+        tracemalloc.stop()

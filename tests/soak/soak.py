@@ -4,11 +4,15 @@ Streams, whole answers, conversations, clients that leave, clients that dawdle, 
 tokens that run out, reloads and idle connections, all at once. Every request has to end in one of the ways that it may end; memory and descriptors have
 to stay flat; and the log may hold no line that nobody expects. Exits with 1 when any of that is not so.
 
-    soak.py [--seconds 600] [--clients 24] [--idle 200]
+Beside that, attackers send what would fill or freeze it, and the backend answers them in kind, under a budget of memory and, where
+this machine's control groups allow it, a hard limit: ordinary requests are all answered, and nothing is killed.
+
+    soak.py [--seconds 600] [--clients 24] [--idle 200] [--attackers 4]
 """
 
 import argparse
 import contextlib
+import gzip
 import random
 import re
 import signal
@@ -17,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -51,6 +55,9 @@ UNEXPECTED = re.compile(r"\[(ERROR|WARN)\]|Traceback|fault of codexd")
 EXPECTED = re.compile(
     r"websockets to the backend|the answer failed on its way|a client stopped reading|(refused|denied) the access token"
 )
+BUDGET, LIMIT = 256, 300
+"""MiB: ``server.memory_mb``, and what the process may ever take."""
+
 WARM_UP = 0.25
 """The part of the time after which memory counts: pools and caches fill up first."""
 
@@ -99,6 +106,57 @@ PLAYS: list[tuple[int, Script]] = [
 ]
 
 
+async def expands(call: Call) -> None:
+    """128 MiB of an event, in some kB."""
+    await call.start(200, "content-encoding: gzip")
+    await call.chunk(BOMB)
+    await call.end()
+
+
+async def endless(call: Call) -> None:
+    await call.start()
+    await call.events(CREATED, ADDED)
+    for _ in range(3000):
+        await call.events(text("x" * 20_000))
+    await call.gone()
+
+
+async def nested(call: Call) -> None:
+    await call.start()
+    await call.events(CREATED, ADDED)
+    await call.chunk(b'data: {"type":"response.output_item.done","item":' + b"[" * 50_000 + b"\n\n")
+    await call.events(text(WORDS), done(WORDS), COMPLETED)
+    await call.end()
+
+
+BOMB = gzip.compress(b'data: {"type":"response.output_text.delta","delta":"' + b"x" * (128 << 20), 9)
+ATTACKED: list[Script] = [expands, endless, nested, polite]
+MARK = b"attack"
+MANY = msgspec.json.encode({"model": "gpt-5.5", "messages": [{"role": "user", "content": "attack"}] * 33_000})
+LARGE = msgspec.json.encode({"model": "gpt-5.5", "input": "attack" * 1_500_000})
+ATTACKS: dict[str, tuple[bytes, bytes]] = {
+    # headers, and a body
+    "many messages": (b"", MANY),
+    "a large text": (b"", LARGE),
+    "too many items": (b"", b'{"attack":[' + b"[]," * 3_000_000 + b"0]}"),
+    "nested": (b"", b'{"attack":' + b"[" * 1_000_000),
+    "compressed": (b"content-encoding: gzip\r\n", gzip.compress(b'{"attack":"' + bytes(60 << 20))),
+    "a question": (
+        b"",
+        msgspec.json.encode(
+            {
+                "model": "gpt-5.5",
+                "messages": [{"role": "user", "content": "attack"}],
+                "input": "attack",
+                "max_tokens": 9,
+            }
+        ),
+    ),
+    "half a body": (b"", b""),
+}
+PATHS = (b"/v1/chat/completions", b"/v1/responses", b"/v1/messages", b"/v1/responses/input_tokens", b"/api/chat")
+
+
 HANDSHAKES: list[tuple[int, Script]] = [(60, welcome), (1, cut), (1, refuse(403, b"")), (1, refuse(503, b""))]
 
 
@@ -117,7 +175,8 @@ class Moody(Upstream):
         self.asked.clear()
 
     async def _answer(self, call: Call) -> None:
-        self.plays = _any(PLAYS)
+        hostile = MARK in call.body[-40:] or MARK in call.body[:4000]
+        self.plays = [random.choice(ATTACKED)] if hostile else _any(PLAYS)  # noqa: S311
         self.calls.clear()
         await super()._answer(call)
 
@@ -127,6 +186,7 @@ class Soak:
         self.daemon = daemon
         self.backend = backend
         self.outcomes: Counter[str] = Counter()
+        self.attacked: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.samples: list[tuple[float, int, int]] = []
 
@@ -145,7 +205,7 @@ class Soak:
         if response.status_code != 200:
             code = response.json()["error"]["code"]
             self.outcomes[f"{response.status_code} {code}"] += 1
-            if not 400 <= response.status_code < 600 or code == "internal_error":
+            if not 400 <= response.status_code < 600 or code in ("internal_error", "server_is_busy"):
                 self.wrong.append(f"{path}: {response.status_code} {response.text[:200]}")
             return
         if not streamed:
@@ -198,6 +258,22 @@ class Soak:
                 except (trio.BrokenResourceError, AssertionError) as error:
                     self.wrong.append(f"a rude client met {error!r}")
 
+    async def attacks(self, until: float) -> None:
+        """One attack after another; whatever comes of it, it is an answer or the end of the connection."""
+        while trio.current_time() < until:
+            name = random.choice(list(ATTACKS))  # noqa: S311
+            headers, body = ATTACKS[name]
+            path = random.choice(PATHS)  # noqa: S311
+            size = len(body) or 30 << 20
+            head = b"POST %b HTTP/1.1\r\nhost: localhost\r\n%bcontent-length: %d\r\nconnection: close\r\n\r\n"
+            with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(20):
+                async with connected(self.daemon) as client:
+                    await client.send(head % (path, headers, size) + (body or b" " * (20 << 20)))
+                    with trio.move_on_after(3):
+                        while await client.stream.receive_some(65536):
+                            pass
+            self.attacked[name] += 1
+
     # --- what goes on beside
 
     async def reloads(self, until: float) -> None:
@@ -214,6 +290,11 @@ class Soak:
         """KiB."""
         status = Path(f"/proc/{self.daemon.process.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
+
+    def peak(self) -> int:
+        """KiB."""
+        status = Path(f"/proc/{self.daemon.process.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
 
     def descriptors(self) -> int:
         """But for connections to the backend: those are kept to be used again, and found closed when they are."""
@@ -238,7 +319,33 @@ class Soak:
         return [line for line in lines if UNEXPECTED.search(line) and not EXPECTED.search(line)]
 
 
-async def soak(seconds: float, clients: int, idle: int) -> int:
+@contextlib.contextmanager
+def limited(process: int) -> Iterator[str]:
+    """Puts the process under a hard limit of memory, as a unit's MemoryMax= does; gives what limits it."""
+    for group, name in (
+        (Path(f"/sys/fs/cgroup/memory/codexd-soak-{process}"), "memory.limit_in_bytes"),
+        (Path(f"/sys/fs/cgroup/codexd-soak-{process}"), "memory.max"),
+    ):
+        try:
+            if not (group.parent / "cgroup.procs").exists():
+                continue
+            group.mkdir()
+            (group / name).write_text(f"{LIMIT << 20}")
+            (group / "cgroup.procs").write_text(f"{process}")
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            continue
+        try:
+            yield f"{name} = {LIMIT}M"
+        finally:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+        return
+    yield "nothing: no control group of memory can be made here"
+
+
+async def soak(seconds: float, clients: int, idle: int, attackers: int) -> int:
     with tempfile.TemporaryDirectory(prefix="codexd-soak-") as name:
         folder = Path(name)
         logs = folder / "logs"
@@ -249,34 +356,45 @@ async def soak(seconds: float, clients: int, idle: int) -> int:
             limits = {"first_event_timeout": 5, "idle_timeout": 3, "transport": "auto"}
             logging = {"level": "info", "enable_request_logging": False}
             storage = {"response_bytes": 256 * 1024}  # a store that is full soon, and then stays so
-            async with running(folder, logs, upstream, backend=limits, logging=logging, storage=storage) as daemon:
-                it = Soak(daemon, upstream.port)
-                await daemon.logged("model catalogue refreshed")
-                before = it.descriptors()
-                until = trio.current_time() + seconds
-                async with trio.open_nursery() as busy:
-                    for _ in range(clients):
-                        busy.start_soon(it.client, until)
-                    for _ in range(idle):
-                        busy.start_soon(_idle, daemon, until)
-                    busy.start_soon(it.reloads, until)
-                    busy.start_soon(it.measures, until)
-                with trio.move_on_after(30):
-                    while it.descriptors() > before + 1:  # the reactor's, made with the first stream
-                        await trio.sleep(0.1)
-                left, resident = it.descriptors() - before - 1, it.resident()
-                daemon.signal()
-                code = await daemon.process.wait()
-                faults = [*it.wrong, *it.unexpected()]
+            server = {"memory_mb": BUDGET}
+            with contextlib.ExitStack() as stack:
+                async with running(
+                    folder, logs, upstream, backend=limits, logging=logging, storage=storage, server=server
+                ) as daemon:
+                    hard = stack.enter_context(limited(daemon.process.pid))
+                    it = Soak(daemon, upstream.port)
+                    await daemon.logged("model catalogue refreshed")
+                    before = it.descriptors()
+                    until = trio.current_time() + seconds
+                    async with trio.open_nursery() as busy:
+                        for _ in range(clients):
+                            busy.start_soon(it.client, until)
+                        for _ in range(idle):
+                            busy.start_soon(_idle, daemon, until)
+                        for _ in range(attackers):
+                            busy.start_soon(it.attacks, until)
+                        busy.start_soon(it.reloads, until)
+                        busy.start_soon(it.measures, until)
+                    with trio.move_on_after(30):
+                        while it.descriptors() > before + 1:  # the reactor's, made with the first stream
+                            await trio.sleep(0.1)
+                    left, resident, peak = it.descriptors() - before - 1, it.resident(), it.peak()
+                    daemon.signal()
+                    code = await daemon.process.wait()
+                    faults = [*it.wrong, *it.unexpected()]
             nursery.cancel_scope.cancel()
         found = list(leaks(logs))
         finished = len(re.findall("request finished", daemon.log.read_text()))
     growth, total = it.slope(), it.outcomes.total()
-    if not total - it.outcomes["left"] <= finished <= total:
+    if not attackers and not total - it.outcomes["left"] <= finished <= total:
         faults.append(f"{total} requests were made, and {finished} are in the log")
     print(f"{total} requests in {seconds:g} s, {finished} in the log:")
     for what, number in it.outcomes.most_common():
         print(f"  {number:7} {what}")
+    print(f"  {it.attacked.total():7} attacks: {', '.join(sorted(it.attacked))}")
+    print(f"memory at its highest {peak / 1024:.1f} MiB, limited by {hard}")
+    if peak > LIMIT * 1024:
+        faults.append(f"it took {peak / 1024:.0f} MiB")
     print(f"memory {resident / 1024:.1f} MiB at the end, {growth:+.0f} KiB a minute; {left} descriptors left over")
     print(f"exit code {code}; {len(found)} secrets in the log; {len(faults)} outcomes or log lines that may not be")
     for each in faults[:20]:
@@ -297,8 +415,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--idle", type=int, default=200)
+    parser.add_argument("--attackers", type=int, default=4)
     options = parser.parse_args()
-    return trio.run(soak, options.seconds, options.clients, options.idle)
+    return trio.run(soak, options.seconds, options.clients, options.idle, options.attackers)
 
 
 if __name__ == "__main__":

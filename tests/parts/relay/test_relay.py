@@ -47,6 +47,8 @@ class Fake:
         finally:
             self.closed += 1
 
+    pending = 0
+
     async def push(self, step: Callable[[Sequence[bytes]], bool]) -> bool:
         async for event in self.play:
             if not step([event]):
