@@ -158,11 +158,14 @@ def fitted(config: Config) -> tuple[Config, int]:
         images=storage.image_bytes,
         reasoning=codex.reasoning_memory_bytes,
     )
+    # What is on disk is not thrown away because a machine is small.
+    responses = storage.response_bytes if storage.responses else shares.responses
+    requests = max(shares.requests - (responses - shares.responses), memory.LEAST)
     return msgspec.structs.replace(
         config,
-        storage=msgspec.structs.replace(storage, response_bytes=shares.responses, image_bytes=shares.images),
+        storage=msgspec.structs.replace(storage, response_bytes=responses, image_bytes=shares.images),
         codex=msgspec.structs.replace(codex, reasoning_memory_bytes=shares.reasoning),
-    ), shares.requests
+    ), requests
 
 
 def identity(config: Config) -> dict[str, str]:

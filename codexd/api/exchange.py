@@ -123,7 +123,8 @@ class Exchange:
             # Whatever its size is, it may become much.
             data = await workers.run(sys.maxsize, partial(_decoded, coding, data, self._max_body))
         self.record.weight = len(data)
-        await take(self.memory, data, self._max_items)
+        is_form = self.headers.get("content-type", "").lower().startswith("multipart/")
+        await take(self.memory, data, 0 if is_form else self._max_items)
         return data
 
 
@@ -132,9 +133,9 @@ BYTES, VALUES = 5, 450
 
 
 async def take(memory: Hold, data: bytes, max_items: int) -> None:
-    """Takes the memory that a body will need, converted. Raises ApiError 413 or 503."""
-    values = await workers.run(len(data), partial(bounds.estimate, data))
-    needed = max(0, BYTES * len(data) + VALUES * min(values, max_items) - memory.taken)
+    """Takes the memory that a body will need, converted; ``max_items`` is 0 for a form. Raises ApiError 413 or 503."""
+    values = await workers.run(len(data), partial(bounds.estimate, data, max_items)) if max_items else 0
+    needed = max(0, BYTES * len(data) + VALUES * values - memory.taken)
     if not memory.take(needed):
         size = memory.room.size
         raise errors.needs_more_memory(size) if needed + memory.taken > size else errors.no_memory(size)

@@ -360,11 +360,13 @@ class Pipeline:
 
         attempts = Attempts(self._upstream, call, reduced)
         if converted.hosted is None:
-            # A response keeps its conversation, to store it, until the end.
+
             def forget() -> None:
                 attempts.forget()
-                if not lossless:
-                    record.memory.release()
+                record.begun += 1
+                if record.streamed and record.begun > record.others and not self.config.models.fallback:
+                    # A response keeps its conversation, to store it, until the end.
+                    record.memory.release(2 * record.weight if lossless else 0)
 
             relay = Relay(attempts.open, conversion, self._limits, self.config.backend, forget, memory=record.memory)
         else:

@@ -43,13 +43,13 @@ class Record:
     request logging is on. ``counted``: it counts towards the concurrent requests of the client's key. ``limited``
     is the model that was asked for, if it was at its limit and ``model`` answered instead. ``adjusted`` is an ordered
     set; ``weight`` the size of the request and of what it continues, in bytes; ``others`` the number of choices beside
-    the first.
+    the first, and ``begun`` that of those whose request was let go.
     """
 
     __slots__ = (
-        "adjusted", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key", "limited",
-        "memory", "message", "method", "model", "others", "path", "received", "relays", "sent", "started", "status",
-        "stream_type", "streamed", "timings", "usage", "weight",
+        "adjusted", "begun", "client", "complete", "cors", "counted", "endpoint", "error", "failure", "id", "key",
+        "limited", "memory", "message", "method", "model", "others", "path", "received", "relays", "sent", "started",
+        "status", "stream_type", "streamed", "timings", "usage", "weight",
     )  # fmt: skip
 
     def __init__(self, request_id: str, method: str = "", path: str = "", endpoint: str = "") -> None:
@@ -68,7 +68,7 @@ class Record:
         self.stream_type = EVENT_STREAM
         self.complete = False
         self.adjusted: dict[Adjustment, None] = {}
-        self.weight = self.others = 0
+        self.weight = self.others = self.begun = 0
         self.memory = UNBOUNDED.hold()
         self.cors: Sequence[Header] = ()
         self.counted = False

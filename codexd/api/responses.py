@@ -29,6 +29,7 @@ from codexd.protocol.tokens import counted, prompt_tokens
 from codexd.relay.fanout import Fanout
 from codexd.relay.relay import Relay
 from codexd.state.responses import Entry, ResponseStore, Stored
+from codexd.system.memory import Hold
 
 
 class _Identified(msgspec.Struct):
@@ -67,8 +68,16 @@ class Last:
     ``evicted``: the websocket has to end, for others.
     """
 
-    response: Entry | None = None
     evicted = False
+
+    def __init__(self, memory: Hold) -> None:
+        self._memory = memory
+        self.response: Entry | None = None
+
+    def keep(self, entry: Entry | None) -> None:
+        """Keeps a response in place of the one before, or none if there is no memory for it."""
+        self._memory.release()
+        self.response = entry if entry is not None and self._memory.take(entry.size) else None
 
 
 def understood(
@@ -166,7 +175,8 @@ class ResponsesEndpoints:
             if entry is None:
                 raise errors.no_such_response(name, "previous_response_id")
             record.weight += entry.length
-        names = [] if isinstance(asked.input, str) else stored.references(asked.input)
+        items = [] if isinstance(asked.input, str) else asked.input
+        names = await workers.run(record.weight, partial(stored.references, items))
         sources = self._store.sources(names)
         record.weight += sum(source.length for source in sources)
         limit = self._pipeline.config.server.max_body_bytes
@@ -175,8 +185,8 @@ class ResponsesEndpoints:
 
         def work() -> Understood:
             before = None if entry is None else entry.stored()
-            items = {name: item for source in sources for name, item in source.items().items()}
-            return understood(asked, members, before, items.get, limit)
+            named = {name: item for source in sources for name, item in source.items().items()}
+            return understood(asked, members, before, named.get, limit)
 
         # What was prepared for a large request is for this one too.
         context = context._replace(large=record.weight > workers.LARGE)
@@ -205,7 +215,7 @@ class ResponsesEndpoints:
             if found.asked.store is not False:
                 self._store.add(entry)
             if last is not None:
-                last.response = self._store.private(entry)
+                last.keep(self._store.private(entry))
 
         workers.on_loop(keep)
 

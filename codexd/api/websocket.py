@@ -42,7 +42,7 @@ from codexd.protocol.responses.stream import own_error
 from codexd.protocol.responses.wire import REQUEST, ResponsesRequest
 from codexd.relay.relay import Header
 from codexd.state.keys import Keys
-from codexd.system.memory import Room
+from codexd.system.memory import Hold, Room
 
 LIFETIME = 3600.0
 """Seconds that a connection may last, as at OpenAI. An answer in progress is finished first."""
@@ -78,7 +78,20 @@ NOTICES = frozenset({"response.processed", "response.interrupt", "ping", "pong"}
 """Frames that ask for no response: an error in reply would be read as part of the next one. An answer in progress is
 not interrupted, which the official client accepts."""
 
+MAX_NOTICE = 4096
+"""Characters; a longer frame is a request."""
+
 _NOT_OF_THE_REQUEST = ("type", "generate", "stream")
+
+
+class _Message:
+    """A frame of the client that waits or is answered, and the memory that it takes."""
+
+    __slots__ = ("frame", "memory")
+
+    def __init__(self, frame: str | bytes, memory: Hold) -> None:
+        self.frame = frame
+        self.memory = memory
 
 
 class _Events:
@@ -158,7 +171,7 @@ class ResponsesWebsocket:
 
     async def _converse(self) -> None:
         await websocket.accept()
-        frames, queue = trio.open_memory_channel[str | bytes](MAX_WAITING)
+        frames, queue = trio.open_memory_channel[_Message](MAX_WAITING)
         code, why = TOO_BUSY, f"more than {MAX_WAITING} requests are waiting"
 
         async def answer_all() -> None:
@@ -166,26 +179,41 @@ class ResponsesWebsocket:
             code, why = await self._answer_all(queue)
             nursery.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(answer_all)
-            with contextlib.suppress(trio.WouldBlock):
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer_all)
                 while True:
                     # Read during an answer too: otherwise a disconnect goes unnoticed.
-                    frames.send_nowait(await websocket.receive() or "")
-            nursery.cancel_scope.cancel()
+                    message = _Message(await websocket.receive() or "", self._room.hold())
+                    if not message.memory.take(len(message.frame)):
+                        code, why = TRY_AGAIN, "there is no memory for more now (server.memory_mb)"
+                        break
+                    try:
+                        frames.send_nowait(message)
+                    except trio.WouldBlock:
+                        message.memory.release()
+                        break
+                nursery.cancel_scope.cancel()
+        finally:
+            with contextlib.suppress(trio.WouldBlock):
+                while True:
+                    queue.receive_nowait().memory.release()
         # Only after the writer has ended: the host does not order a close and a concurrent event.
         await websocket.close(code, why)
 
-    async def _answer_all(self, queue: trio.MemoryReceiveChannel[str | bytes]) -> tuple[int, str]:
+    async def _answer_all(self, queue: "trio.MemoryReceiveChannel[_Message]") -> tuple[int, str]:
         """Answers requests until the connection has to end; returns the code and the reason to close it with."""
         ends = trio.current_time() + LIFETIME
-        last = Last()
+        last = Last(self._room.hold())
         try:
-            while (frame := await self._next(queue, ends, last)) is not None:
-                await self._answer(frame, last)
+            while (message := await self._next(queue, ends, last)) is not None:
+                try:
+                    await self._answer(message, last)
+                finally:
+                    message.memory.release()
         finally:
             # The ended task may be in a reference cycle; this releases its large part at once.
-            last.response = None
+            last.keep(None)
         if self._draining:
             return GOING_AWAY, "codexd is shutting down"
         if last.evicted:
@@ -193,7 +221,7 @@ class ResponsesWebsocket:
         await _send_error(errors.websocket_expired(LIFETIME), Record(new_id()))
         return GOING_AWAY, "this connection is too old"
 
-    async def _next(self, queue: trio.MemoryReceiveChannel[str | bytes], ends: float, last: Last) -> str | bytes | None:
+    async def _next(self, queue: "trio.MemoryReceiveChannel[_Message]", ends: float, last: Last) -> "_Message | None":
         with trio.CancelScope(deadline=ends) as waiting:
             self._idle[waiting] = last
             try:
@@ -203,8 +231,8 @@ class ResponsesWebsocket:
                 self._idle.pop(waiting, None)
         return None
 
-    async def _answer(self, frame: str | bytes, last: Last) -> None:
-        if _is_notice(frame):
+    async def _answer(self, message: "_Message", last: Last) -> None:
+        if _is_notice(message.frame):
             return
         record = _record()
         with (
@@ -213,12 +241,12 @@ class ResponsesWebsocket:
             self._journal.entry(record),
         ):
             try:
-                record.memory = self._room.hold()
+                record.memory = message.memory
                 record.key = self._admit()
                 self._capacity.check()
                 with self._keys.counted(record.key):
                     record.status = 200
-                    await self._respond(frame, record, last)
+                    await self._respond(message, record, last)
             except ApiError as error:
                 await _send_error(error, record)
             except TOO_DEEP:
@@ -226,8 +254,6 @@ class ResponsesWebsocket:
             except Exception as error:
                 log.error("a request met a fault of codexd itself", exc_info=error)
                 await _send_error(errors.internal(record.id), record)
-            finally:
-                record.memory.release()
 
     def _admit(self) -> str | None:
         """Returns the name of the client's key. Raises ApiError 401, 403 or 429."""
@@ -236,8 +262,10 @@ class ResponsesWebsocket:
             self._budget.admit(name)
         return name
 
-    async def _respond(self, frame: str | bytes, record: Record, last: Last) -> None:
-        data = frame.encode() if isinstance(frame, str) else frame
+    async def _respond(self, message: "_Message", record: Record, last: Last) -> None:
+        frame, message.frame = message.frame, ""
+        data = await workers.run(len(frame), frame.encode) if isinstance(frame, str) else frame
+        del frame
         record.weight = len(data)
         await take(record.memory, data, self._endpoints.max_items)
         members, asked, generate = await workers.run(len(data), partial(self._decoded, data))
@@ -248,10 +276,10 @@ class ResponsesWebsocket:
             await self._stream(found, context, record, last, generate=generate)
         except ApiError:
             if continued:
-                last.response = None
+                last.keep(None)
             raise
         if continued and record.error is not None and last.response is before:
-            last.response = None  # as in OpenAI's API: the connection no longer holds what failed to be continued
+            last.keep(None)  # as in OpenAI's API: the connection no longer holds what failed to be continued
 
     def _decoded(self, data: bytes) -> tuple[RawObject, ResponsesRequest, bool]:
         """Returns the members of a frame, the request that they are, and whether an answer is wanted."""
@@ -280,6 +308,8 @@ class ResponsesWebsocket:
 
 def _is_notice(frame: str | bytes) -> bool:
     """Returns whether a frame tells something and asks for nothing, such as that an event was processed."""
+    if len(frame) > MAX_NOTICE:
+        return False
     try:
         return _HEAD.decode(frame).type in NOTICES
     except msgspec.DecodeError:

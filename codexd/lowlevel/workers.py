@@ -16,18 +16,23 @@ LARGE = 64 * 1024
 _T = TypeVar("_T")
 
 _DONE: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("worked")
+_EVENTS: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("worker for events")
 _PLACE: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("worker")
 
 
-async def run(size: int, function: Callable[[], _T]) -> _T:
-    """Calls the function, here for a small input, else in the worker's thread. Raises what it raises."""
+async def run(size: int, function: Callable[[], _T], *, events: bool = False) -> _T:
+    """Calls the function, here for a small input, else in the worker's thread. Raises what it raises.
+
+    ``events``: of answers, which do not wait behind requests.
+    """
     if size <= LARGE:
         return function()
+    places = _EVENTS if events else _PLACE
     try:
-        place = _PLACE.get()
+        place = places.get()
     except LookupError:
         place = trio.CapacityLimiter(1)
-        _PLACE.set(place)
+        places.set(place)
     _DONE.set(True)
     return await trio.to_thread.run_sync(function, limiter=place)
 

@@ -29,9 +29,9 @@ def exceeds(body: bytes, most: int) -> bool:
     return escapes > most or (_most(body) + escapes > most and count(body, most) + escapes > most)
 
 
-def estimate(body: bytes) -> int:
-    """Returns about the number of a document's values: of a small one a guess, of others never less than it has."""
-    return len(body) // 8 if len(body) < SMALL else _most(body)
+def estimate(body: bytes, most: int) -> int:
+    """Returns the number of a document's values, of a small one a guess, up to ``most`` or a little more."""
+    return len(body) // 8 if len(body) < SMALL else min(count(body, most), most)
 
 
 def _most(body: bytes) -> int:

@@ -11,8 +11,12 @@ MAX_EVENT_BYTES = 32 * 1024 * 1024
 """Limit for one event. It is generous because an event may hold a whole image as base64, of some megabytes."""
 
 
+MAX_LINES = 50_000
+"""Lines of one event; JSON needs one, and the most careless printer one for each value."""
+
+
 class EventTooLarge(ValueError):
-    """The upstream sent more than ``MAX_EVENT_BYTES`` without ending the event."""
+    """The upstream sent more than ``MAX_EVENT_BYTES``, or MAX_LINES, without ending the event."""
 
 
 _PLAIN = re.compile(rb"(?:event: [^\n]*\n)?data: ([^\n]*)\n\n")
@@ -95,6 +99,8 @@ class EventDecoder:
         if self._start:
             self._start = False
             block = block.removeprefix(b"\xef\xbb\xbf")
+        if len(block) > MAX_LINES and block.count(b"\n") > MAX_LINES:
+            raise EventTooLarge(f"an event of more than {MAX_LINES} lines")
         data: list[bytes] = []
         for line in block.split(b"\n"):
             field, _, value = line.partition(b":")

@@ -193,7 +193,7 @@ class Relay:
         self._settle()
         if self.error is not None:
             raise self._with_headers(self.error)
-        return await workers.run(self._received, self._conversion.document), self._headers
+        return await workers.run(self._received, self._conversion.document, events=True), self._headers
 
     def abort(self, error: ApiError) -> None:
         """Ends the answer with this error, unless it is complete."""
@@ -204,7 +204,7 @@ class Relay:
     def _settle(self) -> None:
         if self._fault is not None:
             raise self._fault
-        self.error = self._aborted or self.error
+        self.error = (None if self.done else self._aborted) or self.error
 
     def _with_headers(self, error: ApiError) -> ApiError:
         """Adds the rate limit headers to a failure that came inside a 200."""
@@ -270,7 +270,7 @@ class Relay:
         while self._keeping_alive is not None:
             await self._keeping_alive.wait()  # the conversion makes its frame
         pacing.writing = True
-        out = await workers.run(sys.maxsize, partial(_convert_bounded, conversion, events))
+        out = await workers.run(sys.maxsize, partial(_convert_bounded, conversion, events), events=True)
         pacing.wrote(trio.current_time())
         self._heard()
         if self._client is not None:

@@ -6,11 +6,14 @@ In Hypercorn 0.18.0 under trio one malformed request can end the whole daemon, i
 sockets, remain. Comments and tests call these faults B0 to B7.
 """
 
+import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
 import h11
+import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event
@@ -22,7 +25,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 
 from codexd.errors import CannotStart
-from codexd.server.request import Address, ConnectionWriter, Dispatch, ServerRequest
+from codexd.lowlevel import timers
+from codexd.server.request import BODY_TIMEOUT, Address, ConnectionWriter, Dispatch, ServerRequest
 from codexd.system.memory import Hold
 
 if TYPE_CHECKING:
@@ -70,19 +74,34 @@ _NOT_OFFERED = (b"sec-websocket-extensions", b"sec-websocket-protocol")
 
 
 class _CountedBuffer(WebsocketBuffer):
-    """A websocket message that arrives, in memory that is counted."""
+    """A websocket message that arrives: in memory that is counted, and in a time that has an end.
 
-    def __init__(self, max_length: int, memory: Hold) -> None:
+    ``expire`` is called BODY_TIMEOUT after its first piece. After a message that is too large nothing is kept, because
+    Hypercorn reads on.
+    """
+
+    def __init__(self, max_length: int, memory: Hold, expire: Callable[[], None]) -> None:
         super().__init__(max_length)
         self._memory = memory
+        self._expire = expire
+        self._timer: timers.Timer | None = None
+        self._over = False
 
     def extend(self, event: "Message[Any]") -> None:
-        if not self._memory.take(len(event.data)):
+        size = len(event.data)
+        if self._over or self.length + size > self.max_length or not self._memory.take(size):
+            self.clear()
+            self._over = True
             raise FrameTooLargeError
+        if self._timer is None:
+            self._timer = timers.call_at(trio.current_time() + BODY_TIMEOUT, self._expire)
         super().extend(event)
 
     def clear(self) -> None:
         self._memory.release()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         super().clear()
 
 
@@ -94,7 +113,7 @@ class Http1(H11Protocol):
     """
 
     _closed = False
-    _held: Hold | None = None
+    _message: _CountedBuffer | None = None
 
     def __init__(
         self,
@@ -124,8 +143,8 @@ class Http1(H11Protocol):
     async def handle(self, event: Event) -> None:
         if isinstance(event, Closed):
             self._closed = True
-            if self._held is not None:
-                self._held.release()
+            if self._message is not None:
+                self._message.clear()
             await super().handle(event)
             # B6: if bytes follow the request, h11 pauses and the reader waits for the end of the answer. Without an
             # answer the reader and its connection would wait forever. A new h11 connection has no such bytes.
@@ -150,8 +169,9 @@ class Http1(H11Protocol):
                 if len(fields) < len(request.headers)
                 else request
             )
-            self._held = self._dispatch.memory.hold()
-            cast("Any", self.stream).buffer = _CountedBuffer(self._dispatch.max_body_bytes(), self._held)
+            memory = self._dispatch.memory.hold()
+            self._message = _CountedBuffer(self._dispatch.max_body_bytes(), memory, self._expire)
+            cast("Any", self.stream).buffer = self._message
             return
         # An upgrade that the client offers is not accepted. Until it is answered h11 would stop reading, and a client
         # that disconnects would not be noticed.
@@ -174,3 +194,7 @@ class Http1(H11Protocol):
 
     async def close(self) -> None:
         await self.send(Closed())
+
+    def _expire(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is ending already
+            self.task_group.spawn(self.close)

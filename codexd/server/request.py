@@ -145,6 +145,7 @@ class ServerRequest:
         except Exception as error:
             log.error("a request met a fault of codexd itself", exc_info=error)
         finally:
+            self._no_memory = True  # nothing more is kept
             self.memory.release()
         if not self._ended:
             # No answer, or half of one, which cannot be completed.

@@ -57,6 +57,12 @@ class Newest:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._given = self._written = 0
+        self._closed = False
+
+    def close(self) -> None:
+        """Writes nothing any more: a successor may own the file."""
+        with self._lock:
+            self._closed = True
 
     def number(self) -> int:
         """Returns a higher number with each call: that of the contents that are made now."""
@@ -66,7 +72,7 @@ class Newest:
     def write(self, number: int, path: Path, data: bytes) -> None:
         """Writes durably, unless newer contents were. Raises OSError."""
         with self._lock:
-            if number > self._written:
+            if number > self._written and not self._closed:
                 write_durably(path, data)
                 self._written = number
 

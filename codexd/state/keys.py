@@ -246,6 +246,7 @@ class Keys:
     def retire(self) -> None:
         """Saves for the last time: from now on a successor may own the file."""
         self.save_times()
+        self._writes.close()
         self._retired = True
 
     def save_times(self) -> None:
@@ -254,8 +255,13 @@ class Keys:
 
     async def _save_times_in_thread(self) -> None:
         """Saves while all streams go on: a disk may take its time."""
-        if (data := self._with_times()) is not None:
+        if (data := self._with_times()) is None:
+            return
+        try:
             await workers.run(sys.maxsize, partial(self._write_times, self._writes.number(), data))
+        except trio.Cancelled:
+            self._unsaved = True
+            raise
 
     def _with_times(self) -> bytes | None:
         """Returns the file's new contents; None if there is nothing to save."""
@@ -271,6 +277,7 @@ class Keys:
         try:
             self._writes.write(number, self._path, data)
         except OSError as error:
+            self._unsaved = True
             log.warning("the keys' last-used times could not be saved", reason=str(error))
 
     def _replace(self, made: dict[str, Key]) -> None:

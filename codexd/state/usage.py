@@ -108,18 +108,25 @@ class Ledger:
     def retire(self) -> None:
         """Saves, and counts into another file from now on: a successor may own this one, and will merge the other."""
         self.save()
+        self._writes.close()
         self._rows, self._hours, self._unsaved, self._writes = {}, {}, False, Newest()
         self._path = self._path.with_name(f"{self._path.stem}-late-{os.getpid()}.json")
         self._retired = True
 
     def save(self) -> None:
         if (data := self._taken()) is not None:
-            self._write(self._writes.number(), self._path, data)
+            self._write(self._writes, self._writes.number(), self._path, data)
 
     async def _save_in_thread(self) -> None:
         """Saves while all streams go on: a disk may take its time. An end meanwhile saves again."""
-        if (data := self._taken()) is not None:
-            await workers.run(sys.maxsize, partial(self._write, self._writes.number(), self._path, data))
+        if (data := self._taken()) is None:
+            return
+        write = partial(self._write, self._writes, self._writes.number(), self._path, data)
+        try:
+            await workers.run(sys.maxsize, write)
+        except trio.Cancelled:
+            self._unsaved = True
+            raise
 
     def _taken(self) -> bytes | None:
         """Returns the file's new contents; None if nothing has changed since the last save."""
@@ -131,9 +138,9 @@ class Ledger:
         file = _UsageFile(list(self._rows.values()), list(self._hours.values()), self.shares.rows())
         return msgspec.json.encode(file) + b"\n"
 
-    def _write(self, number: int, path: Path, data: bytes) -> None:
+    def _write(self, writes: Newest, number: int, path: Path, data: bytes) -> None:
         try:
-            self._writes.write(number, path, data)
+            writes.write(number, path, data)
         except OSError as error:
             self._unsaved = True
             log.warning("the usage could not be saved; trying again later", path=str(path), reason=str(error))

@@ -73,7 +73,7 @@ BASE = 96 * MIB
 """Bytes that codexd takes without any request, and that the heap holds between objects."""
 
 _PART_OF_LIMIT, _PART_OF_MACHINE, _MOST = 0.8, 0.25, 2048 * MIB
-_LEAST = 32 * MIB
+LEAST = 32 * MIB
 
 
 def total(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
@@ -112,7 +112,7 @@ class Shares(NamedTuple):
 def divided(budget: int, *, responses: int, images: int, reasoning: int) -> Shares:
     """Divides a budget: to each store what is configured, but an eighth at most, and the rest to requests."""
     stores = min(responses, budget // 8), min(images, budget // 8), min(reasoning, budget // 16)
-    return Shares(*stores, max(budget - BASE - sum(stores), _LEAST))
+    return Shares(*stores, max(budget - BASE - sum(stores), LEAST))
 
 
 SMALL = MIB
@@ -159,10 +159,11 @@ class Hold:
         self.taken += size
         return True
 
-    def release(self) -> None:
-        """Gives all back; it may take again."""
-        self._room.used -= self.taken
-        self.taken = 0
+    def release(self, keep: int = 0) -> None:
+        """Gives back all but ``keep`` bytes; it may take again."""
+        if self.taken > keep:
+            self._room.used -= self.taken - keep
+            self.taken = keep
 
 
 UNBOUNDED = Room(sys.maxsize)

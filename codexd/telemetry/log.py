@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -134,8 +135,12 @@ def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
 
 
 _LOG_FILE = re.compile(r"\d{4}-\d\d-\d\d-(?:debug|info|warn|error)(?:\.\d+)?\.log")
-_SHORTEST = len("2030-12-31-error.log") + 1
-"""Names from this length on have a number: they are full, and older than the one without."""
+
+
+def _age(path: Path) -> tuple[str, float]:
+    """Orders log files, the oldest first: by day, then by the number of those that are full, then those in use."""
+    number = path.name.split(".")[1]
+    return path.name[:10], float(number) if number.isdecimal() else math.inf
 
 
 class _Files:
@@ -172,14 +177,15 @@ class _Files:
                 path.replace(path.with_name(f"{path.stem}.{time.monotonic_ns()}.log"))
         found = [each for each in self._directory.iterdir() if _LOG_FILE.fullmatch(each.name)]
         sizes: dict[Path, int] = {}
-        for each in sorted(found, key=lambda each: (each.name[:10], len(each.name) < _SHORTEST, each.name)):
+        for each in sorted(found, key=_age):
             with suppress(OSError):
                 sizes[each] = each.stat().st_size
         total = sum(sizes.values())
         for each, size in sizes.items():
-            if each.name[:10] < oldest.isoformat() or total > self._max_bytes - self._room:
-                each.unlink(missing_ok=True)
-                total -= size
+            if each != path and (each.name[:10] < oldest.isoformat() or total > self._max_bytes - self._room):
+                with suppress(OSError):
+                    each.unlink(missing_ok=True)
+                    total -= size
 
 
 class Repeated:
@@ -230,28 +236,32 @@ class Tail:
 
     def __init__(self, size: int = 500) -> None:
         self._lines: deque[Line] = deque(maxlen=size)
+        self._lock = threading.Lock()
         self._more = trio.Event()
         self._token: trio.lowlevel.TrioToken | None = None
         self.total = 0
 
     def add(self, event: EventDict) -> None:
         short = {key: _short(value, end=key == "exception") for key, value in event.items()}
-        self._lines.append(Line(self.total, event["level"], str(event.get("request_id", "-")), short))
-        self.total += 1
-        if self._token is None:
+        with self._lock:
+            self._lines.append(Line(self.total, event["level"], str(event.get("request_id", "-")), short))
+            self.total += 1
+            token = self._token
+        if token is None:
             return
         if trio.lowlevel.in_trio_run():
             self._wake()
         else:  # a worker's thread, or the end of the process
             with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._wake)
+                token.run_sync_soon(self._wake)
 
     def _wake(self) -> None:
         self._more.set()
         self._more, self._token = trio.Event(), None
 
     def since(self, number: int) -> list[Line]:
-        return [line for line in self._lines if line.number >= number]
+        with self._lock:
+            return [line for line in self._lines if line.number >= number]
 
     async def more(self) -> None:
         """Waits until there is another line, which may come from any thread."""

@@ -1,7 +1,5 @@
 """One request to the backend, in the forms in which the lanes send it."""
 
-from functools import cached_property
-
 import msgspec
 
 from codexd.protocol.codex import continuation
@@ -37,17 +35,25 @@ class Call:
         self.lossless = lossless
         self.timings = timings
         self.weight = weight
+        self._body: bytes | None = None
+        self._chain: Chain | None = None
         self.turn_state: str | None = None
 
-    @cached_property
+    # Not ``cached_property``, which in Python 3.11 has one lock for all calls: the loop would wait for the worker.
+
+    @property
     def body(self) -> bytes:
         """The request as JSON."""
-        return msgspec.json.encode(self.request)
+        if self._body is None:
+            self._body = msgspec.json.encode(self.request)
+        return self._body
 
-    @cached_property
+    @property
     def chain(self) -> Chain:
         """The request's items, encoded one by one, and their digests."""
-        return continuation.chain_of(self.request, self.caller)
+        if self._chain is None:
+            self._chain = continuation.chain_of(self.request, self.caller)
+        return self._chain
 
     def encode_whole(self) -> None:
         """Makes the body; later it is at hand."""

@@ -16,6 +16,10 @@ MAX_ERROR_BODY = 256 * 1024
 """Bytes of an error's body to read at most."""
 
 
+MAX_STREAM = 512 * 1024 * 1024
+"""Bytes of an answer with all that is no event of it, such as comments."""
+
+
 class PlainResponse(NamedTuple):
     """An uncompressed response, without the cost of an httpx.Response."""
 
@@ -33,11 +37,12 @@ class PlainResponse(NamedTuple):
 class EventStream:
     """A response with status 200, as events."""
 
-    __slots__ = ("_decoder", "_push", "headers")
+    __slots__ = ("_bytes", "_decoder", "_push", "headers")
 
     def __init__(self, response: httpx.Response | PlainResponse) -> None:
         self.headers: Mapping[str, str] = response.headers
         self._decoder = sse.EventDecoder()
+        self._bytes = 0
         if isinstance(response, PlainResponse):
             self._push = response.stream.push
         else:
@@ -50,8 +55,15 @@ class EventStream:
     async def push(self, step: Callable[[Sequence[bytes]], bool]) -> bool:
         """Calls ``step`` as the relay's ``UpstreamSource`` says. Raises ApiError for an event that is too large."""
         feed = self._decoder.feed
+
+        def take(data: bytes) -> bool:
+            self._bytes += len(data)
+            if self._bytes > MAX_STREAM:
+                raise errors.answer_too_large(MAX_STREAM)
+            return step(feed(data))
+
         try:
-            return await self._push(lambda data: step(feed(data)))
+            return await self._push(take)
         except sse.EventTooLarge as error:
             raise errors.stream_ended() from error
 
@@ -70,6 +82,7 @@ async def _push(chunks: AsyncIterator[bytes], step: Callable[[bytes], bool]) -> 
     async for data in chunks:
         if not step(data):
             return False
+        await trio.lowlevel.checkpoint()  # one read may become any number of pieces
     return True
 
 

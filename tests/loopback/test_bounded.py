@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from support.bystander import shortest, standing_by
 from support.daemon import Daemon, connected, post, running
@@ -151,3 +152,49 @@ async def test_a_long_conversation_that_is_continued_delays_nobody(daemon: Daemo
 
         assert await shortest(ATTEMPTS, STALL, attempt) < STALL
     assert len(upstream.calls[-1].json["input"]) == ITEMS + 2
+
+
+COMMENTS = zstd.compress(b":\n\n" * 40_000_000)
+"""120 MB of nothing, in some kB."""
+
+
+async def test_an_answer_of_comments_delays_nobody(daemon: Daemon, upstream: Upstream) -> None:
+    async def play(call: Call) -> None:
+        await call.start(200, "content-encoding: zstd")
+        await call.chunk(COMMENTS)
+        await call.end()
+
+    request = post("/v1/chat/completions", {"model": "gpt-5.5", "messages": MANY[:1]}, "connection: close")
+    async with standing_by(daemon, upstream, play) as bystander:
+
+        async def attempt() -> float:
+            async def work() -> None:
+                await asked(daemon, request, 502)
+
+            return await bystander.during(work)
+
+        assert await shortest(ATTEMPTS, STALL, attempt) < STALL
+
+
+async def test_over_websockets_to_the_backend_nobody_is_delayed_either(
+    tmp_path: Path, logs: Path, upstream: Upstream
+) -> None:
+    """Those who ask for little meanwhile are not, too: nothing that the worker holds is waited for."""
+    quiet = {"level": "info", "enable_request_logging": False}
+    small = post("/v1/responses", {"model": "gpt-5.5", "input": "x"}, "connection: close")
+    large = post("/v1/responses", {"model": "gpt-5.5", "input": MANY}, "connection: close")
+    async with (
+        running(tmp_path, logs, upstream, logging=quiet, backend={"transport": "auto"}) as daemon,
+        standing_by(daemon, upstream) as bystander,
+    ):
+
+        async def attempt() -> float:
+            async def work() -> None:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(asked, daemon, large)
+                    for _ in range(5):
+                        await asked(daemon, small)
+
+            return await bystander.during(work)
+
+        assert await shortest(ATTEMPTS, STALL, attempt) < STALL

@@ -14,7 +14,7 @@ from codexd.protocol.conversion import Conversion
 from codexd.protocol.convert import Settings, without_reasoning
 from codexd.protocol.members import split
 from codexd.protocol.raw import RawObject
-from codexd.protocol.reasoning import ReasoningMemory, Turn, nothing, of_call, of_text
+from codexd.protocol.reasoning import OVERHEAD, ReasoningMemory, Turn, nothing, of_call, of_text
 from codexd.protocol.stops import Cutoff, StopLimits
 from support.converted import CATALOGUE, chat_request, responses_request, up
 
@@ -34,18 +34,18 @@ def test_what_is_kept_is_found_by_its_model_and_key_for_its_time() -> None:
 
 
 def test_the_oldest_goes_first_and_all_of_it_is_bounded() -> None:
-    memory = ReasoningMemory(1000, 60)
+    memory = ReasoningMemory(4 * (200 + 2 * OVERHEAD) + 400, 60)
     for number in range(10):
         memory.remember("m", str(number), [item(size=200)], now=number)
     kept = [number for number in range(10) if memory.recall("m", str(number), now=10)]
     assert kept == [6, 7, 8, 9]
-    memory.remember("m", "big", [item(size=2000)], now=11)
+    memory.remember("m", "big", [item(size=9000)], now=11)
     assert memory.recall("m", "big", now=11) == ()
     assert memory.recall("m", "9", now=11)
     memory.remember("m", "9", [item("new")], now=12)
     assert memory.recall("m", "9", now=12) == (item("new"),)
     memory.remember("m", "late", [item()], now=100)
-    size = sum(len(bytes(value)) for value in item().values())
+    size = 2 * OVERHEAD + sum(len(bytes(value)) for value in item().values())
     assert repr(memory) == f"<ReasoningMemory 1 answers, {size} bytes>"
     memory.configure(0, 60)
     assert memory.recall("m", "late", now=100) == ()

@@ -157,3 +157,7 @@ def test_of_two_writes_at_once_the_newest_stays(tmp_path: Path) -> None:
     writes.write(newer, path, b"newer")
     writes.write(older, path, b"older")
     assert path.read_bytes() == b"newer"
+    late = writes.number()
+    writes.close()
+    writes.write(late, path, b"a successor's by now")
+    assert path.read_bytes() == b"newer"

@@ -246,3 +246,15 @@ def test_a_log_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic link"):
         logs._Files(tmp_path / "logs", 1, 1 << 20).write(line_of("2030-01-01"))
     assert (tmp_path / "target").read_text() == "before"
+
+
+def test_the_oldest_log_lines_go_first_whatever_their_level(tmp_path: Path) -> None:
+    files = logs._Files(tmp_path, 30, 1 << 20)
+    for number in range(6000):
+        event = line_of("2030-01-01", 1000, ("info", "debug", "error")[number % 3])
+        files.write(event | {"event": f"{number:05} {event['event']}"})
+    oldest = {}
+    for path in sorted(tmp_path.iterdir(), key=logs._age):
+        first = int(re.findall(r"\] (\d{5}) ", path.read_text())[0])
+        oldest.setdefault(path.name.split(".")[0], first)
+    assert max(oldest.values()) - min(oldest.values()) < 2000
