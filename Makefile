@@ -84,9 +84,13 @@ upstream-accept: $(VENV)/.dev
 upstream-parity: $(VENV)/.dev
 	@$(UPSTREAM) parity
 
-# Known vulnerabilities of what is locked (asks PyPI's database, so it needs the internet), and what a release is made of.
+# Known vulnerabilities of what is locked: those of a dated list, and where PyPI's database can be reached, those of that.
+# And what a release is made of.
 audit: build/audit/.done
-	build/audit/bin/pip-audit --require-hashes --disable-pip --strict -r requirements.lock
+	$(PYTHON) packaging/audit/check.py
+	build/audit/bin/pip-audit --require-hashes --disable-pip --strict -r requirements.lock \
+	    || { $(PYTHON) -c 'import socket; socket.create_connection(("pypi.org", 443), 5)' 2>/dev/null && exit 1; \
+	         echo "PyPI's database cannot be reached: only the dated list was asked"; }
 sbom: build/audit/.done
 	build/audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 	    --output-file build/codexd.cdx.json requirements.lock

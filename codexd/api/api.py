@@ -127,11 +127,12 @@ class Api:
         if route.dialect is not None:
             record.stream_type = route.dialect.stream_type
         found = Exchange(request, record, names, self._server.max_body_bytes, self._server.max_items)
+        self._pipeline.capacity.enter()
         try:
-            with self._pipeline.capacity.counted(), self._journal.entry(record):
+            with self._journal.entry(record):
                 await exchange.answer(found, request, self._reply(found, route))
         finally:
-            self._pipeline.capacity.less(record.others)
+            self._pipeline.capacity.leave(1 + record.others)
             if record.counted and record.key is not None:
                 self._keys.leave(record.key)
 

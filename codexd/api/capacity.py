@@ -1,7 +1,6 @@
 """How many answers may be made at once: HTTP requests, websocket messages, and each of several choices."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from codexd import errors
 
@@ -13,22 +12,17 @@ class Capacity:
         self._limit = limit
         self._serving = 0
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Counts a request inside the block, also one that ``check`` refuses."""
-        self._serving += 1
-        try:
-            yield
-        finally:
-            self._serving -= 1
-
     def check(self) -> None:
         """Raises ApiError 503 if more are counted than may be."""
         if self._serving > (limit := self._limit()):
             raise errors.too_many_requests(limit)
 
+    def enter(self) -> None:
+        """Counts a request, until ``leave``, also one that ``check`` refuses."""
+        self._serving += 1
+
     def more(self, number: int) -> None:
-        """Counts more answers of a request, until ``less``. Raises ApiError 503, and then counts none."""
+        """Counts more answers of a request, until ``leave``. Raises ApiError 503, and then counts none."""
         self._serving += number
         try:
             self.check()
@@ -36,5 +30,5 @@ class Capacity:
             self._serving -= number
             raise
 
-    def less(self, number: int) -> None:
+    def leave(self, number: int) -> None:
         self._serving -= number

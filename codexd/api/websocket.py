@@ -235,11 +235,8 @@ class ResponsesWebsocket:
         if _is_notice(message.frame):
             return
         record = _record()
-        with (
-            structlog.contextvars.bound_contextvars(request_id=record.id),
-            self._capacity.counted(),
-            self._journal.entry(record),
-        ):
+        self._capacity.enter()
+        with structlog.contextvars.bound_contextvars(request_id=record.id), self._journal.entry(record):
             try:
                 record.memory = message.memory
                 record.key = self._admit()
@@ -254,6 +251,8 @@ class ResponsesWebsocket:
             except Exception as error:
                 log.error("a request met a fault of codexd itself", exc_info=error)
                 await _send_error(errors.internal(record.id), record)
+            finally:
+                self._capacity.leave(1 + record.others)
 
     def _admit(self) -> str | None:
         """Returns the name of the client's key. Raises ApiError 401, 403 or 429."""

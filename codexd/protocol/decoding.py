@@ -5,6 +5,7 @@ UTF-8. Neither is its DecodeError, and one that nobody expects ends a task and a
 are msgspec's DecodeError, of which ValidationError, for JSON of another shape, is one. Nothing else decodes JSON.
 """
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
 import msgspec
@@ -25,10 +26,16 @@ class NotUtf8(msgspec.DecodeError):
     """Text that is not UTF-8."""
 
 
-class Decoder(Generic[_T]):
-    """A decoder for one type, as msgspec's own."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What ``Decoder.raw`` raises."""
 
-    __slots__ = ("_decode",)
+
+class Decoder(Generic[_T]):
+    """A decoder for one type, as msgspec's own. ``raw`` is that one, for each event of a stream; see UNREADABLE."""
+
+    __slots__ = ("_decode", "raw")
+
+    raw: Callable[[_Data], _T]
 
     @overload
     def __init__(self, kind: type[_T]) -> None: ...
@@ -36,7 +43,7 @@ class Decoder(Generic[_T]):
     def __init__(self, kind: Any) -> None: ...
 
     def __init__(self, kind: Any) -> None:
-        self._decode = msgspec.json.Decoder(kind).decode
+        self.raw = self._decode = msgspec.json.Decoder(kind).decode
 
     def decode(self, data: _Data) -> _T:
         """Decodes a document. Raises msgspec.DecodeError."""

@@ -291,9 +291,7 @@ class Relay:
             if self._aborted is not None:
                 return False  # the driver has been cancelled
             pacing.read_at = now = trio.current_time()
-            size = 0
-            for event in events:
-                size += len(event)
+            size = sum(map(len, events))
             self._received += size
             if (size > LARGE or self._received > FREE) and not self._is_light(events, size):
                 return False

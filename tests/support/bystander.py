@@ -92,7 +92,6 @@ async def shortest(attempts: int, limit: float, attempt: Callable[[], Awaitable[
     """The best of some attempts: a machine with other work delays one, and only what is at fault delays all."""
     best = math.inf
     for _ in range(attempts):
-        print(best)
         best = min(best, await attempt())
         if best < limit:
             break

@@ -227,6 +227,8 @@ FAILURES = frozenset({"response.failed", "response.cancelled", "error"})
 
 _KNOWN: decoding.Decoder[Known] = decoding.Decoder(Known)
 
+_RAW = _KNOWN.raw
+
 _OTHER = decoding.Decoder(Other)
 
 
@@ -236,8 +238,8 @@ def decode_event(data: bytes) -> Event:
     Bad JSON, unknown types and known types in an unknown shape become ``Other``; the official client skips them too.
     """
     try:
-        return _KNOWN.decode(data)
-    except msgspec.DecodeError:
+        return _RAW(data)
+    except decoding.UNREADABLE:
         return _decode_other(data)
 
 

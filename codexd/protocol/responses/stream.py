@@ -106,6 +106,7 @@ class _Keepalive(Struct, frozen=True):
 
 
 _HEAD = decoding.Decoder(_Head)
+_RAW_HEAD = _HEAD.raw
 _OBJECT = decoding.Decoder(RawObject)
 _NAMESPACE_KEY = b'"namespace"'
 
@@ -160,8 +161,8 @@ class ResponsesStream:
         if self.done or self.error is not None:
             return b""
         try:
-            head = _HEAD.decode(data)
-        except msgspec.DecodeError:
+            head = _RAW_HEAD(data)
+        except decoding.UNREADABLE:
             return self._joined(data) if b"\\u" in data else b""
         number, before = head.sequence_number, _DELTAS.get(head.type)
         if before is not None and number is not None and number > self._sequence and self._passes(data):
