@@ -6,7 +6,7 @@ counted in pieces, so that a thread which does it gives way to others.
 
 from codexd import errors
 
-SMALL = 16 * 1024
+SMALL = 1024
 """Bytes below which an estimate does not look at a document."""
 
 ESCAPES = 50
