@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from codexd import errors
-from codexd.api.exchange import Document, Exchange, Reply, json
+from codexd.api.exchange import BYTES, Document, Exchange, Reply, json
 from codexd.api.fallback import FallbackAnswer
 from codexd.api.pipeline import Context, Dialect, Pipeline, Prepared
 from codexd.api.record import Record
@@ -166,7 +166,7 @@ class ResponsesEndpoints:
     ) -> tuple[Understood, Context]:
         """Returns the request with what it continues, and its context; ``last`` is the websocket's.
 
-        Raises ApiError 400, 403, 404 or 413.
+        Raises ApiError 400, 403, 404, 413 or 503.
         """
         context = self._pipeline.understand(record, asked, members, RESPONSES, body)
         entry = None
@@ -175,10 +175,11 @@ class ResponsesEndpoints:
             if entry is None:
                 raise errors.no_such_response(name, "previous_response_id")
             record.weight += entry.length
+            if not record.memory.take(BYTES * entry.length):
+                raise errors.no_memory(record.memory.room.size)
         items = [] if isinstance(asked.input, str) else asked.input
         names = await workers.run(record.weight, partial(stored.references, items))
         sources = self._store.sources(names)
-        record.weight += sum(source.length for source in sources)
         limit = self._pipeline.config.server.max_body_bytes
         if record.weight > limit and record.weight > len(body):
             raise errors.too_large_together(limit)
@@ -190,7 +191,7 @@ class ResponsesEndpoints:
 
         # What was prepared for a large request is for this one too.
         context = context._replace(large=record.weight > workers.LARGE)
-        return await workers.run(record.weight, work), context
+        return await workers.run(record.weight + sum(source.length for source in sources), work), context
 
     async def open(
         self, record: Record, found: Understood, context: Context, last: Last
@@ -208,6 +209,8 @@ class ResponsesEndpoints:
         return ResponsesStream(found.echo, on_done=keep).warm(msgspec.json.encode(head))
 
     def _keep(self, found: Understood, last: Last | None, weight: int, done: bytes) -> None:
+        if found.asked.store is False and last is None:
+            return
         name = decoding.decode(done, type=_Identified).id
         entry = self._store.entry(name, found.input, done, weight)
 
