@@ -132,7 +132,7 @@ class Record:
             client=self.client,
             error=self.error,
             message=self.message,
-            adjusted=tuple(map(str, itertools.islice(self.adjusted, MAX_TRACED))),
+            adjusted=tuple(str(each)[:MAX_LOGGED_PATH] for each in itertools.islice(self.adjusted, MAX_TRACED)),
             events=sum(relay.events for relay in self.relays),
             tokens=_tokens(self.usage()),
             tries=timings.tries,
