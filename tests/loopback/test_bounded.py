@@ -20,6 +20,9 @@ STALL = 0.25
 
 ATTEMPTS = 5
 
+ROOMY = {"memory_mb": 2048}
+"""Whatever this machine has: it is time that is looked at here."""
+
 ITEMS = 33_000
 """Messages with three values each: what ``server.max_items`` allows."""
 
@@ -53,7 +56,7 @@ WORST: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture
 async def daemon(tmp_path: Path, logs: Path, upstream: Upstream) -> AsyncIterator[Daemon]:
     quiet = {"level": "info", "enable_request_logging": False}
-    async with running(tmp_path, logs, upstream, logging=quiet) as daemon:
+    async with running(tmp_path, logs, upstream, logging=quiet, server=ROOMY) as daemon:
         yield daemon
 
 
@@ -184,7 +187,7 @@ async def test_over_websockets_to_the_backend_nobody_is_delayed_either(
     small = post("/v1/responses", {"model": "gpt-5.5", "input": "x"}, "connection: close")
     large = post("/v1/responses", {"model": "gpt-5.5", "input": MANY}, "connection: close")
     async with (
-        running(tmp_path, logs, upstream, logging=quiet, backend={"transport": "auto"}) as daemon,
+        running(tmp_path, logs, upstream, logging=quiet, server=ROOMY, backend={"transport": "auto"}) as daemon,
         standing_by(daemon, upstream) as bystander,
     ):
 
