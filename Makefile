@@ -65,7 +65,7 @@ build/schemathesis/.done: tests/fuzz/requirements.lock
 	$(locked)
 
 soak: $(VENV)/.dev
-	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),600)
+	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),600) $(ARGS)
 	$(BIN)/python tests/soak/conversations.py --conversations $(or $(CONVERSATIONS),500)
 
 # Third-party checks of the APIs: llm-comply, and LangChain's standard tests.

@@ -64,6 +64,9 @@ DEMO_PATIENCE = 4.0
 STATUS_INTERVAL = 5.0
 """Seconds between updates of the status line in ``systemctl status``."""
 
+MEMORY_PAUSE = 0.25
+"""Seconds between two looks for free memory."""
+
 IDLE_CHECK = 10.0
 """Maximum seconds between checks for ``server.exit_idle_seconds``."""
 
@@ -225,6 +228,7 @@ class _Daemon:
                 await web.start(self._serve_api)
                 self._ready()
                 keepers.start_soon(keep, "status", self._tell_status)
+                keepers.start_soon(keep, "memory", self._give_memory_back)
                 if (seconds := watchdog_seconds(os.environ)) is not None:
                     watch = partial(keep_alive, self._notifier, seconds, api[0])
                     keepers.start_soon(keep, "watchdog", watch)
@@ -285,10 +289,19 @@ class _Daemon:
             if not services.lifecycle.draining and (status := _status(services)) != self._told:
                 self._told = status
                 self._notifier.status(status)
-            if workers.has_worked():
-                await trio.to_thread.run_sync(memory.give_back)
             with trio.move_on_after(STATUS_INTERVAL):
                 await self._changed.wait()
+
+    async def _give_memory_back(self) -> None:
+        """Looks for what large requests left behind: who leaves can leave megabytes in a circle of objects."""
+        while True:
+            freed = trio.Event()
+            self._services.room.on_freed = freed.set
+            with trio.move_on_after(STATUS_INTERVAL):
+                await freed.wait()
+            if freed.is_set() or workers.has_worked():
+                await trio.to_thread.run_sync(memory.give_back)
+                await trio.sleep(MEMORY_PAUSE)
 
     async def _not_signed_in(self) -> None:
         """Logs how to sign in; at a terminal, starts a device sign-in."""

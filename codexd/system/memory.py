@@ -7,7 +7,7 @@ Measured: without these four codexd starts in three quarters of the time and use
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -119,15 +119,25 @@ SMALL = MIB
 """Bytes; a request that takes no more is small."""
 
 
+MUCH = 4 * MIB
+"""Bytes; what a request that took more leaves behind is worth looking for."""
+
+
+def _nothing() -> None:
+    pass
+
+
 class Room:
     """The memory for requests under way, in bytes. Each takes what it is expected to need, or is refused.
 
     An eighth of it is for small requests alone, so that large ones that take their time keep nobody else out.
+    ``on_freed`` is called when a large one has ended.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.used = 0
+        self.on_freed: Callable[[], None] = _nothing
 
     def __repr__(self) -> str:
         return f"<Room {self.used} of {self.size} bytes used>"
@@ -161,9 +171,11 @@ class Hold:
 
     def release(self, keep: int = 0) -> None:
         """Gives back all but ``keep`` bytes; it may take again."""
-        if self.taken > keep:
-            self._room.used -= self.taken - keep
+        if (freed := self.taken - keep) > 0:
+            self._room.used -= freed
             self.taken = keep
+            if freed > MUCH:
+                self._room.on_freed()
 
 
 UNBOUNDED = Room(sys.maxsize)

@@ -7,7 +7,7 @@ to stay flat; and the log may hold no line that nobody expects. Exits with 1 whe
 Beside that, attackers send what would fill or freeze it, and the backend answers them in kind, under a budget of memory and, where
 this machine's control groups allow it, a hard limit: ordinary requests are all answered, and nothing is killed.
 
-    soak.py [--seconds 600] [--clients 24] [--idle 200] [--attackers 4]
+    soak.py [--seconds 600] [--clients 24] [--idle 200] [--attackers 4] [--limit 300]
 """
 
 import argparse
@@ -55,8 +55,8 @@ UNEXPECTED = re.compile(r"\[(ERROR|WARN)\]|Traceback|fault of codexd")
 EXPECTED = re.compile(
     r"websockets to the backend|the answer failed on its way|a client stopped reading|(refused|denied) the access token"
 )
-BUDGET, LIMIT = 256, 300
-"""MiB: ``server.memory_mb``, and what the process may ever take."""
+BUDGET = 256
+"""MiB: ``server.memory_mb``."""
 
 WARM_UP = 0.25
 """The part of the time after which memory counts: pools and caches fill up first."""
@@ -320,7 +320,7 @@ class Soak:
 
 
 @contextlib.contextmanager
-def limited(process: int) -> Iterator[str]:
+def limited(process: int, limit: int) -> Iterator[str]:
     """Puts the process under a hard limit of memory, as a unit's MemoryMax= does; gives what limits it."""
     for group, name in (
         (Path(f"/sys/fs/cgroup/memory/codexd-soak-{process}"), "memory.limit_in_bytes"),
@@ -330,14 +330,14 @@ def limited(process: int) -> Iterator[str]:
             if not (group.parent / "cgroup.procs").exists():
                 continue
             group.mkdir()
-            (group / name).write_text(f"{LIMIT << 20}")
+            (group / name).write_text(f"{limit << 20}")
             (group / "cgroup.procs").write_text(f"{process}")
         except OSError:
             with contextlib.suppress(OSError):
                 group.rmdir()
             continue
         try:
-            yield f"{name} = {LIMIT}M"
+            yield f"{name} = {limit}M"
         finally:
             with contextlib.suppress(OSError):
                 group.rmdir()
@@ -345,7 +345,7 @@ def limited(process: int) -> Iterator[str]:
     yield "nothing: no control group of memory can be made here"
 
 
-async def soak(seconds: float, clients: int, idle: int, attackers: int) -> int:
+async def soak(seconds: float, clients: int, idle: int, attackers: int, limit: int) -> int:
     with tempfile.TemporaryDirectory(prefix="codexd-soak-") as name:
         folder = Path(name)
         logs = folder / "logs"
@@ -361,7 +361,7 @@ async def soak(seconds: float, clients: int, idle: int, attackers: int) -> int:
                 async with running(
                     folder, logs, upstream, backend=limits, logging=logging, storage=storage, server=server
                 ) as daemon:
-                    hard = stack.enter_context(limited(daemon.process.pid))
+                    hard = stack.enter_context(limited(daemon.process.pid, limit))
                     it = Soak(daemon, upstream.port)
                     await daemon.logged("model catalogue refreshed")
                     before = it.descriptors()
@@ -393,7 +393,7 @@ async def soak(seconds: float, clients: int, idle: int, attackers: int) -> int:
         print(f"  {number:7} {what}")
     print(f"  {it.attacked.total():7} attacks: {', '.join(sorted(it.attacked))}")
     print(f"memory at its highest {peak / 1024:.1f} MiB, limited by {hard}")
-    if peak > LIMIT * 1024:
+    if peak > limit * 1024:
         faults.append(f"it took {peak / 1024:.0f} MiB")
     print(f"memory {resident / 1024:.1f} MiB at the end, {growth:+.0f} KiB a minute; {left} descriptors left over")
     print(f"exit code {code}; {len(found)} secrets in the log; {len(faults)} outcomes or log lines that may not be")
@@ -416,8 +416,9 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--idle", type=int, default=200)
     parser.add_argument("--attackers", type=int, default=4)
+    parser.add_argument("--limit", type=int, default=300, help="MiB that the process may ever take")
     options = parser.parse_args()
-    return trio.run(soak, options.seconds, options.clients, options.idle, options.attackers)
+    return trio.run(soak, options.seconds, options.clients, options.idle, options.attackers, options.limit)
 
 
 if __name__ == "__main__":
