@@ -41,6 +41,7 @@ from support.zstd import zstd
 
 STATES = ROOT / "tests" / "states" / "1.0.0"
 EPOCH = 1_795_000_000.0
+NO_NETWORK = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(500)))
 PATHS = st.sampled_from(["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
                          "/v1/responses/input_tokens", "/v1/completions", "/api/chat", "/v1/images/generations"])  # fmt: skip
 ROUGH = settings(
@@ -206,7 +207,7 @@ def test_a_state_file_that_was_damaged_is_used_or_set_aside(name: str, at: int, 
             if (entry := responses.get("resp_3f3e09bde348b966ddcb5f79")) is not None:
                 with contextlib.suppress(msgspec.DecodeError):
                     entry.stored()
-            issuer = Issuer(httpx.AsyncClient(), OAuth(), {})
+            issuer = Issuer(NO_NETWORK, OAuth(), {})
             session = Session(state / "tokens.json", issuer=issuer, clock=clock)
             described = session.describe()
             assert described.signed_in or described.why
