@@ -47,7 +47,7 @@ WEBSOCKET = ("/responses", "/v1/responses")
 class Api:
     """All endpoints. ``pipeline`` makes the answers, ``journal`` accounts for them.
 
-    ``room`` is the memory for requests under way. ``faults`` returns the background tasks that have failed.
+    ``room`` is the memory for requests in progress. ``faults`` returns the background tasks that have failed.
     """
 
     def __init__(

@@ -176,7 +176,7 @@ class Record:
         # Probes come every few seconds and would fill the log.
         level = cast("Callable[..., None]", log.debug if self.path.endswith("/health") else log.info)
         if self.status in REFUSALS and not self.timings.tries:
-            # codexd's own, which whoever is refused can repeat as often as he likes.
+            # codexd's own, which a client can repeat at any rate.
             more = repeated.due((self.status, self.error, self.client, self.key, self.endpoint or self.path))
             if more is None:
                 return

@@ -20,6 +20,7 @@ TURN = 0.005
 """Seconds after which other tasks may run, before the rest of a batch: a flood on many streams delays nobody."""
 
 FEW = 4
+"""Ready sockets up to which the clock is not looked at: that is nearly always."""
 
 
 class Reactor:
@@ -35,7 +36,6 @@ class Reactor:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 found = self._epoll.poll(0, BATCH)
-                # A few are served without looking at a clock, which is nearly always.
                 until = perf_counter() + TURN if len(found) > FEW else math.inf
                 for fd, _ in found:
                     if until < math.inf and perf_counter() > until:

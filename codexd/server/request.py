@@ -102,7 +102,7 @@ class ServerRequest:
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.headers)}
         if len(self.headers) < len(request.headers):
             for name in _LISTS & self.headers.keys():
-                # Whoever forwards a request adds to the end; as lists the fields are one (RFC 9110, section 5.3).
+                # A proxy adds its own at the end; as lists the fields are one (RFC 9110, section 5.3).
                 values = [value.decode("latin-1") for each, value in request.headers if each == name.encode()]
                 self.headers[name] = ", ".join(values)
         self._ambiguous = "transfer-encoding" in self.headers and "content-length" in self.headers
@@ -195,7 +195,7 @@ class ServerRequest:
         self._head = self._head_of(200, fields, *_CHUNKED)
 
     async def _still_there(self) -> None:
-        """Waits for ever if the client has left, or broke HTTP's rules in the body and got a 400 for it."""
+        """Cancels the request if the client has left, or broke HTTP's rules in the body and got a 400 for it."""
         if self._host.connection.their_state is h11.ERROR:
             self._scope.cancel()
         await trio.lowlevel.checkpoint_if_cancelled()

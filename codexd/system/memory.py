@@ -101,7 +101,7 @@ def _limits_of(root: Path, own: Path) -> Iterator[int]:
 
 
 class Shares(NamedTuple):
-    """How a budget is divided, in bytes: stored responses, images, reasoning, and requests under way."""
+    """How a budget is divided, in bytes: stored responses, images, reasoning, and requests in progress."""
 
     responses: int
     images: int
@@ -128,7 +128,7 @@ def _nothing() -> None:
 
 
 class Room:
-    """The memory for requests under way, in bytes. Each takes what it is expected to need, or is refused.
+    """The memory for requests in progress, in bytes. Each takes what it is expected to need, or is refused.
 
     An eighth of it is for small requests alone, so that large ones that take their time keep nobody else out.
     ``on_freed`` is called when a large one has ended.

@@ -209,9 +209,9 @@ class Metrics:
             "backend_websockets", "Open websockets to the backend.", ["state"],
             [(("idle",), gauges.websockets_idle), (("answering",), gauges.websockets - gauges.websockets_idle)],
         )  # fmt: skip
-        yield gauge("request_memory_bytes", "Memory taken by requests under way.", [], [((), gauges.memory_used)])
+        yield gauge("request_memory_bytes", "Memory taken by requests in progress.", [], [((), gauges.memory_used)])
         yield gauge(
-            "request_memory_limit_bytes", "Memory that requests under way may take.", [], [((), gauges.memory_limit)]
+            "request_memory_limit_bytes", "Memory that requests in progress may take.", [], [((), gauges.memory_limit)]
         )
         yield gauge("signed_in", "1 if codexd is signed in, else 0.", [], [((), gauges.signed_in)])
         windows = list(gauges.windows)
