@@ -155,18 +155,10 @@ class _Brotli:
             raise Undecodable(str(error)) from error
 
 
-class _Zstd:
-    def __init__(self) -> None:
-        self._decoder = zstd.ZstdDecoder(PIECE)
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        return self._decoder.feed(data)
-
-
 _EXPANDERS: Mapping[str, Callable[[], _Decoder]] = {
     "gzip": lambda: _Inflate(lambda _: zlib.MAX_WBITS | 16),
     "x-gzip": lambda: _Inflate(lambda _: zlib.MAX_WBITS | 16),
     "deflate": lambda: _Inflate(_window_of),
     "br": _Brotli,
-    "zstd": _Zstd,
+    "zstd": lambda: zstd.ZstdDecoder(PIECE),
 }

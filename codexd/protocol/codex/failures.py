@@ -16,6 +16,7 @@ import msgspec
 from codexd.errors import NO_RETRY, SIGN_IN_HINT, ApiError, span
 from codexd.protocol import decoding
 from codexd.protocol.codex.events import ErrorEvent, Event, Failed, ResponseError
+from codexd.protocol.codex.rate_limits import YEAR_9999
 
 _IN_STREAM: dict[str, tuple[int, str]] = {
     # code inside response.failed -> HTTP status, OpenAI error type
@@ -97,7 +98,7 @@ def _limited(error: ApiError, said: "_Error | ResponseError") -> ApiError:
         wait = error.retry_after
     facts: dict[str, object] = {
         "plan_type": said.plan_type if isinstance(said.plan_type, str) else None,
-        "resets_at": round(moment) if moment is not None and abs(moment) < _YEAR_9999 else None,
+        "resets_at": round(moment) if moment is not None and abs(moment) < YEAR_9999 else None,
         "resets_in_seconds": None if wait is None else whole_seconds(wait),
     }
     text = error.error.message
@@ -120,12 +121,9 @@ def _span(seconds: float | None) -> str:
 
 
 def _date(moment: float | None) -> str:
-    if moment is None or not 0 < moment < _YEAR_9999:
+    if moment is None or not 0 < moment < YEAR_9999:
         return ""
     return f"(at {datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M} UTC)"
-
-
-_YEAR_9999 = 253_370_764_800.0
 
 
 def from_event(event: Event) -> ApiError:
