@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -216,18 +217,18 @@ async def taken(http: httpx.AsyncClient) -> float:
     return float(found[1])
 
 
+async def answer_after(go_on: trio.Event, call: Call) -> None:
+    await call.start()
+    await go_on.wait()
+    await call.events(CREATED, ADDED, done("Hello"), COMPLETED)
+    await call.end()
+
+
 async def test_a_websocket_message_is_counted_and_what_is_too_large_is_not_kept(
     tmp_path: Path, logs: Path, upstream: Upstream
 ) -> None:
     go_on = trio.Event()
-
-    async def play(call: Call) -> None:
-        await call.start()
-        await go_on.wait()
-        await call.events(CREATED, ADDED, done("Hello"), COMPLETED)
-        await call.end()
-
-    upstream.plays = [play]
+    upstream.plays = [partial(answer_after, go_on)]
     server = {"memory_mb": BUDGET, "max_body_bytes": 4 * MIB}
     async with (
         running(tmp_path, logs, upstream, server=server) as daemon,
@@ -267,14 +268,7 @@ async def test_conversations_with_code_in_them_take_what_they_are(
     code = '{"rows": [[1, 2, 3], [4, 5, 6]], "more": {"a": 1, "b": [2]}},' * 16_000
     quiet = {"level": "info", "enable_request_logging": False}
     go_on = trio.Event()
-
-    async def play(call: Call) -> None:
-        await call.start()
-        await go_on.wait()
-        await call.events(CREATED, ADDED, done("Hello"), COMPLETED)
-        await call.end()
-
-    upstream.plays = [play]
+    upstream.plays = [partial(answer_after, go_on)]
     async with (
         running(tmp_path, logs, upstream, logging=quiet, server={"memory_mb": 512}) as daemon,
         httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE, limits=httpx.Limits(max_connections=100)) as http,
