@@ -118,6 +118,7 @@ class Record:
         begun = [relay.first_at for relay in self.relays if relay.first_at is not None]
         first, end = min(begun, default=None), at if over else None
         steps = timings.asked, timings.token, timings.connected, timings.head, first, end
+        milliseconds = [None if step is None else round((step - self.started) * 1000) for step in steps]
         return Trace(
             id=self.id,
             at=now - (at - self.started),
@@ -125,7 +126,7 @@ class Record:
             endpoint=self.endpoint,
             status=self.outcome if over else None,
             streamed=self.streamed,
-            spans=Spans(**dict(zip(_STEPS, map(self._after, steps), strict=True))),
+            spans=Spans(**dict(zip(_STEPS, milliseconds, strict=True))),
             model=self.model,
             limited_model=self.limited,
             key=self.key,
@@ -151,9 +152,6 @@ class Record:
             body=_kept(self.received) if bodies else None,
             sent=_kept(self.sent) if bodies else None,
         )
-
-    def _after(self, step: float | None) -> int | None:
-        return None if step is None else round((step - self.started) * 1000)
 
     def finish(self, repeated: Repeated) -> None:
         """Logs the end of the request; ``repeated`` knows the refusals that were told."""

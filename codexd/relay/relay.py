@@ -174,8 +174,9 @@ class Relay:
 
     async def stream(self, client: Client) -> None:
         """Streams the answer to the client. Raises ApiError only if the status line has not been sent."""
-        with self._watched(client):
-            async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as self._nursery:
+            self._scope = self._nursery.cancel_scope
+            with self._watched(client):
                 await self._drive(client)
         self._settle()
         error = self.error
@@ -188,7 +189,7 @@ class Relay:
 
     async def collect(self) -> tuple[bytes, Sequence[Header]]:
         """Returns the whole answer as one document, and its headers. Raises ApiError."""
-        with self._watched(None):
+        with self._scope, self._watched(None):
             await self._drive(None)
         self._settle()
         if self.error is not None:
@@ -254,7 +255,7 @@ class Relay:
                 # The client has its last event. Read the upstream's end before ending the client's body, which cancels
                 # this task: a connection can be reused only if its end was read. An answer that codexd cut short would
                 # continue, so its connection is closed instead.
-                if not state.cut_short:
+                if not (ended or state.cut_short):
                     with trio.move_on_after(DRAIN_PATIENCE):
                         await source.push(lambda _: True)
         except ApiError as error:
@@ -368,8 +369,7 @@ class Relay:
         self.running = True
         self._look()
         try:
-            with self._scope:
-                yield
+            yield
         finally:
             self.running = False
             self._timer.cancel()

@@ -240,11 +240,11 @@ class ServerRequest:
         if self._host.connection.their_state is h11.SEND_BODY or self._ambiguous:
             # The rest of the request body will not be read, or a proxy may have seen another end of it (RFC 9112, 6.1).
             of_h11.append((b"connection", b"close"))
-        lines: list[str] = []
-        for name, value in fields:
-            if _UNSENDABLE.search(value):
-                raise ValueError(f"the field {name} contains invalid characters")
-            lines.append(f"{name}: {value}\r\n")
+        fields = list(fields)
+        if _UNSENDABLE.search("".join([value for _, value in fields])) is not None:
+            names = ", ".join(name for name, value in fields if _UNSENDABLE.search(value))
+            raise ValueError(f"the field {names} contains invalid characters")
+        lines = [f"{name}: {value}\r\n" for name, value in fields]
         self.begun = True
         response = h11.Response(status_code=status, headers=of_h11)
         head = self._host.connection.send(response) or b""

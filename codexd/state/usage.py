@@ -5,7 +5,7 @@ import datetime
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import msgspec
@@ -30,6 +30,12 @@ MAX_ROWS = 10_000
 HOURS = 24
 
 log = structlog.get_logger()
+
+
+@lru_cache(maxsize=1)
+def _day(minute: int) -> str:
+    """Returns the local date of a minute of Unix time."""
+    return datetime.datetime.fromtimestamp(minute * 60).astimezone().date().isoformat()
 
 
 class _UsageFile(Struct):
@@ -58,7 +64,7 @@ class Ledger:
         if trace.model is None:
             return
         now = self._clock()
-        day = datetime.datetime.fromtimestamp(now).astimezone().date().isoformat()
+        day = _day(int(now // 60))
         place = day, trace.model, trace.key or ""
         row = self._rows.get(place)
         if row is None:

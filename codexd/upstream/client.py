@@ -253,7 +253,8 @@ class Upstream:
         reason = f"no answer within {HANDSHAKE_SECONDS:g} seconds"
         error: errors.ApiError | None = None
         try:
-            await trio.sleep(wait)
+            if wait:
+                await trio.sleep(wait)
             with trio.move_on_after(HANDSHAKE_SECONDS):
                 found = await self._handshakes(call, access)
                 if isinstance(found, Entry):

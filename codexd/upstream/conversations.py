@@ -72,15 +72,17 @@ class Conversations:
 
     def __init__(self, max_connections: int, idle_seconds: float) -> None:
         self.configure(max_connections, idle_seconds)
-        self._entries: list[Entry] = []
+        self._answering: dict[Entry, None] = {}
         self._opening = 0
         self._spaced_until = -math.inf
         self._heads: dict[bytes, Entry] = {}
+        self._idle: dict[Entry, None] = {}
+        self._idle_of: dict[tuple[str, str], list[Entry]] = {}
         self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
-        idle = sum(not entry.answering for entry in self._entries)
-        return f"<Conversations {len(self._entries)} websockets, {idle} idle, {len(self._heads)} heads>"
+        websockets, idle = self.counts
+        return f"<Conversations {websockets} websockets, {idle} idle, {len(self._heads)} heads>"
 
     def configure(self, max_connections: int, idle_seconds: float) -> None:
         self._max, self._idle_seconds = max_connections, idle_seconds
@@ -88,7 +90,7 @@ class Conversations:
     @property
     def counts(self) -> tuple[int, int]:
         """The numbers of open and of idle connections."""
-        return len(self._entries), sum(not entry.answering for entry in self._entries)
+        return len(self._answering) + len(self._idle), len(self._idle)
 
     async def run(self) -> None:
         """Answers pings on idle connections and closes old ones. Runs until cancelled; then closes the idle ones."""
@@ -103,17 +105,20 @@ class Conversations:
 
     def sweep(self, token: str | None = None) -> None:
         """Closes idle connections that are too old, or, if ``token`` is given, were opened with another one."""
-        now = trio.current_time()
-        for entry in list(self._idle()):
-            if (
-                now > entry.used_at + self._idle_seconds
-                or now > entry.socket.opened_at + MAX_AGE
-                or token not in (None, entry.token)
-            ):
+        for entry in list(self._idle):
+            if self._is_past(entry, token):
                 self.close(entry)
 
+    def _is_past(self, entry: Entry, token: str | None) -> bool:
+        now = trio.current_time()
+        return (
+            now > entry.used_at + self._idle_seconds
+            or now > entry.socket.opened_at + MAX_AGE
+            or token not in (None, entry.token)
+        )
+
     def close_idle(self) -> None:
-        for entry in list(self._idle()):
+        for entry in list(self._idle):
             self.close(entry)
 
     async def claim(self, call: Call, token: str, *, whole: bool = True) -> tuple[Entry, Head | None] | None:
@@ -122,20 +127,20 @@ class Conversations:
         Without a head to continue it is one that had the same key: the backend's cache is warm there. ``whole``: all of
         the request may be sent; otherwise only a connection with a head will do.
         """
-        self.sweep(token)
         chain = call.chain
         found = None if chain.before is None else self._heads.get(chain.before)
-        if found is not None and (head := found.head) is not None and not found.answering:
+        if found is not None and self._is_past(found, token):
+            self.close(found)
+        elif found is not None and (head := found.head) is not None and not found.answering:
             answer = call.request.input[chain.start : chain.tail]
             equals = partial(continuation.equals, head.answer, answer, lossless=call.lossless)
             if await workers.run(call.weight, equals) and found.head is head and await self._claim(found, call):
                 return found, head
-        for entry in sorted(self._idle(), key=lambda each: -each.used_at) if whole else ():
-            if (
-                (entry.caller, entry.key) == (call.caller, call.key)
-                and not entry.answering
-                and await self._claim(entry, call)
-            ):
+        while whole and (same := self._idle_of.get((call.caller, call.key))):
+            entry = same[-1]  # the one used last
+            if self._is_past(entry, token):
+                self.close(entry)
+            elif await self._claim(entry, call):
                 return entry, None
         return None
 
@@ -151,7 +156,7 @@ class Conversations:
         if patience is not None and wait > patience:
             yield None
             return
-        while (full := len(self._entries) + self._opening >= self._max) and (oldest := self._oldest()) is not None:
+        while (full := self.counts[0] + self._opening >= self._max) and (oldest := self._oldest()) is not None:
             self.close(oldest)
         if full:
             yield None
@@ -164,13 +169,13 @@ class Conversations:
             self._opening -= 1
 
     def _oldest(self) -> Entry | None:
-        return min(self._idle(), key=lambda each: each.used_at, default=None)
+        return next(iter(self._idle), None)
 
     def add(self, entry: Entry, call: Call) -> None:
         """Takes in a new connection. If the same request is being answered already, this one ends with its answer."""
         entry.digest = call.chain.digest
-        entry.once = any(other.answering and other.digest == entry.digest for other in self._entries)
-        self._entries.append(entry)
+        entry.once = any(other.digest == entry.digest for other in self._answering)
+        self._answering[entry] = None
 
     def release(self, entry: Entry, head: Head | None) -> None:
         """Ends an answer: keeps the connection if there is a head, closes it otherwise."""
@@ -179,6 +184,9 @@ class Conversations:
             return
         entry.answering, entry.kept, entry.head = False, True, head
         entry.used_at = trio.current_time()
+        self._answering.pop(entry, None)
+        self._idle[entry] = None
+        self._idle_of.setdefault((entry.caller, entry.key), []).append(entry)
         if (other := self._heads.get(head.digest)) is not None:
             other.head = None
         self._heads[head.digest] = entry
@@ -186,9 +194,9 @@ class Conversations:
         self._nursery.start_soon(self._watch, entry)
 
     def close(self, entry: Entry) -> None:
+        self._take(entry)
         self._forget_head(entry)
-        if entry in self._entries:
-            self._entries.remove(entry)
+        self._answering.pop(entry, None)
         entry.socket.close()
 
     async def _watch(self, entry: Entry) -> None:
@@ -197,7 +205,9 @@ class Conversations:
             self.close(entry)
 
     async def _claim(self, entry: Entry, call: Call) -> bool:
+        self._take(entry)
         self._forget_head(entry)
+        self._answering[entry] = None
         entry.answering, entry.digest, entry.key = True, call.chain.digest, call.key
         try:
             usable = await entry.socket.claim()
@@ -213,5 +223,11 @@ class Conversations:
             del self._heads[entry.head.digest]
         entry.head = None
 
-    def _idle(self) -> Iterator[Entry]:
-        return (entry for entry in self._entries if not entry.answering)
+    def _take(self, entry: Entry) -> None:
+        """Takes a connection out of the idle ones, if it is one of them."""
+        if entry in self._idle:
+            del self._idle[entry]
+            place = entry.caller, entry.key
+            self._idle_of[place].remove(entry)
+            if not self._idle_of[place]:
+                del self._idle_of[place]

@@ -1,6 +1,7 @@
 """Who codexd says it is: the headers of both lanes. Names and order are the official client's, where both send one."""
 
 import platform
+from functools import lru_cache
 
 from codexd import __version__
 from codexd.auth.session import Access
@@ -41,14 +42,21 @@ def base(config: Backend, access: Access) -> dict[str, str]:
     return headers
 
 
-def of_post(config: Backend, access: Access, call: Call, routing: str | None) -> dict[str, str]:
-    """Returns the headers of a request over HTTP. ``routing``: the workspace's region, if it has one."""
-    # Earlier official clients sent session_id, conversation_id and OpenAI-Beta; the current one sends the others.
-    headers = base(config, access) | {
+@lru_cache(maxsize=1)
+def _of_posts(config: Backend, access: Access) -> dict[str, str]:
+    """Returns what all requests over HTTP have in common."""
+    return base(config, access) | {
         "user-agent": user_agent(config),
         "accept": "text/event-stream",
         "content-type": "application/json",
         "openai-beta": "responses=experimental",
+    }
+
+
+def of_post(config: Backend, access: Access, call: Call, routing: str | None) -> dict[str, str]:
+    """Returns the headers of a request over HTTP. ``routing``: the workspace's region, if it has one."""
+    # Earlier official clients sent session_id, conversation_id and OpenAI-Beta; the current one sends the others.
+    headers = _of_posts(config, access) | {
         "session_id": call.key,
         "conversation_id": call.key,
         "x-codex-beta-features": _BETA_FEATURES,

@@ -271,12 +271,10 @@ async def _sent(connection: Connection, head: bytes, body: bytes) -> bool:
 
 
 def _head_of(method: bytes, path: bytes, fields: Fields) -> bytes:
-    lines = [b"%b %b HTTP/1.1" % (method, path)]
-    for name, value in fields:
-        if _UNSENDABLE.search(value) or _UNSENDABLE.search(name):
-            raise httpx.LocalProtocolError("a header contains invalid characters")
-        lines.append(b"%b: %b" % (name, value))
-    return b"\r\n".join([*lines, b"\r\n"])
+    if _UNSENDABLE.search(b"".join([part for field in fields for part in field])) is not None:
+        raise httpx.LocalProtocolError("a header contains invalid characters")
+    lines = [b"%b: %b\r\n" % field for field in fields]
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (method, path, b"".join(lines))
 
 
 async def _read_head(connection: Connection, *, upgrading: bool = False) -> tuple[int, Fields, bool, bytes]:
@@ -373,7 +371,7 @@ class ResponseBody(httpx.AsyncByteStream):
                     framing.eof()
             else:
                 await reactor.watch(connection.fd, ready)
-            if not going_on:
+            if not (going_on or framing.done):
                 return False
         self._finish()
         return True

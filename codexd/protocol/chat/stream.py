@@ -65,6 +65,7 @@ from codexd.protocol.codex.events import (
     ReasoningDelta,
     RefusalDelta,
     Response,
+    Silent,
     SummaryDelta,
     TextDelta,
     Usage,
@@ -186,6 +187,8 @@ class ChatStream:
 
     def _push_structure(self, event: Event) -> list[Chunk]:
         match event:
+            case Silent():
+                return []
             case OutputItemAdded():
                 return self._added(event.output_index, event.item)
             case ArgumentsDone() if self._streamed:

@@ -187,6 +187,42 @@ class ErrorEvent(Struct, frozen=True, kw_only=True, tag="error"):
     error: ResponseError | None = None
 
 
+class Silent(Struct, frozen=True):
+    """An event of every answer that says nothing that others do not: it is known so that it need not be decoded."""
+
+
+class _Created(Silent, frozen=True, tag="response.created"):
+    pass
+
+
+class _InProgress(Silent, frozen=True, tag="response.in_progress"):
+    pass
+
+
+class _PartAdded(Silent, frozen=True, tag="response.content_part.added"):
+    pass
+
+
+class _PartDone(Silent, frozen=True, tag="response.content_part.done"):
+    pass
+
+
+class _TextDone(Silent, frozen=True, tag="response.output_text.done"):
+    pass
+
+
+class _SummaryPartAdded(Silent, frozen=True, tag="response.reasoning_summary_part.added"):
+    pass
+
+
+class _SummaryPartDone(Silent, frozen=True, tag="response.reasoning_summary_part.done"):
+    pass
+
+
+class _SummaryTextDone(Silent, frozen=True, tag="response.reasoning_summary_text.done"):
+    pass
+
+
 class HalfDelta(Struct, frozen=True, kw_only=True):
     """A delta with half of a character, which the next delta of its kind and item completes."""
 
@@ -217,6 +253,14 @@ Known = (
     | Failed
     | Cancelled
     | ErrorEvent
+    | _Created
+    | _InProgress
+    | _PartAdded
+    | _PartDone
+    | _TextDone
+    | _SummaryPartAdded
+    | _SummaryPartDone
+    | _SummaryTextDone
 )
 
 Delta = TextDelta | RefusalDelta | SummaryDelta | ReasoningDelta | ArgumentsDelta | CustomInputDelta

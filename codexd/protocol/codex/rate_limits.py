@@ -6,7 +6,8 @@ plans the first one is the weekly one.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from msgspec import Struct
@@ -131,7 +132,25 @@ def headers_of_event(data: bytes) -> dict[str, str]:
     return {f"x-codex-{name}": str(value) for name, value in found.items() if value is not None}
 
 
-def _windows(headers: Mapping[str, str], now: float) -> Iterator[Window]:
+_LASTING = ("-used-percent", "-window-minutes", "-reset-at", "-limit-name")
+"""The ends of the names of a window's headers, without the one that counts from now."""
+
+
+def _windows(headers: Mapping[str, str], now: float) -> Sequence[Window]:
+    """Decodes the windows. Nearly every answer has those of the one before."""
+    windows = _lasting(tuple([field for field in headers.items() if field[0].endswith(_LASTING)]))
+    for window in windows:
+        if window.resets_at is None:
+            return tuple(_decoded(headers, now))
+    return windows
+
+
+@lru_cache(maxsize=8)
+def _lasting(fields: tuple[tuple[str, str], ...]) -> Sequence[Window]:
+    return tuple(_decoded(dict(fields), 0.0))
+
+
+def _decoded(headers: Mapping[str, str], now: float) -> Iterator[Window]:
     number = 0
     for name in headers:
         found = _USED.fullmatch(name)
@@ -184,11 +203,8 @@ def client_headers(headers: Mapping[str, str], now: float) -> list[tuple[str, st
     The backend reports percentages, so the limit is 100 and the remaining requests are a percentage too.
     """
     own = {name: value for name, value in headers.items() if name.startswith("x-codex-")}
-    passed = [
-        (name, value)
-        for name, value in own.items()
-        if name != "x-codex-turn-state" and value.isascii() and value.isprintable()
-    ]
+    own.pop("x-codex-turn-state", None)
+    passed = [(name, value) for name, value in own.items() if value.isascii() and value.isprintable()]
     main = [window for window in _windows(own, now) if window.limit == MAIN]
     if not main:
         return passed

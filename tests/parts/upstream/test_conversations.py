@@ -191,9 +191,10 @@ async def test_of_two_equal_answers_the_later_is_continued(autojump_clock: MockC
 
 async def test_a_miss_gets_the_connection_used_last(autojump_clock: MockClock) -> None:
     async with running() as pool:
-        entries = [pool.answered(call(user(text))) for text in "xyz"]
-        for entry, used_at in zip(entries, (2.0, 3.0, 1.0), strict=True):
-            entry.used_at = used_at
+        asked = [call(user(text)) for text in "xyz"]
+        entries = [pool.opened(each) for each in asked]
+        for number in (2, 0, 1):
+            pool.release(entries[number], head(asked[number], said("done")))
         for expected in (entries[1], entries[0], entries[2]):
             assert await pool.claim(call(user("new")), "t") == (expected, None)
         assert await pool.claim(call(user("new")), "t") is None
@@ -282,9 +283,10 @@ async def test_two_requests_never_get_the_same_connection(autojump_clock: MockCl
 
 async def test_idle_ones_used_long_ago_make_room(autojump_clock: MockClock) -> None:
     async with running(most=3) as pool:
-        entries = [pool.answered(call(user(text), key=text)) for text in "xyz"]
-        for entry, used_at in zip(entries, (2.0, 1.0, 3.0), strict=True):
-            entry.used_at = used_at
+        asked = [call(user(text), key=text) for text in "xyz"]
+        entries = [pool.opened(each) for each in asked]
+        for number in (1, 0, 2):
+            pool.release(entries[number], head(asked[number], said("done")))
         assert has_room(pool)
         assert [entry.socket.closed for entry in entries] == [False, True, False]
         assert has_room(pool), "there is room"

@@ -26,7 +26,7 @@ use sys::{find, header, now, now_us, Epoll, Options, ERROR, HANG_UP, IN, OUT, PE
 use websocket::{accept_of, frame_of, put_frame, CLOSE, CONTINUATION, PING, PONG, TEXT};
 
 const USAGE: &str = r#"{"plan_type":"pro","rate_limit":{"allowed":true,"limit_reached":false,"primary_window":{"used_percent":1,"limit_window_seconds":18000,"reset_after_seconds":10000,"reset_at":4102444800},"secondary_window":{"used_percent":1,"limit_window_seconds":604800,"reset_after_seconds":10000,"reset_at":4102444800}},"credits":null}"#;
-const LIMITS: &str = "x-codex-primary-used-percent: 1\r\nx-codex-primary-window-minutes: 300\r\nx-codex-primary-reset-after-seconds: 1000\r\nx-codex-secondary-used-percent: 2\r\nx-codex-secondary-window-minutes: 10080\r\nx-codex-secondary-reset-after-seconds: 10000\r\n";
+const LIMITS: &str = "x-codex-primary-used-percent: 1\r\nx-codex-primary-window-minutes: 300\r\nx-codex-primary-reset-after-seconds: 1000\r\nx-codex-primary-reset-at: 4102444800\r\nx-codex-secondary-used-percent: 2\r\nx-codex-secondary-window-minutes: 10080\r\nx-codex-secondary-reset-after-seconds: 10000\r\nx-codex-secondary-reset-at: 4102444800\r\n";
 const INSTRUCTIONS: usize = 64;
 const OBFUSCATION: usize = 8;
 /// Writes in a row for one stream, before the others have their turn.
