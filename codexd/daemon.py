@@ -30,8 +30,8 @@ import structlog
 import trio
 
 from codexd import __version__
-from codexd.api import quart_app
 from codexd.api.api import WEBSOCKET
+from codexd.api.quart_app import WebsocketApp
 from codexd.auth import oauth, store
 from codexd.config.model import Config
 from codexd.config.paths import state_dir
@@ -241,7 +241,7 @@ class _Daemon:
     async def _serve_api(self, task_status: trio.TaskStatus[None]) -> None:
         services = self._services
         await serve(
-            quart_app.make(WEBSOCKET, services.api.websocket.serve),
+            WebsocketApp(WEBSOCKET, services.api.websocket.serve),
             self._listeners.api,
             drain_seconds=lambda: self._drain_seconds + LAST_WORDS,
             stop=self._stop.wait,

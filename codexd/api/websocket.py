@@ -17,12 +17,11 @@ A frame of the client is the body of ``POST /v1/responses`` with a ``type``; eac
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import structlog
 import trio
-from quart import Response, websocket
 
 from codexd import errors
 from codexd.api.access import AccessControl, client_of
@@ -43,6 +42,9 @@ from codexd.protocol.responses.wire import REQUEST, ResponsesRequest
 from codexd.relay.relay import Header
 from codexd.state.keys import Keys
 from codexd.system.memory import Hold, Room
+
+if TYPE_CHECKING:
+    from quart import Response, Websocket
 
 LIFETIME = 3600.0
 """Seconds that a connection may last, as at OpenAI. An answer in progress is finished first."""
@@ -154,7 +156,7 @@ class ResponsesWebsocket:
         oldest.cancel()
         return True
 
-    async def serve(self) -> Response | None:
+    async def serve(self) -> "Response | None":
         try:
             self._admit()
         except ApiError as error:
@@ -170,7 +172,7 @@ class ResponsesWebsocket:
         return None
 
     async def _converse(self) -> None:
-        await websocket.accept()
+        await _websocket().accept()
         frames, queue = trio.open_memory_channel[_Message](MAX_WAITING)
         code, why = TOO_BUSY, f"more than {MAX_WAITING} requests are waiting"
 
@@ -184,7 +186,7 @@ class ResponsesWebsocket:
                 nursery.start_soon(answer_all)
                 while True:
                     # Read during an answer too: otherwise a disconnect goes unnoticed.
-                    message = _Message(await websocket.receive() or "", self._room.hold())
+                    message = _Message(await _websocket().receive() or "", self._room.hold())
                     if not message.memory.take(len(message.frame)):
                         code, why = TRY_AGAIN, "there is no memory for more now (server.memory_mb)"
                         break
@@ -199,7 +201,7 @@ class ResponsesWebsocket:
                 while True:
                     queue.receive_nowait().memory.release()
         # Only after the writer has ended: the host does not order a close and a concurrent event.
-        await websocket.close(code, why)
+        await _websocket().close(code, why)
 
     async def _answer_all(self, queue: "trio.MemoryReceiveChannel[_Message]") -> tuple[int, str]:
         """Answers requests until the connection has to end; returns the code and the reason to close it with."""
@@ -256,7 +258,7 @@ class ResponsesWebsocket:
 
     def _admit(self) -> str | None:
         """Returns the name of the client's key. Raises ApiError 401, 403 or 429."""
-        name = self._access.admit_websocket(websocket.headers, websocket.scope.get("server"))
+        name = self._access.admit_websocket(_websocket().headers, _websocket().scope.get("server"))
         if name is not None:
             self._budget.admit(name)
         return name
@@ -290,7 +292,7 @@ class ResponsesWebsocket:
 
     async def _stream(self, found: Understood, context: Context, record: Record, last: Last, *, generate: bool) -> None:
         record.streamed = True
-        events = _Events(websocket.send)
+        events = _Events(_websocket().send)
         if not generate:
             await events.write_rest(self._endpoints.warm(record, found, context, last))
             record.complete = True
@@ -315,13 +317,22 @@ def _is_notice(frame: str | bytes) -> bool:
         return False
 
 
+def _websocket() -> "Websocket":
+    """Returns the websocket that this task serves. Quart is imported only where one is (``quart_app``)."""
+    from quart import websocket
+
+    return websocket
+
+
 def _record() -> Record:
-    record = Record(new_id(), "WS", websocket.path, "/responses")
-    record.client = client_of(websocket.scope.get("client"), websocket.headers)
+    record = Record(new_id(), "WS", _websocket().path, "/responses")
+    record.client = client_of(_websocket().scope.get("client"), _websocket().headers)
     return record
 
 
-def _refusal(error: ApiError, record: Record) -> Response:
+def _refusal(error: ApiError, record: Record) -> "Response":
+    from quart import Response
+
     document = failed(error, record)
     response = Response(document.body, document.status, content_type=document.content_type)
     response.headers.update(dict(document.headers))
@@ -331,5 +342,5 @@ def _refusal(error: ApiError, record: Record) -> Response:
 async def _send_error(error: ApiError, record: Record) -> None:
     record.status = error.status
     record.fail(error)
-    await websocket.send(msgspec.json.encode(_Error(error.status, own_error(error), error.all_headers())).decode())
+    await _websocket().send(msgspec.json.encode(_Error(error.status, own_error(error), error.all_headers())).decode())
     record.complete = True

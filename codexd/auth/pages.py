@@ -1,7 +1,5 @@
 """The two pages that a browser shows at the end of a sign-in. They load no external resources."""
 
-from html import escape
-
 HEADERS = [
     ("content-type", "text/html; charset=utf-8"),
     ("content-security-policy", "default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
@@ -52,6 +50,8 @@ code {{ font: .95em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; pa
 
 def success(who: str | None) -> bytes:
     """Returns the success page. ``who`` is the account's e-mail address."""
+    from html import escape  # here: its tables of entities are a megabyte
+
     account = f" as <strong>{escape(who)}</strong>" if who else ""
     body = (
         f"<p>codexd is signed in{account}.</p>"
@@ -62,6 +62,8 @@ def success(who: str | None) -> bytes:
 
 def failure(title: str, why: str) -> bytes:
     """Returns the failure page. ``why`` is a sentence that says what to do next; backquotes mark commands."""
+    from html import escape
+
     pieces = escape(why).split("`")
     shown = "".join(f"<code>{piece}</code>" if place % 2 else piece for place, piece in enumerate(pieces))
     body = f"<p>{shown}</p>"

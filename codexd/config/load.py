@@ -3,7 +3,6 @@
 A wrong key or value is refused with its place and the expected value. Nothing is guessed.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -153,6 +152,8 @@ def _check_keys(tree: dict[str, Any], origin: str) -> dict[str, str]:
 
 
 def _nearest(name: str, known: Any) -> str:
+    import difflib  # here: a start seldom needs it
+
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else f"; expected one of {', '.join(known)}"
 

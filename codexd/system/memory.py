@@ -19,6 +19,8 @@ _OPTIONAL = ("rich", "httpx._main", "httpcore._async.http2", "httpcore._sync.htt
 _HTTP_2 = "hypercorn.protocol.h2"
 """hypercorn imports it for a class that codexd never uses; ``codexd.server`` supports only HTTP/1.1."""
 
+_FOR_TYPES = ("h2", "h2.events")
+"""What hypercorn imports only to name types."""
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _LARGE = 1 << 20
@@ -52,9 +54,10 @@ def give_back() -> None:
 @contextmanager
 def lean_imports() -> Iterator[None]:
     """Hides the optional modules from imports inside the block. Modules that are already imported stay."""
-    missing = [name for name in _OPTIONAL if name not in sys.modules]
+    missing = [name for name in (*_OPTIONAL, *_FOR_TYPES) if name not in sys.modules]
     for name in missing:
-        sys.modules[name] = None  # type: ignore[assignment]  # how the import system spells "not installed"
+        # None is how the import system spells "not installed".
+        sys.modules[name] = ModuleType(name) if name in _FOR_TYPES else None  # type: ignore[assignment]
     if _HTTP_2 not in sys.modules:
         sys.modules[_HTTP_2] = stub = ModuleType(_HTTP_2)
         stub.H2Protocol = type("H2Protocol", (), {})  # type: ignore[attr-defined]

@@ -9,8 +9,8 @@ import httpx
 import msgspec
 import trio
 
-from codexd.api import quart_app
 from codexd.api.api import WEBSOCKET
+from codexd.api.quart_app import WebsocketApp
 from codexd.auth import store as credentials
 from codexd.auth.store import Credentials
 from codexd.config.model import Config
@@ -83,7 +83,8 @@ class Incoming:
 
 class Client:
     def __init__(self, services: Services) -> None:
-        self._app = quart_app.make(WEBSOCKET, services.api.websocket.serve)
+        self._app = WebsocketApp(WEBSOCKET, services.api.websocket.serve)
+        self._app.load()  # a thread and the autojump clock do not go together
         self.services = services
         self.keys = services.keys
 

@@ -4,7 +4,6 @@ Three layers, the later one wins: older names that clients still have in their c
 catalogue that the official client shipped in November 2026, and the live catalogue of the signed-in account.
 """
 
-import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,6 +106,8 @@ class Catalogue:
             alias = next((each for each in (name, stem) if each in self._aliases), None)
             if alias is not None:
                 raise errors.model_not_found(self._aliases[alias], [], self.listed, alias=alias)
+            import difflib  # here: a start seldom needs it
+
             near = difflib.get_close_matches(name, self.listed, n=2)
             raise errors.model_not_found(name, near, self.listed)
         return found
