@@ -38,7 +38,7 @@ from codexd.config.paths import state_dir
 from codexd.control import server as control_server
 from codexd.control.verbs import Verbs
 from codexd.errors import ApiError, CannotStart, ConfigError
-from codexd.lowlevel import workers
+from codexd.lowlevel import timers, workers
 from codexd.protocol.codex import rate_limits
 from codexd.server import hypercorn, sockets
 from codexd.server.connection import Admission
@@ -285,11 +285,11 @@ class _Daemon:
         services, due = self._services, trio.current_time()
         while True:
             services.journal.metrics.lagged(max(0.0, trio.current_time() - due))
-            due = trio.current_time() + STATUS_INTERVAL
+            due = timers.next_round(STATUS_INTERVAL)
             if not services.lifecycle.draining and (status := _status(services)) != self._told:
                 self._told = status
                 self._notifier.status(status)
-            with trio.move_on_after(STATUS_INTERVAL):
+            with trio.move_on_at(due):
                 await self._changed.wait()
 
     async def _give_memory_back(self) -> None:
@@ -297,7 +297,7 @@ class _Daemon:
         while True:
             freed = trio.Event()
             self._services.room.on_freed = freed.set
-            with trio.move_on_after(STATUS_INTERVAL):
+            with trio.move_on_at(timers.next_round(STATUS_INTERVAL)):
                 await freed.wait()
             if freed.is_set() or workers.has_worked():
                 await trio.to_thread.run_sync(memory.give_back)

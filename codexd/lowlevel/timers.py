@@ -15,6 +15,15 @@ import trio
 log = structlog.get_logger()
 
 
+def next_round(seconds: float) -> float:
+    """Returns the next multiple of so many seconds of trio's clock: what runs now and then wakes up together."""
+    return (trio.current_time() // seconds + 1) * seconds
+
+
+async def pause(seconds: float) -> None:
+    await trio.sleep_until(next_round(seconds))
+
+
 class Timer:
     """A scheduled call, until it is made or cancelled."""
 

@@ -19,7 +19,7 @@ import trio
 from codexd import errors
 from codexd.auth.session import Access, Session
 from codexd.config.model import Backend
-from codexd.lowlevel import workers
+from codexd.lowlevel import timers, workers
 from codexd.protocol import decoding
 from codexd.protocol.codex import failures as failure
 from codexd.protocol.codex import rate_limits as limits
@@ -418,7 +418,7 @@ class Upstream:
                 except errors.ApiError as error:
                     pause = ROUTING_PAUSE
                     log.debug("the account's routing is unknown", reason=error.error.message)
-            await trio.sleep(pause)
+            await timers.pause(pause)
 
     async def _keep_warm(self) -> None:
         """Keeps a connection open, so that requests need not wait for name, proxy and TLS.
@@ -438,7 +438,7 @@ class Upstream:
             except httpx.HTTPError as error:
                 pause = min(pause * 2, 60.0)
                 log.debug("no connection to the backend can be kept ready", reason=str(error))
-            await trio.sleep(pause)
+            await timers.pause(pause)
 
     async def models(self, etag: str | None) -> Page:
         """Sends ``GET /codex/models``. Raises ApiError if signed out or the backend is unreachable."""

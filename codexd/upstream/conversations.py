@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import trio
 
-from codexd.lowlevel import workers
+from codexd.lowlevel import timers, workers
 from codexd.protocol.codex import continuation
 from codexd.protocol.codex.continuation import Answer
 from codexd.upstream.call import Call
@@ -97,7 +97,7 @@ class Conversations:
         try:
             async with trio.open_nursery() as self._nursery:
                 while True:
-                    await trio.sleep(SWEEP_INTERVAL)
+                    await timers.pause(SWEEP_INTERVAL)
                     self.sweep()
         finally:
             self._nursery = None
