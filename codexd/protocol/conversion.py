@@ -73,7 +73,8 @@ class Conversion:
             return b""
         self.events += len(events)
         try:
-            out = b"".join([push(event) for event in events])
+            # Nearly always it is one.
+            out = push(events[0]) if len(events) == 1 else b"".join([push(event) for event in events])
         except (RecursionError, TooDeep):
             state.error = errors.upstream_unreadable("an event of its answer is nested too deeply")
             return b""

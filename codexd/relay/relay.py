@@ -287,11 +287,12 @@ class Relay:
         """Returns the function that handles each read without waiting, as nearly all events allow."""
         conversion, pacing, state = self._conversion, self._pacing, self._conversion.state
         feed, write_now = conversion.feed, None if client is None else client.write_now
+        current_time = trio.lowlevel.current_clock().current_time  # two calls less than trio's own for each event
 
         def step(events: Sequence[bytes]) -> bool:
             if self._aborted is not None:
                 return False  # the driver has been cancelled
-            pacing.read_at = now = trio.current_time()
+            pacing.read_at = now = current_time()
             size = sum(map(len, events))
             self._received += size
             if (size > LARGE or self._received > FREE) and not self._is_light(events, size):

@@ -132,6 +132,7 @@ class ClientConnection:
         self._dispatch = dispatch
         self._all = all_
         self._send_lock = trio.Lock()
+        self._sending = 0
         self._idle_timer: timers.Timer | None = None
         self._group: TaskGroup
         self._protocol: Http1
@@ -211,10 +212,10 @@ class ClientConnection:
     def send_now(self, data: memoryview | bytes) -> memoryview | bytes:
         """Writes what the kernel accepts at once; returns the rest, which the caller passes to ``send_data``.
 
-        Never waits. If a task holds the lock it has a rest to write first, so nothing is written. Errors are ignored:
+        Never waits. If a task is sending it has a rest to write first, so nothing is written. Errors are ignored:
         ``send_data`` meets them again.
         """
-        if self._send_lock.locked():
+        if self._sending:
             return data
         try:
             sent = os.write(self._stream.socket.fileno(), data)
@@ -225,6 +226,7 @@ class ClientConnection:
     async def _send_waiting(self, data: memoryview | bytes) -> None:
         # B3: Hypercorn shields this write without a deadline, so a client that does not read would block a shutdown.
         # Here cancellation can interrupt a write. Nothing else may be written after that, so the socket is closed.
+        self._sending += 1
         try:
             async with self._send_lock:
                 with trio.fail_after(WRITE_TIMEOUT):
@@ -238,6 +240,8 @@ class ClientConnection:
         except trio.Cancelled:
             self._stream.socket.close()
             raise
+        finally:
+            self._sending -= 1
 
     async def _close(self) -> None:
         with contextlib.suppress(trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
