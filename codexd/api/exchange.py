@@ -108,8 +108,11 @@ class Exchange:
         """The last value of each name."""
         return dict(parse_qsl(self._request.query.decode("latin-1"), keep_blank_values=True))
 
-    async def body(self) -> bytes:
-        """Returns the request's body, decompressed. Raises ApiError 400, 408, 413, 415 or 503."""
+    async def body(self, *, form: bool = False) -> bytes:
+        """Returns the request's body, decompressed. Raises ApiError 400, 408, 413, 415 or 503.
+
+        ``form``: it will be read as a form, and not as JSON, whose values are counted before anything is built of them.
+        """
         try:
             data = await self._request.body()
         except BodyTooLarge as error:
@@ -123,8 +126,7 @@ class Exchange:
             # Whatever its size is, it may become much.
             data = await workers.run(sys.maxsize, partial(_decoded, coding, data, self._max_body))
         self.record.weight = len(data)
-        is_form = self.headers.get("content-type", "").lower().startswith("multipart/")
-        await take(self.memory, data, 0 if is_form else self._max_items)
+        await take(self.memory, data, 0 if form else self._max_items)
         return data
 
 
@@ -132,9 +134,17 @@ BYTES, VALUES = 5, 450
 """What a request takes at its highest, its body included: bytes for each byte and for each value, measured."""
 
 
+MODEST = 64
+"""The part of the free memory up to which a request may be charged for more values than it has."""
+
+
 async def take(memory: Hold, data: bytes, max_items: int) -> None:
     """Takes the memory that a body will need, converted; ``max_items`` is 0 for a form. Raises ApiError 413 or 503."""
-    values = await workers.run(len(data), partial(bounds.estimate, data, max_items)) if max_items else 0
+    values = 0
+    if max_items:
+        room = memory.room
+        enough = (room.size - room.used) // MODEST // VALUES
+        values = await workers.run(len(data), partial(bounds.measure, data, max_items, enough))
     needed = max(0, BYTES * len(data) + VALUES * values - memory.taken)
     if not memory.take(needed):
         size = memory.room.size
@@ -211,8 +221,8 @@ def _is_cancellation(error: BaseException) -> bool:
 
 def _decoded(coding: str, data: bytes, limit: int) -> bytes:
     log.debug("the request is compressed", body_encoding=coding[:40], size=len(data))
-    expands = codings.most(len(data)) < limit
-    limit = min(limit, codings.most(len(data)))
+    most = codings.most(len(data))
+    expands, limit = most < limit, min(limit, most)
     try:
         body = codings.decompress(coding, data, limit)
     except LookupError as error:

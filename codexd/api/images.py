@@ -88,9 +88,10 @@ class ImagesEndpoints:
         return Document(await workers.run(sys.maxsize, partial(msgspec.json.encode, answer)), headers)
 
     async def _read(self, exchange: Exchange) -> ImagesRequest:
-        body, record = await exchange.body(), exchange.record
-        content_type = exchange.headers.get("content-type", "")
-        if forms.is_form(content_type):
+        content_type, record = exchange.headers.get("content-type", ""), exchange.record
+        is_form = forms.is_form(content_type)
+        body = await exchange.body(form=is_form)
+        if is_form:
             found = await workers.run(sys.maxsize, partial(_members, content_type, body))
             asked: ImagesRequest = await workers.run(len(body), partial(images.REQUEST.decode, found))
         else:

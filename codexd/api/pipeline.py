@@ -180,7 +180,7 @@ class Pipeline:
         """Returns the members of a body, and the request that they are. Raises ApiError 400 or 413."""
 
         def work() -> tuple[RawObject, _Asked]:
-            found = members.split(body, self.config.server.max_items)
+            found = members.split(body)
             return found, decoder.decode(found)
 
         return await workers.run(len(body), work)

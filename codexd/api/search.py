@@ -27,7 +27,7 @@ class SearchEndpoints:
         """Searches the web for the Codex CLI. The request and its answer are the backend's own."""
         record = exchange.record
         given = await exchange.body()
-        found = await workers.run(len(given), partial(members.split, given, self._pipeline.config.server.max_items))
+        found = await workers.run(len(given), partial(members.split, given))
         name = plain(found.get("model"))
         if not name:
             raise errors.bad_request("model must name a model; GET /v1/models lists them.", param="model")

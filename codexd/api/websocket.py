@@ -284,7 +284,7 @@ class ResponsesWebsocket:
 
     def _decoded(self, data: bytes) -> tuple[RawObject, ResponsesRequest, bool]:
         """Returns the members of a frame, the request that they are, and whether an answer is wanted."""
-        members = split(data, self._endpoints.max_items)
+        members = split(data)
         generate = _FRAME.decode(members).generate
         for name in _NOT_OF_THE_REQUEST:
             members.pop(name, None)

@@ -14,7 +14,7 @@ from msgspec import Raw, Struct
 
 from codexd import errors
 from codexd.errors import ApiError
-from codexd.protocol import bounds, decoding
+from codexd.protocol import decoding
 from codexd.protocol.adjustments import NONE, Adjustments
 from codexd.protocol.raw import RawObject
 
@@ -31,13 +31,8 @@ def place_of(error: msgspec.ValidationError) -> tuple[str, str]:
     return said, place.rstrip("`").removeprefix(".")
 
 
-def split(body: bytes, max_items: int | None = None) -> RawObject:
-    """Returns the members of a JSON object, as views of ``body``. Raises ApiError 400 for anything else.
-
-    ``max_items``: the limit of ``bounds.check``; it raises ApiError 413.
-    """
-    if max_items is not None:
-        bounds.check(body, max_items)
+def split(body: bytes) -> RawObject:
+    """Returns the members of a JSON object, as views of ``body``. Raises ApiError 400 for anything else."""
     try:
         if not body.isascii():
             body.decode()  # msgspec does not validate UTF-8 in what it skips

@@ -14,6 +14,9 @@ RawObject = dict[str, Raw]
 
 _NULL = Raw(b"null")
 
+_TEXT = decoding.Decoder(str)
+_text = _TEXT.raw
+
 
 def encoded(value: object) -> Raw:
     return Raw(msgspec.json.encode(value))
@@ -30,11 +33,15 @@ def given(raw: Raw | UnsetType) -> TypeGuard[Raw]:
 
 
 def plain(raw: Raw | None) -> str | None:
-    """Returns the string in a raw value; None for any other type."""
+    """Returns the string in a raw value; None for any other type. Raises msgspec.DecodeError."""
+    if raw is None:
+        return None
     try:
-        return None if raw is None else decoding.decode(raw, type=str)
+        return _text(raw)
     except msgspec.ValidationError:
         return None
+    except decoding.UNREADABLE:
+        return _TEXT.decode(raw)
 
 
 def type_of(value: Struct | RawObject) -> str | None:

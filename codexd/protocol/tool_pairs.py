@@ -14,13 +14,13 @@ from codexd import errors
 from codexd.protocol.adjustments import Adjustment, Adjustments
 from codexd.protocol.codex import ids
 from codexd.protocol.codex.request import InputItem
-from codexd.protocol.raw import type_of
 
 NO_OUTPUT = "[no output]"
 """Placeholder for the result of a call that the client no longer has."""
 
 _OUTPUTS = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
 _KINDS = frozenset(_OUTPUTS) | frozenset(_OUTPUTS.values())
+_NO_LINK: ids.Link = (None, None)
 
 
 class Placed(NamedTuple):
@@ -35,17 +35,20 @@ def pair(items: Sequence[Placed], *, repair: bool) -> tuple[list[InputItem], Adj
 
     With ``repair``, adds missing results and drops orphaned ones. Otherwise raises ApiError 400 naming the first.
     """
-    found, renamed = ids.unique([placed.item for placed in items])
-    links = [_link(item) for item in found]
-    if not any(links):
+    own_items = [placed.item for placed in items]
+    links = ids.links_of(own_items)
+    found, renamed = ids.unique(own_items, links)
+    if found is not own_items:
+        links = ids.links_of(found)
+    links = [link if link[0] in _KINDS and link[1] is not None else _NO_LINK for link in links]
+    if not any(kind for kind, _ in links):
         return list(found), renamed
-    calls = {link[1] for link in links if link and link[0] in _OUTPUTS}
-    results = {link[1] for link in links if link and link[0] not in _OUTPUTS}
+    calls = {call_id for kind, call_id in links if kind in _OUTPUTS}
+    results = {call_id for kind, call_id in links if kind is not None and kind not in _OUTPUTS}
     paired: list[InputItem] = []
     adjusted = renamed
-    for item, (own, where), link in zip(found, items, links, strict=True):
-        kind, call_id = link or (None, "")
-        if kind is None or call_id in (results if kind in _OUTPUTS else calls):
+    for item, (own, where), (kind, call_id) in zip(found, items, links, strict=True):
+        if kind is None or call_id is None or call_id in (results if kind in _OUTPUTS else calls):
             paired.append(item)
         elif not repair:
             raise _alone(kind, ids.call_id_of(own) or call_id, where)
@@ -55,15 +58,6 @@ def pair(items: Sequence[Placed], *, repair: bool) -> tuple[list[InputItem], Adj
         else:
             adjusted += (Adjustment("tool_result", "dropped"),)
     return paired, adjusted
-
-
-def _link(item: InputItem) -> tuple[str, str] | None:
-    """Returns the type and call id of a call or a result; None for any other item."""
-    kind = type_of(item)
-    if kind not in _KINDS:
-        return None
-    call_id = ids.call_id_of(item)
-    return None if call_id is None else (str(kind), call_id)
 
 
 def _no_output(kind: str, call_id: str) -> InputItem:

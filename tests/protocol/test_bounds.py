@@ -33,6 +33,9 @@ def test_each_value_is_counted_wherever_the_pieces_are_cut(tree: Any, piece: int
         patch.setattr(bounds, "_PIECE", piece)
         assert bounds.count(data, 10**9) == values(tree)
         assert bounds._most(data) >= values(tree)
+        patch.setattr(bounds, "SMALL", 0)
+        assert bounds.measure(data, 10**9, 0) == values(tree)
+        assert values(tree) <= bounds.measure(data, 10**9, 20) <= max(20, values(tree))
 
 
 @given(
@@ -56,11 +59,13 @@ def test_what_no_parser_reads_is_counted_up_to_where_it_stops(data: bytes) -> No
 )
 def test_too_many_are_refused_before_they_are_built(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        bounds.check(body, 40_000)
+        bounds.measure(body, 40_000, 0)
     assert (caught.value.status, "server.max_items" in caught.value.error.message) == (413, True)
-    bounds.check(body, 60_000)
+    bounds.measure(body, 60_000, 0)
 
 
 def test_a_text_full_of_code_is_one_value() -> None:
     code = '{[(",\\)]}\n' * 40_000
-    bounds.check(msgspec.json.encode([{"content": code}]), 5000)
+    body = msgspec.json.encode([{"content": code}])
+    assert bounds.measure(body, 5000, 0) == 2
+    assert bounds.measure(body, 10**9, 10**9) > 100_000

@@ -18,23 +18,34 @@ from codexd.protocol.raw import plain, role_of, type_of
 MAX_ID = 64
 
 
-def unique(items: Sequence[InputItem]) -> tuple[Sequence[InputItem], Adjustments]:
-    """Returns the items with accepted call ids; the identical sequence if all are. Each result follows its call."""
-    own_ids = [call_id_of(item) for item in items]
-    if _are_good(items, own_ids):
+Link = tuple[str | None, str | None]
+"""An item's type and call id."""
+
+
+def links_of(items: Sequence[InputItem]) -> list[Link]:
+    return [(type_of(item), call_id_of(item)) for item in items]
+
+
+def unique(items: Sequence[InputItem], links: Sequence[Link] | None = None) -> tuple[Sequence[InputItem], Adjustments]:
+    """Returns the items with accepted call ids; the identical sequence if all are. Each result follows its call.
+
+    ``links`` are those of ``links_of``, where they are known.
+    """
+    links = links_of(items) if links is None else links
+    if _are_good(links):
         return items, NONE
-    calls = [own for item, own in zip(items, own_ids, strict=True) if own is not None and not _is_result(item)]
+    calls = [own for kind, own in links if own is not None and not _is_result(kind)]
     made: list[InputItem] = []
     taken = set(calls)
     count: defaultdict[str, int] = defaultdict(int)
     waiting: defaultdict[str, deque[str]] = defaultdict(deque)
     last: dict[str, str] = {}
     turn, turns = 0, dict[str, int]()
-    for item, own in zip(items, own_ids, strict=True):
+    for item, (kind, own) in zip(items, links, strict=True):
         if own is None:
             turn += role_of(item) == "user"
             made.append(item)
-        elif _is_result(item):
+        elif _is_result(kind):
             if waiting[own]:
                 new = waiting[own].popleft()
             else:
@@ -53,15 +64,15 @@ def unique(items: Sequence[InputItem]) -> tuple[Sequence[InputItem], Adjustments
     return made, (Adjustment("call_ids", "replaced"),)
 
 
-def _are_good(items: Sequence[InputItem], own_ids: Sequence[str | None]) -> bool:
+def _are_good(links: Sequence[Link]) -> bool:
     """Returns whether all ids are short, each call has its own, and no result comes before its call."""
     calls, results = set[str](), set[str]()
-    for item, own in zip(items, own_ids, strict=True):
+    for kind, own in links:
         if own is None:
             continue
         if not 0 < len(own) <= MAX_ID:
             return False
-        if _is_result(item):
+        if _is_result(kind):
             results.add(own)
         elif own in calls or own in results:
             return False
@@ -77,10 +88,8 @@ def call_id_of(item: InputItem) -> str | None:
     return item.call_id if isinstance(item, FunctionCall | FunctionCallOutput) else None
 
 
-def _is_result(item: InputItem) -> bool:
-    if not isinstance(item, dict):
-        return isinstance(item, FunctionCallOutput)
-    return (type_of(item) or "").endswith("_output")
+def _is_result(kind: str | None) -> bool:
+    return kind is not None and kind.endswith("_output")
 
 
 def _fitting(own: str, before: int, taken: set[str]) -> str:

@@ -96,10 +96,12 @@ def _input(own: str | list[RawObject], earlier: int, settings: Settings) -> tupl
     for index, item in enumerate(own, -earlier):
         where = f"input[{index}]" if index >= 0 else "previous_response_id"
         meant, repaired = repair.items_of(item, where)
-        found |= dict.fromkeys(repaired)
+        if repaired:
+            found |= dict.fromkeys(repaired)
         for each in meant:
             fit, adjusted = _fit_item(each)
-            found |= dict.fromkeys(adjusted)
+            if adjusted:
+                found |= dict.fromkeys(adjusted)
             if fit is not None:
                 placed.append(Placed(fit, where))
     items, paired = tool_pairs.pair(placed, repair=settings.repair_history)
