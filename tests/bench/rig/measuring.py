@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ SCENARIOS = {
     "paced100": f"--mode hold --c 100 --window 5 --ramp-ms 1000 {PACED}20",
     "paced1k": f"--mode hold --c 1000 --window 6 --ramp-ms 5000 {LONG} {PACED}5",
     "paced1k20": f"--mode hold --c 1000 --window 6 --ramp-ms 5000 {LONG} {PACED}20",
+    "paced5k": f"--mode hold --c 5000 --window 6 --ramp-ms 15000 {LONG} {PACED}2",
     # The memory of an open stream.
     "hold1000": f"--mode hold --c 1000 --window 3 --ramp-ms 8000 {LONG} {PACED}1",
     # A client that leaves, while events come and while the backend is silent.
@@ -66,14 +67,18 @@ def backend(path: str) -> Row:
     return answer
 
 
-def matrix(names: list[str], scenarios: list[str], rounds: int, out: Path) -> None:
-    """Every scenario for every server in turn, round by round. Appends rows to ``out``."""
+Plan = list[tuple[str, list[str], int]]
+"""Scenarios, each with its servers and how many rounds it takes part in."""
+
+
+def matrix(plan: Plan, out: Path) -> None:
+    """Every scenario for its servers in turn, round by round. Writes rows to ``out``."""
     servers.start("backend")
-    for name in names:
+    for name in dict.fromkeys(name for _, names, _ in plan for name in names):
         servers.start(name.partition(":")[0])
     with out.open("w") as written:
-        for number in range(rounds):
-            for scenario in [*(["warm"] if number == 0 else []), *scenarios]:
+        for number in range(max(rounds for *_, rounds in plan)):
+            for scenario, names in [(each, names) for each, names, rounds in plan if number < rounds]:
                 for name in names:
                     backend("/__reset")
                     row = load(name, SCENARIOS[scenario], servers.pids(name.partition(":")[0]))
@@ -131,6 +136,71 @@ def loaded(streams: int, names: list[str]) -> None:
         print(json.dumps(found | {"ttfd_us": first, "errors": alone["errors"] + beside["errors"]}), flush=True)
 
 
+# --- memory
+
+
+def memory(server: str, streams: int = 500) -> dict[str, float]:
+    """MiB at rest after 40 requests, and KiB for each open stream: what is the process's own, from its smaps."""
+    name = server.partition(":")[0]
+    servers.stop(name)
+    servers.start("backend")
+    pid = servers.start(name)
+    load(server, SCENARIOS["warm"])
+    time.sleep(0.5)
+    rest = _own(pid)
+    words = f"--mode hold --c {streams} --window 60 --ramp-ms {streams * 4} {LONG} {PACED}1"
+    with subprocess.Popen(command(server, words), stdout=subprocess.DEVNULL) as held:
+        try:
+            deadline = time.monotonic() + 60
+            while (now_open := backend("/__stats")["active"]) < streams and time.monotonic() < deadline:
+                time.sleep(0.2)
+            time.sleep(2)
+            open_ = _own(pid)
+        finally:
+            held.kill()
+    servers.stop(name)
+    if now_open < streams:
+        sys.exit(f"bench: {server}: only {now_open} of {streams} streams opened")
+    return {"mib_at_rest": round(rest / 1024, 2), "kib_per_stream": round((open_ - rest) / streams, 2)}
+
+
+def _own(pid: int) -> int:
+    """KiB of memory that no other process has."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss_Anon:"):
+            return int(line.split()[1])
+    sys.exit("bench: this kernel does not tell a process's own memory (Pss_Anon)")
+
+
+# --- a conversation
+
+
+class Conversation:
+    """A chat of coding tools: many messages, and the answer to each brings back all before it."""
+
+    def __init__(self, server: str, messages: int = 680, size: int = 1 << 20) -> None:
+        _, known, _ = servers.named(server)
+        self._path = known.paths["chat"]
+        self._connection = HTTPConnection("127.0.0.1", known.port, timeout=120)
+        text = 'some words, and\n"a quote" of code: {x: [1]}; '
+        text = (text * (size // messages // len(text) + 1))[: size // messages]
+        self.messages = [
+            {"role": ("user", "assistant")[number % 2], "content": f"{number} {text}"} for number in range(messages)
+        ]
+
+    def turn(self) -> None:
+        """Asks, and takes the answer in."""
+        self.messages.append({"role": "user", "content": "@@n=3;b=16@@ and on"})
+        asked = {"model": "gpt-5.1-codex", "stream": False, "messages": self.messages}
+        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+        self._connection.request("POST", self._path, json.dumps(asked), headers)
+        answer = self._connection.getresponse()
+        found = json.loads(answer.read())
+        if answer.status != 200:
+            sys.exit(f"bench: {found}")
+        self.messages.append({"role": "assistant", "content": found["choices"][0]["message"]["content"]})
+
+
 # --- instructions
 
 
@@ -166,11 +236,19 @@ class Counted:
 
     def of(self, total: int, params: str) -> int:
         """Instructions that so many requests take."""
+
+        def ask() -> None:
+            row = load(self.server, f"--c 1 --total {total} --timeout 200 --params {params}")
+            if row["errors"] or row["ok"] != total:
+                sys.exit(f"bench: {self.server} under callgrind: {row}")
+
+        return self.during(ask)
+
+    def during(self, ask: Callable[[], None]) -> int:
+        """Instructions while that is done."""
         self._control("-z")
         before = set(OUT.glob("callgrind.*"))
-        row = load(self.server, f"--c 1 --total {total} --timeout 200 --params {params}")
-        if row["errors"] or row["ok"] != total:
-            sys.exit(f"bench: {self.server} under callgrind: {row}")
+        ask()
         self._control("-d")
         found = 0
         for path in set(OUT.glob("callgrind.*")) - before:
@@ -182,14 +260,24 @@ class Counted:
 
 
 def instructions(server: str) -> dict[str, float]:
-    """Thousands of instructions of a request, of an event that comes alone, and of one that comes with others."""
+    """Thousands of instructions.
+
+    Of a request, of an event that comes alone, of one that comes with others, and of the next turn of a conversation of
+    a megabyte.
+    """
     with Counted(server) as counted:
         counted.of(6, "n=5;b=16")
-        requests = counted.of(20, "n=1;b=16")
-        paced = [counted.of(1, f"n={pieces};b=16;r=40") for pieces in (100, 300)]
+        # Of two: what runs now and then falls into one of them.
+        requests = min(counted.of(20, "n=1;b=16") for _ in range(2))
+        paced = [counted.of(1, f"n={pieces};b=16;r=100") for pieces in (100, 900)]
         flat = [counted.of(1, f"n={pieces};b=16") for pieces in (100, 2100)]
-    return {
-        "kinstr_per_request": round(requests / 20e3, 1),
-        "kinstr_per_chunk_paced": round((paced[1] - paced[0]) / 200e3, 2),
-        "kinstr_per_chunk_flat": round((flat[1] - flat[0]) / 2000e3, 2),
-    }
+        found = {
+            "kinstr_per_request": round(requests / 20e3, 1),
+            "kinstr_per_chunk_paced": round((paced[1] - paced[0]) / 800e3, 2),
+            "kinstr_per_chunk_flat": round((flat[1] - flat[0]) / 2000e3, 2),
+        }
+        if server.partition(":")[2] != "resp":
+            talk = Conversation(server)
+            talk.turn()
+            found["kinstr_next_turn_1_mib"] = round(counted.during(talk.turn) / 1e3)
+    return found

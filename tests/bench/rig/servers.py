@@ -19,7 +19,9 @@ OUT, RUN = WORK / "out", WORK / "run"
 BINARIES = WORK / "rig"
 CERTIFICATE = RUN / "nginx" / "cert.pem"
 
-BACKEND, NGINX, NGINX_TLS, CHATMOCK, CODEX_API_PROXY, CODEXD = 18000, 18010, 18443, 18030, 18050, 18090
+BACKEND, NGINX, NGINX_TLS, CHATMOCK, CODEX_API_PROXY, FLOOR = 18000, 18010, 18443, 18030, 18050, 18070
+CODEXD = {"websocket": 18090, "http": 18091}
+"""By the lane to the backend."""
 BASE = f"http://127.0.0.1:{BACKEND}/backend-api/codex"
 KEY = "sk-5f1d7c0a9be24c6f8d3e1a7b90c2d4e6f81a3b5c7d9e0f12"
 ACCOUNT = "acct-fake-0001"
@@ -53,8 +55,8 @@ def _peer(name: str, port: int) -> Server:
 def _codexd_by(lane: str) -> Server:
     """codexd, which sends requests to the backend by that lane."""
     command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "codexd", "--config", str(RUN / f"codexd-{lane}.toml")]
-    environment = {"STATE_DIRECTORY": str(RUN / "state"), "PYTHONPATH": str(ROOT)}
-    return Server(CODEXD, command, {**API, "ws": "/v1/responses"}, environment)
+    environment = {"STATE_DIRECTORY": str(RUN / f"state-{lane}"), "PYTHONPATH": str(ROOT)}
+    return Server(CODEXD[lane], command, {**API, "ws": "/v1/responses"}, environment)
 
 
 SERVERS = {
@@ -69,6 +71,11 @@ SERVERS = {
         {"resp": "/v1/responses"},
     ),
     "chatmock": _peer("chatmock", CHATMOCK),
+    "floor": Server(
+        FLOOR,
+        [str(ROOT / ".venv" / "bin" / "python"), str(Path(__file__).with_name("floor.py")), str(FLOOR), str(BACKEND)],
+        {"chat": API["chat"]},
+    ),
     "codex-api-proxy": _peer("codex-api-proxy", CODEX_API_PROXY),
     "codexd": _codexd_by("websocket"),
     "codexd-http": _codexd_by("http"),
@@ -98,7 +105,7 @@ def build() -> None:
 def prepare(*beside: str) -> None:
     """Build the rig and sign codexd in; and the same for the servers that it stands beside."""
     build()
-    for folder in (OUT, RUN / "home", RUN / "state"):
+    for folder in (OUT, RUN / "home"):
         folder.mkdir(parents=True, exist_ok=True)
     _models()
     _codexd()
@@ -171,7 +178,9 @@ def _models() -> None:
 
 CODEXD_TOML = f"""
 [server]
-bind = ["127.0.0.1:{CODEXD}"]
+max_connections = 20000
+max_requests = 20000
+bind = ["127.0.0.1:%d"]
 client_keys = {{ bench = "{KEY}" }}
 [oauth]
 issuer = "http://127.0.0.1:{BACKEND}"
@@ -183,13 +192,14 @@ max_connections = 1000
 
 
 def _codexd() -> None:
-    for lane in ("websocket", "http"):
-        (RUN / f"codexd-{lane}.toml").write_text(CODEXD_TOML % lane)
-    tokens = RUN / "state" / "tokens.json"
-    tokens.parent.chmod(0o700)
     document = {"access_token": _token(), "refresh_token": "rt_fake", "account_id": ACCOUNT}
-    tokens.write_text(json.dumps(document | {"expires_at": 4102444800, "updated_at": int(time.time())}))
-    tokens.chmod(0o600)
+    document |= {"expires_at": 4102444800, "updated_at": int(time.time())}
+    for lane, port in CODEXD.items():
+        (RUN / f"codexd-{lane}.toml").write_text(CODEXD_TOML % (port, lane))
+        tokens = RUN / f"state-{lane}" / "tokens.json"
+        tokens.parent.mkdir(mode=0o700, exist_ok=True)
+        tokens.write_text(json.dumps(document))
+        tokens.chmod(0o600)
 
 
 PASS_ON = 'proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 300s;'
