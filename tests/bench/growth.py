@@ -2,7 +2,7 @@
 
 It runs in an environment of its own with matplotlib and py-spy (``build/bench/plots``), on the rig of ``bench.py``.
 
-    growth.py [--rounds 3] [--only streams,event,body,conversation,flames]
+    growth.py [--rounds 3] [--only streams,event,body,turns,flames]
 """
 
 import argparse
@@ -13,26 +13,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 from rig import measuring, servers
-from rig.servers import KEY, OUT, ROOT
+from rig.servers import OUT, ROOT
 
 PAGE = ROOT / "docs" / "performance"
-SERVERS = {"codexd": "chat", "codexd:resp": "responses", "nginx:resp": "nginx, which only passes it on"}
-STREAMS = (10, 30, 100, 300, 1000)
-EVENT = (16, 64, 256, 1024, 4096, 16384)
-BODY = (1 << 10, 1 << 13, 1 << 16, 1 << 19, 1 << 22)
-CONVERSATION = (2, 8, 32, 128, 512, 2048)
+SERVERS = {
+    "codexd-http": "codexd over HTTP",
+    "codexd": "codexd over websockets",
+    "floor": "a bare loop in CPython",
+    "nginx:resp": "nginx, which only passes it on",
+}
+COLOURS_OF = ("#0b6e99", "#c2410c", "#7c3aed", "#6b7280")
+STREAMS = (10, 30, 100, 300, 1000, 3000, 5000)
+EVENT = (16, 64, 256, 1024, 4096, 16384, 65536)
+BODY = (1 << 10, 1 << 13, 1 << 16, 1 << 19, 1 << 22, 1 << 24)
+TURNS = (1, 5, 20, 50, 100, 200, 500)
+WEBSOCKETS = 1000
+"""The most that codexd opens."""
 FLAMES = {
-    "flat-out": ("codexd", "--mode loop --c 8 --total 4000 --params n=500;b=16 --timeout 90"),
-    "flat-out-responses": ("codexd:resp", "--mode loop --c 8 --total 4000 --params n=500;b=16 --timeout 90"),
-    "paced": ("codexd", "--mode hold --c 100 --window 12 --ramp-ms 500 --params n=100000;b=16;r=20"),
-    "requests": ("codexd", "--mode loop --c 4 --total 40000 --params n=1;b=16"),
-    "not-streamed": ("codexd", "--mode loop --stream 0 --c 4 --total 20000 --params n=50;b=16"),
+    "flat-out": ("codexd-http", "--mode loop --c 8 --total 4000 --params n=500;b=16 --timeout 90"),
+    "paced": ("codexd-http", "--mode hold --c 100 --window 12 --ramp-ms 500 --params n=100000;b=16;r=20"),
+    "requests": ("codexd-http", "--mode loop --c 4 --total 40000 --params n=1;b=16"),
 }
 SECONDS = 6
 """For which each flame graph is sampled."""
@@ -48,65 +53,49 @@ def asked(server: str, words: str, pids: list[int]) -> dict[str, Any]:
 # --- growth
 
 
-def _streams(server: str, count: int, pids: list[int]) -> float:
-    ramp = 500 + 4 * count
+def _streams(server: str, count: int, pids: list[int]) -> float | None:
+    if server == "codexd" and count > WEBSOCKETS:
+        return None
+    ramp = 500 + 3 * count
     words = (
-        f"--mode hold --c {count} --window 4 --ramp-ms {ramp} --open-timeout 30 --timeout 90 --params n=100000;b=16;r=5"
+        f"--mode hold --c {count} --window 4 --ramp-ms {ramp} --open-timeout 30 --timeout 90 --params n=100000;b=16;r=2"
     )
     return float(asked(server, words, pids)["win_cpu_us_per_chunk"])
 
 
-def _event(server: str, size: int, pids: list[int]) -> float:
+def _event(server: str, size: int, pids: list[int]) -> float | None:
+    if server == "floor" and size > 16384:
+        return None  # it does not wait for a socket that is full
     return float(asked(server, f"--c 4 --total 12 --params n=400;b={size} --timeout 90", pids)["cpu_us_per_chunk"])
 
 
-def _body(server: str, size: int, pids: list[int]) -> float:
+def _body(server: str, size: int, pids: list[int]) -> float | None:
+    if server == "floor":
+        return None
     total = 12 if size > 100_000 else 60
     return float(asked(server, f"--c 1 --total {total} --params n=1;b=16 --extra {size}", pids)["cpu_ms_per_req"])
 
 
-def _conversation(server: str, count: int, pids: list[int]) -> float:
-    """Milliseconds for a request with so many messages of a hundred bytes each."""
-    _, known, kind = servers.named(server)
-    times = 60 if count < 200 else 12
-    turns = [
-        {"role": "assistant" if number % 2 else "user", "content": f"{number} ".ljust(100, "x")}
-        for number in range(count - 1)
-    ] + [{"role": "user", "content": "@@n=1;b=16@@"}]
-    if kind == "resp":
-        text = ("input_text", "output_text")
-        items = [
-            {"type": "message", "role": turn["role"], "content": [
-                {"type": text[turn["role"] == "assistant"], "text": turn["content"]}]}
-            for turn in turns
-        ]  # fmt: skip
-        document: dict[str, Any] = {"input": items, "instructions": "You are helpful.", "store": False}
-    else:
-        document = {"messages": turns}
-    body = json.dumps(document | {"model": "gpt-5.1-codex", "stream": True}).encode()
-    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-    connection = HTTPConnection("127.0.0.1", known.port, timeout=60)
-
-    def ask() -> None:
-        connection.request("POST", known.paths[kind], body, headers)
-        answer = connection.getresponse()
-        if answer.status != 200 or not answer.read():
-            sys.exit(f"growth: {server} answered {answer.status}")
-
-    for _ in range(3):
-        ask()
+def _turns(server: str, count: int, pids: list[int]) -> float | None:
+    """Milliseconds for the next turn after so many, each of a kilobyte's question and one's answer."""
+    if servers.named(server)[2] != "chat" or server == "floor":
+        return None
+    talk = measuring.Conversation(server, 2 * count, 2048 * count)
+    for _ in range(2):
+        talk.turn()
+    times = 12 if count > 100 else 40
     before = measuring.cpu(pids)
     for _ in range(times):
-        ask()
+        talk.turn()
     return (measuring.cpu(pids) - before) / times
 
 
-Measure = Callable[[str, int, list[int]], float]
+Measure = Callable[[str, int, list[int]], float | None]
 GROWTH: dict[str, tuple[Measure, tuple[int, ...], str, str]] = {
-    "streams": (_streams, STREAMS, "streams, 5 events a second each", "µs of CPU an event"),
+    "streams": (_streams, STREAMS, "streams, 2 events a second each", "µs of CPU an event"),
     "event": (_event, EVENT, "bytes of text in an event, flat out", "µs of CPU an event"),
     "body": (_body, BODY, "bytes of prompt in a request", "ms of CPU a request"),
-    "conversation": (_conversation, CONVERSATION, "messages in a request, 100 bytes each", "ms of CPU a request"),
+    "turns": (_turns, TURNS, "turns of a conversation, 2 KiB each", "ms of CPU for the next one"),
 }
 
 
@@ -120,10 +109,12 @@ def growth(name: str, rounds: int) -> None:
     for number in range(rounds):
         for point in points:
             for server in SERVERS:
-                found[server][point].append(measure(server, point, pids[server]))
+                if (figure := measure(server, point, pids[server])) is not None:
+                    found[server][point].append(figure)
         print(f"{name}: round {number + 1} of {rounds}", flush=True)
     medians = {
-        server: {point: round(statistics.median(of), 3) for point, of in row.items()} for server, row in found.items()
+        server: {point: round(statistics.median(of), 3) for point, of in row.items() if of}
+        for server, row in found.items()
     }
     (PAGE / f"{name}.json").write_text(json.dumps(medians, indent=1) + "\n")
     draw(name)
@@ -134,8 +125,9 @@ def draw(name: str) -> None:
     medians = json.loads((PAGE / f"{name}.json").read_text())
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "codexd", "font.family": "sans-serif"})
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for server, colour in zip(SERVERS, ("#0b6e99", "#c2410c", "#6b7280"), strict=True):
-        row = medians[server]
+    for server, colour in zip(SERVERS, COLOURS_OF, strict=True):
+        if not (row := medians[server]):
+            continue
         axes.plot([int(point) for point in row], list(row.values()), "o-", color=colour, label=SERVERS[server])
     axes.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
     for axis in (axes.xaxis, axes.yaxis):
@@ -211,7 +203,7 @@ def flames() -> None:
     spy = Path(sys.executable).with_name("py-spy")
     raw = OUT / "stacks"
     for name, (server, words) in FLAMES.items():
-        pid = servers.start("codexd")
+        pid = servers.start(server.partition(":")[0])
         with subprocess.Popen(measuring.command(server, words, [pid]), stdout=subprocess.DEVNULL) as running:
             time.sleep(1.5)
             subprocess.run(
