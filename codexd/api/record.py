@@ -30,6 +30,7 @@ MAX_CODE, MAX_MESSAGE = 100, 1000
 """Characters of an error's code and message that are kept."""
 
 REFUSALS = frozenset({401, 403, 404, 405, 413, 429, 503})
+"""Statuses of codexd's own refusals, of which one that repeats is logged once a minute."""
 
 _STEPS = ("asked", "token", "connected", "head", "first", "end")
 
