@@ -42,10 +42,10 @@ PLAN: Plan = [
     ("paced100", [*BESIDE, *PEERS, *OURS], 3),
     ("abort", [*OURS], 1),
     ("abortq", [*OURS], 1),
+    ("hold1000", OURS, 1),
     ("paced1k", [*BESIDE, *OURS], 1),
     ("paced1k20", [*BESIDE, *OURS], 1),
-    ("paced5k", ["nginx:resp", "floor", "codexd-http"], 1),
-    ("hold1000", OURS, 1),
+    ("paced5k", ["floor", "codexd-http"], 1),
 ]
 """Ten minutes on two cores."""
 ROWS = "codexd.jsonl"

@@ -1,5 +1,7 @@
 """The Chat Completions dialect: backend events in, chunks as bytes out."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from codexd.errors import ApiError
@@ -7,13 +9,18 @@ from codexd.protocol import decoding
 from codexd.protocol.chat.fold import fold
 from codexd.protocol.chat.stream import ChatStream
 from codexd.protocol.chat.wire import Chunk
-from codexd.protocol.codex.events import Item, OutputItemDone, TextDelta, decode_event
+from codexd.protocol.codex.events import Event, Item, OutputItemDone, TextDelta, decode_event, decode_known
+from codexd.protocol.decoding import UNREADABLE
 from codexd.protocol.raw import RawObject
 from codexd.protocol.reasoning import Turn, encrypted, of_call, of_text
 
 _encode = msgspec.json.Encoder().encode
 
 _MARK = "\0text\0"  # cannot occur in a model name
+
+
+def _nowhere(_: str) -> None:
+    raise AssertionError
 
 
 class _RawItem(msgspec.Struct):
@@ -34,11 +41,25 @@ class ChatConverter:
         # The constant part of a text chunk is encoded only once.
         before, _, after = _encode(stream.text_chunk(_MARK)).partition(_encode(_MARK))
         self._before, self._after = b"data: " + before, after + b"\n\n"
+        # The item whose text passes since the last event that was not such a text, and where it is kept.
+        self._passing: int | None = None
+        self._keep: Callable[[str], None] = _nowhere
 
     def push(self, data: bytes) -> bytes:
-        event = decode_event(data)
-        if type(event) is TextDelta and self._streamed and self.state.passes(event):
-            return self._before + _encode(event.delta) + self._after
+        event: Event
+        try:
+            event = decode_known(data)
+        except UNREADABLE:
+            event = decode_event(data)
+        if type(event) is TextDelta:
+            delta = event.delta
+            if event.output_index == self._passing and delta:
+                self._keep(delta)
+                return self._before + _encode(delta) + self._after
+            if self._streamed and self.state.passes(event):
+                self._passing, self._keep = event.output_index, self.state.keeper(event.output_index)
+                return self._before + _encode(delta) + self._after
+        self._passing = None
         if isinstance(event, OutputItemDone):
             gather(self._turn, event.item, data)
         chunks = self.state.push(event)

@@ -163,6 +163,10 @@ class ChatStream:
         self._answered = True
         return True
 
+    def keeper(self, output_index: int) -> Callable[[str], None]:
+        """Returns what keeps the texts of an item, of which one has passed, until an event that is none is pushed."""
+        return self._items[output_index].text.append
+
     def text_chunk(self, text: str) -> Chunk:
         """Returns the chunk for a piece of text that ``passes``."""
         return self._chunk([ChunkChoice(self._index, Delta(content=text))])

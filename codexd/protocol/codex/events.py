@@ -271,7 +271,8 @@ FAILURES = frozenset({"response.failed", "response.cancelled", "error"})
 
 _KNOWN: decoding.Decoder[Known] = decoding.Decoder(Known)
 
-_RAW = _KNOWN.raw
+decode_known = _KNOWN.raw
+"""Decodes what ``decode_event`` does not have to look at twice; raises decoding.UNREADABLE for the rest."""
 
 _OTHER = decoding.Decoder(Other)
 
@@ -282,7 +283,7 @@ def decode_event(data: bytes) -> Event:
     Bad JSON, unknown types and known types in an unknown shape become ``Other``; the official client skips them too.
     """
     try:
-        return _RAW(data)
+        return decode_known(data)
     except decoding.UNREADABLE:
         return _decode_other(data)
 

@@ -83,7 +83,10 @@ class Client:
         self.before = self.after = b""
 
     def read(self) -> None:
-        data = self.socket.recv(65536)
+        try:
+            data = self.socket.recv(65536)
+        except OSError:
+            data = b""
         if not data:
             self.close()
             return
