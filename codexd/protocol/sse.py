@@ -24,6 +24,30 @@ _PLAIN = re.compile(rb"(?:event: .*\n)?data: (.*)\n\n")
 ``[^\n]`` does, in half of the time."""
 
 
+LONG = 2048
+"""Bytes of a read from which on line feeds are looked for, which is ten times as fast for each byte as a pattern, and
+slower for each event."""
+
+
+def _find_end(data: bytes) -> int:
+    """Returns the offset of the first empty line's line feeds, or -1. One line feed is found sooner than two."""
+    first = data.find(b"\n")
+    return first if first < 0 else data.find(b"\n\n", first)
+
+
+def _take_long(data: bytes, at: int, events: list[bytes]) -> int:
+    """Appends events of the form of ``_PLAIN``; returns the offset behind the last one."""
+    find, starts = data.find, data.startswith
+    while True:
+        start = at
+        if starts(b"event: ", at) and (start := find(b"\n", at) + 1) == 0:
+            return at
+        if not starts(b"data: ", start) or (end := find(b"\n", start)) < 0 or not starts(b"\n", end + 1):
+            return at
+        events.append(data[start + 6 : end])
+        at = end + 2
+
+
 class EventDecoder:
     """Splits a byte stream into events; ``feed`` returns the ``data`` of the events that became complete.
 
@@ -51,9 +75,12 @@ class EventDecoder:
             data = self._unify(data)
         events: list[bytes] = []
         at = self._finish(data, events) if data and (self._pieces or self._start) else 0
-        while (found := _PLAIN.match(data, at)) is not None:
-            events.append(found[1])
-            at = found.end()
+        if len(data) > LONG:
+            at = _take_long(data, at, events)
+        else:
+            while (found := _PLAIN.match(data, at)) is not None:
+                events.append(found[1])
+                at = found.end()
         if at < len(data):
             events += self._feed(data[at:] if at else data)
         return events
@@ -66,16 +93,19 @@ class EventDecoder:
         pieces = self._pieces
         if data[0] == 0x0A and pieces and pieces[-1].endswith(b"\n"):
             end = 1
-        elif (end := data.find(b"\n\n") + 2) == 1:
+        elif (end := _find_end(data) + 2) == 1:
             return 0
         pieces.append(data[:end])
-        if (event := self._parse(b"".join(pieces)[:-2])) is not None:
+        whole = b"".join(pieces)
+        if not self._start and _take_long(whole, 0, events) == len(whole):
+            pass
+        elif (event := self._parse(whole[:-2])) is not None:
             events.append(event)
         self._pieces, self._size = [], 0
         return end
 
     def _feed(self, data: bytes) -> list[bytes]:
-        if b"\n\n" not in data:
+        if _find_end(data) < 0:
             self._pieces.append(data)
             self._size += len(data)
             if self._size > MAX_EVENT_BYTES:

@@ -45,7 +45,7 @@ PLAN: Plan = [
     ("hold1000", OURS, 1),
     ("paced1k", [*BESIDE, *OURS], 1),
     ("paced1k20", [*BESIDE, *OURS], 1),
-    ("paced5k", ["floor", "codexd-http"], 1),
+    ("paced5k", ["nginx:resp", "floor", "codexd-http"], 1),
 ]
 """Ten minutes on two cores."""
 ROWS = "codexd.jsonl"

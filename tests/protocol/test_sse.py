@@ -64,9 +64,28 @@ LINES = st.sampled_from([b"data: x", b"data:", b"event: e", b": c", b"", b"id", 
 ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
 
 
+def as_specified(stream: bytes) -> list[bytes]:
+    """The format's own words, line by line."""
+    events, data = list[bytes](), list[bytes]()
+    for line in stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[:-1]:
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            data.append(value.removeprefix(b" "))
+        elif not line and data:
+            events.append(b"\n".join(data))
+        if not line:
+            data = []
+    return events
+
+
+@pytest.mark.parametrize("long", [0, 10**9])
 @given(st.lists(st.tuples(LINES, ENDS), max_size=12), st.lists(st.integers(0, 120), max_size=6))
-def test_decoding_does_not_depend_on_where_the_network_cuts(lines: list[tuple[bytes, bytes]], cuts: list[int]) -> None:
+def test_decoding_does_not_depend_on_where_the_network_cuts(
+    long: int, lines: list[tuple[bytes, bytes]], cuts: list[int]
+) -> None:
     stream = b"".join(line + end for line, end in lines)
     places = [0, *sorted(cut for cut in cuts if cut < len(stream)), len(stream)]
     pieces = [stream[start:stop] for start, stop in itertools.pairwise(places)]
-    assert fed(pieces) == fed([stream])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sse, "LONG", long)
+        assert fed(pieces) == fed([stream]) == as_specified(stream)

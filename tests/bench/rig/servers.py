@@ -209,7 +209,7 @@ worker_processes 1;
 pid nginx.pid;
 error_log error.log warn;
 worker_rlimit_nofile 20000;
-events {{ worker_connections 9000; }}
+events {{ worker_connections 15000; }}
 http {{
     access_log off;
     keepalive_requests 1000000;
