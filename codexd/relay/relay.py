@@ -174,9 +174,10 @@ class Relay:
 
     async def stream(self, client: Client) -> None:
         """Streams the answer to the client. Raises ApiError only if the status line has not been sent."""
-        async with trio.open_nursery() as self._nursery:
-            self._scope = self._nursery.cancel_scope
-            with self._watched(client):
+        # Watched until the keep-alive has ended too: it may wait for a client that does not read.
+        with self._watched(client):
+            async with trio.open_nursery() as self._nursery:
+                self._scope = self._nursery.cancel_scope
                 await self._drive(client)
         self._settle()
         error = self.error

@@ -369,6 +369,19 @@ async def test_what_ends_an_answer_waits_for_the_keep_alive_that_it_cuts(autojum
     assert client.ended
 
 
+async def test_an_answer_that_has_failed_can_be_ended_while_a_keep_alive_waits_for_its_client(
+    autojump_clock: MockClock,
+) -> None:
+    fake, client = Fake([CREATED, KEEPALIVE_INTERVAL + 1, failed("server_error")]), Client(write_seconds=50)
+    made = relay(fake)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.stream, client)
+        await trio.sleep(KEEPALIVE_INTERVAL + 5)
+        assert (fake.closed, made.running) == (1, True)
+        made.abort(ApiError(503, "enough"))
+    assert [moment for moment, _ in client.writes] == [pytest.approx(KEEPALIVE_INTERVAL + 55)]
+
+
 async def test_what_ends_an_answer_as_it_begins_still_has_a_status_of_its_own(autojump_clock: MockClock) -> None:
     class Unlucky(Client):
         async def start(self, headers: Sequence[Header]) -> None:
