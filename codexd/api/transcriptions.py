@@ -67,8 +67,7 @@ class TranscriptionEndpoints:
     async def transcriptions(self, exchange: Exchange) -> Reply:
         """Transcribes speech (experimental)."""
         record = exchange.record
-        content_type = exchange.headers.get("content-type", "")
-        body = await exchange.body(form=forms.is_form(content_type))
+        body = await exchange.body(form=True)  # nothing else is read here
         if not self._pipeline.config.models.experimental:
             raise ApiError(
                 404,
@@ -76,6 +75,7 @@ class TranscriptionEndpoints:
                 "provider for it in your client.",
                 code="not_supported",
             )
+        content_type = exchange.headers.get("content-type", "")
         if not forms.is_form(content_type):
             raise errors.bad_request("Send multipart/form-data with the recording as file.", param="file")
         form = await workers.run(sys.maxsize, partial(forms.decode, content_type, body))

@@ -213,6 +213,8 @@ async def test_bad_transcriptions(http: httpx.AsyncClient, form: Any, files: Any
     refused = await http.post("/v1/audio/transcriptions", data=form, files=files)
     assert (refused.status_code, said in refused.json()["error"]["message"]) == (400, True), refused.text
     assert (await http.post("/v1/audio/transcriptions", json={})).status_code == 400
+    raw = {"content": b"[{," * 100_000, "headers": {"content-type": "audio/wav"}}
+    assert "multipart/form-data" in (await http.post("/v1/audio/transcriptions", **raw)).text
 
 
 @pytest.mark.parametrize(
