@@ -8,7 +8,8 @@ readable when one of its own is), and serves streams until trio has something to
     the hook returns when                                     | and then trio's own wait
     ----------------------------------------------------------|----------------------------------------------
     trio's epoll is readable                                  | ends at once
-    a step has woken a task                                   | is cut short (``wake``)
+    the same, and steps were called, which may have taken it  | is cut short (``wake``)
+    a step has woken a task                                   | is cut short
     a deadline of trio is due                                 | is cut short: it would wait as long once more
     a turn is over, or a batch was full: a flood              | is cut short
     the time is over, and no deadline is due                  | is made: it is how trio finds out that all is idle
@@ -19,7 +20,7 @@ is ready, that is the autojump clock: if a stream was served, the wait is cut sh
 
 A hook runs outside any task. It must not raise, because trio would remove it: a step's exception goes to the step's own
 task, and a failure of the hook itself ends the streams that are open. trio has computed its timeout before, so a step
-must not set an earlier deadline; it may wake a task that does.
+must not move a deadline of trio's; it may wake a task that does.
 
 Three private attributes of trio are needed: its epoll, the queue of runnable tasks, and what ends its wait. They are
 looked up once, in ``_inside``; where one is missing, in guest mode, or on another system, there is no hook.
@@ -108,9 +109,9 @@ class _Hook(trio.abc.Instrument):
         now = perf_counter()
         until = now + timeout
         while True:
-            _, more, for_trio = serve(until - now)
+            served, more, for_trio = serve(until - now)
             if for_trio:
-                return bool(runnable)  # the step that woke a task may have taken what trio waits for
+                return served > 0
             if runnable or more:
                 return True
             now = perf_counter()

@@ -87,6 +87,61 @@ async def test_what_fails_fails_alone(pairs: Callable[[], tuple[socket.socket, s
     assert heard == [b"1", b"2"]
 
 
+async def test_a_step_that_closes_its_own_descriptor_harms_nobody(
+    pairs: Callable[[], tuple[socket.socket, socket.socket]],
+) -> None:
+    (ours, theirs), (others, feeding) = pairs(), pairs()
+    heard: list[bytes] = []
+
+    def closes() -> bool:
+        ours.close()
+        return False
+
+    def hears() -> bool:
+        heard.append(others.recv(100))
+        return len(heard) < 2
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, others.fileno(), hears)
+            nursery.start_soon(watch, ours.fileno(), closes)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            theirs.send(b"x")
+            for word in (b"1", b"2"):
+                feeding.send(word)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+    assert heard == [b"1", b"2"]
+
+
+async def test_a_step_may_take_what_trio_waits_for_and_wake_nobody(
+    pairs: Callable[[], tuple[socket.socket, socket.socket]],
+) -> None:
+    """The stream goes on: trio does not wait in the hook's place for what is not there any more."""
+    (ours, theirs), (waited, feeding) = pairs(), pairs()
+    calls, over = 0, trio.Event()
+
+    def step() -> bool:
+        nonlocal calls
+        ours.recv(100)
+        with suppress(BlockingIOError):
+            waited.recv(100)
+        calls += 1
+        if calls == 5:
+            over.set()
+        theirs.send(b"x")
+        return calls < 5
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, ours.fileno(), step)
+            nursery.start_soon(trio.lowlevel.wait_readable, waited.fileno())
+            await trio.testing.wait_all_tasks_blocked()
+            feeding.send(b"x")
+            theirs.send(b"x")
+            await over.wait()
+            nursery.cancel_scope.cancel()
+
+
 async def test_who_leaves_is_called_no_more(pairs: Callable[[], tuple[socket.socket, socket.socket]]) -> None:
     ours, theirs = pairs()
     with trio.move_on_after(0.01) as scope:
