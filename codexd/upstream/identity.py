@@ -43,9 +43,9 @@ def base(config: Backend, access: Access) -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _of_posts(config: Backend, access: Access) -> dict[str, str]:
-    """Returns what all requests over HTTP have in common."""
-    return base(config, access) | {
+def _of_posts(config: Backend) -> dict[str, str]:
+    """Returns what all requests over HTTP have in common, whoever is signed in."""
+    return {
         "user-agent": user_agent(config),
         "accept": "text/event-stream",
         "content-type": "application/json",
@@ -56,16 +56,20 @@ def _of_posts(config: Backend, access: Access) -> dict[str, str]:
 def of_post(config: Backend, access: Access, call: Call, routing: str | None) -> dict[str, str]:
     """Returns the headers of a request over HTTP. ``routing``: the workspace's region, if it has one."""
     # Earlier official clients sent session_id, conversation_id and OpenAI-Beta; the current one sends the others.
-    headers = _of_posts(config, access) | {
-        "session_id": call.key,
-        "conversation_id": call.key,
-        "x-codex-beta-features": _BETA_FEATURES,
-        "x-codex-window-id": f"{call.key}:0",
-        "x-codex-routing-hint": _routing_hint(call),
-        "x-client-request-id": call.key,
-        "session-id": call.key,
-        "thread-id": call.key,
-    }
+    headers = (
+        base(config, access)
+        | _of_posts(config)
+        | {
+            "session_id": call.key,
+            "conversation_id": call.key,
+            "x-codex-beta-features": _BETA_FEATURES,
+            "x-codex-window-id": f"{call.key}:0",
+            "x-codex-routing-hint": _routing_hint(call),
+            "x-client-request-id": call.key,
+            "session-id": call.key,
+            "thread-id": call.key,
+        }
+    )
     if routing is not None:
         headers[ROUTING] = routing
     if call.turn_state is not None:
