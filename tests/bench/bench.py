@@ -6,7 +6,7 @@ of them. Wall clock swings twofold on a shared machine: read the CPU columns, an
 
     bench.py [--rounds 3] [--scen fast,paced,...] [--servers codexd:chat,...] [--report-only]
     bench.py --icount          user-space instructions by callgrind, repeatable within 2 %, and memory
-    bench.py --check           the same, and fail where one is 5 % above tests/bench/instructions.json
+    bench.py --check           the same, and fail where one is 5 % (flat out 15 %) above tests/bench/instructions.json
     bench.py --accept          the same, and write that file
     bench.py --loaded 1000     one more request while so many streams are open
     bench.py --warm            the first event over TLS, with a connection that is ready and with one to be made
@@ -51,6 +51,8 @@ ROWS = "codexd.jsonl"
 
 FIGURES = Path(__file__).with_name("instructions.json")
 TOLERANCE = 1.05
+OF_FLAT_OUT = 1.15
+"""How many events come with one read depends on the machine."""
 
 # --- connections
 
@@ -119,7 +121,7 @@ def compare(found: dict[str, dict[str, float]], wanted: dict[str, dict[str, floa
         for server, figures in found.items()
         for name, figure in figures.items()
         # One that nobody has accepted yet counts as dearer.
-        if figure > (before := wanted.get(server, {}).get(name, 0)) * TOLERANCE
+        if figure > (before := wanted.get(server, {}).get(name, 0)) * (OF_FLAT_OUT if "flat" in name else TOLERANCE)
     ]
 
 
@@ -134,9 +136,11 @@ def check() -> None:
     if wanted is None:
         print(f"bench: {FIGURES.name} has no figures for {_interpreter()}: nothing to compare with")
     elif dearer := compare(found, wanted):
-        sys.exit("bench: dearer than before by more than 5 % (--accept, when it has to be):\n" + "\n".join(dearer))
+        sys.exit(
+            "bench: dearer than before by more than is tolerated (--accept, when it has to be):\n" + "\n".join(dearer)
+        )
     else:
-        print("bench: no figure is more than 5 % above the committed one")
+        print("bench: no figure is above the committed one by more than is tolerated")
 
 
 def accept() -> None:
