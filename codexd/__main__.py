@@ -64,10 +64,11 @@ def main(argv: list[str] | None = None) -> int:
             import trio
 
             from codexd import daemon
+            from codexd.api import quart_app
 
             if support.untested_versions():
                 # Imported with the first websocket otherwise; what does not fit is better told at once.
-                import quart_trio  # noqa: F401
+                quart_app.check()
     except ImportError as error:
         others = ", ".join(support.untested_versions()) or f"{error}"
         return _fail(f"an installed package does not fit: {others}. Reinstall codexd with its dependencies.", 1)

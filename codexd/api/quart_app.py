@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
 
+def check() -> None:
+    """Raises ImportError if the installed Quart does not fit."""
+    import quart_trio  # noqa: F401
+
+
 class WebsocketApp:
     """An ASGI application that serves a websocket at these paths."""
 
