@@ -62,6 +62,9 @@ def test_too_many_are_refused_before_they_are_built(body: bytes) -> None:
         bounds.measure(body, 40_000, 0)
     assert (caught.value.status, "server.max_items" in caught.value.error.message) == (413, True)
     bounds.measure(body, 60_000, 0)
+    assert bounds.exceeds(body, 40_000)
+    assert not bounds.exceeds(body, 60_000)
+    assert not bounds.exceeds(body, len(body))
 
 
 def test_a_text_full_of_code_is_one_value() -> None:

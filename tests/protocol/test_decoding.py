@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import Raw
 
 from codexd.errors import ApiError
 from codexd.protocol import decoding, sse
@@ -12,7 +13,7 @@ from codexd.protocol.codex.request import FunctionTool
 from codexd.protocol.conversion import Conversion
 from codexd.protocol.decoding import Decoder, NotUtf8, TooDeep
 from codexd.protocol.members import MAX_MEMBERS, split
-from codexd.protocol.raw import encoded
+from codexd.protocol.raw import encoded, plain
 from codexd.protocol.responses import stored
 from codexd.protocol.tokens import counted, prompt_tokens
 from support.converted import chat_request, responses_request
@@ -33,6 +34,12 @@ def test_bytes_that_are_no_text_are_one_too(decode: Any) -> None:
     with pytest.raises(NotUtf8) as caught:
         decode(NOT_TEXT)
     assert isinstance(caught.value, msgspec.DecodeError)
+
+
+def test_a_text_in_raw_json_that_is_no_text_is_a_decode_error() -> None:
+    assert (plain(Raw(b'"a"')), plain(Raw(b"1")), plain(None)) == ("a", None, None)
+    with pytest.raises(msgspec.DecodeError):
+        plain(Raw(b'"\xff"'))
 
 
 def test_a_schema_that_is_too_deep_is_refused_and_not_remembered() -> None:

@@ -89,3 +89,9 @@ def test_decoding_does_not_depend_on_where_the_network_cuts(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sse, "LONG", long)
         assert fed(pieces) == fed([stream]) == as_specified(stream)
+
+
+@pytest.mark.parametrize("long", [0, 10**9])
+def test_a_read_may_end_within_a_line_of_the_next_event(monkeypatch: pytest.MonkeyPatch, long: int) -> None:
+    monkeypatch.setattr(sse, "LONG", long)
+    assert fed([b"data: a\n\n", b"data: b\n\nevent: e", b"\ndata: c\n\ndat", b"a: d\n\n"]) == [b"a", b"b", b"c", b"d"]

@@ -19,10 +19,6 @@ _encode = msgspec.json.Encoder().encode
 _MARK = "\0text\0"  # cannot occur in a model name
 
 
-def _nowhere(_: str) -> None:
-    raise AssertionError
-
-
 class _RawItem(msgspec.Struct):
     item: RawObject
 
@@ -43,7 +39,7 @@ class ChatConverter:
         self._before, self._after = b"data: " + before, after + b"\n\n"
         # The item whose text passes since the last event that was not such a text, and where it is kept.
         self._passing: int | None = None
-        self._keep: Callable[[str], None] = _nowhere
+        self._keep: Callable[[str], None] = list[str]().append
 
     def push(self, data: bytes) -> bytes:
         event: Event
