@@ -3,7 +3,7 @@
 import json  # noqa: TID251 - msgspec refuses halves of surrogate pairs
 import re
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, Union, get_args
 
 import msgspec
 from msgspec import Raw, Struct
@@ -191,36 +191,19 @@ class Silent(Struct, frozen=True):
     """An event of every answer that says nothing that others do not: it is known so that it need not be decoded."""
 
 
-class _Created(Silent, frozen=True, tag="response.created"):
-    pass
-
-
-class _InProgress(Silent, frozen=True, tag="response.in_progress"):
-    pass
-
-
-class _PartAdded(Silent, frozen=True, tag="response.content_part.added"):
-    pass
-
-
-class _PartDone(Silent, frozen=True, tag="response.content_part.done"):
-    pass
-
-
-class _TextDone(Silent, frozen=True, tag="response.output_text.done"):
-    pass
-
-
-class _SummaryPartAdded(Silent, frozen=True, tag="response.reasoning_summary_part.added"):
-    pass
-
-
-class _SummaryPartDone(Silent, frozen=True, tag="response.reasoning_summary_part.done"):
-    pass
-
-
-class _SummaryTextDone(Silent, frozen=True, tag="response.reasoning_summary_text.done"):
-    pass
+_SILENT = [
+    msgspec.defstruct("Silent", [], bases=(Silent,), frozen=True, tag=f"response.{name}")
+    for name in (
+        "created",
+        "in_progress",
+        "content_part.added",
+        "content_part.done",
+        "output_text.done",
+        "reasoning_summary_part.added",
+        "reasoning_summary_part.done",
+        "reasoning_summary_text.done",
+    )
+]
 
 
 class HalfDelta(Struct, frozen=True, kw_only=True):
@@ -253,23 +236,15 @@ Known = (
     | Failed
     | Cancelled
     | ErrorEvent
-    | _Created
-    | _InProgress
-    | _PartAdded
-    | _PartDone
-    | _TextDone
-    | _SummaryPartAdded
-    | _SummaryPartDone
-    | _SummaryTextDone
 )
 
 Delta = TextDelta | RefusalDelta | SummaryDelta | ReasoningDelta | ArgumentsDelta | CustomInputDelta
 
-Event = Known | HalfDelta | Other
+Event = Known | Silent | HalfDelta | Other
 
 FAILURES = frozenset({"response.failed", "response.cancelled", "error"})
 
-_KNOWN: decoding.Decoder[Known] = decoding.Decoder(Known)
+_KNOWN: decoding.Decoder[Known | Silent] = decoding.Decoder(Union[(Known, *_SILENT)])
 
 decode_known = _KNOWN.raw
 """Decodes what ``decode_event`` does not have to look at twice; raises decoding.UNREADABLE for the rest."""
