@@ -144,7 +144,9 @@ def _fitting(piece: str, tokens: float) -> int:
     low, high = 0, len(piece)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if _tokens(piece[:middle]) <= tokens else (low, middle - 1)
+        # What is cut off a piece may be several: 漢漢B漢 is one, and 漢漢B two.
+        needed = sum(map(_tokens, _PIECE.findall(piece[:middle])))
+        low, high = (middle, high) if needed <= tokens else (low, middle - 1)
     return low
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codexd.errors import ApiError
@@ -62,6 +62,7 @@ def test_the_pieces_make_no_difference(text: str, stops: list[str], random: obje
 TEXT = st.text(alphabet="aB é,.'1 \n漢한😀", max_size=12)
 
 
+@example(["1B.", "1漢漢", "B漢"], 5)
 @given(st.lists(TEXT, max_size=8), st.integers(1, 12))
 def test_the_limit_is_never_passed(pieces: list[str], tokens: int) -> None:
     out, reason = cut(pieces, max_tokens=tokens)
