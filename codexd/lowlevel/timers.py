@@ -16,8 +16,9 @@ log = structlog.get_logger()
 
 
 def next_round(seconds: float) -> float:
-    """Returns the next multiple of so many seconds of trio's clock: what runs now and then wakes up together."""
-    return (trio.current_time() // seconds + 1) * seconds
+    """Returns the time in so many seconds, to the nearest second: what runs now and then wakes up together."""
+    step = min(1.0, seconds)
+    return round((trio.current_time() + seconds) / step) * step
 
 
 async def pause(seconds: float) -> None:

@@ -418,7 +418,7 @@ class Upstream:
                 except errors.ApiError as error:
                     pause = ROUTING_PAUSE
                     log.debug("the account's routing is unknown", reason=error.error.message)
-            await (timers.pause if pause == WARM_INTERVAL else trio.sleep)(pause)
+            await timers.pause(pause)
 
     async def _keep_warm(self) -> None:
         """Keeps a connection open, so that requests need not wait for name, proxy and TLS.
@@ -438,7 +438,7 @@ class Upstream:
             except httpx.HTTPError as error:
                 pause = min(pause * 2, 60.0)
                 log.debug("no connection to the backend can be kept ready", reason=str(error))
-            await (timers.pause if pause == WARM_INTERVAL else trio.sleep)(pause)
+            await timers.pause(pause)
 
     async def models(self, etag: str | None) -> Page:
         """Sends ``GET /codex/models``. Raises ApiError if signed out or the backend is unreachable."""

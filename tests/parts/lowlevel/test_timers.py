@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from codexd.lowlevel import timers
 from codexd.lowlevel.timers import call_at
 
 
@@ -55,3 +56,24 @@ async def test_what_was_cancelled_wakes_nobody(autojump_clock: MockClock) -> Non
     trio.lowlevel.add_instrument(Counting())
     await trio.sleep(1000)
     assert wakes <= 2
+
+
+async def test_what_runs_now_and_then_wakes_up_together(autojump_clock: MockClock) -> None:
+    woken: list[float] = []
+
+    async def again(after: float, seconds: float) -> None:
+        await trio.sleep(after)
+        for _ in range(3):
+            await timers.pause(seconds)
+            woken.append(trio.current_time())
+
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again, 0.2, 5)
+        nursery.start_soon(again, 0.4, 5)
+        nursery.start_soon(again, 0.3, 60)
+    assert [moment - begun for moment in woken] == pytest.approx([5, 5, 10, 10, 15, 15, 60, 120, 180], abs=0.6)
+    assert len(set(woken)) == 6
+    before = trio.current_time()
+    await timers.pause(0.1)
+    assert 0.05 <= trio.current_time() - before <= 0.15
