@@ -87,7 +87,7 @@ def _inside() -> Inside | None:
 class _Hook(trio.abc.Instrument):
     def __init__(self, streams: Streams, inside: Inside) -> None:
         self._streams = streams
-        self._epoll, self._runnable, self._wake = inside
+        self._runnable, self._wake = inside.runnable, inside.wake
 
     def before_io_wait(self, timeout: float) -> None:
         if not self._streams:

@@ -44,7 +44,7 @@ def base(config: Backend, access: Access) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _of_posts(config: Backend) -> dict[str, str]:
-    """Returns what all requests over HTTP have in common, whoever is signed in."""
+    """Returns the headers that are the same for all requests over HTTP."""
     return {
         "user-agent": user_agent(config),
         "accept": "text/event-stream",
