@@ -151,7 +151,7 @@ class Relay:
         self._received = self._pending = 0
         self._rest: memoryview | bytes = b""
         self._keeping_alive: trio.Event | None = None
-        self._scope = trio.CancelScope()
+        self._scope: trio.CancelScope
         self._aborted: ApiError | None = None
         self._fault: Exception | None = None
         self.first_at: float | None = None
@@ -190,7 +190,7 @@ class Relay:
 
     async def collect(self) -> tuple[bytes, Sequence[Header]]:
         """Returns the whole answer as one document, and its headers. Raises ApiError."""
-        with self._scope, self._watched(None):
+        with trio.CancelScope() as self._scope, self._watched(None):
             await self._drive(None)
         self._settle()
         if self.error is not None:
