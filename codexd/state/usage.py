@@ -33,9 +33,9 @@ log = structlog.get_logger()
 
 
 @lru_cache(maxsize=1)
-def _day(minute: int) -> str:
+def _date(minute: int) -> datetime.date:
     """Returns the local date of a minute of Unix time."""
-    return datetime.datetime.fromtimestamp(minute * 60).astimezone().date().isoformat()
+    return datetime.datetime.fromtimestamp(minute * 60).astimezone().date()
 
 
 class _UsageFile(Struct):
@@ -64,7 +64,7 @@ class Ledger:
         if trace.model is None:
             return
         now = self._clock()
-        day = _day(int(now // 60))
+        day = _date(int(now // 60)).isoformat()
         place = day, trace.model, trace.key or ""
         row = self._rows.get(place)
         if row is None:
@@ -95,7 +95,7 @@ class Ledger:
         return sum(row.input + row.output for row in self._rows.values() if row.key == key and row.day == day)
 
     def today(self) -> datetime.date:
-        return datetime.datetime.fromtimestamp(self._clock()).astimezone().date()
+        return _date(int(self._clock() // 60))
 
     def hours(self) -> list[Hour]:
         """Returns the last 24 hours, the current one last; hours without requests are empty."""
