@@ -18,7 +18,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,15 @@ def warm(times: int = 100) -> None:
 # --- instructions
 
 
-def counted() -> dict[str, dict[str, float]]:
-    """What ``instructions`` finds of each lane and kind of request, and what ``memory`` finds of each lane."""
+COUNTED = ("codexd", "codexd:resp", "codexd-http", "codexd-http:resp")
+TRIES = 3
+"""How often a server is counted before a figure is believed to be dearer."""
+
+
+def counted(servers: Iterable[str] = COUNTED) -> dict[str, dict[str, float]]:
+    """Returns what ``instructions`` finds of each lane and kind of request, and what ``memory`` finds of each lane."""
     found = {}
-    for server in ("codexd", "codexd:resp", "codexd-http", "codexd-http:resp"):
+    for server in servers:
         found[server] = ({} if ":" in server else memory(server)) | instructions(server)
         print(server, found[server], flush=True)
     return found
@@ -135,7 +140,15 @@ def check() -> None:
     wanted = json.loads(FIGURES.read_text()).get(_interpreter())
     if wanted is None:
         print(f"bench: {FIGURES.name} has no figures for {_interpreter()}: nothing to compare with")
-    elif dearer := compare(found, wanted):
+        return
+    # A busy machine adds some percent to a count, now and then; a dearer program is dearer each time.
+    for _ in range(TRIES - 1):
+        if not (dearer := compare(found, wanted)):
+            break
+        print("bench: counting again, because of\n" + "\n".join(dearer), flush=True)
+        for server, figures in counted({line.split()[0] for line in dearer}).items():
+            found[server] = {name: min(figure, found[server][name]) for name, figure in figures.items()}
+    if dearer := compare(found, wanted):
         sys.exit(
             "bench: dearer than before by more than is tolerated (--accept, when it has to be):\n" + "\n".join(dearer)
         )
