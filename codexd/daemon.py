@@ -15,7 +15,6 @@ import contextlib
 import gc
 import hashlib
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -400,8 +399,8 @@ async def _sign_in_here(services: Services) -> None:
         _say(f"Not signed in, and a sign-in could not be started: {error}")
         return
     minutes = round(oauth.DEVICE_LIFETIME / 60)
-    width, colour = shutil.get_terminal_size().columns, not os.environ.get("NO_COLOR")
-    _say(device_code.instructions(attempt.url, attempt.user_code or "", minutes, width=width, colour=colour).strip())
+    screen = device_code.Screen.here(colour=not os.environ.get("NO_COLOR"))
+    _say(device_code.instructions(attempt.url, attempt.user_code or "", minutes, screen).strip("\n"))
     await attempt.finished.wait()
     if attempt.error is not None:
         _say(str(attempt.error))

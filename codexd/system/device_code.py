@@ -1,42 +1,100 @@
-"""Instructions for a sign-in at a terminal, printed by the daemon and by ``codexctl``."""
+"""Instructions for a sign-in at a terminal, printed by the daemon and by ``codexctl``.
+
+Address and code are what a user must read, so they come last and stay on the screen. The QR code is beside them, or
+above them where the terminal is high enough; where neither fits, it is left out.
+"""
 
 import io
+import shutil
 import textwrap
+from typing import NamedTuple
 
 from codexd.errors import DEVICE_CODES_OFF_HINT
 
 _QUIET_ZONE = 2
+_GAP = 3
+"""Columns between the QR code and the text beside it."""
+
+_BELOW = 3
+"""Rows that must stay free below the instructions: an empty one, the countdown, and the cursor's."""
+
+_NARROWEST = 30
+"""Columns that the text beside the QR code needs, and its address if that is longer."""
 
 
-def qr_code(text: str, width: int, *, colour: bool) -> str | None:
-    """Returns the text as a QR code of half blocks; None when the terminal is too narrow.
+class Screen(NamedTuple):
+    """The size of a terminal, whether it shows colours, and whether a QR code is wanted (None: if it fits)."""
+
+    columns: int
+    rows: int
+    colour: bool = True
+    qr: bool | None = None
+
+    @classmethod
+    def here(cls, *, colour: bool, qr: bool | None = None) -> "Screen":
+        """Returns the screen of this process's terminal."""
+        size = shutil.get_terminal_size()
+        return cls(size.columns, size.lines, colour, qr)
+
+
+PIPE = Screen(0, 0, colour=False, qr=False)
+"""Not a terminal: nothing is wrapped, and there is no QR code."""
+
+
+def qr_code(text: str, *, colour: bool) -> list[str]:
+    """Returns the lines of a QR code of half blocks.
 
     With colour it is always black on white, because some cameras cannot read an inverted code.
     """
     import segno  # here: this import takes a third of codexctl's start-up time
 
-    code = segno.make(text, error="l", micro=False)
-    if code.symbol_size(border=_QUIET_ZONE)[0] > width:
-        return None
     out = io.StringIO()
-    code.terminal(out, border=_QUIET_ZONE, compact=True)
+    segno.make(text, error="l", micro=False).terminal(out, border=_QUIET_ZONE, compact=True)
     lines = out.getvalue().rstrip("\n").split("\n")
-    return "\n".join(f"\x1b[97;40m{line}\x1b[0m" if colour else line for line in lines)
+    return [f"\x1b[97;40m{line}\x1b[0m" if colour else line for line in lines]
 
 
-def instructions(url: str, user_code: str, minutes: int, *, width: int, colour: bool) -> str:
-    """Returns the instructions as plain text. Address and code have their own lines, so a double click selects them."""
-    code = qr_code(url, width, colour=colour)
-    picture = f"\n{code}\n" if code else ""
-    hint = "\n".join(textwrap.wrap(DEVICE_CODES_OFF_HINT, width)) if width else DEVICE_CODES_OFF_HINT
-    return f"""
-To sign in, open this address on any device:
+def qr_columns(text: str) -> int:
+    import segno
 
-    {url}
-{picture}
-and enter this code, within {minutes} minutes:
+    return int(segno.make(text, error="l", micro=False).symbol_size(border=_QUIET_ZONE)[0])
 
-    {user_code}
 
-{hint}
-"""
+def instructions(url: str, user_code: str, minutes: int, screen: Screen) -> str:
+    """Returns the instructions. Address and code have their own lines, so a double click selects them."""
+    alone = _text(url, user_code, minutes, screen.columns)
+    if screen.qr is False:
+        return "\n".join(["", *alone, ""])
+    width = qr_columns(url)
+    room = screen.columns - width - _GAP
+    if room >= max(_NARROWEST, len(url)):
+        code, text = qr_code(url, colour=screen.colour), _text(url, user_code, minutes, room, indent="")
+        height = max(len(code), len(text))
+        if screen.qr or height + _BELOW + 1 <= screen.rows:
+            code += [" " * width] * (height - len(code))
+            text = [""] * ((height - len(text)) // 2) + text
+            text += [""] * (height - len(text))
+            beside = [f"{left}{' ' * _GAP}{right}".rstrip() for left, right in zip(code, text, strict=True)]
+            return "\n".join(["", *beside, ""])
+    if screen.qr or (screen.columns >= width and (width + 1) // 2 + len(alone) + _BELOW + 2 <= screen.rows):
+        return "\n".join(["", *qr_code(url, colour=screen.colour), "", *alone, ""])
+    return "\n".join(["", *alone, ""])
+
+
+def _text(url: str, user_code: str, minutes: int, columns: int, *, indent: str = "    ") -> list[str]:
+    """Returns the lines of the text; 0 columns: nothing is wrapped."""
+
+    def wrapped(sentence: str) -> list[str]:
+        return textwrap.wrap(sentence, columns) if columns else [sentence]
+
+    return [
+        *wrapped(DEVICE_CODES_OFF_HINT),
+        "",
+        *wrapped("To sign in, open this address on any device:"),
+        "",
+        f"{indent}{url}",
+        "",
+        *wrapped(f"Enter this code within {minutes} minutes:"),
+        "",
+        f"{indent}{user_code}",
+    ]

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from codexd.demo.issuer import EMAIL
+from support.codexctl import device_code
 from support.control import command, terminal
 from support.daemon import PATIENCE, environment
 from support.simulated import simulated
@@ -34,15 +35,13 @@ async def test_a_daemon_at_a_terminal_signs_in_by_itself(tmp_path: Path) -> None
         (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
         words = [*DAEMON, "--config", str(tmp_path / "config.json")]
         async with terminal(words, environment(tmp_path)) as screen:
-            await screen.until("administrator does it")
-            found = re.search(r"\n    ([A-Z]{4}-[A-Z]{5})\r?\n", screen.screen)
-            assert found is not None
+            code = await device_code(screen)
             assert "█▀" in screen.screen
             base = re.search(r"http://127.0.0.1:\d+(?=\s)", screen.screen.partition("listening")[2])
             assert base is not None
             async with httpx.AsyncClient(base_url=base[0], trust_env=False, timeout=PATIENCE) as client:
                 assert (await client.get("/health?ready=1")).status_code == 503
-                assert chatgpt.issuer.decide(found[1], "granted")
+                assert chatgpt.issuer.decide(code, "granted")
                 await screen.until(f"Signed in as {EMAIL}.")
                 assert (await client.get("/health?ready=1")).status_code == 200
             screen.process.send_signal(signal.SIGTERM)
@@ -74,7 +73,7 @@ async def test_closing_the_terminal_of_a_daemon_stops_it_well(tmp_path: Path) ->
         config = {"server": {"port": 0}, "oauth": {"issuer": chatgpt.url}, "backend": {"url": chatgpt.url}}
         (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
         async with terminal([*DAEMON, "--config", str(tmp_path / "config.json")], environment(tmp_path)) as screen:
-            await screen.until("administrator does it")
+            await device_code(screen)
             screen.process.send_signal(signal.SIGHUP)
             await screen.until("configuration reloaded")
             await screen.close()

@@ -105,8 +105,8 @@ def in_thread(folder: Path, logs: Path, **options: Any) -> Iterator[Setup]:
 
 async def device_code(terminal: Terminal) -> str:
     """The code of a device sign-in, once it is on the screen."""
-    await terminal.until("administrator does it")
-    found = re.search(r"\n    ([A-Z]{4}-[A-Z]{5})\r?\n", terminal.screen)
+    shown = re.compile(r" {3}([A-Z]{4}-[A-Z]{5})\r?\n")
+    found = shown.search(await terminal.until(shown))
     assert found is not None, terminal.screen
     return found[1]
 

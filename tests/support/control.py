@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import struct
 import sys
 import termios
@@ -31,6 +32,16 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "codexd.ctl", *words]
 
 
+async def codexctl_alone(folder: Path, *words: str, env: dict[str, str] | None = None) -> Said:
+    """Run it to its end where no daemon is."""
+    environ = environment(folder) | (env or {})
+    with trio.fail_after(PATIENCE):
+        done = await trio.run_process(
+            command(*words), capture_stdout=True, capture_stderr=True, check=False, env=environ
+        )
+    return Said(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
 async def codexctl(
     daemon: Daemon, *words: str, stdin: bytes = b"", env: dict[str, str] | None = None, home: Path | None = None
 ) -> Said:
@@ -51,15 +62,16 @@ class Terminal:
         self.screen = ""
         self._master = master
 
-    async def until(self, text: str) -> str:
-        """Read until the text is on the screen; all that came so far."""
+    async def until(self, wanted: str | re.Pattern[str]) -> str:
+        """Read until the text, or a match, is on the screen; all that came so far."""
+        pattern = re.compile(re.escape(wanted)) if isinstance(wanted, str) else wanted
         with trio.fail_after(PATIENCE):
-            while text not in self.screen:
+            while pattern.search(self.screen) is None:
                 try:
                     data = await self._master.receive_some(65536)
                 except trio.BrokenResourceError:
                     data = b""
-                assert data, f"it ended before {text!r}:\n{self.screen}"
+                assert data, f"it ended before {wanted!r}:\n{self.screen}"
                 self.screen += data.decode(errors="replace")
         return self.screen
 
@@ -82,9 +94,11 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(words: list[str], env: dict[str, str], *, columns: int = 100) -> AsyncIterator[Terminal]:
+async def terminal(
+    words: list[str], env: dict[str, str], *, columns: int = 100, rows: int = 50
+) -> AsyncIterator[Terminal]:
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = await trio.lowlevel.open_process(
         words, stdin=slave, stdout=slave, stderr=slave, env=env | {"TERM": "xterm-256color"}, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
@@ -101,9 +115,11 @@ async def terminal(words: list[str], env: dict[str, str], *, columns: int = 100)
 
 
 @asynccontextmanager
-async def in_terminal(daemon: Daemon, *words: str, env: dict[str, str] | None = None) -> AsyncIterator[Terminal]:
+async def in_terminal(
+    daemon: Daemon, *words: str, env: dict[str, str] | None = None, columns: int = 100, rows: int = 50
+) -> AsyncIterator[Terminal]:
     environ = environment(daemon.state.parent) | {"CODEXCTL_SOCKET": str(daemon.control)} | (env or {})
-    async with terminal(command(*words), environ) as found:
+    async with terminal(command(*words), environ, columns=columns, rows=rows) as found:
         yield found
 
 

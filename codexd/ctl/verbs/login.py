@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 import time
 import webbrowser
@@ -34,6 +33,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="import the sign-in of the Codex CLI (default: ~/.codex/auth.json)",
     )  # fmt: skip
     parser.add_argument("--no-open", action="store_true", help="print the address, do not open a browser")
+    parser.add_argument(
+        "--qr",
+        action=argparse.BooleanOptionalAction,
+        help="show a QR code, or none (default: if the terminal has room)",
+    )
     parser.add_argument("--yes", action="store_true", help="with --import: do not ask")
 
 
@@ -48,7 +52,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
         try:
             shown = next(answers, None)
             if shown is not None:
-                _show(shown, out, open_browser=method == "browser" and not options.no_open)
+                _show(shown, out, open_browser=method == "browser" and not options.no_open, qr=options.qr)
             if isinstance(shown, AuthorizationUrl) and method == "paste":
                 _paste(options, connection, out)
             with out.waiting(_Countdown(getattr(shown, "expires_at", 0))):
@@ -95,7 +99,14 @@ class _Countdown:
         return f"Waiting for the sign-in, {left // 60}:{left % 60:02} left"
 
 
-def _show(reply: Reply, out: Output, *, open_browser: bool) -> None:
+def _screen(qr: bool | None) -> device_code.Screen:
+    colour = not os.environ.get("NO_COLOR")
+    if sys.stdout.isatty():
+        return device_code.Screen.here(colour=colour, qr=qr)
+    return device_code.PIPE._replace(qr=bool(qr))
+
+
+def _show(reply: Reply, out: Output, *, open_browser: bool, qr: bool | None) -> None:
     """Shows where to sign in, and opens a browser there if that is wanted."""
     if out.json:
         out.reply(reply, _draw)
@@ -103,13 +114,8 @@ def _show(reply: Reply, out: Output, *, open_browser: bool) -> None:
         left = reply.expires_at - time.time()  # noqa: TID251
         if reply.joined:
             out.note("A sign-in is already in progress; this is its code.")
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-        colour = not os.environ.get("NO_COLOR")
         minutes = max(1, round(left / 60))
-        print(  # noqa: T201
-            device_code.instructions(reply.verification_url, reply.user_code, minutes, width=width, colour=colour),
-            flush=True,
-        )
+        print(device_code.instructions(reply.verification_url, reply.user_code, minutes, _screen(qr)), flush=True)  # noqa: T201
     elif isinstance(reply, AuthorizationUrl):
         print(f"\nTo sign in, open this address in a browser:\n\n{reply.authorization_url}\n", flush=True)  # noqa: T201
     if open_browser and isinstance(reply, AuthorizationUrl):
