@@ -4,7 +4,6 @@ import argparse
 import faulthandler
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
             name: value for name, value in environ.items() if name in ("HOST", "PORT") or name.startswith("CODEXD_")
         }
         options.config = Path(os.devnull)
-    reread = partial(load.load, options.config, environ)
+    sources = load.Sources(options.config, environ)
     try:
-        settings, origin = reread()
+        settings, origin = sources.load()
     except ConfigError as error:
         return _fail(f"{error}", EX_CONFIG)
     for place in load.passed_over(options.config, environ):
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.demo:
             trio.run(daemon.demo, settings)
         else:
-            trio.run(daemon.run, settings, origin, reread)
+            trio.run(daemon.run, settings, origin, sources)
     except CannotStart as error:
         return _fail(f"{error}", 1)
     return 0

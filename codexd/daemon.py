@@ -32,6 +32,7 @@ from codexd import __version__
 from codexd.api.api import WEBSOCKET
 from codexd.api.quart_app import WebsocketApp
 from codexd.auth import oauth, store
+from codexd.config.load import Sources
 from codexd.config.model import Config
 from codexd.config.paths import state_dir
 from codexd.control import server as control_server
@@ -44,9 +45,9 @@ from codexd.server.connection import Admission
 from codexd.server.listeners import Listeners, open_all, open_api, open_control
 from codexd.server.request import Dispatch
 from codexd.server.serve import serve
-from codexd.services import ConfigInForce, Load, Services, build
+from codexd.services import ConfigInForce, Services, build
 from codexd.state import files
-from codexd.state.lock import InUse, lock_directory
+from codexd.state.lock import InUse, holder_of, lock_directory
 from codexd.system import certificates, device_code, memory, support
 from codexd.system.peer import user_ids
 from codexd.system.systemd import Notifier, credential, keep_alive, watchdog_seconds
@@ -73,8 +74,8 @@ LAST_WORDS = 2.0
 """Seconds after the drain in which open answers are ended with an error event, before their connections are closed."""
 
 
-async def run(config: Config, origin: Path | None, load: Load) -> None:
-    """Runs the daemon until a signal, then drains. ``load`` reads the configuration again. Raises CannotStart."""
+async def run(config: Config, origin: Path | None, sources: Sources) -> None:
+    """Runs the daemon until a signal, then drains. ``sources`` is read again on a reload. Raises CannotStart."""
     state = state_dir(config, os.environ)
     _configure(config, state)
     log.info("starting", version=__version__, config=str(origin or "built-in defaults"), state=str(state))
@@ -82,24 +83,35 @@ async def run(config: Config, origin: Path | None, load: Load) -> None:
     for fault in [*proxies.problems(os.environ), *certificates.problems(trusted)]:
         log.error("connections that need this fail until it is corrected", reason=str(fault))
     hypercorn.check()
-    listening = open_all(config, os.environ)
+    try:
+        listening = open_all(config, os.environ)
+    except CannotStart as error:
+        if isinstance(error.__cause__, sockets.AddressInUse) and (holder := holder_of(state)) is not None:
+            raise _second(state, holder) from error
+        raise
     # A failure is reported by the first write to the directory; until then codexd can do without it.
     with _no_secrets_for_others(listening), contextlib.suppress(OSError):
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.check_private(state)
     if config.server.exit_idle_seconds and not listening.activated:
         log.warning("server.exit_idle_seconds is not used: no socket came from systemd, so nobody would start codexd")
-    services = partial(build, ConfigInForce(config, origin, load), state, clock=_clock)
+    services = partial(build, ConfigInForce(config, origin, sources.load, sources), state, clock=_clock)
     try:
         with _no_secrets_for_others(listening), lock_directory(state) as lock:
             _import_credential(state)
             await _serve(services, listening, release=lock.release)
     except InUse as error:
         sockets.remove(listening.files)
-        raise CannotStart(
-            f"the state directory {state} is in use by {error.holder}, another codexd: stop that one, or give this one "
-            "a directory of its own (storage.dir, or $STATE_DIRECTORY)"
-        ) from error
+        raise _second(state, error.holder) from error
+
+
+def _second(state: Path, holder: str) -> CannotStart:
+    """Returns the error of a daemon that has found another one; it names all that the two cannot share."""
+    return CannotStart(
+        f"codexd is already running ({holder}, state directory {state}): see `codexctl status`. To run a second one, "
+        "give it its own address (server.bind, or $PORT), state directory (storage.dir) and control socket "
+        "(control.socket)."
+    )
 
 
 @contextlib.contextmanager

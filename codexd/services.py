@@ -16,6 +16,7 @@ from codexd.api.pipeline import Pipeline
 from codexd.auth.issuer import Issuer
 from codexd.auth.login import Logins
 from codexd.auth.session import Session
+from codexd.config.load import Sources
 from codexd.config.model import Config
 from codexd.config.paths import KEYS_FILE
 from codexd.errors import ConfigError
@@ -64,10 +65,12 @@ class Lifecycle:
 class ConfigInForce:
     """The configuration in force, and its file (``origin``), if any."""
 
-    def __init__(self, config: Config, origin: Path | None, load: Load) -> None:
+    def __init__(self, config: Config, origin: Path | None, load: Load, sources: Sources | None = None) -> None:
+        """``sources``: None where there is no file, as in a demonstration."""
         self.current = config
         self.origin = origin
         self.load = load
+        self.sources = sources
 
     @property
     def source(self) -> str:

@@ -5,9 +5,9 @@ A wrong key or value is refused with its place and the expected value. Nothing i
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -60,13 +60,57 @@ def passed_over(path: Path | None, environ: Mapping[str, str]) -> list[Path]:
 
 def load(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, Path | None]:
     """Finds, reads and validates; returns the configuration and its file. Raises ConfigError."""
-    path = asked_for(path, environ) or next((place for place in search_path(environ) if _readable(place)), None)
-    tree = {} if path is None else _read(path)
-    origins = {} if path is None else _check_keys(tree, str(path))
-    _apply_environment(tree, origins, environ)
+    tree, origins, path = _gathered(path, environ)
     config = _convert(tree, origins)
-    _check(config, keys_made=_keys_made(config, environ))
+    _check(config, origins, keys_made=_keys_made(config, environ))
     return config, path
+
+
+class Sources(NamedTuple):
+    """Where a configuration comes from: the file of ``--config``, if any, and the environment."""
+
+    path: Path | None
+    environ: Mapping[str, str]
+
+    def load(self) -> tuple[Config, Path | None]:
+        """Calls ``load``. Raises ConfigError."""
+        return load(self.path, self.environ)
+
+    def origins(self) -> dict[str, str]:
+        """Returns, by key, the file and line or the variable of each value that is set. Raises ConfigError."""
+        return _gathered(self.path, self.environ)[1]
+
+    def file(self) -> Path:
+        """Returns the file that is read, or the one to create if there is none. Raises ConfigError."""
+        if (path := asked_for(self.path, self.environ)) is not None:
+            return path
+        if directory := self.environ.get("CONFIGURATION_DIRECTORY"):
+            return Path(directory.split(":", maxsplit=1)[0]) / "config.toml"
+        places = search_path(self.environ)
+        return next((place for place in places if _readable(place)), places[0])
+
+
+def described(config: Config) -> Iterator[tuple[str, str]]:
+    """Yields each key with its value as JSON. Client keys are not shown."""
+    for section in msgspec.structs.fields(Config):
+        table = getattr(config, section.name)
+        for field in msgspec.structs.fields(section.type):
+            value = getattr(table, field.name)
+            if (section.name, field.name) == ("server", "client_keys"):
+                value = dict.fromkeys(value, "[redacted]")
+            yield f"{section.name}.{field.name}", msgspec.json.encode(value).decode()
+
+
+_Gathered = tuple[dict[str, Any], dict[str, str], Path | None]
+
+
+def _gathered(path: Path | None, environ: Mapping[str, str]) -> _Gathered:
+    """Returns what file and environment set, the origin of each key, and the file. Raises ConfigError."""
+    path = asked_for(path, environ) or next((place for place in search_path(environ) if _readable(place)), None)
+    tree, places = ({}, {}) if path is None else _read(path)
+    origins = {} if path is None else _check_keys(tree, str(path), places)
+    _apply_environment(tree, origins, environ)
+    return tree, origins, path
 
 
 def _readable(path: Path) -> bool | None:
@@ -94,7 +138,8 @@ def _is_there(path: Path) -> bool:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Returns the tables of the file, and the line of each key where that is known. Raises ConfigError."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -102,18 +147,33 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".json":
             tree = decoding.decode(data)
-            return _from_camel_case(tree, path)
-        return tomllib.loads(data.decode())
+            return _from_camel_case(tree, path), {}
+        text = data.decode()
+        return tomllib.loads(text), _lines(text)
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply") from error
     except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from error
 
 
+def _lines(text: str) -> dict[str, int]:
+    """Returns the line of each ``section`` and ``section.key`` of a TOML text, as far as usual formatting shows it."""
+    found: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([\w.-]+)", line):
+            table = header[1]
+            found.setdefault(".".join(table.split(".")[:2]), number)
+            found.setdefault(table.split(".")[0], number)
+        elif key := re.match(r"\s*([\w.-]+)\s*=", line):
+            found.setdefault(".".join(f"{table}.{key[1]}".strip(".").split(".")[:2]), number)
+    return found
+
+
 def _from_camel_case(tree: Any, path: Path) -> dict[str, Any]:
     """Converts the keys of the JSON form. Its ``backend.timeout``, in milliseconds, sets both of the TOML timeouts."""
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected an object, got {type(tree).__name__}")
+        raise ConfigError(f"{path}: expected a JSON object with a member for each section")
     result: dict[str, Any] = {}
     for section, table in tree.items():
         if isinstance(table, dict):
@@ -121,7 +181,7 @@ def _from_camel_case(tree: Any, path: Path) -> dict[str, Any]:
             if section == "backend" and "timeout" in table:
                 timeout = table.pop("timeout")
                 if not isinstance(timeout, int | float) or isinstance(timeout, bool) or timeout <= 0:
-                    raise ConfigError(f"{path}: backend.timeout: expected milliseconds above 0, got {timeout!r}")
+                    raise ConfigError(f"{path}: backend.timeout: must be milliseconds above 0, not {timeout!r}")
                 table = {"first_event_timeout": timeout / 1000, "idle_timeout": timeout / 1000} | table
         result[section] = table
     return result
@@ -131,23 +191,27 @@ def _sections() -> dict[str, type[Struct]]:
     return {field.name: field.type for field in msgspec.structs.fields(Config)}
 
 
-def _check_keys(tree: dict[str, Any], origin: str) -> dict[str, str]:
-    """Returns the origin of each key. Raises ConfigError for an unknown section or key."""
+def _check_keys(tree: dict[str, Any], file: str, lines: Mapping[str, int]) -> dict[str, str]:
+    """Returns the origin of each key, such as ``config.toml:3``. Raises ConfigError for an unknown section or key."""
     origins: dict[str, str] = {}
     sections = _sections()
+
+    def place(key: str) -> str:
+        return f"{file}:{lines[key]}" if key in lines else file
+
     for section, table in tree.items():
         if section not in sections:
-            raise ConfigError(f"{origin}: [{section}]: unknown section{_nearest(section, sections)}")
+            raise ConfigError(f"{place(section)}: [{section}]: unknown section{_nearest(section, sections)}")
         if not isinstance(table, dict):
-            raise ConfigError(f"{origin}: {section}: expected a table, got {type(table).__name__}")
+            raise ConfigError(f"{place(section)}: {section} is a section: put its keys below a line [{section}]")
         known = sections[section].__struct_fields__
         for key in table:
             if key not in known:
-                raise ConfigError(f"{origin}: {section}.{key}: unknown key{_nearest(key, known)}")
-            origins[f"{section}.{key}"] = origin
+                raise ConfigError(f"{place(f'{section}.{key}')}: {section}.{key}: unknown key{_nearest(key, known)}")
+            origins[f"{section}.{key}"] = place(f"{section}.{key}")
     server = tree.get("server", {})
     if "bind" in server and ("host" in server or "port" in server):
-        raise ConfigError(f"{origin}: server.bind: expected either bind, or host and port, not both")
+        raise ConfigError(f"{place('server.bind')}: server.bind: set either bind, or host and port, not both")
     return origins
 
 
@@ -172,7 +236,7 @@ def _apply_environment(tree: dict[str, Any], origins: dict[str, str], environ: M
     for name in sorted(environ):
         section, _, key = name.removeprefix("CODEXD_").lower().partition("_")
         if name.startswith("CODEXD_") and "__" not in name and section in sections and key:
-            raise ConfigError(f"${name}: is not a key; did you mean $CODEXD_{section.upper()}__{key.upper()}?")
+            raise ConfigError(f"${name}: unknown variable; did you mean $CODEXD_{section.upper()}__{key.upper()}?")
         if name.startswith("CODEXD_") and "__" in name:
             section, _, key = name.removeprefix("CODEXD_").lower().partition("__")
             if section not in sections:
@@ -195,7 +259,7 @@ def _from_text(text: str, kind: Any, name: str) -> Any:
     if get_origin(kind) is dict:
         pairs = [word.partition("=") for word in words]
         if not all(equals for _, equals, _ in pairs):
-            raise ConfigError(f"${name}: expected NAME=VALUE, separated by commas")
+            raise ConfigError(f"${name}: must be NAME=VALUE, separated by commas")
         return {key.strip(): value.strip() for key, _, value in pairs}
     if kind is bool and text.lower() in ("yes", "on", "no", "off"):
         return text.lower() in ("yes", "on")
@@ -218,27 +282,56 @@ def _convert(tree: dict[str, Any], origins: Mapping[str, str]) -> Config:
         raise ConfigError(f"{origin}: {key}: {_expected(said, section, name)}") from error
 
 
+_KINDS = {
+    "str": "a text in quotes",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
+"""msgspec's names of types, in the words of somebody who edits the file."""
+
+
 def _expected(said: str, section: str, name: str) -> str:
-    said = said[:1].lower() + said[1:].replace(" | null`", "`")
+    """Returns msgspec's message without its names for types and patterns."""
+    said = said[:1].lower() + said[1:]
+    kind = get_type_hints(_sections()[section]).get(name) if section in _sections() else None
     if said.startswith("invalid enum value"):
-        kind = get_type_hints(_sections()[section])[name]
         choices = [
             str(choice)
             for option in (kind, *get_args(kind))
             if get_origin(option) is Literal
             for choice in get_args(option)
         ]
-        return f"expected one of {', '.join(choices)}, got{said.removeprefix('invalid enum value')}"
+        return f"must be one of {', '.join(choices)}, not{said.removeprefix('invalid enum value')}"
+    if "matching regex" in said:
+        if "http" in said:
+            return "must be an http or https address"
+        return "must be ASCII characters without spaces, because it is sent in a header"
+    wanted, *_ = re.findall(r"`([a-z]+)", said) or [""]
+    if got := re.search(r"got `([a-z]+)`", said):
+        return f"must be {_KINDS.get(wanted, wanted)}, not {_KINDS.get(got[1], got[1])}"
+    if bound := re.search(r"(of length )?(>=|<=|>|<) ([\d.]+)$", said):
+        words = {">=": "{} or more", "<=": "{} or less", ">": "more than {}", "<": "less than {}"}[bound[2]]
+        limit = words.format(bound[3].removesuffix(".0"))
+        return f"must have {limit} characters" if bound[1] else f"must be {limit}"
     return said
 
 
-def _check(config: Config, *, keys_made: bool) -> None:
+def _check(config: Config, origins: Mapping[str, str], *, keys_made: bool) -> None:
+    """Checks what the types do not say. Raises ConfigError."""
+
+    def place(key: str) -> str:
+        return f"{origins[key]}: {key}" if key in origins else key
+
     for key, url in (
         ("oauth.issuer", config.oauth.issuer),
         ("oauth.redirect_uri", config.oauth.redirect_uri),
         ("backend.url", config.backend.url),
     ):
-        _check_url(key, url)
+        _check_url(place(key), url)
     for key, directory in (
         ("storage.dir", config.storage.dir),
         ("logging.dir", config.logging.dir),
@@ -247,21 +340,25 @@ def _check(config: Config, *, keys_made: bool) -> None:
         try:
             Path(directory or "/").expanduser()
         except RuntimeError as error:
-            raise ConfigError(f"{key}: {directory}: unknown user") from error
+            raise ConfigError(f"{place(key)}: {directory}: unknown user") from error
     if config.backend.ca_file is not None:
         _check_ca_file(config.backend.ca_file)
-    _check_client_keys(config.server)
+    _check_client_keys(config.server, place)
     try:
         user_ids(config.server.allowed_users)
     except UnknownUser as error:
-        raise ConfigError(f"server.allowed_users: unknown user {str(error)!r} on this machine") from error
+        raise ConfigError(f"{place('server.allowed_users')}: unknown user {str(error)!r} on this machine") from error
     if not config.listen():
-        raise ConfigError("server.bind: expected at least one address")
+        raise ConfigError(f"{place('server.bind')}: needs at least one address")
     for bind in config.listen():
         if config.listen().count(bind) > 1:
-            raise ConfigError(f"server.bind: {bind} is listed twice")
-        if is_beyond_loopback(bind):
-            _check_keys_for(config, f"server.bind: {bind}", keys_made=keys_made)
+            raise ConfigError(f"{place('server.bind')}: {bind} is listed twice")
+        try:
+            beyond = is_beyond_loopback(bind)
+        except ConfigError as error:
+            raise ConfigError(f"{place('server.bind').removesuffix('server.bind')}{error}") from error
+        if beyond:
+            _check_keys_for(config, f"{place('server.bind')}: {bind}", keys_made=keys_made)
 
 
 def _check_ca_file(ca_file: str) -> None:
@@ -271,16 +368,18 @@ def _check_ca_file(ca_file: str) -> None:
         raise ConfigError(str(fault))
 
 
-def _check_client_keys(server: Server) -> None:
+def _check_client_keys(server: Server, place: Callable[[str], str]) -> None:
     for name, key in server.client_keys.items():
         if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
-            raise ConfigError(f"server.client_keys.{name}: expected sha256: and 64 hexadecimal digits")
+            raise ConfigError(
+                f"{place('server.client_keys')}.{name}: must be the key, or sha256: and 64 hexadecimal digits"
+            )
     for name in server.strict_keys:
         if name not in server.client_keys:
-            raise ConfigError(f"server.strict_keys: {name!r} is not in server.client_keys")
+            raise ConfigError(f"{place('server.strict_keys')}: {name!r} is not in server.client_keys")
     for name in server.key_limits:
         if name not in server.client_keys:
-            raise ConfigError(f"server.key_limits.{name}: {name!r} is not in server.client_keys")
+            raise ConfigError(f"{place('server.key_limits')}.{name}: {name!r} is not in server.client_keys")
 
 
 def check_open(config: Config, environ: Mapping[str, str], name: str, address: object) -> None:
@@ -310,7 +409,7 @@ def _check_url(key: str, url: str) -> None:
     except ValueError:
         usable = False
     if not usable or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{key}: expected an http or https address, got {url!r}")
+        raise ConfigError(f"{key}: must be an http or https address, not {url!r}")
 
 
 def table() -> str:

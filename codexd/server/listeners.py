@@ -70,7 +70,7 @@ def open_control(path: Path, others: list[socket.socket]) -> socket.socket:
         return sockets.listen(f"unix:{path}")
     except (CannotListen, OSError) as error:
         _close(others)
-        hint = "; another codexd of this user may be running. Set a different control.socket for this one"
+        hint = ". Another codexd of this user may be running: set another control.socket for this one."
         raise CannotStart(f"control socket: {error}{hint if isinstance(error, AddressInUse) else ''}") from error
 
 

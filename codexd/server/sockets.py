@@ -34,8 +34,8 @@ def listen(bind: str) -> socket.socket:
         raise CannotListen(f"cannot listen on {bind}: {why}") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            advice = "another program uses it: stop that one, or choose another server.port"
-            raise AddressInUse(f"cannot listen on {bind}: {error.strerror}; {advice}") from error
+            advice = "another program uses this address. Stop it, or choose another one (server.bind, or $PORT)."
+            raise AddressInUse(f"cannot listen on {bind}: {advice}") from error
         raise CannotListen(f"cannot listen on {bind}: {error.strerror or error}") from error
 
 

@@ -54,12 +54,33 @@ def lock_directory(directory: Path) -> Iterator[DirectoryLock]:
         held.release()
 
 
+def holder_of(directory: Path) -> str | None:
+    """Returns who holds the directory's lock, such as ``process 17``; None if nobody does or it cannot be told."""
+    try:
+        descriptor = os.open(directory / NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _named(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _named(descriptor: int) -> str:
+    holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+    return f"process {holder}" if holder.isdecimal() else "another process"
+
+
 def _lock(descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        raise InUse(f"process {holder}" if holder.isdecimal() else "another process") from error
+        raise InUse(_named(descriptor)) from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
 

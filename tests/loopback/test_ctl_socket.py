@@ -66,7 +66,7 @@ async def test_the_socket_is_for_its_group_and_goes_with_the_daemon(setup: Make)
 
 async def test_a_second_daemon_leaves_the_socket_of_the_first_alone(setup: Make, tmp_path: Path, logs: Path) -> None:
     async with setup() as it:
-        with pytest.raises(AssertionError, match="another codexd of this user"):
+        with pytest.raises(AssertionError, match="codexd is already running"):
             async with running(tmp_path, logs, it.chatgpt):
                 pass
         assert (await it.ctl("status")).code == 0
@@ -75,7 +75,9 @@ async def test_a_second_daemon_leaves_the_socket_of_the_first_alone(setup: Make,
 async def test_a_second_daemon_on_a_state_directory_is_told_who_has_it(setup: Make, tmp_path: Path, logs: Path) -> None:
     async with setup() as it:
         options: Any = {"oauth": {"local_server_port": 0}, "control": {"socket": "two.sock"}}
-        with pytest.raises(AssertionError, match=f"is in use by process {it.daemon.process.pid}, another codexd"):
+        with pytest.raises(
+            AssertionError, match=rf"already running \(process {it.daemon.process.pid}, state directory .*storage.dir"
+        ):
             async with running(tmp_path, logs, it.chatgpt, **options):
                 pass
         assert not (it.daemon.state / "two.sock").exists()
