@@ -30,7 +30,9 @@ def words(page: Path) -> str:
 def options(of: argparse.ArgumentParser) -> Iterator[str]:
     for action in of._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for name, verb in action.choices.items():
+            listed = {choice.dest for choice in action._choices_actions}
+            for name in sorted(listed):  # the others are names that users guess
+                verb = action.choices[name]
                 yield name
                 yield from options(verb)
         else:

@@ -25,13 +25,10 @@ import trio
 from codexd.control.wire import (
     MAX_LINE,
     Done,
-    Health,
-    Metrics,
     NotUnderstood,
     Refused,
     Reply,
     Request,
-    Top,
     decode_request,
     encode,
     how_to_join,
@@ -109,9 +106,8 @@ async def _serve_one(
     except NotUnderstood as error:
         await say(error.refusal)
         return
-    # These come every few seconds and would fill the log.
-    say_so = log.debug if isinstance(request, Health | Metrics | Top) else log.info
-    say_so("control request", verb=type(request).__struct_config__.tag, pid=peer.pid, uid=peer.uid)
+    # What a request changes is logged where it is changed.
+    log.debug("control request", verb=type(request).__struct_config__.tag, pid=peer.pid, uid=peer.uid)
     async with trio.open_nursery() as nursery:
 
         async def watch() -> None:

@@ -13,11 +13,12 @@ from codexd.auth import store
 from codexd.auth.login import Attempt
 from codexd.auth.session import SignIn
 from codexd.auth.store import StoreError
+from codexd.config.load import described
 from codexd.control import asking, doctor, wire
 from codexd.control.server import Say
 from codexd.errors import ApiError, ConfigError
 from codexd.protocol.codex.rate_limits import Limits
-from codexd.services import Services
+from codexd.services import Change, Services, compare
 from codexd.state.instructions import FAMILIES, InstructionText
 from codexd.system.systemd import answers
 from codexd.telemetry.log import TAIL, Line
@@ -37,6 +38,9 @@ _FROM = {
     "info": ("critical", "error", "warning", "info"),
     "debug": ("critical", "error", "warning", "info", "debug"),
 }
+
+LENT = "codexctl"
+"""The name of the key for checks of codexctl, in the log and in the usage."""
 
 HEALTH_PATIENCE = 4.0
 """Seconds in which codexd must answer its own request to be healthy."""
@@ -73,8 +77,9 @@ class Verbs:
             case wire.Models():
                 await say(await self._models(refresh=request.refresh))
             case wire.KeysAdd():
+                first = not self._services.keys.required
                 key = self._services.keys.add(request.name, strict=request.strict, limits=request.limits)
-                await say(wire.KeyAdded(name=request.name, key=key))
+                await say(wire.KeyAdded(name=request.name, key=key, first=first))
             case wire.KeysList():
                 await say(self._keys())
             case wire.KeysRevoke():
@@ -85,6 +90,12 @@ class Verbs:
                         relay.abort(errors.key_revoked())
                 required = self._services.keys.required
                 await say(wire.KeyRevoked(name=request.name, required=required, answers=len(going_on)))
+            case wire.KeysLend():
+                with self._services.keys.lent(LENT) as key:
+                    await say(wire.KeyAdded(name=LENT, key=key))
+                    await trio.sleep_forever()  # until the client closes the connection
+            case wire.Configuration():
+                await say(await trio.to_thread.run_sync(self._configuration))
             case wire.Reload():
                 await say(self._reload())
             case wire.Doctor():
@@ -315,6 +326,29 @@ class Verbs:
         keys = self._services.keys
         entries = [msgspec.convert(key, wire.KeyEntry, from_attributes=True) for key in keys.list()]
         return wire.KeysReport(keys=entries, required=keys.required, why=keys.fault)
+
+    def _configuration(self) -> wire.ConfigurationReport:
+        """Reads the file again, to say where each value came from and which would be others after a reload."""
+        config = self._services.config
+        origins: dict[str, str] = {}
+        changed, why, file = Change([], []), None, config.origin
+        try:
+            wanted, _ = config.load()
+            changed, _ = compare(config.current, wanted)
+            if config.sources is not None:
+                origins, file = config.sources.origins(), file or config.sources.file()
+        except ConfigError as error:
+            why = str(error)
+        entries = [
+            wire.ConfigEntry(key=key, value=value, origin=origins.get(key)) for key, value in described(config.current)
+        ]
+        return wire.ConfigurationReport(
+            file="" if file is None else str(file),
+            exists=config.origin is not None,
+            entries=entries,
+            changed=[*changed.changed, *changed.restart],
+            why=why,
+        )
 
     def _reload(self) -> wire.Reloaded:
         try:

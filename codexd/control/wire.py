@@ -99,6 +99,14 @@ class KeysRevoke(_Request, frozen=True, kw_only=True, tag="keys_revoke"):
     now: bool = False
 
 
+class KeysLend(_Request, frozen=True, kw_only=True, tag="keys_lend"):
+    """Returns a key that is valid until this connection closes, for checks through the listener."""
+
+
+class Configuration(_Request, frozen=True, kw_only=True, tag="configuration"):
+    """Returns the configuration in force, and where each value came from."""
+
+
 class Reload(_Request, frozen=True, kw_only=True, tag="reload"):
     pass
 
@@ -202,6 +210,8 @@ Request = (
     | KeysAdd
     | KeysList
     | KeysRevoke
+    | KeysLend
+    | Configuration
     | Reload
     | Doctor
     | Metrics
@@ -353,10 +363,11 @@ class ModelsReport(_Reply, frozen=True, kw_only=True, tag="models"):
 
 
 class KeyAdded(_Reply, frozen=True, kw_only=True, tag="key_added"):
-    """The new key. It is shown only once."""
+    """The new key. It is shown only once. ``first``: until now clients needed none."""
 
     name: str
     key: str
+    first: bool = False
 
 
 class KeyEntry(Struct, frozen=True, kw_only=True):
@@ -385,6 +396,28 @@ class KeyRevoked(_Reply, frozen=True, kw_only=True, tag="key_revoked"):
     name: str
     required: bool
     answers: int = 0
+
+
+class ConfigEntry(Struct, frozen=True, kw_only=True):
+    """``value`` is JSON, without secrets. ``origin``: a file and its line, a variable, or None for the default."""
+
+    key: str
+    value: str
+    origin: str | None
+
+
+class ConfigurationReport(_Reply, frozen=True, kw_only=True, tag="configuration"):
+    """``file`` is the file that was read, or the one that would be; ``exists``: it was read.
+
+    ``changed`` are keys with another value in the file: of a change that was not reloaded, or that needs a restart.
+    ``why``: the file cannot be used now, for this reason.
+    """
+
+    file: str
+    exists: bool
+    entries: list[ConfigEntry]
+    changed: list[str] = []
+    why: str | None = None
 
 
 class Reloaded(_Reply, frozen=True, kw_only=True, tag="reloaded"):
@@ -532,6 +565,7 @@ Reply = (
     | KeyAdded
     | KeysReport
     | KeyRevoked
+    | ConfigurationReport
     | Reloaded
     | Check
     | MetricsText

@@ -31,9 +31,21 @@ def main(argv: list[str] | None = None) -> int:
     if options.verb is None:
         top.print_help(sys.stderr)
         return 2
-    if options.verb != "help" and getattr(options, "socket", None) == "":
-        top.error("--socket: the path is empty")
+    if options.verb != "help" and (why := _misnamed(options)) is not None:
+        top.error(why)
     return _run(options)
+
+
+def _misnamed(options: argparse.Namespace) -> str | None:
+    """Returns what is wrong with ``--socket`` and ``--instance``."""
+    path, instance = getattr(options, "socket", None), getattr(options, "instance", None)
+    if path == "":
+        return "--socket: the path is empty"
+    if instance is not None and path is not None:
+        return "--socket and --instance both name a daemon: leave out one of them"
+    if instance is not None and not re.fullmatch(r"[A-Za-z0-9:_.-]+", instance):
+        return f"--instance: {instance!r} is not the name of an instance, such as alice of codexd@alice"
+    return None
 
 
 def _run(options: argparse.Namespace) -> int:

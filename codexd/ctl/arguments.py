@@ -29,15 +29,25 @@ def common() -> Parser:
     parser = Parser(add_help=False)
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one line of JSON per reply")
     parser.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="the control socket of codexd")
+    parser.add_argument(
+        "--instance", metavar="NAME", default=argparse.SUPPRESS, help="the instance codexd@NAME of this machine"
+    )
     return parser
 
 
-def actions(parser: argparse.ArgumentParser) -> Callable[[str, str], argparse.ArgumentParser]:
-    """Returns a function that adds an action, such as ``add`` of ``keys``, by its name and its help text."""
+def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
+    """Returns a function that adds an action, such as ``add`` of ``keys``.
+
+    It takes the name, the help text, and other names that users try; these work and are not listed.
+    """
     group = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return group.add_parser(name, help=text, parents=[common()])
+    def add(name: str, text: str, *guesses: str) -> argparse.ArgumentParser:
+        made = group.add_parser(name, help=text, parents=[common()])
+        made.set_defaults(action=name)
+        for guess in guesses:
+            group.choices[guess] = made
+        return made
 
     return add
 

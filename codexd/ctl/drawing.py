@@ -6,16 +6,18 @@ rich is imported inside the functions: it takes longer than a verb with ``--json
 from __future__ import annotations
 
 import datetime
+import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from codexd.control import wire
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -24,6 +26,9 @@ Drawn: TypeAlias = "RenderableType"
 
 BAR = 24
 """Columns of a bar at its full length."""
+
+SHORTEST = 6
+"""Columns of a bar on a narrow terminal."""
 
 
 # --- consoles
@@ -119,16 +124,76 @@ def grid(rows: list[tuple[str, Drawn]]) -> Table:
     return made
 
 
-def table(*columns: str, right: int | None = None) -> Table:
-    """Returns a table with headings. The columns from index ``right`` on are right-aligned."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Drawn]], *, fold: Sequence[str] = (), right: Collection[str] = ()
+) -> Table:
+    """Returns a table with headings; the columns of ``right`` are right-aligned.
+
+    Where the terminal is too narrow, the columns of ``fold`` are left out, in this order, until the others fit; those
+    without a value always are. Where that is not enough, texts of several words take several lines.
+    """
+    cells, width = [list(row) for row in rows], console().width
+    for column in fold:
+        place = list(columns).index(column)
+        if _needed(columns, cells) > width or not any(row[place] for row in cells):
+            columns, cells = _without(columns, place), [_without(row, place) for row in cells]
+    return _table(columns, cells, right, wrap=_needed(columns, cells) > width)
+
+
+def _without(row: Sequence[Any], place: int) -> list[Any]:
+    return [*row[:place], *row[place + 1 :]]
+
+
+_BETWEEN = 3
+"""Columns of the terminal between two columns of a table."""
+
+
+def _needed(columns: Sequence[str], rows: list[list[Drawn]]) -> int:
+    """Returns the width at which no text is broken; one that may be cut needs its least."""
+    widths = [max(map(_width, column)) for column in zip(columns, *rows, strict=True)]
+    return sum(widths) + _BETWEEN * (len(widths) - 1)
+
+
+def _width(cell: Any) -> int:
+    from rich.cells import cell_len
+
+    if isinstance(cell, Cut):
+        return cell.least
+    return cell_len(cell if isinstance(cell, str) else cell.plain)
+
+
+def _table(columns: Sequence[str], rows: list[list[Drawn]], right: Collection[str], *, wrap: bool) -> Table:
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    made = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     for place, column in enumerate(columns):
-        at_right = right is not None and place >= right
-        made.add_column(column, overflow="fold", justify="right" if at_right else "left")
+        may_shrink = wrap or any(isinstance(row[place], Cut) for row in rows)
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        made.add_column(column, overflow="fold", no_wrap=not may_shrink, justify=justify)
+    for row in rows:
+        made.add_row(*row)
     return made
+
+
+class Cut:
+    """A text in a table that takes the room that is left, and is cut where that is too little."""
+
+    LEAST = 16
+    """Columns."""
+
+    def __init__(self, content: str) -> None:
+        self._content = text(content)
+        self._content.no_wrap, self._content.overflow = True, "ellipsis"
+        self.least = min(self.LEAST, self._content.cell_len)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield self._content
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        return Measurement(self.least, self._content.cell_len)
 
 
 # --- replies that several verbs show
@@ -138,16 +203,26 @@ def windows(report: wire.UsageReport) -> Table:
     """Returns a bar for each limit of the account: how much is used, and when it resets."""
     from rich.progress_bar import ProgressBar
 
-    made = bare(2)
+    columns: list[list[str]] = [[], [], []]
     for window in report.windows:
+        name = window.label if window.limit == "codex" else f"{window.limit}, {window.label}"
+        resets = f"resets {moment(window.resets_at)}, in {until(window.resets_at)}" if window.resets_at else ""
+        for column, shown in zip(columns, (name, f"{window.used_percent:g} %", resets), strict=True):
+            column.append(shown)
+    gaps, room = 6, console().width
+    if (others := sum(max(map(len, column), default=0) for column in columns) + gaps) + SHORTEST > room:
+        columns[2] = [f"in {until(window.resets_at)}" if window.resets_at else "" for window in report.windows]
+        others = sum(max(map(len, column), default=0) for column in columns) + gaps
+    length = max(SHORTEST, min(BAR, room - others))
+    made = bare(2)
+    for window, name, percent, resets in zip(report.windows, *columns, strict=True):
         used = window.used_percent
         style = "red" if used >= 90 else "yellow" if used >= 70 else "green"
-        name = window.label if window.limit == "codex" else f"{window.limit}, {window.label}"
-        bar = ProgressBar(total=100, completed=min(100.0, used), width=BAR, complete_style=style, finished_style=style)
-        resets = f"resets {moment(window.resets_at)}, in {until(window.resets_at)}" if window.resets_at else ""
-        percent = text(f"{used:g} %", style)
-        percent.justify = "right"
-        made.add_row(name, bar, percent, text(resets, "dim"))
+        done = min(100.0, used)
+        bar = ProgressBar(total=100, completed=done, width=length, complete_style=style, finished_style=style)
+        number = text(percent, style)
+        number.justify = "right"
+        made.add_row(name, bar, number, text(resets, "dim"))
     return made
 
 
@@ -189,6 +264,29 @@ def check(reply: wire.Check) -> None:
     if reply.advice:
         made.add_row("", "", text(f"→ {reply.advice}", style))
     put(made)
+
+
+def reloaded(reply: wire.Reloaded) -> None:
+    """Prints which keys changed, and which need a restart."""
+    changed = ", ".join(reply.changed) or "nothing has changed"
+    line(f"Reloaded {reply.config}: {changed}.")
+    if reply.restart:
+        note(f"Restart codexd to apply: {', '.join(reply.restart)}.")
+
+
+_LEVELS = {"debug": "dim", "info": "green", "warning": "yellow", "error": "red", "critical": "bold red"}
+
+
+def log_line(shown: str, level: str) -> None:
+    """Prints a line of the log, ``[time] [LEVEL] [request-id] message``, with its level in a colour."""
+    made = text(shown)
+    fields = re.match(r"(\[\S+\]) \[(\w+)\] (\[\S+\]) ", shown)
+    if fields is not None:
+        made.stylize("dim", *fields.span(1))
+        made.stylize(_LEVELS.get(level, ""), *fields.span(2))
+        made.stylize("dim", *fields.span(3))
+    console().print(made, soft_wrap=True)
+    sys.stdout.flush()
 
 
 # --- times

@@ -8,10 +8,13 @@ from codexd.ctl.arguments import Parser, common
 from codexd.ctl.table import VERBS, load
 
 _EPILOG = """exit codes:
-  0 done   2 wrong usage   3 signed out   4 codexd cannot be reached   5 refused   6 ChatGPT failed   130 interrupted
+  0 done             2 wrong usage      3 signed out   4 codexd unreachable
+  5 refused          6 ChatGPT failed   130 interrupted
 
-codexctl finds the control socket by --socket, $CODEXCTL_SOCKET, and control.sock in $RUNTIME_DIRECTORY,
-$XDG_RUNTIME_DIR/codexd, $STATE_DIRECTORY, $XDG_STATE_HOME/codexd (~/.local/state) and /run/codexd. See codexctl(1).
+The control socket is the one of --socket, --instance or $CODEXCTL_SOCKET, else
+the first control.sock in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/codexd,
+$STATE_DIRECTORY, $XDG_STATE_HOME/codexd (~/.local/state) and /run/codexd.
+See codexctl(1).
 """
 
 
@@ -24,10 +27,14 @@ def parser(words: Collection[str] | None = None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common()],
     )
-    top.add_argument("--version", action="version", version=f"codexctl {__version__}")
+    top.add_argument("-V", "--version", action="version", help="print the version", version=f"codexctl {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", title="verbs")
-    for name, _, text in VERBS:
-        verb = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[common()])
+    for name, _, text, hidden in VERBS:
+        said = f"{text[0].upper()}{text[1:]}."
+        if hidden:  # argparse lists each verb that has a ``help``, even an empty one
+            verb = verbs.add_parser(name, description=said, parents=[common()])
+        else:
+            verb = verbs.add_parser(name, help=text, description=said, parents=[common()])
         if words is None or name in words:
             add = getattr(load(name), "arguments", None)
             if add is not None:

@@ -23,6 +23,9 @@ EXIT: dict[Kind, int] = {
 REPLY_TIMEOUT = 120.0
 """Seconds for a reply: longer than anything that the daemon waits for by itself."""
 
+SYSTEM = Path("/run/codexd")
+"""The sockets of the system service, and those of its instances in directories of their names."""
+
 Draw = Callable[[Any], None]
 """Draws the replies of one request on the standard output, and remarks on them on the standard error."""
 
@@ -45,15 +48,19 @@ def failed(kind: Kind, code: str, message: str) -> VerbFailed:
 
 def unreachable(options: argparse.Namespace, error: DaemonUnreachable) -> VerbFailed:
     """Returns the failure with the paths that were tried and what to do."""
-    named = bool(getattr(options, "socket", None) or os.environ.get("CODEXCTL_SOCKET"))
+    instance = getattr(options, "instance", None)
+    named = bool(instance or getattr(options, "socket", None) or os.environ.get("CODEXCTL_SOCKET"))
     others = [str(place) for place in candidates(os.environ)[:-1]]
     where = "" if named else f" (nor at {', '.join(others)})"
-    return failed("unreachable", "unreachable", f"{error}{where}. {_hint(error)}")
+    return failed("unreachable", "unreachable", f"{error}{where}. {_hint(error, instance)}")
 
 
-def _hint(error: DaemonUnreachable) -> str:
+def _hint(error: DaemonUnreachable, instance: str | None) -> str:
     if error.denied:
         return how_to_join(_group_of(error.path))
+    if instance:
+        unit = f"codexd@{instance}"
+        return f"Is it running? Check with `systemctl status {unit}`. `codexctl instances` lists those of this machine."
     return (
         "Is it running? Check with `systemctl status codexd`, or start it with `codexd`. To use another socket, set "
         "--socket or $CODEXCTL_SOCKET."
@@ -135,9 +142,14 @@ class Output:
 
 
 def socket_of(options: argparse.Namespace) -> Path:
-    """Returns the path of the control socket: that of ``--socket``, else the first of the usual places."""
+    """Returns the path of the control socket: of ``--socket``, of ``--instance``, else the first usual one."""
     given: str | None = getattr(options, "socket", None)
-    return Path(given) if given else find(os.environ)
+    instance: str | None = getattr(options, "instance", None)
+    if given:
+        return Path(given)
+    if instance:
+        return SYSTEM / instance / "control.sock"
+    return find(os.environ)
 
 
 def replies(options: argparse.Namespace, request: Request, *, timeout: float | None = REPLY_TIMEOUT) -> Iterator[Reply]:

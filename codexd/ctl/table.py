@@ -6,11 +6,15 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """``module`` is the name below ``codexd.ctl.verbs``. ``help`` has no capital letter and no full stop."""
+    """``module`` is the name below ``codexd.ctl.verbs``. ``help`` has no capital letter and no full stop.
+
+    ``hidden``: not in the list of verbs; it is there for users who guess its name.
+    """
 
     name: str
     module: str
     help: str
+    hidden: bool = False
 
 
 VERBS = (
@@ -19,7 +23,7 @@ VERBS = (
     Verb("status", "status", "show the sign-in, the limits and the state of the daemon"),
     Verb("health", "health", "health check; exits 0 if codexd is responding"),
     Verb("refresh", "refresh", "renew the access token now"),
-    Verb("usage", "usage", "show the account's limits, or what was used by day, model and key"),
+    Verb("usage", "usage", "show the account's limits, or usage by day, model and key"),
     Verb("models", "models", "list the models of the account"),
     Verb("keys", "keys", "manage client keys"),
     Verb("setup", "setup", "configure a coding agent or another client for codexd"),
@@ -32,12 +36,19 @@ VERBS = (
     Verb("try", "try_", "ask a model a question and print the answer as it comes"),
     Verb("selftest", "selftest", "check that codexd follows the API, on a simulated backend"),
     Verb("service", "service", "run codexd as a service of this user, under systemd"),
-    Verb("backup", "backup", "save keys, prompts, usage and stored responses to a file, without the sign-in"),
+    Verb("backup", "backup", "save the state to a file, without the sign-in"),
     Verb("restore", "restore", "restore what backup saved; codexd must be stopped"),
-    Verb("reload", "reload", "make codexd read its configuration again"),
-    Verb("doctor", "doctor", "find common problems"),
+    Verb("config", "config", "show the configuration in force, or edit its file"),
+    Verb("reload", "reload", "reload the configuration"),
+    Verb("instances", "instances", "list the instances of codexd on this machine"),
+    Verb("doctor", "doctor", "check for common problems"),
     Verb("completion", "completion", "print the completion script for a shell"),
+    Verb("version", "version", "show the versions of codexctl and of the running codexd"),
     Verb("help", "help", "show this help, or that of a verb"),
+    Verb("start", "unit", "say how codexd is started", hidden=True),
+    Verb("stop", "unit", "say how codexd is stopped", hidden=True),
+    Verb("restart", "unit", "say how codexd is restarted", hidden=True),
+    Verb("logs", "log", "show the last lines of codexd's log", hidden=True),
 )
 
 

@@ -20,6 +20,13 @@ async def test_a_key_alone_is_on_the_standard_output(shared: Setup) -> None:
     await shared.ctl("keys", "revoke", "alone")
     assert made.out.startswith("sk-codexd-")
     assert made.out.strip() not in made.err
+    assert "every client must send a key" in made.err and "codexctl setup CLIENT --key" in made.err
+
+
+async def test_a_second_key_changes_nothing_for_clients(shared: Setup) -> None:
+    async with shared.key("one"):
+        assert "every client" not in (await shared.ctl("keys", "new", "two")).err
+        assert (await shared.ctl("keys", "rm", "two")).code == 0
 
 
 async def test_where_there_is_a_key_clients_must_present_it(shared: Setup) -> None:

@@ -77,9 +77,14 @@ async def test_a_text_that_cannot_be_set_is_refused(
 async def test_official_texts_are_shown_before_they_are_used(setup: Make) -> None:
     async with setup() as it:
         before = await instructions(it)
-        shown = await it.ctl("prompts", "update")
-        assert shown.code == 0
+        summary = await it.ctl("prompts", "update")
+        assert summary.code == 0
+        assert re.search(r"gpt-5\.5 +\+1 +-\d+ +26", summary.out) and "simulated" not in summary.out
+        shown = await it.ctl("prompts", "update", "gpt-5.5", "--diff")
         assert "--- gpt-5.5 in force" in shown.out and "+You are a simulated model." in shown.out
+        assert "gpt-5.2" not in shown.out
+        none = await it.ctl("prompts", "update", "gpt-9")
+        assert (none.code, "Nothing to update for gpt-9" in none.err, "gpt-5.5" in none.err) == (5, True, True)
         assert "Nothing was changed" in shown.err
         assert await instructions(it) == before
         async with in_terminal(it.daemon, "prompts", "update") as terminal:

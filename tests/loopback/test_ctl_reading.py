@@ -35,7 +35,7 @@ async def test_usage_shows_the_windows(shared: Setup) -> None:
 
 async def test_models_show_their_efforts_and_aliases(shared: Setup) -> None:
     said = await shared.ctl("models", "--refresh")
-    assert re.search(r"gpt-6-sol +low medium high xhigh max ultra +medium +272k +lite +mine", said.out)
+    assert re.search(r"gpt-6-sol +low–ultra +medium +272k +lite +mine", said.out)
 
 
 async def test_refresh_renews_the_access_token(shared: Setup) -> None:

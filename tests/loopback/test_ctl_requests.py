@@ -117,10 +117,37 @@ async def test_top_without_a_terminal_shows_one_screen(shared: Setup) -> None:
     await shared.ask("top-failed", model="gpt-nix")
     once = await shared.ctl("top")
     assert "No requests in progress." in once.out
-    assert re.search(r"just now +top-failed +404 +model_not_found: The model", once.out)
+    assert re.search(r"top-failed +just now +404 +model_not_found: The model", once.out)
 
 
-async def test_top_shows_what_is_under_way(setup: Make) -> None:
+async def test_the_keys_of_top_choose_what_it_shows(shared: Setup) -> None:
+    await shared.ask("keys-one", model="gpt-nix")
+    await shared.ask("keys-two", model="gpt-nix")
+    async with in_terminal(shared.daemon, "top", columns=80, rows=24) as terminal:
+        await terminal.until("keys-two")
+        await terminal.until("sort: age")
+        await terminal.type("s")
+        await terminal.until("sort: tokens")
+        before = len(terminal.screen)
+        await terminal.type("/-ONE\r")
+        await terminal.until("filter: -ONE")
+        await terminal.until(re.compile(r"q quit  s sort: tokens  / filter: -ONE"))
+        assert "keys-two" not in terminal.screen[before:].rpartition("codexd ")[2]
+        await terminal.type("q")
+        assert await terminal.end() == 0
+    once = await shared.ctl("top", "--filter", "two")
+    assert "keys-two" in once.out and "keys-one" not in once.out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+async def test_top_shows_ids_on_every_terminal(shared: Setup, columns: int) -> None:
+    await shared.ask("abcdefgh-ijklmno", model="gpt-nix")
+    async with in_terminal(shared.daemon, "top", "--once", columns=columns, rows=24) as terminal:
+        assert await terminal.end() == 0
+        assert "abcdefgh-ijklmno" in terminal.screen
+
+
+async def test_top_shows_what_is_in_progress(setup: Make) -> None:
     async with setup() as it, it.client() as client, in_terminal(it.daemon, "top") as terminal:
         await terminal.until("No requests in progress")
         it.chatgpt.chatgpt.pace = 0.1

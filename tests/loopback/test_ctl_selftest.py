@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from codexd.control import wire
+from codexd.control.client import ControlConnection
 from support.codexctl import Setup
 from support.control import command, terminal
 from support.daemon import PATIENCE, environment
@@ -27,11 +29,19 @@ async def test_it_passes_on_the_running_daemon(shared: Setup) -> None:
     assert [line["outcome"] for line in real.json[:-1]] == ["ok"] * 6
 
 
-async def test_it_needs_a_client_key_where_there_is_one(shared: Setup) -> None:
-    async with shared.key("selftest") as key:
-        assert "needs a client key" in (await shared.ctl("selftest", "--real")).err
+async def test_where_clients_need_a_key_it_borrows_one_from_the_daemon(shared: Setup) -> None:
+    async with shared.client() as client, shared.key("selftest") as key:
+        assert (await shared.ctl("selftest", "--real")).code == 0
+        assert await shared.daemon.logged("request finished.*key=codexctl")
+        assert "codexctl" not in {line["name"] for line in (await shared.ctl("keys", "list", "--json")).json[0]["keys"]}
+        with ControlConnection(shared.daemon.control, wire.KeysLend()) as connection:
+            lent = next(iter(connection))
+            assert isinstance(lent, wire.KeyAdded)
+            assert (await client.get("/v1/models", headers={"x-api-key": lent.key})).status_code == 200
+        with trio.fail_after(PATIENCE):
+            while (await client.get("/v1/models", headers={"x-api-key": lent.key})).status_code != 401:
+                await trio.lowlevel.checkpoint()
         assert (await shared.ctl("selftest", "--real", "--key", key)).code == 0
-        assert (await shared.ctl("selftest", "--real", env={"CODEXD_API_KEY": key})).code == 0
         wrong = await shared.ctl("selftest", "--real", "--key", "wrong")
         assert (wrong.code, "1 of 1 failed" in wrong.err) == (5, True)
 

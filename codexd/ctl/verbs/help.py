@@ -7,11 +7,10 @@ from codexd.ctl.session import Output
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("about", metavar="VERB", nargs="?")
+    parser.add_argument("about", metavar="VERB", nargs="*")
 
 
 def run(options: argparse.Namespace, _: Output) -> int:
     """Raises SystemExit, as ``--help`` does."""
-    about = [options.about] if options.about else []
-    parser(about).parse_args([*about, "--help"])
+    parser(options.about).parse_args([*options.about, "--help"])
     return 0

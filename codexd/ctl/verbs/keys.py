@@ -18,7 +18,7 @@ COMPLETION_SECONDS = 2.0
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     action = actions(parser)
-    add = action("add", "make a key; it is shown only once")
+    add = action("add", "make a key; it is shown only once", "create", "new")
     add.add_argument("name", metavar="NAME", help="what the key is for; it appears in the logs")
     add.add_argument("--strict", action="store_true", help="refuse parameters that codexd would drop")
     add.add_argument(
@@ -33,8 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--until", metavar="PERCENT", type=_percent, help="refuse when so much of the account's fullest window is used"
     )
     add.add_argument("--tokens-per-day", metavar="N", type=_tokens, help="tokens in and out: 500000, 500k, 2M")
-    action("list", "list the keys and when they were used last")
-    revoke = action("revoke", "revoke a key; its answers in progress finish, unless --now is given")
+    action("list", "list the keys and when they were used last", "ls")
+    revoke = action("revoke", "revoke a key; its answers in progress finish, unless --now is given", "rm", "delete")
     revoke.add_argument("--now", action="store_true", help="also end the key's answers in progress, with an error")
     name = revoke.add_argument("name", metavar="NAME")
     name.completer = _complete  # type: ignore[attr-defined]  # argcomplete's
@@ -118,6 +118,11 @@ def draw_added(reply: wire.KeyAdded) -> None:
     """Prints only the key on the standard output, so that a script can read it."""
     drawing.note(f'API key "{reply.name}" (shown only once, save it now):')
     drawing.plain(reply.key)
+    if reply.first:
+        drawing.note(
+            "From now on every client must send a key: most tools read it from $OPENAI_API_KEY, Claude Code from "
+            "$ANTHROPIC_AUTH_TOKEN. `codexctl setup CLIENT --key KEY` shows where each client keeps it."
+        )
 
 
 def draw_revoked(reply: wire.KeyRevoked, *, now: bool) -> None:
@@ -139,13 +144,18 @@ def draw(report: wire.KeysReport) -> None:
         state = "clients must present one: `codexctl keys add NAME`" if report.required else "local programs need none"
         drawing.line(f"No client keys; {state}.")
         return
-    terms = [", ".join(_terms(key)) for key in report.keys]
-    table = drawing.table("name", "created", "last used", "from", *(["limits"] if any(terms) else []))
-    for key, term in zip(report.keys, terms, strict=True):
-        made = drawing.moment(key.created_at) if key.created_at else ""
-        used = drawing.ago(key.last_used_at) if key.last_used_at else "never"
-        table.add_row(key.name, made, used, key.source, *([term] if any(terms) else []))
-    drawing.put(table)
+    rows = [
+        [
+            key.name,
+            drawing.moment(key.created_at) if key.created_at else "",
+            drawing.ago(key.last_used_at) if key.last_used_at else "never",
+            key.source,
+            ", ".join(_terms(key)),
+        ]
+        for key in report.keys
+    ]
+    columns = ["name", "created", "last used", "from", "limits"]
+    drawing.put(drawing.table(columns, rows, fold=["from", "created", "limits"]))
 
 
 def _terms(key: wire.KeyEntry) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """``codexctl log``: the last lines of codexd's log, and new ones as they come."""
 
 import argparse
+import sys
 
 from codexd.control import wire
 from codexd.ctl import drawing
@@ -17,12 +18,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, out: Output) -> int:
     request = wire.Log(lines=options.lines, follow=options.follow, request=options.request, level=options.level)
-    show(options, out, request, draw, timeout=None if options.follow else REPLY_TIMEOUT)
+    drawn = Lines()
+    show(options, out, request, drawn.draw, timeout=None if options.follow else REPLY_TIMEOUT)
+    if options.request and not drawn.number:
+        out.note(f"No line of the request {options.request} is among the last ones of the log at this level.")
     return 0
 
 
-def draw(reply: wire.LogLine) -> None:
-    """Prints a line, and before it how many were lost."""
-    if reply.lost:
-        drawing.note(f"... {reply.lost} lines were lost ...")
-    drawing.plain(reply.line)
+class Lines:
+    """Prints lines, in colours on a terminal, and counts them."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def draw(self, reply: wire.LogLine) -> None:
+        self.number += 1
+        if reply.lost:
+            drawing.note(f"... {reply.lost} lines were lost ...")
+        if sys.stdout.isatty():
+            drawing.log_line(reply.line, reply.level)
+        else:
+            drawing.plain(reply.line)

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from codexd.control import wire
@@ -20,7 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     put.add_argument("file", metavar="FILE", help="- is the standard input")
     reset = action("reset", "restore the built-in text, for one or for all")
     reset.add_argument("name", metavar="NAME", nargs="?")
-    update = action("update", "use the official texts of the account's models")
+    update = action("update", "use the official texts of the account's models, for all or for those named")
+    update.add_argument("names", metavar="NAME", nargs="*")
+    update.add_argument("--diff", action="store_true", help="show how the texts differ")
     update.add_argument("--yes", action="store_true", help="do not ask")
 
 
@@ -54,19 +57,35 @@ def _read(name: str) -> tuple[str, str]:
 
 
 def _update(options: argparse.Namespace, out: Output) -> None:
-    """Shows how the official texts differ, and sets them when the user agrees. Raises VerbFailed."""
+    """Shows which official texts differ, and sets them when the user agrees. Raises VerbFailed."""
     with out.waiting("Asking ChatGPT"):
         offered = [reply for reply in replies(options, wire.PromptsOffer()) if isinstance(reply, wire.PromptOffered)]
-    if not offered:
+    if options.names:
+        offered = _named(offered, options.names, out)
+    elif not offered:
         out.note("The texts in use are the official ones.")
-    for offer in offered:
-        out.reply(offer, draw_offer)
+    if out.json or options.diff:
+        for offer in offered:
+            out.reply(offer, draw_offer)
+    elif offered:
+        draw_offers(offered)
     if offered and (options.yes or _agreed(offered, out)):
         for offer in offered:
             request = wire.PromptsSet(name=offer.name, text=offer.text, source=offer.source)
             for _ in replies(options, request):
                 out.note(f"Set for {offer.name}; `codexctl prompts reset {offer.name}` undoes it.")
     out.done()
+
+
+def _named(offered: list[wire.PromptOffered], names: list[str], out: Output) -> list[wire.PromptOffered]:
+    """Returns the texts for these models. Raises VerbFailed if there is none for any of them."""
+    found = [offer for offer in offered if offer.name in names]
+    for name in sorted(set(names) - {offer.name for offer in found}):
+        out.note(f"Nothing to update for {name}: its text is the official one, or there is none.")
+    if not found:
+        known = ", ".join(offer.name for offer in offered) or "none"
+        raise failed("refused", "no_update", f"Nothing was changed. Models with an update: {known}.")
+    return found
 
 
 def _agreed(offered: list[wire.PromptOffered], out: Output) -> bool:
@@ -80,12 +99,18 @@ def _agreed(offered: list[wire.PromptOffered], out: Output) -> bool:
 
 def draw(reply: wire.PromptsReport) -> None:
     """Draws a row for each text that is in force."""
-    table = drawing.table("for", "characters", "from", "set", "SHA-256")
-    table.columns[1].justify = "right"
-    for entry in reply.prompts:
-        when = drawing.moment(entry.set_at) if entry.set_at is not None else ""
-        table.add_row(entry.name, str(entry.size), entry.source or "built in", when, entry.sha256[:12])
-    drawing.put(table)
+    rows = [
+        [
+            entry.name,
+            str(entry.size),
+            entry.source or "built in",
+            drawing.moment(entry.set_at) if entry.set_at is not None else "",
+            entry.sha256[:12],
+        ]
+        for entry in reply.prompts
+    ]
+    columns = ["for", "characters", "from", "set", "SHA-256"]
+    drawing.put(drawing.table(columns, rows, right=["characters"], fold=["SHA-256", "set"]))
     if not reply.in_use:
         drawing.note("codex.mode is off: no text is added to requests.")
 
@@ -105,16 +130,32 @@ def draw_reset(reply: wire.PromptsWereReset) -> None:
     drawing.line(f"Restored the built-in prompt for {', '.join(reply.names)}." if reply.names else "Nothing to reset.")
 
 
-def draw_offer(offer: wire.PromptOffered) -> None:
-    """Draws the difference in the format of diff, with colours in a terminal."""
-    console = drawing.console()
-    styles = {"+": "green", "-": "red", "@": "cyan"}
-    lines = difflib.unified_diff(
+def draw_offers(offered: list[wire.PromptOffered]) -> None:
+    """Draws how many lines each text gains and loses."""
+    rows = []
+    for offer in offered:
+        lines = list(_difference(offer))[2:]  # without the two names
+        more, less = (sum(line.startswith(sign) for line in lines) for sign in "+-")
+        rows.append([offer.name, f"+{more}", f"-{less}", str(len(offer.text))])
+    drawing.put(
+        drawing.table(["for", "added", "removed", "characters"], rows, right=["added", "removed", "characters"])
+    )
+    drawing.note("--diff shows the lines.")
+
+
+def _difference(offer: wire.PromptOffered) -> Iterator[str]:
+    return difflib.unified_diff(
         offer.before.splitlines(),
         offer.text.splitlines(),
         f"{offer.name} in force",
         f"{offer.name} official",
         lineterm="",
     )
-    for line in lines:
+
+
+def draw_offer(offer: wire.PromptOffered) -> None:
+    """Draws the difference in the format of diff, with colours in a terminal."""
+    console = drawing.console()
+    styles = {"+": "green", "-": "red", "@": "cyan"}
+    for line in _difference(offer):
         console.print(line, style=styles.get(line[:1], ""))

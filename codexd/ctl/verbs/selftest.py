@@ -19,10 +19,11 @@ import msgspec
 
 import codexd
 from codexd.control import wire
+from codexd.control.client import ControlConnection
 from codexd.control.wire import Check
 from codexd.ctl import drawing
 from codexd.ctl.conformance import CHECKS, REAL, Listener, Wrong
-from codexd.ctl.session import EXIT, Output, failed, replies
+from codexd.ctl.session import EXIT, Output, failed, replies, socket_of, until_done
 
 START_SECONDS = 20.0
 """Seconds for the start of a codexd."""
@@ -32,7 +33,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--real", action="store_true", help="check the running codexd with a few tiny requests, which count as usage"
     )
-    parser.add_argument("--key", metavar="KEY", help="with --real: a client key (default: $CODEXD_API_KEY)")
+    parser.add_argument(
+        "--key", metavar="KEY", help="with --real: the client key to use (default: one for the time of the test)"
+    )
     parser.add_argument(
         "-m", "--model", metavar="NAME", help="with --real: the model to ask (default: the first of its list)"
     )
@@ -80,11 +83,12 @@ def _failed(name: str, message: str) -> Check:
 def _running(options: argparse.Namespace) -> Iterator[Listener]:
     """Yields a listener of the running codexd. Raises VerbFailed and DaemonUnreachable."""
     status = next(reply for reply in replies(options, wire.Status()) if isinstance(reply, wire.StatusReport))
-    key = options.key or os.environ.get("CODEXD_API_KEY")
-    if status.keys_required and not key:
-        message = "codexd needs a client key. Use --key or $CODEXD_API_KEY; `codexctl keys add` makes one."
-        raise failed("usage", "key", message)
-    yield Listener(status.listeners[0], key)
+    if options.key or not status.keys_required:
+        yield Listener(status.listeners[0], options.key)
+        return
+    with ControlConnection(socket_of(options), wire.KeysLend()) as connection:
+        lent = next(reply for reply in until_done(connection) if isinstance(reply, wire.KeyAdded))
+        yield Listener(status.listeners[0], lent.key)
 
 
 @contextlib.contextmanager

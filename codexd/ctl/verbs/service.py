@@ -15,8 +15,8 @@ from pathlib import Path
 import codexd
 from codexd.ctl.arguments import actions
 from codexd.ctl.session import Output, failed
+from codexd.ctl.units import UNIT, unit_path
 
-UNIT = "codexd.service"
 PACKAGED = Path("/usr/bin/codexd")
 """The command in the unit of the system's package."""
 
@@ -36,12 +36,6 @@ def run(options: argparse.Namespace, out: Output) -> int:
         return {"install": _install, "remove": _remove, "status": _status}[options.action](out)
     except _SystemctlFailed as error:
         raise failed("refused", "systemctl", f"systemctl failed: {error}") from error
-
-
-def unit_path() -> Path:
-    """Returns the path of this user's unit."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "systemd" / "user" / UNIT
 
 
 def unit_text(command: Path) -> str:

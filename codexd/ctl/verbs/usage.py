@@ -54,6 +54,8 @@ def _since(text: str) -> str:
 def run(options: argparse.Namespace, out: Output) -> int:
     if options.watch and (options.by or options.since or options.csv):
         raise failed("usage", "watch", "--watch shows the limits alone. Leave out --by, --since and --csv.")
+    if options.csv and out.json:
+        raise failed("usage", "csv", "--csv and --json are two formats. Leave out one of them.")
     if options.watch:
         return _watch(options, out)
     if options.by is None and options.since is None and not options.csv:
@@ -117,12 +119,16 @@ def draw_history(reply: wire.HistoryReport) -> None:
     if not reply.rows:
         drawing.put(f"No requests since {reply.since}." if reply.since else "No requests yet.")
         return
-    table = drawing.table(*reply.by, *COUNTS, right=len(reply.by))
-    for row in reply.rows:
-        places = [getattr(row, name) or "(no key)" for name in reply.by]
-        table.add_row(*places, *(drawing.count(getattr(row, name)) for name in COUNTS))
+    rows = [
+        [
+            *(getattr(row, name) or "(no key)" for name in reply.by),
+            *(drawing.count(getattr(row, name)) for name in COUNTS),
+        ]
+        for row in reply.rows
+    ]
+    table = drawing.table([*reply.by, *COUNTS], rows, right=COUNTS, fold=["reasoning", "cached", "failed"])
     said = "Tokens as ChatGPT counts them. The input includes cached tokens, the output includes reasoning."
-    parts: list[drawing.Drawn] = [table, drawing.text(said, "dim")]
+    parts: list[drawing.Drawn] = [table, drawing.below(drawing.text(said, "dim"))]
     if reply.shares:
         parts.append(drawing.below(_shares(reply.shares)))
         estimate = "An estimate: the growth between two answers, spread over what ended meanwhile."
@@ -132,8 +138,7 @@ def draw_history(reply: wire.HistoryReport) -> None:
 
 def _shares(shares: Sequence[Share]) -> drawing.Drawn:
     """Returns a row for each key: about how much of each window it has used since that began."""
-    table = drawing.table("key", *(f"of the {share.label} window" for share in shares), right=1)
+    columns = [f"of the {share.label} window" for share in shares]
     names = sorted({name for share in shares for name in share.percent})
-    for name in names:
-        table.add_row(name or "(no key)", *(f"{share.percent.get(name, 0.0):.1f} %" for share in shares))
-    return table
+    rows = [[name or "(no key)", *(f"{share.percent.get(name, 0.0):.1f} %" for share in shares)] for name in names]
+    return drawing.table(["key", *columns], rows, right=columns)

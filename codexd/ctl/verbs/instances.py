@@ -1,0 +1,89 @@
+"""``codexctl instances``: all codexd of this machine at a glance. It starts none of them."""
+
+import argparse
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from codexd.control import wire
+from codexd.control.client import DaemonUnreachable, candidates
+from codexd.ctl import drawing
+from codexd.ctl.session import SYSTEM, Output, VerbFailed, replies
+
+PATIENCE = 5.0
+"""Seconds for the answer of an instance."""
+
+
+def run(options: argparse.Namespace, out: Output) -> int:
+    rows: list[list[drawing.Drawn]] = []
+    for name, path in found():
+        if (why := _asleep(path)) is not None:
+            rows.append([name, why, "", "", "", ""])
+            continue
+        asked = argparse.Namespace(socket=str(path), json=out.json)
+        with out.waiting(f"Asking {name}"):
+            row = _ask(name, asked, out)
+        rows.append(row)
+    out.done()
+    if out.json:
+        return 0
+    if not rows:
+        out.note("No codexd has a control socket on this machine.")
+        return 0
+    columns = ["instance", "state", "signed in as", "limits", "streams", "version"]
+    drawing.put(drawing.table(columns, rows, fold=["version", "streams", "limits"], right=["streams"]))
+    return 0
+
+
+def found() -> list[tuple[str, Path]]:
+    """Returns the name and the control socket of each instance that this user can see."""
+    places = {"system": SYSTEM / "control.sock"}
+    with contextlib.suppress(OSError):
+        places |= {each.name: each / "control.sock" for each in sorted(SYSTEM.iterdir()) if each.is_dir()}
+    for place in candidates(os.environ):
+        if place.parent != SYSTEM:
+            places.setdefault("yours", place)
+            if place.is_socket():
+                places["yours"] = place
+                break
+    return [(name, path) for name, path in places.items() if _is_there(path)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_socket()
+    except PermissionError:
+        return True
+
+
+def _asleep(path: Path) -> str | None:
+    """Returns ``inactive`` for an instance that a connection would start: systemd holds its socket."""
+    if not path.is_relative_to(SYSTEM) or shutil.which("systemctl") is None:
+        return None
+    unit = "codexd" if path.parent == SYSTEM else f"codexd@{path.parent.name}"
+    asked = subprocess.run(["systemctl", "is-active", unit], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    state = asked.stdout.strip()
+    return state if state in ("inactive", "failed") else None
+
+
+def _ask(name: str, asked: argparse.Namespace, out: Output) -> list[drawing.Drawn]:
+    try:
+        for reply in replies(asked, wire.Status(), timeout=PATIENCE):
+            if isinstance(reply, wire.StatusReport):
+                out.reply(reply, lambda _: None)
+                return _row(name, reply)
+    except DaemonUnreachable as error:
+        return [name, "permission denied" if error.denied else "not running", "", "", "", ""]
+    except VerbFailed as error:
+        return [name, "permission denied" if error.refusal.code == "not_permitted" else "failed", "", "", "", ""]
+    return [name, "no answer", "", "", "", ""]
+
+
+def _row(name: str, report: wire.StatusReport) -> list[drawing.Drawn]:
+    usage = [] if report.usage is None else report.usage.windows
+    limits = ", ".join(f"{window.label} {window.used_percent:g} %" for window in usage if window.limit == "codex")
+    who = drawing.who(report.account) if report.account.signed_in else drawing.text("signed out", "red")
+    state = "stopping" if report.draining else "running"
+    return [name, state, who, limits, str(report.streams_open), report.daemon_version]
