@@ -315,10 +315,11 @@ class _Daemon:
                 await trio.sleep(MEMORY_PAUSE)
 
     async def _not_signed_in(self) -> None:
-        """Logs how to sign in; at a terminal, starts a device sign-in."""
-        log.warning("not signed in: run codexctl login; until then requests get 401")
+        """Starts a device sign-in at a terminal; elsewhere, logs how to sign in."""
         if sys.stderr.isatty() and not self._services.session.has_credentials:
             await _sign_in_here(self._services)
+        else:
+            log.warning("not signed in: run codexctl login; until then requests get 401")
 
     # --- the end
 
@@ -407,8 +408,8 @@ def _status(services: Services) -> str:
 async def _sign_in_here(services: Services) -> None:
     try:
         attempt, _ = await services.logins.start("device")
-    except ApiError as error:
-        _say(f"Not signed in, and a sign-in could not be started: {error}")
+    except ApiError:
+        _say("Not signed in, for the reason above. Run `codexctl login` to try again; until then requests get 401.")
         return
     minutes = round(oauth.DEVICE_LIFETIME / 60)
     screen = device_code.Screen.here(colour=not os.environ.get("NO_COLOR"))

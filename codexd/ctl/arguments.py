@@ -2,23 +2,51 @@
 
 import argparse
 import re
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NoReturn
 
 LEVELS = ("debug", "info", "warn", "error")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that suggests the nearest word for a wrong one."""
+    """A parser that suggests the nearest word for a wrong one.
+
+    ``guesses`` are names of subcommands that work and are not listed.
+    """
+
+    options: ClassVar[set[str]] = {"--help"}
+    """The long options of all parsers of this process: the one that finds an unknown option is not always its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.guesses: set[str] = set()
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """Adds an argument, and keeps the names of a long option."""
+        self.options.update(name for name in args if name.startswith("--"))
+        return super().add_argument(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Prints argparse's message, or the suggestion, and exits with 2."""
-        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            import difflib
-
-            if near := difflib.get_close_matches(found[1], re.findall(r"[\w-]+", found[2]), n=1):
-                message = f"there is no {found[1]!r}; did you mean {near[0]!r}?"
+        """Prints argparse's message, or a clearer one, and exits with 2."""
+        if found := re.fullmatch(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL):
+            what, given, choices = found[1], found[2], re.findall(r"[\w-]+", found[3])
+            known = [choice for choice in choices if choice not in self.guesses]
+            if near := _near(given, known):
+                message = f"there is no {given!r}; did you mean {near!r}?"
+            elif what == "VERB":
+                message = f"there is no {given!r}; `{self.prog} help` lists what there is"
+            else:
+                message = f"{what}: there is no {given!r}; use {', '.join(known[:-1])} or {known[-1]}"
+        elif found := re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message, re.DOTALL):
+            near = _near(found[1], sorted(self.options))
+            message = f"there is no option {found[1]}" + (f"; did you mean {near}?" if near else "")
         super().error(message)
+
+
+def _near(given: str, known: Iterable[str]) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(given, list(known), n=1)), None)
 
 
 def common() -> Parser:
@@ -35,7 +63,7 @@ def common() -> Parser:
     return parser
 
 
-def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentParser]:
+def actions(parser: Parser) -> Callable[..., argparse.ArgumentParser]:
     """Returns a function that adds an action, such as ``add`` of ``keys``.
 
     It takes the name, the help text, and other names that users try; these work and are not listed.
@@ -47,6 +75,7 @@ def actions(parser: argparse.ArgumentParser) -> Callable[..., argparse.ArgumentP
         made.set_defaults(action=name)
         for guess in guesses:
             group.choices[guess] = made
+            parser.guesses.add(guess)
         return made
 
     return add

@@ -32,6 +32,7 @@ def parser(words: Collection[str] | None = None) -> argparse.ArgumentParser:
     for name, _, text, hidden in VERBS:
         said = f"{text[0].upper()}{text[1:]}."
         if hidden:  # argparse lists each verb that has a ``help``, even an empty one
+            top.guesses.add(name)
             verb = verbs.add_parser(name, description=said, parents=[common()])
         else:
             verb = verbs.add_parser(name, help=text, description=said, parents=[common()])

@@ -11,7 +11,7 @@ from codexd.config.load import Sources, described, load
 from codexd.control import wire
 from codexd.control.client import DaemonUnreachable
 from codexd.ctl import drawing
-from codexd.ctl.arguments import actions
+from codexd.ctl.arguments import Parser, actions
 from codexd.ctl.session import Output, failed, replies, show
 from codexd.errors import ConfigError
 
@@ -19,7 +19,7 @@ EDITORS = ("sensible-editor", "nano", "vi")
 """What is started if neither $VISUAL nor $EDITOR is set: the first that is installed."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: Parser) -> None:
     action = actions(parser)
     shown = action("show", "show each value and where it comes from", "list", "get")
     shown.add_argument("keys", metavar="KEY", nargs="*", help="only these keys or sections, such as server.bind")

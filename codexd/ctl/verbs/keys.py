@@ -9,14 +9,14 @@ from codexd.config.model import KeyLimits
 from codexd.control import wire
 from codexd.control.client import DaemonUnreachable
 from codexd.ctl import drawing
-from codexd.ctl.arguments import actions, number
+from codexd.ctl.arguments import Parser, actions, number
 from codexd.ctl.session import Output, VerbFailed, ask, replies
 
 COMPLETION_SECONDS = 2.0
 """Seconds to wait for the names of the keys when a shell completes one."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: Parser) -> None:
     action = actions(parser)
     add = action("add", "make a key; it is shown only once", "create", "new")
     add.add_argument("name", metavar="NAME", help="what the key is for; it appears in the logs")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from codexd.control import wire
 from codexd.ctl import drawing
-from codexd.ctl.arguments import actions
+from codexd.ctl.arguments import Parser, actions
 from codexd.ctl.session import Output, failed, replies, show
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: Parser) -> None:
     action = actions(parser)
     action("list", "list the texts, and where each came from")
     action("show", "print the text in force for a family or a model").add_argument("name", metavar="NAME")

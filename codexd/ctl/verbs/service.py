@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 
 import codexd
-from codexd.ctl.arguments import actions
+from codexd.ctl.arguments import Parser, actions
 from codexd.ctl.session import Output, failed
 from codexd.ctl.units import UNIT, unit_path
 
@@ -24,7 +24,7 @@ _SECONDS = 60.0
 """Seconds for one call of systemctl; a start waits until codexd is ready."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: Parser) -> None:
     action = actions(parser)
     action("install", "install the unit, and start it now and at each login")
     action("remove", "stop it and remove the unit")

@@ -9,4 +9,4 @@ from codexd.ctl.units import command
 def run(options: argparse.Namespace, _: Output) -> int:
     """Raises VerbFailed, whose message is the command."""
     found = command(options.verb, getattr(options, "instance", None))
-    raise failed("usage", "systemctl", f"codexctl leaves that to systemd. Run: {found}")
+    raise failed("usage", "systemctl", f"systemd does that. Run: {found}")

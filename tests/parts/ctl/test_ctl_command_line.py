@@ -46,6 +46,23 @@ def test_the_nearest_word_is_suggested(capsys: pytest.CaptureFixture[str], words
     assert f"did you mean {near!r}?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("zzz", "there is no 'zzz'; `codexctl help` lists what there is"),
+        ("keys zzz", "ACTION: there is no 'zzz'; use add, list or revoke\n"),
+        ("setup zzz", "cursor, open-webui, llm or n8n"),
+        ("status --jsn", "there is no option --jsn; did you mean --json?"),
+        ("top --filtr x", "did you mean --filter?"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_those_that_exist(
+    capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    assert exit_code(*words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_help_shows_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("help", "doctor") == 0
     assert "--deep" in capsys.readouterr().out
