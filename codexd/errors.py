@@ -429,6 +429,10 @@ def foreign_origin(origin: str) -> ApiError:
     )
 
 
+def no_such_page(name: str) -> ApiError:
+    return ApiError(404, f"The documentation has no page {name!r}. It begins at /docs.", code="not_found")
+
+
 def no_such_request(name: str, kept: int) -> ApiError:
     return ApiError(
         404,

@@ -1,6 +1,7 @@
-"""A build hook of hatchling: the version that comes from the git tag, as a module of the built package.
+"""A build hook of hatchling: adds to the built package its version, as a module, and the documentation that it serves.
 
-Asking importlib.metadata instead would double the time that ``codexctl --version`` takes.
+The version comes from the git tag. Asking importlib.metadata instead would double the time that ``codexctl --version``
+takes.
 """
 
 import tempfile
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SERVED = ("*.md", "clients/*.md", "diagrams/*.svg", "pictures/*")
+"""Pages and images of ``docs/``. Those of the performance page are left out: they are half a megabyte."""
 
 
 class VersionHook(BuildHookInterface):
@@ -17,6 +21,10 @@ class VersionHook(BuildHookInterface):
         module = Path(self._directory.name) / "_version.py"
         module.write_text(f'__version__ = "{self.metadata.version}"\n')
         build_data["force_include"][str(module)] = "codexd/_version.py"
+        docs = Path(self.root) / "docs"
+        for pattern in SERVED:
+            for page in docs.glob(pattern):
+                build_data["force_include"][str(page)] = f"codexd/docs_data/{page.relative_to(docs)}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         self._directory.cleanup()

@@ -1,7 +1,9 @@
 """The endpoints that ask no model: models, health, metrics, usage, the OpenAPI document, the status page."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 import trio
@@ -14,6 +16,7 @@ from codexd.api.pipeline import Pipeline
 from codexd.api.routing import Route
 from codexd.auth.session import Session
 from codexd.errors import ApiError
+from codexd.lowlevel import workers
 from codexd.relay.relay import Client, write
 from codexd.state.keys import Keys
 from codexd.state.usage import Ledger
@@ -29,6 +32,9 @@ PULSE_INTERVAL = 0.25
 
 CREATED = 1_795_564_800
 """Unix seconds: the date of the catalogue that codexd ships, because the backend's own has no dates."""
+
+SHOWN, FAILURES = 50, 5
+"""Requests in progress and failures on the status page, at most."""
 
 MAX_OUTPUT = 128_000
 """Tokens. OpenAI's published limit of these models; the catalogue has none."""
@@ -133,6 +139,8 @@ class ServiceEndpoints:
             Route("GET", "/openapi.json", self.openapi, api=False),
             Route("GET", "/metrics", self.metrics, api=False),
             Route("GET", "/", self.status_page, api=False),
+            Route("GET", "/docs", self.docs, api=False, keyless=True),
+            Route("GET", "/docs/<path:page>", self.docs_page, api=False, keyless=True),
             Route("GET", "/api/codex/usage", self.usage, api=False),
         ]
 
@@ -183,6 +191,8 @@ class ServiceEndpoints:
         from codexd.api import status_page
 
         signed_in, known, headers = self._session.describe(), self._upstream.limits(), exchange.headers
+        in_progress = await self._journal.all_in_progress()
+        failures = [each for each in self._journal.recent.errors() if not each.endpoint.startswith("/docs")]
         scheme = "https" if headers.get("x-forwarded-proto", "") == "https" else "http"
         return status_page.page(
             status_page.View(
@@ -199,8 +209,23 @@ class ServiceEndpoints:
                 windows=() if known is None else known.windows,
                 models=self._listed(exchange),
                 hours=self._ledger.hours(),
+                in_progress=in_progress[:SHOWN],
+                failures=failures[-FAILURES:],
+                keys=self._ledger.by_key(days=7),
             )
         )
+
+    async def docs(self, _: Exchange) -> Reply:
+        """Redirects to the first page of the documentation."""
+        from codexd.api import docs_pages  # here: rarely requested
+
+        return docs_pages.start()
+
+    async def docs_page(self, exchange: Exchange) -> Reply:
+        """Returns a page of the documentation (HTML) for the version that is running."""
+        from codexd.api import docs_pages
+
+        return await workers.run(sys.maxsize, partial(docs_pages.page, exchange.names["page"]))
 
     async def metrics(self, exchange: Exchange) -> Reply:
         """Returns the metrics in Prometheus's text format, only to clients on this machine."""

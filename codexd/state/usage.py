@@ -18,7 +18,7 @@ from codexd.protocol import decoding
 from codexd.protocol.codex.rate_limits import Window
 from codexd.state.files import Newest, set_aside
 from codexd.state.shares import Share, Shares
-from codexd.telemetry.tokens import Hour, Row
+from codexd.telemetry.tokens import Amount, Hour, Row
 from codexd.telemetry.trace import Trace
 
 SAVE_INTERVAL = 900.0
@@ -88,6 +88,14 @@ class Ledger:
     def since(self, day: str) -> list[Row]:
         """Returns the rows from that day (``2030-12-31``) on, the oldest first."""
         return [row for row in self._rows.values() if row.day >= day]
+
+    def by_key(self, *, days: int) -> dict[str, Amount]:
+        """Returns what each key has used in the last days, today included; the empty key is that of no key."""
+        first = (self.today() - datetime.timedelta(days=days - 1)).isoformat()
+        found: dict[str, Amount] = {}
+        for row in self.since(first):
+            found.setdefault(row.key, Amount()).join(row)
+        return found
 
     def tokens_today(self, key: str) -> int:
         """Returns the tokens that a key has used today, in and out."""

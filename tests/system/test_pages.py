@@ -16,11 +16,12 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from codexd.auth import store
 from codexd.config.clients import CLIENTS
 from codexd.demo.issuer import EMAIL
-from support.daemon import environment, running
+from support.daemon import PATIENCE, ROOT, environment, hello, running
 from support.simulated import simulated
 
 pytestmark = pytest.mark.loopback
@@ -72,10 +73,37 @@ class Page:
                 size = self.run("return parseFloat(getComputedStyle(document.querySelector('p')).fontSize)")
                 assert size >= 16
                 self.driver.save_screenshot(str(self.shots / f"{name}-{width}-{scheme}.png"))
-        assert self.run("return performance.getEntriesByType('resource').length") == 0
+        self.axe(name)
+        self.zoomed(name)
+        fetched = self.run("return performance.getEntriesByType('resource').map(each => each.name)")
+        assert set(fetched) <= {self.run("return location.href")}  # its own refresh
         # A page with an error's status is noted by the browser; nothing else may be.
         noted = [entry["message"] for entry in self.driver.get_log("browser")]
         assert [message for message in noted if "with a status of 400" not in message] == []
+
+    def axe(self, name: str) -> None:
+        """axe-core has nothing against the page, light or dark."""
+        source = ROOT / "tests" / "clients" / "node_modules" / "axe-core" / "axe.min.js"
+        if not source.exists():
+            return
+        for scheme in ("light", "dark"):
+            self._emulate(*WIDTHS["phone"], scheme)
+            # Through the debugger: the page's own policy allows no other script.
+            self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": source.read_text()})
+            found = self.driver.execute_cdp_cmd(
+                "Runtime.evaluate",
+                {
+                    "expression": "axe.run().then(found => JSON.stringify(found.violations.map(each => "
+                    "[each.id, each.nodes.map(node => node.html)])))",
+                    "awaitPromise": True,
+                },
+            )
+            assert found["result"]["value"] == "[]", (name, scheme, found)
+
+    def zoomed(self, name: str) -> None:
+        """At twice the size, a window of 640 columns shows what one of 320 does."""
+        self._emulate(320, 800, "light")
+        assert self.run("return document.documentElement.scrollWidth <= window.innerWidth"), name
 
     def run(self, script: str) -> Any:
         return self.driver.execute_script(script)
@@ -162,6 +190,36 @@ async def test_the_status_page_is_for_everybody_and_its_snippets_work(
             page = Page(browser, shots)
             browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
             await trio.to_thread.run_sync(partial(page.look, "status", places=("h1", "p", ".soft"), card="section"))
+            # It brings itself up to date, and what is open stays open.
+            async with httpx.AsyncClient(base_url=daemon.base, trust_env=False) as client:
+                failed = await client.post("/v1/chat/completions", json=hello(model="gpt-nix"))
+            seen = browser.execute_async_script(
+                "const done = arguments[0]; refresh().then(() => done([document.querySelector('#live').innerText, "
+                "document.querySelectorAll('details[open]').length]))"
+            )
+            assert f"codexctl explain {failed.headers['x-request-id']}" in seen[0] and seen[1] == len(snippets)
+            # The buttons copy.
+            browser.execute_cdp_cmd(
+                "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+            )
+            button = browser.find_element(By.CSS_SELECTOR, "pre + button")
+            button.click()
+            await trio.to_thread.run_sync(
+                lambda: WebDriverWait(browser, PATIENCE).until(lambda _: button.text == "Copied")
+            )
             # One click takes the whole of what is to be copied.
-            browser.find_element(By.CSS_SELECTOR, ".copy").click()
+            browser.find_element(By.CSS_SELECTOR, "#live + section .copy").click()
             assert browser.execute_script("return getSelection().toString()") == f"{daemon.base}/v1"
+
+
+async def test_the_documentation_is_served_and_can_be_read(
+    tmp_path: Path, logs: Path, browser: webdriver.Chrome
+) -> None:
+    shots = tmp_path / "shots"
+    shots.mkdir()
+    async with simulated() as chatgpt, running(tmp_path, logs, chatgpt) as daemon:
+        await trio.to_thread.run_sync(browser.get, daemon.base)
+        browser.find_element(By.LINK_TEXT, "Documentation").click()
+        assert browser.current_url == f"{daemon.base}/docs/index.md"
+        page = Page(browser, shots)
+        await trio.to_thread.run_sync(partial(page.look, "docs", places=("h1", "p", "a"), card="article"))
