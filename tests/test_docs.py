@@ -14,14 +14,19 @@ import trio
 from trio.testing import MockClock
 
 from codexd.auth import store
+from codexd.config.clients import CLIENTS, NO_KEY, Target, described
 from codexd.ctl.parser import parser
+from codexd.protocol.codex.models import BUILT_IN
 from support.asgi import client
 from support.backend import Backend
 from support.daemon import ROOT, environment, running
 from support.simulated import simulated
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+COMMON = " [-h] [--json] [--socket PATH] [--instance NAME]"
+"""What every verb takes; the page says so once."""
+
 MARK, END = "<!-- generated, `pytest --accept` rewrites it -->\n", "<!-- end -->\n"
 
 
@@ -30,7 +35,7 @@ def verbs() -> str:
     lines: list[str] = []
 
     def describe(of: argparse.ArgumentParser, name: str, text: str) -> None:
-        usage = " ".join(of.format_usage().removeprefix("usage: ").split())
+        usage = " ".join(of.format_usage().removeprefix("usage: ").split()).replace(COMMON, "")
         lines.extend([f"## {name}", "", f"{text[0].upper()}{text[1:]}.", "", "```text", usage, "```", ""])
         shown = [
             (
@@ -38,7 +43,8 @@ def verbs() -> str:
                 action.help,
             )
             for action in of._actions
-            if action.help not in (None, argparse.SUPPRESS) and action.dest not in ("help", "json", "socket")
+            if action.help not in (None, argparse.SUPPRESS)
+            and action.dest not in ("help", "json", "socket", "instance")
         ]
         if shown:
             lines.extend(["| | |", "|---|---|", *(f"| {names} | {said} |" for names, said in shown), ""])
@@ -83,7 +89,21 @@ def test_the_verbs_are_those_that_there_are(accept: bool) -> None:
 
 
 async def test_the_endpoints_are_those_that_there_are(autojump_clock: MockClock, tmp_path: Path, accept: bool) -> None:
-    check(DOCS / "endpoints.md", await endpoints(tmp_path), accept=accept)
+    check(DOCS / "api.md", await endpoints(tmp_path), accept=accept)
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_the_page_of_a_client_has_what_setup_writes(name: str, accept: bool) -> None:
+    target = Target("http://127.0.0.1:3000/v1", NO_KEY, [BUILT_IN[0].slug])
+    check(DOCS / "clients" / f"{name}.md", f"```text\n{described(CLIENTS[name](target))}\n```", accept=accept)
+
+
+def test_examples_use_the_catalogues_default_model() -> None:
+    default = BUILT_IN[0].slug
+    for page in PAGES:
+        for block in re.findall(r"```.*?```", page.read_text(), re.DOTALL):
+            for named in re.findall(r"gpt-[\d.]+-?[a-z]*(?:-[a-z]+)*", block):
+                assert named.startswith(default) or named in ("gpt-4o", "gpt-6"), (page.name, named)
 
 
 BLOCK = re.compile(r"<!-- runnable -->\n```(sh|python)\n(.*?)```", re.DOTALL)

@@ -23,6 +23,15 @@ _HEADERS = (
 )
 
 START = "index.md"
+_ELSEWHERE = "changelog.md"
+"""A page of the site that only includes a file of the checkout."""
+
+ORDER = (
+    START, "server.md", "proxy.md", "clients.md", "upgrade.md", "monitoring.md", "troubleshooting.md",
+    "configuration.md", "codexctl.md", "api.md", "parameters.md",
+    "how-it-works.md", "SECURITY.md", "RELIABILITY.md", "PERFORMANCE.md", "CONTRIBUTING.md",
+)  # fmt: skip
+"""The pages in the navigation, in its order."""
 
 _PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -90,7 +99,7 @@ def _below(folder: Traversable, prefix: str) -> list[str]:
     for each in folder.iterdir():
         if each.is_dir():
             found += _below(each, f"{prefix}{each.name}/")
-        elif each.name.endswith((".md", ".svg", ".png")):
+        elif each.name.endswith((".md", ".svg", ".png")) and each.name != _ELSEWHERE:
             found.append(f"{prefix}{each.name}")
     return found
 
@@ -105,8 +114,7 @@ def _rendered(name: str) -> str:
     title = next((tokens[place + 1].content for place, token in enumerate(tokens) if token.tag == "h1"), "codexd")
     links = " ".join(
         f'<a href="{up}{escape(each)}"{" aria-current=page" if each == name else ""}>{escape(_title(each))}</a>'
-        for each in (START, *sorted(names() - {START}))
-        if each.endswith(".md") and "/" not in each
+        for each in ORDER
     )
     body = markdown.renderer.render(tokens, markdown.options, {})
     root = f"../{up}"

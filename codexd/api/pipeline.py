@@ -107,8 +107,8 @@ def _only(documents: Sequence[bytes]) -> bytes:
 class Kind:
     """One kind of request of the API. Routes and documentation are derived from it.
 
-    ``name`` is the name of its table of parameters in the README. ``answer`` is the struct of a complete answer, None
-    if it is the backend's own object. ``form``: whether the request may be a form, or must be one.
+    ``name`` is that of its table of parameters in the reference. ``answer`` is the struct of a complete answer, None if
+    it is the backend's own object. ``form``: whether the request may be a form, or must be one.
     ``stream_type`` is the media type of a streamed answer.
     """
 

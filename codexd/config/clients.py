@@ -142,7 +142,10 @@ def _open_webui(it: Target) -> ClientSetup:
         "IMAGES_OPENAI_API_KEY": it.key,
     }
     return ClientSetup(
-        environ=environ, words="In a container, 127.0.0.1 is the container itself.", start="open-webui serve"
+        environ=environ,
+        words="In a container, 127.0.0.1 is the container itself: codexd must listen on an address of the container's "
+        "network (server.bind), and then it requires a key. See /docs/clients/open-webui.md of codexd.",
+        start="open-webui serve",
     )
 
 

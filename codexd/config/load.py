@@ -413,7 +413,7 @@ def _check_url(key: str, url: str) -> None:
 
 
 def table() -> str:
-    """Returns all keys as a Markdown table for the README."""
+    """Returns all keys as a Markdown table for the reference."""
     rows = []
     for section, struct in _sections().items():
         for field in msgspec.structs.fields(struct):

@@ -15,7 +15,7 @@ def announce(config: Config, control: Path, base: str) -> None:
     key, header = "any (not required)", ""
     if config.server.client_keys:
         key, header = "one of [server.client_keys]", "-H 'authorization: Bearer YOUR-KEY' "
-    body = '{"model": "gpt-5.1", "stream": true, "messages": [{"role": "user", "content": "Hello, codexd!"}]}'
+    body = '{"model": "gpt-6.1-sol", "stream": true, "messages": [{"role": "user", "content": "Hello, codexd!"}]}'
     print(  # noqa: T201 - this is what a person runs the demo for
         f"""
 codexd {__version__} is running over a simulated ChatGPT (nothing leaves this machine).

@@ -1,4 +1,4 @@
-"""The treatment of each request parameter: one table per dialect. The README's tables are generated from these.
+"""The treatment of each request parameter: one table per dialect. The tables of the reference are generated from these.
 
 The backend refuses unknown parameters before it generates a token. So a parameter is forwarded, adjusted, dropped by a
 rule that the header ``x-codexd-adjusted`` reports, or refused by name.

@@ -153,6 +153,10 @@ async def test_the_documentation_is_served_without_a_key(autojump_clock: MockClo
             assert (await app.request("GET", f"/docs/{name}")).status == 404, name
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    assert {name for name in docs_pages.names() if name.endswith(".md") and "/" not in name} == set(docs_pages.ORDER)
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     """With the anchors of headings, as a browser finds them."""
     pages = {name: docs_pages.page(name).body.decode() for name in docs_pages.names() if name.endswith(".md")}

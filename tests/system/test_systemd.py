@@ -163,7 +163,7 @@ def test_an_idle_daemon_goes_and_the_next_request_brings_it_back(box: Box) -> No
 
 def test_tcp_beside_the_unix_socket(box: Box) -> None:
     """As the README has it, on a running codexd; a restart of the daemon keeps both."""
-    command = re.search(r"sudo (systemctl enable codexd-tcp[^`]*)", (ROOT / "README.md").read_text())
+    command = re.search(r"sudo (systemctl enable codexd-tcp[^`]*)", (ROOT / "docs" / "server.md").read_text())
     assert command is not None
     box.run("bash", "-c", command[1].replace("sudo ", ""))
     for _ in range(2):
