@@ -20,7 +20,7 @@ $(@D)/bin/pip install -qq $(LOCKED) $<
 @touch $@
 endef
 
-.PHONY: help demo test lint format bench bench-ci plots rig fuzz soak suites audit sbom docs lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
+.PHONY: help demo test lint format bench bench-ci plots rig fuzz soak suites audit sbom docs pictures lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite"
@@ -115,12 +115,17 @@ $(RIG): build/bench/rig/%: tests/bench/rig/src/%.rs tests/bench/rig/src/sys.rs t
 build/bench/plots/.done: tests/bench/requirements.lock
 	$(locked)
 
-# The guides as a site, in build/site.
+# The documentation as a site, in build/site, after its links and its spelling were checked.
 docs: build/docs/.done
+	git ls-files -z '*.md' '*.py' '*.toml' '*.[158]' '*.service' '*.socket' '*.default' Makefile | xargs -0 build/docs/bin/codespell
 	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --quiet --strict --config-file packaging/docs/mkdocs.yml
 	@echo "build/site/index.html"
 build/docs/.done: packaging/docs/requirements.lock
 	$(locked)
+
+# The pictures of the README, from the demonstration; chromium is needed.
+pictures: build/docs/.done $(VENV)/.runtime
+	build/docs/bin/python packaging/docs/pictures.py $(BIN)/python
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

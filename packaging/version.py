@@ -10,8 +10,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SERVED = ("*.md", "clients/*.md", "diagrams/*.svg", "pictures/*")
-"""Pages and images of ``docs/``. Those of the performance page are left out: they are half a megabyte."""
+SERVED = ("*.md", "clients/*.md", "diagrams/*.svg")
+"""Pages and images of ``docs/``. The plots and the pictures of the README are left out."""
 
 
 class VersionHook(BuildHookInterface):

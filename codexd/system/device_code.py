@@ -50,8 +50,11 @@ def qr_code(text: str, *, colour: bool) -> list[str]:
 
     out = io.StringIO()
     segno.make(text, error="l", micro=False).terminal(out, border=_QUIET_ZONE, compact=True)
-    lines = out.getvalue().rstrip("\n").split("\n")
-    return [f"\x1b[97;40m{line}\x1b[0m" if colour else line for line in lines]
+    *lines, last = out.getvalue().rstrip("\n").split("\n")
+    if not colour:
+        return [*lines, last]
+    # An odd number of rows: the lower half of the last line is no part of the code.
+    return [*(f"\x1b[97;40m{line}\x1b[0m" for line in lines), f"\x1b[97m{last}\x1b[0m"]
 
 
 def qr_columns(text: str) -> int:
