@@ -20,10 +20,11 @@ $(@D)/bin/pip install -qq $(LOCKED) $<
 @touch $@
 endef
 
-.PHONY: help demo test lint format bench bench-ci plots rig fuzz soak suites audit sbom docs pictures lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
+.PHONY: help demo test watch news lint format bench bench-ci plots rig fuzz soak suites audit sbom docs pictures lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
-	@echo "make test    run the whole suite"
+	@echo "make test    run the whole suite; with ARGS=\"tests/protocol -k stop\" some tests"
+	@echo "make watch   run tests again when a file changes"
 	@echo "make clients install the clients (Node and Python) that the suite then runs too"
 	@echo "make install put codexd on this server, as root: /usr/lib/codexd, units, manual pages"
 	@echo "make deb     a Debian package for this system, in build/; make debs: for Debian 12 and 13, in build/debs/"
@@ -45,8 +46,14 @@ help:
 demo: $(VENV)/.runtime
 	@$(BIN)/python -m codexd --demo
 
+# With ARGS, such as ARGS="tests/protocol -k stop", only some tests, without coverage.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --cov --cov-fail-under=100 $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),--cov --cov-fail-under=100)
+watch: $(VENV)/.dev
+	$(BIN)/ptw --now --clear --delay 0.5 --patterns '*.py,*.json,*.txt,*.md,*.toml' . $(or $(ARGS),tests/protocol tests/app tests/parts)
+# The changelog of the next version, from packaging/news; VERSION=1.2.0 writes it and removes the files.
+news: $(VENV)/.dev
+	$(BIN)/towncrier build $(if $(filter command line,$(origin VERSION)),--yes --version $(VERSION),--draft --version NEXT)
 
 # 110: another process's lock has no event to wait for. 127: httpx's successor has another name; codexd is built for
 # httpx. 128: wrappers hand their task_status on. 124 and 9xx: optional rules that thin wrappers and fixtures break.

@@ -37,7 +37,7 @@ from codexd.config.model import Config
 from codexd.config.paths import state_dir
 from codexd.control import server as control_server
 from codexd.control.verbs import Verbs
-from codexd.errors import ApiError, CannotStart, ConfigError
+from codexd.errors import ApiError, CannotStart, ConfigError, reason_of
 from codexd.lowlevel import timers, workers
 from codexd.protocol.codex import rate_limits
 from codexd.server import hypercorn, sockets
@@ -174,7 +174,7 @@ def _import_credential(state: Path) -> None:
         store.save(path, store.from_bytes(data))
         files.write_durably(mark, digest)
     except (OSError, store.StoreError) as error:
-        log.error("the credential tokens.json cannot be imported", reason=str(error))
+        log.error("the credential tokens.json cannot be imported", reason=reason_of(error))
     else:
         log.info("the credential tokens.json was imported")
 
@@ -346,7 +346,7 @@ class _Daemon:
         except ConfigError:
             pass  # it is logged, and the old configuration stays in force
         except Exception as error:
-            log.error("a reload met a fault of codexd itself", exc_info=error)
+            log.error("internal error during a reload", exc_info=error)
         self._notifier.ready(_status(self._services))
 
     async def _exit_when_idle(self) -> None:
@@ -358,7 +358,7 @@ class _Daemon:
                 await attempt.finished.wait()
             idle = self._services.api.idle_seconds()
             if limit and idle >= limit:
-                log.info("stopping: no request has come", seconds=round(idle))
+                log.info("stopping: idle", seconds=round(idle))
                 self._begin_drain()
                 return
             await trio.sleep(min(limit - idle, IDLE_CHECK) if limit else IDLE_CHECK)
@@ -418,7 +418,7 @@ async def _sign_in_here(services: Services) -> None:
     if attempt.error is not None:
         _say(str(attempt.error))
     elif attempt.signed_in is not None:
-        _say(f"Signed in as {attempt.signed_in.email or 'an account without an address'}.")
+        _say(f"Signed in as {attempt.signed_in.email or 'an unnamed account'}.")
 
 
 def _say(text: str) -> None:

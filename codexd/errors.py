@@ -72,12 +72,19 @@ class ApiError(Exception):
         return msgspec.json.encode(_Envelope(self.error))
 
 
+def reason_of(error: Exception) -> str:
+    """Returns why an operation failed: of an OSError its text and its file, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error)
+
+
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
 
 def too_deep() -> ApiError:
-    return bad_request("The request is nested too deeply. Send flatter JSON, of less than some hundred levels.")
+    return bad_request("The request is nested too deeply. Send JSON with fewer than a few hundred levels.")
 
 
 def too_large(limit: int) -> ApiError:
@@ -91,7 +98,7 @@ def too_large(limit: int) -> ApiError:
 def expands_too_much(ratio: int) -> ApiError:
     return ApiError(
         413,
-        f"The compressed request becomes more than {ratio} times its size. Send it without content-encoding.",
+        f"The compressed request expands to more than {ratio} times its size. Send it without content-encoding.",
         code="request_too_large",
     )
 
@@ -99,8 +106,8 @@ def expands_too_much(ratio: int) -> ApiError:
 def too_large_together(limit: int) -> ApiError:
     return ApiError(
         413,
-        f"The request and what it continues or names are larger than {limit} bytes together. Begin a new conversation, "
-        "compact this one, or raise server.max_body_bytes.",
+        f"The request and the stored items that it refers to are larger than {limit} bytes together. Start a new "
+        "conversation, compact this one, or raise server.max_body_bytes.",
         code="request_too_large",
     )
 
@@ -171,8 +178,8 @@ def issuer_unavailable(why: str, retry_after: int, *, valid: bool = False) -> Ap
 # --- signing in
 
 DEVICE_CODES_OFF_HINT = (
-    "If the page says that device codes are off: in ChatGPT, Settings, Security, turn on “Enable device code "
-    "authorization for Codex” (in a workspace an administrator does it)."
+    "If the page says that device codes are off, turn on “Enable device code authorization for Codex” in ChatGPT, "
+    "Settings, Security. In a workspace, ask an administrator."
 )
 """The setting is off by default for many accounts, and only the page in the browser reports it."""
 
@@ -183,7 +190,7 @@ _TRY_AGAIN = "start again with `codexctl login`"
 def login_unreachable(why: str) -> ApiError:
     return ApiError(
         502,
-        f"The ChatGPT sign-in server could not be used ({why}). `codexctl doctor` looks for the cause.",
+        f"The ChatGPT sign-in server could not be used ({why}). Run `codexctl doctor` to find the cause.",
         code="login_unreachable",
     )
 
@@ -191,8 +198,8 @@ def login_unreachable(why: str) -> ApiError:
 def device_codes_off(why: str) -> ApiError:
     return ApiError(
         403,
-        f"The sign-in server gives no device code ({why}). In ChatGPT, Settings, Security, turn on “Enable device code "
-        f"authorization for Codex” (in a workspace an administrator does it), or: {_BROWSER_HINT}.",
+        f"The sign-in server refused a device code ({why}). Turn on “Enable device code authorization for Codex” "
+        f"in ChatGPT, Settings, Security (in a workspace, ask an administrator), or: {_BROWSER_HINT}.",
         type="authentication_error",
         code="device_codes_off",
     )
@@ -208,7 +215,7 @@ def login_expired(seconds: float, what: str) -> ApiError:
     minutes = f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"
     return ApiError(
         408,
-        f"No sign-in within {minutes}, the limit for {what}; {_TRY_AGAIN}.",
+        f"The sign-in was not completed within {minutes}, the limit for {what}; {_TRY_AGAIN}.",
         type="authentication_error",
         code="login_expired",
     )
@@ -220,12 +227,12 @@ def login_ended(why: str) -> ApiError:
 
 def callback_port_in_use(ports: Iterable[tuple[int, str | None]]) -> ApiError:
     who = "; ".join(
-        f"port {port} is used by {name or f'another program (`ss -ltnp sport = :{port}` as root names it)'}"
+        f"port {port} is used by {name or f'another program (run `ss -ltnp sport = :{port}` as root to find it)'}"
         for port, name in ports
     )
     return ApiError(
         409,
-        f"The browser could not come back to codexd: {who}. Stop it, or use `codexctl login --device` or "
+        f"The browser could not return to codexd: {who}. Stop it, or use `codexctl login --device` or "
         "`codexctl login --paste`, which need no port.",
         type="authentication_error",
         code="callback_port_in_use",
@@ -240,7 +247,7 @@ def wrong_callback(why: str) -> ApiError:
     return ApiError(
         400,
         f"That address does not belong to this sign-in: {why}. Paste the whole address from the browser's address bar, "
-        "of the page that came after the sign-in.",
+        "on the page after the sign-in.",
         code="wrong_callback",
     )
 
@@ -248,7 +255,7 @@ def wrong_callback(why: str) -> ApiError:
 def no_refresh_token() -> ApiError:
     return ApiError(
         409,
-        "There is no refresh token, so this sign-in ends when its access token does: sign in with `codexctl login`.",
+        "This sign-in has no refresh token, so it ends with its access token. Sign in with `codexctl login`.",
         type="authentication_error",
         code="no_refresh_token",
     )
@@ -257,7 +264,7 @@ def no_refresh_token() -> ApiError:
 def cannot_delete(path: str, why: str) -> ApiError:
     return ApiError(
         500,
-        f"{path} could not be deleted ({why}). Delete it by hand: it holds the sign-in.",
+        f"{path} could not be deleted ({why}). Delete it: it contains the sign-in.",
         code="state_not_writable",
     )
 
@@ -325,7 +332,7 @@ def key_share_spent(name: str, until: int, window: str, used: float, seconds: in
     error = ApiError(
         429,
         f"The client key {name!r} may use the account up to {until} % of a window (until_percent), and of the {window} "
-        f"window {used:g} % is used. It may go on {when}.",
+        f"window {used:g} % is used. It can continue {when}.",
         code="key_budget_spent",
         retry_after=seconds,
     )
@@ -337,7 +344,7 @@ def key_day_spent(name: str, limit: int, used: int, seconds: int) -> ApiError:
     error = ApiError(
         429,
         f"The client key {name!r} may use {limit} tokens a day (tokens_per_day) and has used {used}. "
-        f"It may go on in {span(seconds)}, at midnight.",
+        f"It can continue in {span(seconds)}, at midnight.",
         code="key_budget_spent",
         retry_after=seconds,
     )
@@ -370,7 +377,7 @@ def key_not_for_model(name: str, model: str, allowed: Iterable[str]) -> ApiError
 def no_images(plan: str, why: str) -> ApiError:
     return ApiError(
         403,
-        f"The account's plan ({plan}) has no images. Use another provider for images. ChatGPT says: {why}",
+        f"The account's plan ({plan}) does not include images. Use another provider for images. ChatGPT says: {why}",
         code="images_not_included",
     )
 
@@ -406,7 +413,7 @@ def no_such_item(name: str, param: str) -> ApiError:
 def not_local() -> ApiError:
     return ApiError(
         403,
-        "Signing in works on the machine where codexd runs, and not through a proxy: run `codexctl login` there.",
+        "Sign in on the machine where codexd runs, not through a proxy: run `codexctl login` there.",
         code="not_local",
     )
 
@@ -454,7 +461,7 @@ def no_such_prompt(name: str, families: Iterable[str]) -> ApiError:
 def only_local(path: str) -> ApiError:
     return ApiError(
         403,
-        f"{path} is for programs on the machine that codexd runs on: ask it there, over loopback or the unix socket.",
+        f"{path} is only for programs on the machine where codexd runs. Use loopback or the unix socket there.",
         code="only_local",
     )
 
@@ -462,7 +469,7 @@ def only_local(path: str) -> ApiError:
 def too_many_requests(limit: int) -> ApiError:
     return ApiError(
         503,
-        f"codexd is answering {limit} requests already (server.max_requests). Try again in a moment.",
+        f"codexd already answers {limit} requests, its limit (server.max_requests). Try again in a moment.",
         code="server_is_busy",
         retry_after=1,
     )
@@ -475,7 +482,7 @@ def key_revoked() -> ApiError:
 def no_memory(size: int) -> ApiError:
     return ApiError(
         503,
-        f"The memory for requests ({size >> 20} MiB) is in use by others. Try again in a moment, or raise "
+        f"The memory for requests ({size >> 20} MiB) is in use by other requests. Try again in a moment, or raise "
         "server.memory_mb.",
         code="server_is_busy",
         retry_after=2,
@@ -485,7 +492,7 @@ def no_memory(size: int) -> ApiError:
 def needs_more_memory(size: int) -> ApiError:
     return ApiError(
         413,
-        f"The request needs more memory than all requests may have ({size >> 20} MiB). Send less, or raise "
+        f"The request needs more memory than all requests may use ({size >> 20} MiB). Send less, or raise "
         "server.memory_mb.",
         code="request_too_large",
     )
@@ -494,7 +501,7 @@ def needs_more_memory(size: int) -> ApiError:
 def too_many_connections() -> ApiError:
     return ApiError(
         503,
-        "codexd has as many connections as it may have (server.max_connections). Try again in a moment.",
+        "codexd has reached its limit of connections (server.max_connections). Try again in a moment.",
         code="server_is_busy",
         retry_after=1,
     )
@@ -522,7 +529,7 @@ def foreign_host(name: str) -> ApiError:
 def websocket_expired(lifetime: float) -> ApiError:
     return ApiError(
         400,
-        f"This websocket is older than {lifetime / 60:g} minutes: open a new one, and go on there.",
+        f"This websocket is older than {lifetime / 60:g} minutes: open a new one and continue there.",
         code="websocket_connection_limit_reached",
     )
 
@@ -634,7 +641,7 @@ def stream_ended() -> ApiError:
 def empty_answer() -> ApiError:
     return ApiError(
         502,
-        "The ChatGPT backend called the answer complete without having sent any of it. Send the request again.",
+        "The ChatGPT backend reported the answer as complete without sending any of it. Send the request again.",
         code="upstream_empty_answer",
         retryable=True,
     )

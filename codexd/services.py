@@ -19,7 +19,7 @@ from codexd.auth.session import Session
 from codexd.config.load import Sources
 from codexd.config.model import Config
 from codexd.config.paths import KEYS_FILE
-from codexd.errors import ConfigError
+from codexd.errors import ConfigError, reason_of
 from codexd.lowlevel.keepers import Keepers
 from codexd.state.images import ImageStore
 from codexd.state.instructions import Instructions
@@ -109,10 +109,10 @@ class Services:
             change, config = compare(self.config.current, wanted)
             configure_logging(config.logging, self.state)
         except ConfigError as error:
-            log.error("the configuration cannot be used; the old one stays in force", reason=str(error))
+            log.error("the configuration cannot be used; the old one stays in force", reason=reason_of(error))
             raise
         except OSError as error:
-            log.error("the configuration cannot be used; the old one stays in force", reason=str(error))
+            log.error("the configuration cannot be used; the old one stays in force", reason=reason_of(error))
             raise ConfigError(f"logging.dir: {error.filename}: {error.strerror}") from error
         self.config.current, self.config.origin = config, origin
         config, self.room.size = fitted(config)

@@ -129,7 +129,7 @@ def is_forwarded(headers: Headers) -> bool:
 
 @lru_cache(maxsize=64)
 def name_in(host: str) -> str:
-    """Returns the name in a Host header (RFC 9110, section 7.2), without the port; all of what is no such header."""
+    """Returns the name in a Host header (RFC 9110, section 7.2), without the port; all of it if it is not valid."""
     found = _HOST.fullmatch(host)
     return host if found is None else (found[1] or found[2]).lower()
 

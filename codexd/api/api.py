@@ -185,13 +185,13 @@ class Api:
 _ABSENT: tuple[tuple[str, str], ...] = (
     ("/embeddings", "embeddings"),
     ("/audio/speech", "speech synthesis"),
-    ("/audio/translations", "translation of speech"),
-    ("/images/variations", "variations of images (edits have a prompt)"),
+    ("/audio/translations", "speech translation"),
+    ("/images/variations", "image variations (send an edit with a prompt instead)"),
     ("/videos", "videos"),
     ("/moderations", "moderation"),
     ("/realtime", "realtime sessions"),
-    ("/files", "store for files"),
-    ("/uploads", "store for files"),
+    ("/files", "file storage"),
+    ("/uploads", "file storage"),
     ("/vector_stores", "vector stores"),
     ("/containers", "containers"),
     ("/batches", "batches"),
@@ -201,7 +201,7 @@ _ABSENT: tuple[tuple[str, str], ...] = (
     ("/threads", "threads"),
     ("/conversations", "conversations API"),
     ("/evals", "evals"),
-    ("/complete", "legacy completions of Anthropic"),
+    ("/complete", "Anthropic's legacy completions"),
     ("/rerank", "reranking"),
 )
 """Paths of the APIs that the backend has nothing for, and what that is."""
@@ -215,7 +215,7 @@ def absent(path: str) -> str | None:
     )
     if found is None:
         return None
-    return f"The ChatGPT backend has no {found}: set another provider for it in your client."
+    return f"The ChatGPT backend does not offer {found}: set another provider for it in your client."
 
 
 def _under(prefix: str) -> str:

@@ -49,7 +49,7 @@ def prepare_completions(asked: completions.CompletionRequest, context: Context) 
     per_prompt = _number(asked.n)
     number = per_prompt * len(texts)
     if number > MAX_N:
-        raise errors.bad_request(f"n times the number of prompts must be {MAX_N} at most.", param="n")
+        raise errors.bad_request(f"n times the number of prompts must be at most {MAX_N}.", param="n")
     wanted = _Wanted(context, f"cmpl-{context.id[:28]}", limits, asked.stream_options)
     parts: list[tuple[Converted, Callable[[], Conversion]]] = []
     for text in texts:

@@ -30,6 +30,7 @@ ORDER = (
     START, "server.md", "proxy.md", "clients.md", "upgrade.md", "monitoring.md", "troubleshooting.md",
     "configuration.md", "codexctl.md", "api.md", "parameters.md",
     "how-it-works.md", "SECURITY.md", "RELIABILITY.md", "PERFORMANCE.md", "CONTRIBUTING.md",
+    "decisions.md",
 )  # fmt: skip
 """The pages in the navigation, in its order."""
 

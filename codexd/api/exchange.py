@@ -228,7 +228,7 @@ def _decoded(coding: str, data: bytes, limit: int) -> bytes:
     except LookupError as error:
         raise ApiError(
             415,
-            f"Unsupported content-encoding {coding[:40]!r}. Send the JSON as it is, or as gzip, deflate, br or zstd.",
+            f"Unsupported content-encoding {coding[:40]!r}. Send plain JSON, or use gzip, deflate, br or zstd.",
             code="unsupported_encoding",
         ) from error
     except codings.Undecodable as error:
@@ -247,7 +247,7 @@ def failed(error: ApiError, record: Record) -> Document:
 
 
 def bug(error: Exception, record: Record) -> Document:
-    log.error("a request met a fault of codexd itself", exc_info=error)
+    log.error("internal error while handling a request", exc_info=error)
     return failed(errors.internal(record.id), record)
 
 

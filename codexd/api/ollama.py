@@ -164,7 +164,7 @@ class OllamaEndpoints:
         return json(shown | facts)
 
     async def pull(self, exchange: Exchange) -> Reply:
-        """Says that a model is there, or that there is none (Ollama's API)."""
+        """Reports whether a model exists (Ollama's API)."""
         asked = decode(_NAMED, await exchange.body())
         self._resolve(asked)
         body = b'{"status":"success"}\n'
@@ -204,9 +204,9 @@ def refused(path: str) -> ApiError | None:
     """Returns the refusal of a known endpoint of Ollama's that codexd does not have; None for an unknown one."""
     what = {"embed": "embeddings", "embeddings": "embeddings"}.get(path.removeprefix("/api/"))
     if what is not None:
-        message = f"The ChatGPT backend has no {what}: set another provider for it in your client."
+        message = f"The ChatGPT backend does not offer {what}: set another provider for it in your client."
     elif path in ("/api/create", "/api/copy", "/api/delete", "/api/push"):
-        message = "The models are ChatGPT's own: none can be made, copied, deleted or pushed."
+        message = "The models belong to ChatGPT: they cannot be created, copied, deleted or pushed."
     else:
         return None
     return ApiError(404, message, code="not_supported")

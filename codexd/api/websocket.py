@@ -188,7 +188,7 @@ class ResponsesWebsocket:
                     # Read during an answer too: otherwise a disconnect goes unnoticed.
                     message = _Message(await _websocket().receive() or "", self._room.hold())
                     if not message.memory.take(len(message.frame)):
-                        code, why = TRY_AGAIN, "there is no memory for more now (server.memory_mb)"
+                        code, why = TRY_AGAIN, "there is no memory for another request (server.memory_mb)"
                         break
                     try:
                         frames.send_nowait(message)
@@ -219,7 +219,7 @@ class ResponsesWebsocket:
         if self._draining:
             return GOING_AWAY, "codexd is shutting down"
         if last.evicted:
-            return TRY_AGAIN, "others need the connection; open another one"
+            return TRY_AGAIN, "the connection is needed for other clients; open a new one"
         await _send_error(errors.websocket_expired(LIFETIME), Record(new_id()))
         return GOING_AWAY, "this connection is too old"
 
@@ -251,7 +251,7 @@ class ResponsesWebsocket:
             except TOO_DEEP:
                 await _send_error(errors.too_deep(), record)
             except Exception as error:
-                log.error("a request met a fault of codexd itself", exc_info=error)
+                log.error("internal error while handling a request", exc_info=error)
                 await _send_error(errors.internal(record.id), record)
             finally:
                 self._capacity.leave(1 + record.others)

@@ -83,7 +83,7 @@ class Attempt:
         except ApiError as error:
             self.settle(error)
         except Exception as error:
-            log.error("a sign-in met a fault of codexd itself", exc_info=error)
+            log.error("internal error during a sign-in", exc_info=error)
             self.settle(errors.internal("-"))
         finally:
             self.settle(self._ended_by)
@@ -281,7 +281,7 @@ class Logins:
             except msgspec.DecodeError as error:
                 raise errors.login_unreachable(f"its answer cannot be read: {error}") from error
             if tokens.access_token is None or store.unsendable(tokens) is not None:
-                raise errors.login_unreachable("its answer holds no access token that could be sent")
+                raise errors.login_unreachable("its answer contains no usable access token")
             await self._session.sign_in(tokens)
             attempt.settle(self._session.describe())
 
@@ -323,7 +323,7 @@ class _Callback:
         attempt = self._attempt
         if request.path == "/cancel":
             # The official client sends this to ask an older sign-in to free the port.
-            attempt.give(Denied("another program's sign-in asked for the port"))
+            attempt.give(Denied("another program's sign-in needs the port"))
             return 200, pages.failure("Sign-in cancelled", "Another sign-in replaced it.")
         if request.path != self._path or request.method != "GET" or attempt.authorization is None:
             return 404, pages.failure("Page not found", "This address is only used at the end of a sign-in.")

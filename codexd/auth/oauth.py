@@ -215,7 +215,7 @@ def device(body: bytes) -> Device:
     answer = decoding.decode(body, type=_UserCode)
     user_code = answer.user_code or answer.usercode
     if not user_code or not user_code.isprintable():
-        raise ValueError("it holds no user code")
+        raise ValueError("it contains no user code")
     try:
         # A string on the wire; earlier it was a number.
         interval = float(answer.interval or _DEFAULT_INTERVAL)

@@ -32,7 +32,7 @@ from codexd.auth import store
 from codexd.auth.issuer import Issuer, IssuerUnreachable
 from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, TokenResponse, claims, refusal, sane
 from codexd.auth.store import Credentials, StoreError
-from codexd.errors import ApiError
+from codexd.errors import ApiError, reason_of
 from codexd.protocol import decoding
 from codexd.state import files
 from codexd.state.lock import try_lock
@@ -219,7 +219,7 @@ class Session:
             credentials = self._credentials
             if credentials is None and not self._path.exists():
                 raise errors.signed_out(_NEVER.why)
-            why: str | None = "there is no refresh token that could be read"
+            why: str | None = "there is no readable refresh token"
             # Shielded: a sign-out that has begun is completed even if the client leaves. _revoke has a deadline.
             with trio.CancelScope(shield=True):
                 if credentials is not None and credentials.refresh_token is not None:
@@ -290,7 +290,7 @@ class Session:
                 return  # this process holds the newest tokens, and the only copy
             fault = _Fault(str(error))
             if self._fault != fault:
-                log.error("credentials cannot be used", reason=str(error))
+                log.error("credentials cannot be used", reason=reason_of(error))
             self._adopt(None, None, fault)
 
     def _adopt(self, credentials: Credentials | None, signature: store.Signature | None, fault: _Fault | None) -> None:
@@ -381,7 +381,7 @@ class Session:
             while (descriptor := try_lock(self._path)) is None:  # noqa: ASYNC110
                 await trio.sleep(0.05)
         except OSError as error:
-            log.error("the state directory cannot be written", reason=str(error))
+            log.error("the state directory cannot be written", reason=reason_of(error))
             yield False
             return
         try:
@@ -397,7 +397,9 @@ class Session:
         except OSError as error:
             # The old refresh token is used up: continue with the new one in memory, and try again to save it.
             self._unsaved = True
-            log.error("tokens could not be written to disk; do not stop codexd until this is fixed", reason=str(error))
+            log.error(
+                "tokens could not be written to disk; do not stop codexd until this is fixed", reason=reason_of(error)
+            )
         else:
             self._unsaved = False
             self._signature = store.signature(self._path)
@@ -420,7 +422,7 @@ class Session:
         except msgspec.DecodeError as error:
             raise _Transient(f"the sign-in server's answer cannot be read: {error}") from error
         if answer.access_token is None and answer.refresh_token is None:
-            raise _Transient("the sign-in server's answer holds no token")
+            raise _Transient("the sign-in server's answer contains no token")
         return self._merged(credentials, answer)
 
     def _from_answer(self, answer: TokenResponse) -> Credentials:

@@ -111,7 +111,7 @@ def _from_own(data: bytes) -> Credentials:
     stored = decoding.decode(data, type=_Stored)
     tree = decoding.decode(data, type=RawObject)
     if bad := unsendable(stored):
-        raise StoreError(f"{bad} holds characters that cannot be sent")
+        raise StoreError(f"{bad} contains characters that cannot be sent")
     known = msgspec.structs.asdict(stored)
     extra = {key: value for key, value in tree.items() if key not in known}
     known["expires_at"] = _seconds(stored.expires_at)
@@ -157,12 +157,12 @@ def from_auth_json(data: bytes) -> Credentials:
     except msgspec.DecodeError as error:
         raise StoreError(f"it is not an auth.json of the Codex CLI ({error})") from error
     if found.tokens is None:
-        raise StoreError("it holds no ChatGPT login (an API key alone is of no use here)")
+        raise StoreError("it contains no ChatGPT sign-in; an API key alone is not enough")
     if bad := unsendable(found.tokens):
-        raise StoreError(f"its {bad} holds characters that cannot be sent")
+        raise StoreError(f"its {bad} contains characters that cannot be sent")
     tokens = found.tokens
     if claims(tokens.access_token) == Claims():
-        raise StoreError("its access_token is no token that ChatGPT gave out")
+        raise StoreError("its access_token was not issued by ChatGPT")
     return Credentials(
         access_token=tokens.access_token,
         refresh_token=tokens.refresh_token,

@@ -113,16 +113,16 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(ge=1000, le=10_000_000),
         _about(
             "Maximum number of JSON values (objects, lists, members and items; 50 escapes in texts count as one) in a "
-            "request: what a body becomes takes more memory and time than its bytes. A long conversation with many "
-            "tools has some ten thousand."
+            "request. They cost more memory and time than the bytes of a body suggest. A long conversation with many "
+            "tools has about ten thousand."
         ),
     ] = 100_000
     memory_mb: Annotated[
         Annotated[int, Meta(ge=128, le=1_048_576)] | None,
         _about(
-            "Memory for all that codexd holds, in MiB. Stored responses, images and reasoning get an eighth of it at "
-            "most, and requests for which no room is left get a 503. Unset: four fifths of the unit's or container's "
-            "limit, or a quarter of the machine, 2048 at most."
+            "Memory that codexd may use, in MiB. Stored responses, images and reasoning each get at most an eighth of "
+            "it. A request that does not fit gets a 503. Unset: four fifths of the limit of the unit or container, or "
+            "a quarter of the machine's memory, at most 2048."
         ),
     ] = None
     websocket: Annotated[
@@ -132,7 +132,8 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float,
         Meta(ge=0),
         _about(
-            "With sockets from systemd: exit after so many seconds without a request. The next one starts it. 0: never."
+            "With sockets from systemd: exit after this many seconds without a request. The next request starts codexd "
+            "again. 0: never."
         ),
     ] = 0.0
     drain_seconds: Annotated[float, Meta(ge=0, le=86400), _about("Seconds for open streams to finish on SIGTERM.")] = (
@@ -170,8 +171,8 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     transport: Annotated[
         Literal["auto", "websocket", "http"],
         _about(
-            "How requests are sent. `auto`: over a websocket for each conversation, which starts answers earlier and "
-            "keeps the backend's cache, and over HTTP where that fails. `websocket` and `http`: only that."
+            "How requests are sent. `auto`: one websocket per conversation, for faster answers and a warm cache, and "
+            "HTTP if that fails. `websocket` or `http`: only that."
         ),
     ] = "auto"
     max_connections: Annotated[
@@ -219,7 +220,7 @@ class Logging(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Annotated[
-        bool, _about("Put the model family's instructions (`prompts/`) before the client's own system texts.")
+        bool, _about("Put the model family's instructions (`prompts/`) before the client's own system messages.")
     ] = True
     reasoning_format: Annotated[
         Literal["reasoning_content", "reasoning", "think-tags", "none"],
@@ -259,15 +260,15 @@ class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     repair_history: Annotated[
         bool,
         _about(
-            "Repair conversations in which a tool call lacks its result or a result its call (some clients trim them), "
-            "and report that in `x-codexd-adjusted`. When off, such requests are refused, as by OpenAI."
+            "Repair conversations in which a tool call has no result or a result has no call, because a client trimmed "
+            "them, and report that in `x-codexd-adjusted`. When off, such requests are refused, as by OpenAI."
         ),
     ] = False
     default_reasoning_effort: Annotated[
-        Effort | None, _about("For requests without one, if the model supports it. Unset: the model's default.")
+        Effort | None, _about("Effort for requests without one, if the model supports it. Unset: the model's default.")
     ] = None
     default_text_verbosity: Annotated[
-        Verbosity | None, _about("For requests without one. Unset: the model's default.")
+        Verbosity | None, _about("Verbosity for requests without one. Unset: the model's default.")
     ] = None
 
 
@@ -275,23 +276,21 @@ class Models(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     aliases: Annotated[
         dict[str, str],
         _about(
-            "Other names for models: each maps to a model or to `NAME-EFFORT`. A `*` stands for any text, as in "
-            "`claude-*haiku*`; names with `claude` are known without one."
+            "Other names for models: each maps to a model or to `NAME-EFFORT`. `*` matches any text, such as in "
+            "`claude-*haiku*`; names with `claude` work without an alias."
         ),
     ] = msgspec.field(default_factory=dict)
     fallback: Annotated[
         tuple[str, ...],
         _about(
-            "Models to ask instead, in this order, when the one that was asked for is at its usage limit and the "
-            "answer has not begun. `x-codexd-fallback` says so. Not for strict keys. `gpt-reserve` is the account's "
-            "reserve, if it has one."
+            "Models to use instead, in this order, if the requested model is at its usage limit before the answer has "
+            "started. `x-codexd-fallback` names the one that answered. Not for strict keys. `gpt-reserve` is the "
+            "account's reserve, if it has one."
         ),
     ] = ()
     experimental: Annotated[
         bool,
-        _about(
-            "Offer what other projects report of the backend, and nobody has verified: the transcription of speech."
-        ),
+        _about("Offer features of the backend that only other projects report, unverified: speech transcription."),
     ] = False
     list_efforts: Annotated[
         bool, _about("List `NAME-EFFORT` for each effort of a model, for clients that can only choose from the list.")

@@ -87,7 +87,7 @@ async def ask(services: Services, request: wire.Try, say: Say) -> None:
             record.fail(error)
             raise
         except Exception as error:
-            log.error("a request met a fault of codexd itself", exc_info=error)
+            log.error("internal error while handling a request", exc_info=error)
             record.status = 500
             record.fail(failure := errors.internal(record.id))
             raise failure from error

@@ -142,14 +142,14 @@ async def _reach(services: Services, name: str, url: str, say: Say, skews: list[
         with trio.fail_after(REACH_DEADLINE):
             date = await services.upstream.reach(url)
     except trio.TooSlowError:
-        advice = f"Look for a firewall between here and {host}, or set a proxy ($HTTPS_PROXY)."
-        await say(_failed(name, f"{host} does not answer within {REACH_DEADLINE:g} seconds", advice, "upstream"))
+        advice = f"Check for a firewall between this machine and {host}, or set a proxy ($HTTPS_PROXY)."
+        await say(_failed(name, f"{host} did not answer within {REACH_DEADLINE:g} seconds", advice, "upstream"))
     except ApiError as error:
         cause = error.__cause__
         if isinstance(cause, CannotConnect):
             await say(_failed(name, cause.what, cause.advice, "upstream"))
         else:
-            advice = f"Look for a firewall between here and {host}."
+            advice = f"Check for a firewall between this machine and {host}."
             await say(_failed(name, f"{host}: {cause or error}", advice, "upstream"))
     else:
         how = "TLS" if address.scheme == "https" else "plain HTTP"
@@ -182,7 +182,7 @@ async def _token(services: Services, say: Say) -> bool:
             await say(_failed("sign-in", str(error), advice, "upstream"))
         return False
     found = services.session.describe()
-    who = f"{found.email or found.account_id or 'an account without a name'}"
+    who = f"{found.email or found.account_id or 'an unnamed account'}"
     if found.unsaved:
         advice = f"Make {services.state} writable before codexd stops, or you will have to sign in again."
         await say(_failed("sign-in", f"{who}, but the tokens could not be saved", advice, "internal"))

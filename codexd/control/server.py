@@ -80,7 +80,7 @@ async def _connection(
     except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
         pass  # the client has disconnected, or does not read
     except* Exception as group:
-        log.error("a control connection failed; the others go on", exc_info=group)
+        log.error("a control connection failed; the others continue", exc_info=group)
 
 
 async def _serve_one(
@@ -129,7 +129,7 @@ async def _answer(handler: Handler, request: Request, say: Say) -> Reply:
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
         raise
     except Exception as error:
-        log.error("a control request met a fault of codexd itself", exc_info=error)
+        log.error("internal error while handling a control request", exc_info=error)
         message = "Internal error in codexd. Its log has the details: `journalctl -u codexd`."
         return Refused(kind="internal", code="internal_error", message=message)
     return Done()

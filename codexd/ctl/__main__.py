@@ -74,7 +74,7 @@ def cli() -> NoReturn:
         code = main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(file=sys.stderr)  # noqa: T201 - the shell's prompt goes on a line of its own
+        print(file=sys.stderr)  # noqa: T201 - the shell's prompt starts on its own line
         code = 130
     except OSError as error:
         # The rest of the output cannot be written; the interpreter's flush at its end must not fail again.

@@ -148,7 +148,7 @@ def chat_streamed(at: Listener) -> str:
     demand(finish["choices"][0]["finish_reason"] == "stop", "the last choice has no finish_reason")
     demand(usage["choices"] == [] and usage["usage"]["total_tokens"], "the usage is not in a chunk of its own")
     text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
-    demand(text, "no text came")
+    demand(text, "no text was sent")
     return f"{len(chunks)} chunks"
 
 
@@ -232,7 +232,7 @@ def images(at: Listener) -> str:
     body = {"prompt": "a red dot", "response_format": "url"}
     url = at.document("POST", "/v1/images/generations", body)["data"][0]["url"]
     status, headers, data = at.ask("GET", urlsplit(url).path)
-    demand(status == 200 and headers["content-type"].startswith("image/"), f"{url} is no image: {status}")
+    demand(status == 200 and headers["content-type"].startswith("image/"), f"{url} is not an image: {status}")
     return f"{len(data)} bytes"
 
 

@@ -228,7 +228,7 @@ def windows(report: wire.UsageReport) -> Table:
 
 def who(account: wire.Account) -> str:
     """Returns the name of the account and its plan."""
-    name = account.email or account.account_id or "an account without a name"
+    name = account.email or account.account_id or "an unnamed account"
     return f"{name} ({account.plan})" if account.plan else name
 
 

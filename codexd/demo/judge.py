@@ -100,7 +100,7 @@ def _refuse_key(body: Json) -> Refusal | None:
     if key is not None and (not isinstance(key, str) or len(key) > MAX_ID):
         return _error(f"Invalid 'prompt_cache_key': string too long, at most {MAX_ID}.", "prompt_cache_key")
     if key is not None and not _UUID.fullmatch(key):
-        return _error("Model not found", "model", "model_not_found", 404)  # observed for a key that is no UUID
+        return _error("Model not found", "model", "model_not_found", 404)  # observed for a key that is not a UUID
     return None
 
 

@@ -96,7 +96,7 @@ class _Hook(trio.abc.Instrument):
             if self._serve(timeout):
                 self._wake()
         except Exception as error:
-            log.error("the wait for all streams met a fault of codexd itself", exc_info=error)
+            log.error("internal error while waiting for streams", exc_info=error)
             self._streams.fail(error)
             self._wake()
 

@@ -46,7 +46,7 @@ class Keepers:
                 pause = FIRST_PAUSE if now > before.at + HEALED else min(before.pause * 2, LONGEST_PAUSE)
                 why = f"{type(error).__name__}: {error}"[:200]
                 self._faults[name] = Fault(now, pause, why)
-                log.error("a background task met a fault of codexd itself", task=name, again_in=pause, exc_info=error)
+                log.error("internal error in a background task", task=name, again_in=pause, exc_info=error)
             else:
                 return
             await trio.sleep(pause)

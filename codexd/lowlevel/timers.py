@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 
 def next_round(seconds: float) -> float:
-    """Returns the time in so many seconds, to the nearest second: what runs now and then wakes up together."""
+    """Returns the time after this many seconds, rounded to a second, so that periodic tasks wake up together."""
     step = min(1.0, seconds)
     return round((trio.current_time() + seconds) / step) * step
 
@@ -69,7 +69,7 @@ def _make(call: Callable[[], None]) -> None:
     try:
         call()
     except Exception as error:
-        log.error("a timer met a fault of codexd itself", exc_info=error)
+        log.error("internal error in a timer", exc_info=error)
 
 
 _TIMERS: trio.lowlevel.RunVar[_Timers] = trio.lowlevel.RunVar("timers")

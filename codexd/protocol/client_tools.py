@@ -160,7 +160,7 @@ def choose(asked: str | NamedChoice | None, tools: Sequence[Tool], where: str) -
     if name is None and asked.type not in ("function", "custom") and asked.type in map(kind_of, tools):
         return Raw(msgspec.json.encode({"type": asked.type})), list(tools)
     if name is None:
-        raise errors.bad_request(f"{where} names no tool.", param=where)
+        raise errors.bad_request(f"{where} does not name a tool.", param=where)
     if name not in map(name_of, tools):
         raise errors.bad_request(f"{where} names {name!r}, which is not among the tools.", param=where)
     if asked.type == "custom":

@@ -102,7 +102,7 @@ def to_backend(asked: ImagesRequest, *, edits: bool) -> tuple[bytes, Adjustments
     if edits and not images:
         raise errors.bad_request("An edit needs an image: send image (a file, or a data URL).", param="image")
     if images and not edits:
-        raise errors.bad_request("Images are changed at /v1/images/edits.", param="image")
+        raise errors.bad_request("Send image edits to /v1/images/edits.", param="image")
     background = None if asked.background == "auto" else asked.background
     options = ImageOptions(size=size, quality=quality, background=background)
     return msgspec.json.encode(image_body(options, asked.prompt, images)), adjusted

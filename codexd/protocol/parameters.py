@@ -24,14 +24,14 @@ class Rule(NamedTuple):
     harmless: tuple[Any, ...] = ()
 
 
-_BACKEND = "the backend refuses it"
+_BACKEND = "the backend does not support it"
 _MAX_TOKENS = (
-    "codexd counts words, numbers and punctuation of text and tool arguments, never more than there are tokens, and "
-    "closes the backend's stream at the limit; reasoning is not counted, and the usage of a cut answer is estimated"
+    "codexd counts the tokens of text and tool arguments, by an estimate that is never too high, and closes the "
+    "backend's stream at the limit; reasoning is not counted, and the usage of a cut answer is estimated"
 )
-_SEARCHES = "the model searches itself, or codexd does where it cannot"
+_SEARCHES = "the model searches, or codexd does if the model cannot"
 _MAX_CALLS = "the number of searches and images that codexd makes for a responses-lite model; other models ignore it"
-_EFFORT = "an effort that the model lacks becomes the nearest that it has, an unknown word the default"
+_EFFORT = "an effort that the model does not support becomes the nearest supported one, an unknown word the default"
 _SHARED: dict[str, Rule] = {
     "model": Rule("adjusted", "resolved to a model and, for a `NAME-EFFORT` name, its reasoning effort"),
     "stream": Rule("adjusted", "the backend always streams; codexd collects the answer for clients that do not"),
@@ -65,7 +65,9 @@ _SHARED: dict[str, Rule] = {
 CHAT: dict[str, Rule] = _SHARED | {
     "messages": Rule("adjusted", "converted to input items; `system` becomes `developer`"),
     "stream_options": Rule("adjusted", "codexd handles `include_usage`"),
-    "response_format": Rule("forwarded", "as `text.format`; `json_object` needs JSON in the input, or adds it"),
+    "response_format": Rule(
+        "forwarded", "becomes `text.format`; for `json_object`, codexd adds the word JSON to the input if it is missing"
+    ),
     "reasoning_effort": Rule("adjusted", _EFFORT),
     "reasoning": Rule("adjusted", "OpenRouter's: `effort`, `max_tokens` as an effort by size, `enabled`"),
     "enable_thinking": Rule("adjusted", "false: the model's lowest effort; true: never `none`"),
@@ -159,7 +161,7 @@ MESSAGES: dict[str, Rule] = {
     "top_k": Rule("dropped", _BACKEND),
     "metadata": _SHARED["metadata"],
     "service_tier": Rule("dropped", _BACKEND, ("auto", "standard_only")),
-    "cache_control": Rule("dropped", "the backend caches by itself"),
+    "cache_control": Rule("dropped", "the backend caches automatically"),
     "context_management": Rule("dropped", _BACKEND),
     "inference_geo": Rule("dropped", _BACKEND),
     "thread": Rule("refused", "send the whole conversation without it, as the SDK then does"),
@@ -173,7 +175,8 @@ IMAGES: dict[str, Rule] = {
     "model": Rule("adjusted", "any name; the backend has one model, `gpt-image-2`"),
     "n": Rule("emulated", "up to 10, as parallel requests to the backend", (1,)),
     "size": Rule(
-        "adjusted", "`auto`, `1024x1024`, `1536x1024`, `1024x1536`; others become the one of their orientation"
+        "adjusted",
+        "`auto`, `1024x1024`, `1536x1024`, `1024x1536`; other sizes become the one with the same orientation",
     ),
     "quality": Rule("adjusted", "`hd` becomes `high`, `standard` becomes `medium`"),
     "background": Rule("adjusted", "`opaque` if absent, as the official client sends it"),
@@ -188,7 +191,7 @@ IMAGES: dict[str, Rule] = {
     "input_fidelity": Rule("dropped", _BACKEND),
     "style": Rule("dropped", _BACKEND),
     "user": Rule("dropped", _BACKEND),
-    "mask": Rule("refused", "say in the prompt what to change, and leave it out"),
+    "mask": Rule("refused", "describe the change in the prompt instead"),
 }
 
 TRANSCRIPTIONS: dict[str, Rule] = {
@@ -214,7 +217,7 @@ OLLAMA: dict[str, Rule] = {
         "adjusted", "`num_predict` and `stop` are emulated, sampling is dropped, the others have no effect"
     ),
     "think": Rule("adjusted", f"`true` shows the reasoning summary; a word is an effort: {_EFFORT}"),
-    "keep_alive": Rule("dropped", "nothing is loaded here", (0, -1, "5m", "-1", "-1m")),
+    "keep_alive": Rule("dropped", "codexd loads no models", (0, -1, "5m", "-1", "-1m")),
 }
 
 OLLAMA_GENERATE: dict[str, Rule] = {

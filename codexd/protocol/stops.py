@@ -34,7 +34,7 @@ def limits_of(
     """Returns the limits; the first ``max_tokens`` that is set applies. Raises ApiError 400 naming the parameter."""
     stops = tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))
     if len(stops) > max_stops:
-        raise errors.bad_request(f"{stop_name} may hold {max_stops} sequences at most.", param=stop_name)
+        raise errors.bad_request(f"{stop_name} can have at most {max_stops} sequences.", param=stop_name)
     for name, number in max_tokens:
         if number is not None and number < 1:
             raise errors.bad_request(f"{name} must be 1 or more.", param=name)

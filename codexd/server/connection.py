@@ -150,7 +150,7 @@ class ClientConnection:
                 log.info("a client sent what is not HTTP", reason=str(group.exceptions[0])[:200], more=more)
         except* Exception as group:
             # B0: no exception that a client can cause may end the server.
-            log.error("a connection failed; the others go on", exc_info=group)
+            log.error("a connection failed; the others continue", exc_info=group)
         finally:
             self._stop_waiting()
             if entered:

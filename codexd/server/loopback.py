@@ -98,7 +98,7 @@ async def _serve_connection(handler: Handler, max_body: int, patience: float, st
     except* (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
         pass
     except* Exception as group:
-        log.error("a request on loopback failed; the others go on", exc_info=group)
+        log.error("a request on loopback failed; the others continue", exc_info=group)
 
 
 async def _serve_request(handler: Handler, request: Request, reply: Reply) -> None:

@@ -143,7 +143,7 @@ class ServerRequest:
             with self._scope:
                 await handler(self)
         except Exception as error:
-            log.error("a request met a fault of codexd itself", exc_info=error)
+            log.error("internal error while handling a request", exc_info=error)
         finally:
             self._no_memory = True  # nothing more is kept
             self.memory.release()

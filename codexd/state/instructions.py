@@ -15,6 +15,7 @@ import structlog
 from msgspec import Struct
 
 from codexd import errors
+from codexd.errors import reason_of
 from codexd.protocol import decoding
 from codexd.state.files import set_aside, write_durably
 
@@ -138,7 +139,7 @@ class Instructions:
             with contextlib.suppress(OSError):
                 aside = set_aside(self._path)
             said = "the instruction texts that were set cannot be used; the built-in ones are"
-            log.error(said, reason=str(error), kept=aside and str(aside))
+            log.error(said, reason=reason_of(error), kept=aside and str(aside))
             return
         self._set = {text.name: text for text in file.texts}
 

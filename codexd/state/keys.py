@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from codexd import errors
 from codexd.config.model import Config, KeyLimits
+from codexd.errors import reason_of
 from codexd.lowlevel import workers
 from codexd.protocol import decoding
 from codexd.state.files import Newest, set_aside
@@ -266,7 +267,7 @@ class Keys:
             self._write_times(self._writes.number(), data)
 
     async def _save_times_in_thread(self) -> None:
-        """Saves while all streams go on: a disk may take its time."""
+        """Saves without blocking streams: a disk can be slow."""
         if (data := self._with_times()) is None:
             return
         try:
@@ -290,7 +291,7 @@ class Keys:
             self._writes.write(number, self._path, data)
         except OSError as error:
             self._unsaved = True
-            log.warning("the keys' last-used times could not be saved", reason=str(error))
+            log.warning("the keys' last-used times could not be saved", reason=reason_of(error))
 
     def _replace(self, made: dict[str, Key]) -> None:
         if self._retired:
@@ -316,7 +317,7 @@ class Keys:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            self.fault = f"{self._path} cannot be used ({error})"
+            self.fault = f"{self._path} cannot be used ({reason_of(error)})"
             log.error("client keys cannot be used: no key in this file is accepted", reason=self.fault)
             return
         self._made = {key.name: key for key in file.keys}

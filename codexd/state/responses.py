@@ -19,6 +19,7 @@ import trio
 from msgspec import Raw, Struct
 
 from codexd.config.model import Storage
+from codexd.errors import reason_of
 from codexd.lowlevel import workers
 from codexd.protocol import decoding
 from codexd.protocol.raw import RawObject, plain
@@ -253,7 +254,7 @@ class ResponseStore:
             else:
                 write_durably(self._folder / name, entry.encoded())
         except OSError as error:
-            log.warning("a stored response could not be written", name=name, reason=str(error))
+            log.warning("a stored response could not be written", name=name, reason=reason_of(error))
 
     def _load(self) -> None:
         found: list[Entry] = []
@@ -262,6 +263,8 @@ class ResponseStore:
                 try:
                     found.append(Entry.read(path.read_bytes()))
                 except (OSError, msgspec.DecodeError) as error:
-                    log.warning("a stored response cannot be read; the file is kept", path=str(path), reason=str(error))
+                    log.warning(
+                        "a stored response cannot be read; the file is kept", path=str(path), reason=reason_of(error)
+                    )
         for entry in sorted(found, key=lambda each: each.at):
             self._put(entry, write=False)

@@ -13,6 +13,7 @@ import structlog
 import trio
 from msgspec import Struct
 
+from codexd.errors import reason_of
 from codexd.lowlevel import workers
 from codexd.protocol import decoding
 from codexd.protocol.codex.rate_limits import Window
@@ -132,7 +133,7 @@ class Ledger:
             self._write(self._writes, self._writes.number(), self._path, data)
 
     async def _save_in_thread(self) -> None:
-        """Saves while all streams go on: a disk may take its time. An end meanwhile saves again."""
+        """Saves without blocking streams: a disk can be slow. If codexd stops meanwhile, it saves again."""
         if (data := self._taken()) is None:
             return
         write = partial(self._write, self._writes, self._writes.number(), self._path, data)
@@ -157,7 +158,7 @@ class Ledger:
             writes.write(number, path, data)
         except OSError as error:
             self._unsaved = True
-            log.warning("the usage could not be saved; trying again later", path=str(path), reason=str(error))
+            log.warning("the usage could not be saved; trying again later", path=str(path), reason=reason_of(error))
 
     def _take_up(self) -> None:
         """Merges the usage that predecessors counted while they drained."""
@@ -166,7 +167,7 @@ class Ledger:
                 file = decoding.decode(path.read_bytes(), type=_UsageFile)
                 path.unlink()
             except (OSError, ValueError) as error:
-                log.warning("usage from a drain cannot be read", path=str(path), reason=str(error))
+                log.warning("usage from a drain cannot be read", path=str(path), reason=reason_of(error))
                 continue
             for row in file.rows:
                 self._rows.setdefault(
@@ -188,7 +189,9 @@ class Ledger:
             aside = None
             with contextlib.suppress(OSError):
                 aside = set_aside(self._path)
-            log.warning("the usage cannot be read; starting from zero", reason=str(error), kept=aside and str(aside))
+            log.warning(
+                "the usage cannot be read; starting from zero", reason=reason_of(error), kept=aside and str(aside)
+            )
             return
         self._rows = {(row.day, row.model, row.key): row for row in file.rows}
         self._hours = {hour.hour: hour for hour in file.hours}

@@ -53,7 +53,7 @@ def qr_code(text: str, *, colour: bool) -> list[str]:
     *lines, last = out.getvalue().rstrip("\n").split("\n")
     if not colour:
         return [*lines, last]
-    # An odd number of rows: the lower half of the last line is no part of the code.
+    # An odd number of rows: the lower half of the last line does not belong to the code.
     return [*(f"\x1b[97;40m{line}\x1b[0m" for line in lines), f"\x1b[97m{last}\x1b[0m"]
 
 

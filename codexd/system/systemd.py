@@ -119,11 +119,13 @@ async def answers(listener: socket.socket) -> bool:
         if listener.fileno() < 0:
             # Closed by a drain that has just begun; systemd expects no more keep-alives then.
             return True
-        log.warning("codexd does not answer itself", reason=str(error))
+        log.warning("codexd does not answer its own requests", reason=str(error))
         return False
     # A refusal of codexd's own, of this user or because there are too many connections, is a sign of life too.
     if not answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 403", b"HTTP/1.1 503")):
-        log.warning("codexd does not answer itself", answer=answer.partition(b"\r")[0].decode(errors="replace"))
+        log.warning(
+            "codexd does not answer its own requests", answer=answer.partition(b"\r")[0].decode(errors="replace")
+        )
         return False
     return True
 

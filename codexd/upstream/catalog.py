@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 
 from codexd import errors
 from codexd.config.model import Models
-from codexd.errors import ApiError
+from codexd.errors import ApiError, reason_of
 from codexd.protocol import decoding
 from codexd.protocol.codex.models import Catalogue, Model, Resolved, decode_catalogue
 from codexd.state.files import write_durably
@@ -135,7 +135,7 @@ class Catalog:
             live = decode_catalogue(response.content)
         except (msgspec.DecodeError, ValueError) as error:
             self.why = f"The backend's answer cannot be read: {error}"
-            log.warning("the model catalogue cannot be read; the last one stays in use", reason=str(error))
+            log.warning("the model catalogue cannot be read; the last one stays in use", reason=reason_of(error))
             return False
         self._live = live
         self.models = self._catalogue()
@@ -146,7 +146,7 @@ class Catalog:
         try:
             await trio.to_thread.run_sync(write_durably, self._path, msgspec.json.encode(copy))
         except OSError as error:
-            log.warning("the model catalogue could not be saved", reason=str(error))
+            log.warning("the model catalogue could not be saved", reason=reason_of(error))
         return True
 
     def _load(self) -> None:
@@ -159,4 +159,4 @@ class Catalog:
         except FileNotFoundError:
             pass
         except (OSError, msgspec.DecodeError, ValueError) as error:
-            log.warning("the saved model catalogue cannot be used", path=str(self._path), reason=str(error))
+            log.warning("the saved model catalogue cannot be used", path=str(self._path), reason=reason_of(error))

@@ -193,7 +193,7 @@ class HostedSource:
             await self._stack.__aexit__(type(failure) if failure else None, failure, None)
 
     async def _tick(self, step: Step) -> None:
-        """Says that there is life while a tool runs, which has its own deadline."""
+        """Sends keep-alives while a tool runs, which has its own deadline."""
         while True:
             await trio.sleep(TICK)
             step([])

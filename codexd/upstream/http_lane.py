@@ -17,7 +17,7 @@ MAX_ERROR_BODY = 256 * 1024
 
 
 MAX_STREAM = 512 * 1024 * 1024
-"""Bytes of an answer with all that is no event of it, such as comments."""
+"""Bytes of an answer, including what does not belong to an event, such as comments."""
 
 
 class PlainResponse(NamedTuple):

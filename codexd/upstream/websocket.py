@@ -123,7 +123,7 @@ class WebSocket:
     async def push(self, step: Callable[[Sequence[bytes]], bool]) -> None:
         """Calls ``step`` with the messages of each read until it returns False. ``step`` must not wait.
 
-        A read of a part of a message calls it with none, one of pings does not: they are no progress.
+        A read of a part of a message calls it with none, one of pings does not: they are not progress.
         """
         connection, going_on = self._connection, True
 

@@ -618,11 +618,11 @@ async def test_also_those_of_anthropics_clients(autojump_clock: MockClock, tmp_p
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/v1/embeddings", "has no embeddings"),
-        ("/v1/audio/speech", "has no speech synthesis"),
-        ("/v1/files/file_1", "has no store for files"),
-        ("/v1/messages/batches", "has no batches"),
-        ("/embeddings", "has no embeddings"),
+        ("/v1/embeddings", "does not offer embeddings"),
+        ("/v1/audio/speech", "does not offer speech synthesis"),
+        ("/v1/files/file_1", "does not offer file storage"),
+        ("/v1/messages/batches", "does not offer batches"),
+        ("/embeddings", "does not offer embeddings"),
     ],
 )
 async def test_what_the_backend_has_not_is_said_in_a_sentence(

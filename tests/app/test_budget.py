@@ -71,7 +71,8 @@ async def test_a_share_of_the_windows(autojump_clock: MockClock, tmp_path: Path)
         await ask(f"{KEY}-b")
         unknown = await ask()
         assert (
-            "It may go on when it resets" in unknown.json["error"]["message"] and "retry-after" not in unknown.headers
+            "It can continue when it resets" in unknown.json["error"]["message"]
+            and "retry-after" not in unknown.headers
         )
 
 

@@ -65,7 +65,7 @@ async def test_what_is_wrong_is_said_in_the_words_of_that_api(autojump_clock: Mo
         (ask([{"role": "user", "content": [result | {"content": "1"}]}]), 400, "invalid_request_error", "messages[0].content[0]"),
         (ask(tools=[{"type": "bash_20250124", "name": "bash"}]), 400, "invalid_request_error", "tools[0]"),
         (ask(tools=[TOOL], tool_choice={"type": "tool", "name": "g"}), 400, "invalid_request_error", "'g'"),
-        (ask(stop_sequences=["x"] * 65), 400, "invalid_request_error", "stop_sequences may hold 64"),
+        (ask(stop_sequences=["x"] * 65), 400, "invalid_request_error", "stop_sequences can have at most 64"),
         (ask(mcp_servers=[{}]), 400, "invalid_request_error", "mcp_servers"),
     ]  # fmt: skip
     async with client(tmp_path, Backend()) as app:

@@ -153,8 +153,8 @@ async def test_options_are_honoured_or_told(autojump_clock: MockClock, tmp_path:
         ("/api/generate", {"model": "gpt-5.5", "images": [base64.b64encode(b"x").decode()]}, 400, "is not an image"),
         ("/api/show", {"model": "gpt-nix"}, 404, "'gpt-nix'"),
         ("/api/pull", {"name": "gpt-nix"}, 404, "'gpt-nix'"),
-        ("/api/embed", {"model": "gpt-5.5", "input": "x"}, 404, "no embeddings"),
-        ("/api/delete", {"model": "gpt-5.5"}, 404, "ChatGPT's own"),
+        ("/api/embed", {"model": "gpt-5.5", "input": "x"}, 404, "not offer embeddings"),
+        ("/api/delete", {"model": "gpt-5.5"}, 404, "belong to ChatGPT"),
         ("/api/nothing", {}, 404, "There is no"),
     ],
 )

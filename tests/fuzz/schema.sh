@@ -14,6 +14,6 @@ cd "$work"
 PYTHONPATH=$here SCHEMATHESIS_HOOKS=hooks "$schemathesis" run "http://127.0.0.1:$port/openapi.json" --wait-for-schema 20 \
     --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,unsupported_method \
     --phases coverage,fuzzing --max-examples $((cases / 17)) --workers 2 --warnings off --no-color
-if grep -n "fault of codexd\|Traceback" log; then
+if grep -n "internal error\|Traceback" log; then
     exit 1
 fi

@@ -36,11 +36,11 @@ async def test_it_is_written_and_removed(shared: Setup, tmp_path: Path) -> None:
     found = msgspec.json.decode(settings.read_bytes())
     assert found["env"] == {"ANTHROPIC_BASE_URL": shared.daemon.base, "ANTHROPIC_AUTH_TOKEN": "unused", "OTHER": "1"}
     again = await shared.ctl("setup", "claude-code", "--write", env=home(tmp_path))
-    assert "is as it should be" in again.out
+    assert "is already up to date" in again.out
     removed = await shared.ctl("setup", "claude-code", "--remove", env=home(tmp_path))
     assert removed.code == 0 and settings.read_bytes() == msgspec.json.encode(mine), "byte for byte"
     assert [path.name for path in settings.parent.iterdir()] == ["settings.json"]
-    assert "nothing of codexd" in (await shared.ctl("setup", "claude-code", "--remove", env=home(tmp_path))).out
+    assert "no codexd configuration" in (await shared.ctl("setup", "claude-code", "--remove", env=home(tmp_path))).out
 
 
 async def test_a_file_that_was_not_there_goes_again(shared: Setup, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ async def test_a_key_is_made_and_revoked(setup: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("cursor", "--write"), 2, "keeps no file"),
+        (("cursor", "--write"), 2, "has no configuration file"),
         (("cursor", "--remove"), 2, "Nothing of cursor"),
         (("nobody",), 2, "invalid choice"),
         (("codex", "--base-url", "foo"), 2, 'invalid value "foo"'),

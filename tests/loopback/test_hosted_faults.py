@@ -138,7 +138,7 @@ async def over(folder: Path, logs: Path, transport: str, **sections: Any) -> Asy
         async with running(folder, logs, upstream, backend=limits, constants=constants, **sections) as daemon:
             yield upstream, daemon
         nursery.cancel_scope.cancel()
-    assert "fault of codexd itself" not in daemon.log.read_text()
+    assert "internal error" not in daemon.log.read_text()
 
 
 async def ask(

@@ -80,7 +80,7 @@ async def lanes(
         await daemon.logged("model catalogue refreshed")  # it changes what requests say of a model
         yield Lanes(daemon, http)
         log = daemon.log.read_text()
-        assert "fault of codexd itself" not in log
+        assert "internal error" not in log
         assert "Traceback" not in log
 
 

@@ -418,7 +418,7 @@ async def play_all(
                 assert (await http.get("/health")).status_code == 200
         nursery.cancel_scope.cancel()
     log = daemon.log.read_text()
-    assert "fault of codexd itself" not in log
+    assert "internal error" not in log
     assert "Traceback" not in log
 
 

@@ -57,7 +57,7 @@ async def test_the_catalogue_and_the_sign_in_server(tmp_path: Path, logs: Path, 
             assert refused.status_code == 503
             assert (await http.get("/health")).status_code == 200
     log = daemon.log.read_text()
-    assert "met a fault" not in log
+    assert "internal error" not in log
 
 
 @pytest.mark.parametrize("transport", ["http", "websocket"])

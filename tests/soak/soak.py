@@ -51,7 +51,7 @@ from support.upstream import (
 )
 
 WORDS = "x" * 40
-UNEXPECTED = re.compile(r"\[(ERROR|WARN)\]|Traceback|fault of codexd")
+UNEXPECTED = re.compile(r"\[(ERROR|WARN)\]|Traceback|internal error")
 EXPECTED = re.compile(
     r"websockets to the backend|the answer failed on its way|a client stopped reading|(refused|denied) the access token"
 )

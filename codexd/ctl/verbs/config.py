@@ -92,10 +92,12 @@ def _edit(options: argparse.Namespace, out: Output) -> int:
     if not report.file:
         raise failed("refused", "configuration", "This codexd was started without a configuration file.")
     before = _contents(path)
+    editor = _editor()
     try:
-        subprocess.run([*_editor(), str(path)], check=True)  # noqa: S603 - the user's own editor
+        subprocess.run([*editor, str(path)], check=True)  # noqa: S603 - the user's own editor
     except (OSError, subprocess.CalledProcessError) as error:
-        raise failed("refused", "editor", f"The editor failed: {error}. Set $EDITOR to another one.") from error
+        message = f"The editor {editor[0]} failed. Set $EDITOR to another one."
+        raise failed("refused", "editor", message) from error
     if _contents(path) == before:
         out.note("Nothing has changed.")
         return 0

@@ -16,11 +16,11 @@ ADJUSTED = {
     "dropped": "dropped: the backend does not support it",
     "emulated": "emulated by codexd: the backend does not support it",
     "ignored": "ignored: it has no effect here",
-    "recalled": "taken from the conversation that codexd has stored",
+    "recalled": "taken from the stored conversation",
     "shortened": "shortened; the answer has the original names",
     "codexd": "run by codexd: the model cannot",
     "left out": "left out",
-    "added": "added where the conversation lacked it",
+    "added": "added, because the conversation did not have it",
 }
 """The values in ``Trace.adjusted``, for a parameter or a part of the conversation; any other is its new value."""
 

@@ -25,9 +25,11 @@ MAX_AUTH_JSON = 60 * 1024
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--device", action="store_true", help="by a code that is entered on any device (default over SSH)")
-    how.add_argument("--browser", action="store_true", help="by a browser on this machine (default on a desktop)")
-    how.add_argument("--paste", action="store_true", help="by any browser: paste the address that it ends at")
+    how.add_argument(
+        "--device", action="store_true", help="with a code that you enter on any device (default over SSH)"
+    )
+    how.add_argument("--browser", action="store_true", help="with a browser on this machine (default on a desktop)")
+    how.add_argument("--paste", action="store_true", help="with any browser: paste the address that it ends at")
     how.add_argument(
         "--import", dest="auth_json", nargs="?", const="", metavar="FILE",
         help="import the sign-in of the Codex CLI (default: ~/.codex/auth.json)",
@@ -62,7 +64,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
             if method == "device":
                 out.note("\nStill waiting for approval in the background. `codexctl login` shows the code again.")
             else:
-                out.note("\nSign-in canceled.")
+                out.note("\nSign-in cancelled.")
             raise
     if shown is not None:
         out.reply(shown, _draw)
@@ -231,5 +233,5 @@ def _signed_in(options: argparse.Namespace) -> str | None:
     """Returns the account that is signed in, or None. Raises VerbFailed and DaemonUnreachable."""
     for reply in replies(options, wire.Status()):
         if isinstance(reply, wire.StatusReport) and reply.account.signed_in:
-            return reply.account.email or reply.account.account_id or "an account without a name"
+            return reply.account.email or reply.account.account_id or "an unnamed account"
     return None

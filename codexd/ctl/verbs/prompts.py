@@ -123,7 +123,7 @@ def draw_text(reply: wire.PromptText) -> None:
 
 
 def draw_set(reply: wire.PromptText) -> None:
-    drawing.line(f"Set for {reply.name}, from the next request on; SHA-256 {reply.sha256[:12]}.")
+    drawing.line(f"Set for {reply.name}, used from the next request; SHA-256 {reply.sha256[:12]}.")
 
 
 def draw_reset(reply: wire.PromptsWereReset) -> None:

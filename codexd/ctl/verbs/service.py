@@ -119,7 +119,9 @@ def _check_session() -> None:
     if os.geteuid() == 0 and "XDG_RUNTIME_DIR" not in os.environ:
         raise failed("refused", "root", "This is for ordinary users. As root use: systemctl enable --now codexd")
     if shutil.which("systemctl") is None:
-        raise failed("refused", "no_systemd", "There is no systemd here. Start codexd by your system's own means.")
+        raise failed(
+            "refused", "no_systemd", "This system does not use systemd. Start codexd with its own service manager."
+        )
     try:
         _systemctl("show-environment")
     except _SystemctlFailed as error:

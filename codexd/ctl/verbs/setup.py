@@ -56,7 +56,7 @@ def _write(options: argparse.Namespace, out: Output) -> int:
     status = _status(options)
     preview = _setup(options, _target(options, status, FILL_IN if status.keys_required else NO_KEY))
     if not preview.files:
-        message = f"{options.client} keeps no file that can be written. Leave out --write to see what to enter."
+        message = f"{options.client} has no configuration file to write. Leave out --write to see what to enter."
         raise failed("usage", "nothing_to_write", message)
     # Before a key is made: whatever cannot be edited is found now.
     for file in preview.files:
@@ -71,7 +71,7 @@ def _write(options: argparse.Namespace, out: Output) -> int:
         without = edits.removed(file, before, edits.read(_kept(path)), str(path))
         after = edits.added(file, without, str(path))
         if after == before:
-            out.report("setup", f"{path} is as it should be.")
+            out.report("setup", f"{path} is already up to date.")
         else:
             _show(out, path, before, after)
             if file.kind == "json":
@@ -80,7 +80,7 @@ def _write(options: argparse.Namespace, out: Output) -> int:
             out.report("setup", f"Wrote {path}.")
         if not edits.is_chosen(file, after):
             chosen = False
-            out.note(f"{path} has a choice of its own, which stays. {_by_hand(file)}")
+            out.note(f"{path} already chooses another model, which is kept. {_by_hand(file)}")
     if found.needed:
         out.report("setup", f"Set in its environment:\n{exports(found.needed)}")
     if chosen:
@@ -91,13 +91,13 @@ def _write(options: argparse.Namespace, out: Output) -> int:
 def _remove(options: argparse.Namespace, out: Output) -> int:
     found = _setup(options, Target("", "", []))
     if not found.files:
-        raise failed("usage", "nothing_to_remove", f"Nothing of {options.client} was written by codexctl.")
+        raise failed("usage", "nothing_to_remove", f"codexctl has not configured {options.client}.")
     for file in found.files:
         path = _place(file)
         before, kept = edits.read(path), _kept(path)
         after = edits.removed(file, before, edits.read(kept), str(path))
         if after == before:
-            out.report("setup", f"{path} has nothing of codexd.")
+            out.report("setup", f"{path} contains no codexd configuration.")
             continue
         _show(out, path, before, after)
         edits.write(path, after)
@@ -136,7 +136,7 @@ def _target(options: argparse.Namespace, status: wire.StatusReport, key: str) ->
         base = next((each for each in status.listeners if each.startswith("http")), None)
         if base is None:
             message = (
-                "codexd listens on unix sockets alone. Add an address such as 127.0.0.1:3000 to server.bind, or say "
+                "codexd listens only on unix sockets. Add an address such as 127.0.0.1:3000 to server.bind, or say "
                 "with --base-url where it is reached."
             )
             raise failed("refused", "no_address", message)

@@ -118,7 +118,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 @contextmanager
 def _keys() -> Iterator[Callable[[float], str]]:
-    """Yields a function that waits at most so many seconds for keys and returns them."""
+    """Yields a function that waits for keys, for at most this many seconds, and returns them."""
     if not sys.stdin.isatty():
 
         def none(seconds: float) -> str:

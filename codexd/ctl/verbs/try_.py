@@ -72,7 +72,7 @@ class _Answer:
             case wire.TryImage():
                 print(f"Saved {self._image}.", flush=True)  # noqa: T201
             case wire.TryEnded() if self._image is not None:
-                self._out.note(f"{reply.model}: {time.monotonic() - self._begun:.1f} s in all.")
+                self._out.note(f"{reply.model}: {time.monotonic() - self._begun:.1f} s in total.")
             case wire.TryText(thinking=True):
                 self._thinking = True
                 _beside(reply.text)
@@ -106,7 +106,7 @@ def _summary(reply: wire.TryEnded, first: float | None, whole: float) -> str:
     """Returns the model, the tokens and the times; ``first`` and ``whole`` are in seconds."""
     began = "" if first is None else f"first word after {first:.1f} s, "
     cut = "" if reply.finish_reason in ("stop", None) else f" It ended early: {reply.finish_reason}."
-    return f"{reply.model}: {reply.tokens_in} tokens in, {reply.tokens_out} out, {began}{whole:.1f} s in all.{cut}"
+    return f"{reply.model}: {reply.tokens_in} tokens in, {reply.tokens_out} out, {began}{whole:.1f} s in total.{cut}"
 
 
 def _question(options: argparse.Namespace) -> str:

@@ -131,7 +131,7 @@ def draw_history(reply: wire.HistoryReport) -> None:
     parts: list[drawing.Drawn] = [table, drawing.below(drawing.text(said, "dim"))]
     if reply.shares:
         parts.append(drawing.below(_shares(reply.shares)))
-        estimate = "An estimate: the growth between two answers, spread over what ended meanwhile."
+        estimate = "Estimated from how the windows grew between answers."
         parts.append(drawing.text(estimate, "dim"))
     drawing.put(drawing.stack(*parts))
 

@@ -75,7 +75,7 @@ def from_chat(
     ]
     paired, repaired = tool_pairs.pair(placed, repair=settings.repair_history)
     if not paired:
-        raise errors.bad_request("messages must hold some content.", param="messages")
+        raise errors.bad_request("messages must contain some content.", param="messages")
     legacy = bool(asked.functions) and not asked.tools
     found: list[Tool] = [client_tools.from_chat(raw, f"tools[{index}]") for index, raw in enumerate(asked.tools or ())]
     found += [client_tools.function(function) for function in asked.functions or ()] if legacy else []
@@ -251,7 +251,7 @@ class _MessageConverter:
             self._custom.discard(call.id)
             return FunctionCall(call_id=call.id, name=call.function.name, arguments=call.function.arguments or "{}")
         if call.custom is None:
-            raise errors.bad_request(f"{where} holds neither function nor custom.", param=where)
+            raise errors.bad_request(f"{where} contains neither function nor custom.", param=where)
         self._custom.add(call.id)
         item = {"type": "custom_tool_call", "call_id": call.id, "name": call.custom.name, "input": call.custom.input}
         return {key: Raw(msgspec.json.encode(value)) for key, value in item.items()}

@@ -186,7 +186,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if not self.messages:
-            raise errors.bad_request("messages must hold at least one message.", param="messages")
+            raise errors.bad_request("messages must contain at least one message.", param="messages")
 
 
 REQUEST = RequestDecoder(ChatRequest, repaired)

@@ -294,7 +294,7 @@ def _half(data: bytes) -> HalfDelta | Other:
 def whole_event(data: bytes, halves: dict[tuple[str, int], str]) -> bytes:
     """Returns a delta with half of a character joined with the half before it; empty for a half alone.
 
-    It is empty also for data that is no such delta. ``halves`` has what waits for its other half.
+    It is also empty for other data. ``halves`` has what waits for its other half.
     """
     event = _half(data)
     if isinstance(event, Other):

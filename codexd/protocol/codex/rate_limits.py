@@ -18,7 +18,7 @@ MAX_WINDOWS, MAX_NAME = 20, 64
 """Windows that are read, and characters of their names, which become labels of metrics."""
 
 MAX_PERCENT, MAX_MINUTES, YEAR_9999 = 10_000.0, 10 * 366 * 1440, 253_370_764_800.0
-"""What is beyond is no share, no window and no time (in Unix seconds)."""
+"""Larger values are not a share, a window or a time (in Unix seconds)."""
 
 MAIN = "codex"
 """The limit that all requests count against; other limits apply to single features or models."""

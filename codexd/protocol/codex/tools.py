@@ -119,7 +119,7 @@ def kind_of(tool: Tool) -> str:
 def fit(tools: Iterable[Tool]) -> tuple[list[Tool], Adjustments]:
     """Returns the tools with schemas that the backend accepts; good ones stay as they are.
 
-    ``strict`` becomes false where the schema does not keep its rules. Raises ApiError 400 for what is no schema.
+    ``strict`` becomes false where the schema does not keep its rules. Raises ApiError 400 if it is not a schema.
     """
     adjusted: dict[Adjustment, None] = {}
 

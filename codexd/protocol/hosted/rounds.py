@@ -120,7 +120,7 @@ class Rounds:
     # --- the events of a round
 
     def feed(self, events: Sequence[bytes]) -> list[bytes]:
-        """Takes events of the backend; returns those for the client. One of an odd shape goes on as it is."""
+        """Takes events of the backend; returns those for the client. An unknown event is passed on unchanged."""
         out: list[bytes] = []
         for event in events:
             try:

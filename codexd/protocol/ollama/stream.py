@@ -6,7 +6,7 @@
     open     | the end                              | a line with all calls, if any; then the last one
     open     | a failure                            | a line with ``error``
 
-Calls are collected, because this API has no pieces of them.
+Calls are collected, because this API does not stream them in pieces.
 """
 
 from collections.abc import Callable

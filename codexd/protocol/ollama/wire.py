@@ -35,7 +35,7 @@ class Message(Struct, frozen=True, kw_only=True):
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """The options that codexd emulates. ``num_predict`` below 0 is no limit."""
+    """The options that codexd emulates. A ``num_predict`` below 0 means: unlimited."""
 
     num_predict: int | None = None
     stop: str | list[str] | None = None

@@ -45,7 +45,7 @@ def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settin
     """
     items, adjusted = _input(asked.input, earlier, settings)
     if not items:
-        raise errors.bad_request("input must hold at least one item that can be sent.", param="input")
+        raise errors.bad_request("input must contain at least one item that can be sent.", param="input")
     if set(asked.include or ()) - set(INCLUDE):
         adjusted += (Adjustment("include", INCLUDE[0]),)
     instructions = "\n\n".join(filter(None, (settings.prompt, asked.instructions)))

@@ -231,8 +231,8 @@ async def test_a_bug_ends_the_sign_in_and_not_the_daemon(
     [
         (httpx.Response(400, json={"error": "invalid_grant", "error_description": "used"}), "used (status 400, invalid_grant)"),
         (httpx.Response(200, content=b"{"), "cannot be read"),
-        (httpx.Response(200, json={"refresh_token": "r"}), "no access token"),
-        (httpx.Response(200, json={"access_token": "a\nb"}), "no access token"),
+        (httpx.Response(200, json={"refresh_token": "r"}), "no usable access token"),
+        (httpx.Response(200, json={"access_token": "a\nb"}), "no usable access token"),
         (httpx.ConnectError("gone"), "gone"),
     ],
 )  # fmt: skip

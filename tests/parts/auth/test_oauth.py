@@ -191,11 +191,11 @@ def test_the_official_clients_logins_import(name: str) -> None:
         ("", "not an auth.json"),
         ("[]", "not an auth.json"),
         ('{"tokens": {}}', "not an auth.json"),
-        ('{"OPENAI_API_KEY": "sk-x"}', "no ChatGPT login"),
-        ('{"tokens": null}', "no ChatGPT login"),
-        ('{"tokens": {"access_token": "x"}}', "no token that ChatGPT gave out"),
-        ('{"tokens": {"access_token": "a b"}}', "access_token holds characters"),
-        ('{"tokens": {"access_token": "a", "refresh_token": "…"}}', "refresh_token holds characters"),
+        ('{"OPENAI_API_KEY": "sk-x"}', "no ChatGPT sign-in"),
+        ('{"tokens": null}', "no ChatGPT sign-in"),
+        ('{"tokens": {"access_token": "x"}}', "not issued by ChatGPT"),
+        ('{"tokens": {"access_token": "a b"}}', "access_token contains characters"),
+        ('{"tokens": {"access_token": "a", "refresh_token": "…"}}', "refresh_token contains characters"),
     ],
 )
 def test_what_cannot_be_imported_says_why(text: str, why: str) -> None:

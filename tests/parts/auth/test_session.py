@@ -468,7 +468,7 @@ async def test_signing_out_of_a_file_that_cannot_be_read_deletes_it(
     autojump_clock: MockClock, make: Make, path: Path, issuer: TokenEndpoint
 ) -> None:
     path.write_text("{")
-    assert "no refresh token that could be read" in (await make(None).sign_out() or "")
+    assert "no readable refresh token" in (await make(None).sign_out() or "")
     assert not path.exists()
     assert issuer.requests == []
 

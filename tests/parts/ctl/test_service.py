@@ -20,7 +20,7 @@ def test_the_unit_is_the_packages_own_with_another_command() -> None:
 @pytest.mark.parametrize("action", ["install", "remove", "status"])
 @pytest.mark.parametrize(
     ("systemctl", "said"),
-    [(None, "There is no systemd here"), ("exit 1", "Log in as this user over SSH or at the console")],
+    [(None, "does not use systemd"), ("exit 1", "Log in as this user over SSH or at the console")],
 )
 def test_without_a_session_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, systemctl: str | None, said: str

@@ -67,7 +67,7 @@ def test_allowed_tools_leave_the_others_out() -> None:
     ("choice", "said"),
     [
         ("always", "must be none, auto, required or name a tool"),
-        ({"type": "function"}, "names no tool"),
+        ({"type": "function"}, "does not name a tool"),
         ({"type": "function", "function": {"name": "g"}}, "names 'g', which is not among the tools"),
     ],
 )
