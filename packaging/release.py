@@ -50,7 +50,7 @@ def notes(wanted: str, root: Path = ROOT) -> str:
         if heading[1] == base:
             body = text[text.index("\n", heading.start()) :].strip()
             return re.split(r"^## \[", body, maxsplit=1, flags=re.MULTILINE)[0].strip() + "\n"
-    raise SystemExit(f"CHANGELOG.md has no section for {base}. Move what is unreleased under: ## [{base}] - DATE")
+    raise SystemExit(f"CHANGELOG.md has no section for {base}. Write it with: make news VERSION={base}")
 
 
 def _git(root: Path, *words: str) -> str:

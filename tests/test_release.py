@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,29 @@ def test_the_notes(tmp_path: Path, git: Callable[..., None]) -> None:
     (tmp_path / "CHANGELOG.md").write_text("nothing")
     with pytest.raises(SystemExit, match="no version"):
         release.newest_in_changelog(tmp_path)
+
+
+def test_each_change_has_a_kind_and_is_an_item() -> None:
+    fragments = [
+        path for path in (ROOT / "packaging" / "news").iterdir() if path.name not in ("README.md", "template.md.jinja")
+    ]
+    for path in fragments:
+        assert re.fullmatch(r"[\w-]+\.(added|changed|fixed|removed|security)\.md", path.name), path.name
+        items = path.read_text().split("\n")
+        assert items[0].startswith("- ") and all(line[:2] in ("- ", "  ", "") for line in items), path.name
+
+
+def test_the_changes_become_a_section_of_the_changelog(tmp_path: Path) -> None:
+    for name in ("CHANGELOG.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "packaging" / "news", tmp_path / "packaging" / "news")
+    (tmp_path / "packaging" / "news" / "mine.fixed.md").write_text("- Mine.\n")
+    towncrier = Path(sys.executable).with_name("towncrier")
+    words = [towncrier, "build", "--keep", "--version", "9.8.7", "--date", "2030-01-02"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    text = (tmp_path / "CHANGELOG.md").read_text()
+    assert text.index("## [9.8.7] - 2030-01-02") < text.index("## [1.0.0]")
+    assert "\n- Mine.\n" in release.notes("9.8.7", tmp_path)
 
 
 def test_nobody_meets_version_0() -> None:
