@@ -427,6 +427,17 @@ def cross_site() -> ApiError:
     )
 
 
+def proxy_without_key() -> ApiError:
+    return ApiError(
+        403,
+        "This request came through a proxy, and no client key exists, so anyone who can reach the proxy could use the "
+        "account. Make a key with `codexctl keys add NAME`, or, if the proxy authenticates clients, set "
+        "server.allow_unauthenticated = true.",
+        type="authentication_error",
+        code="proxy_without_key",
+    )
+
+
 def foreign_origin(origin: str) -> ApiError:
     return ApiError(
         403,

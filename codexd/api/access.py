@@ -19,6 +19,9 @@ from codexd.state.keys import Keys
 HEALTH = ("/health", "/v1/health")
 """Paths that need no key, because probes have none."""
 
+_LOCAL = ("/metrics", "/auth/login")
+"""Endpoints that refuse proxies themselves, with or without a key."""
+
 _OF_PROXIES = (
     "forwarded",
     "via",
@@ -56,6 +59,8 @@ class AccessControl:
                 # Any web page can post to loopback; without a key it could spend the account.
                 raise errors.cross_site()
             self._admit_host(headers, server)
+            if not keyless and path not in HEALTH and record.endpoint not in _LOCAL:
+                self._admit_forwarded(headers)
         if keyless or path in HEALTH:
             return
         try:
@@ -73,6 +78,7 @@ class AccessControl:
         self.admit_page(headers, Record(""))
         if not self._keys.required:
             self._admit_host(headers, server)
+            self._admit_forwarded(headers)
         return self._key(headers)
 
     def admit_page(self, headers: Headers, record: Record) -> None:
@@ -90,6 +96,11 @@ class AccessControl:
     def _admit_host(self, headers: Headers, server: Sequence[Any] | None) -> None:
         if (name := foreign_host(server, headers, self._config.hosts)) is not None:
             raise errors.foreign_host(name)
+
+    def _admit_forwarded(self, headers: Headers) -> None:
+        """Raises ApiError 403 for a request through a proxy, which makes loopback and unix sockets public."""
+        if is_forwarded(headers) and not self._config.allow_unauthenticated:
+            raise errors.proxy_without_key()
 
     def _key(self, headers: Headers, *, basic: bool = False) -> str | None:
         """Returns the name of the client's key; None if no key is required. Raises ApiError 401."""

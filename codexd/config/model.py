@@ -47,7 +47,10 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: Annotated[Port | None, _about("See `host`. 0 selects a free port.")] = None
     allow_unauthenticated: Annotated[
         bool,
-        _about("Listen beyond loopback without a client key: anyone who can connect can use the account."),
+        _about(
+            "Serve other machines, directly or through a proxy, without a client key. Anyone who can "
+            "connect can use the account."
+        ),
     ] = False
     client_keys: Annotated[
         dict[str, Annotated[str, Meta(min_length=16)]],

@@ -7,7 +7,7 @@ from trio.testing import MockClock
 
 from codexd.config.model import Config, Server
 from support.asgi import Client, client
-from support.backend import Backend
+from support.backend import WHOLE, Backend
 from support.daemon import hello
 
 KEY = "0123456789abcdef"
@@ -115,3 +115,21 @@ async def test_a_page_of_codexds_own_address_may_ask(autojump_clock: MockClock, 
         ):
             answer = await app.request("GET", "/v1/models", headers={"origin": origin, "host": host})
             assert answer.status == status
+
+
+@pytest.mark.parametrize("name", ["x-forwarded-for", "forwarded", "via", "x-real-ip"])
+async def test_behind_a_proxy_there_is_no_way_in_without_a_key(
+    autojump_clock: MockClock, tmp_path: Path, name: str
+) -> None:
+    """A proxy makes a unix socket, or loopback, reachable for everyone."""
+    through = {name: "203.0.113.9", "content-type": "application/json"}
+    async with client(tmp_path, Backend(WHOLE)) as app:
+        for method, path in (("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/")):
+            refused = await app.request(method, path, hello() if method == "POST" else None, headers=through)
+            assert (refused.status, refused.json["error"]["code"]) == (403, "proxy_without_key")
+        assert (await app.request("GET", "/health", headers=through)).status == 200
+    key = "k" * 32
+    for server in (Server(allow_unauthenticated=True), Server(client_keys={"mine": key})):
+        async with client(tmp_path, Backend(WHOLE), Config(server=server)) as app:
+            answer = await app.request("GET", "/v1/models", headers=through | {"authorization": f"Bearer {key}"})
+            assert answer.status == 200

@@ -129,6 +129,7 @@ async def test_it_is_served_with_what_was_asked(autojump_clock: MockClock, tmp_p
     async with client(tmp_path, Backend(WHOLE)) as app:
         await app.request("POST", "/v1/chat/completions", hello(stream=True))
         answer = await app.request("GET", "/")
+    async with client(tmp_path, Backend(), Config(server=Server(allow_unauthenticated=True))) as app:
         proxied = await app.request("GET", "/", headers={"x-forwarded-proto": "https"})
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
