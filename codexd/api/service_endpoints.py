@@ -145,7 +145,7 @@ class ServiceEndpoints:
         ]
 
     async def models(self, exchange: Exchange) -> Reply:
-        """Lists the models; with ``client_version``, as from the Codex CLI, returns the backend's catalogue."""
+        """Lists the models; with `client_version`, as from the Codex CLI, returns the backend's catalogue."""
         if "client_version" in exchange.query:
             catalogue, etag = await self._catalog.document()
             return Document(catalogue, [("etag", etag)] if etag else [])
@@ -253,7 +253,7 @@ class ServiceEndpoints:
         )
 
     async def health(self, exchange: Exchange) -> Reply:
-        """Returns the health of codexd; with ``ready=1``, 503 unless requests would get a token."""
+        """Returns the health of codexd; with `ready=1`, 503 unless requests would get a token."""
         query = exchange.query
         if query.get("stream", "0") not in ("0", "false"):
             exchange.record.streamed = True

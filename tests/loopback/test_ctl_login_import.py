@@ -66,9 +66,9 @@ async def test_a_login_that_there_is_not_cannot_be_imported(shared: Setup) -> No
     ("text", "code", "why"),
     [
         ("garbage", 2, "it is not JSON"),
-        ('{"tokens": {"access_token": "x"}}', 5, "no token that ChatGPT gave out"),
+        ('{"tokens": {"access_token": "x"}}', 5, "was not issued by ChatGPT"),
         (f'{{"tokens": {{"access_token": "{access_token(1)}"}}}}', 5, "has expired"),
-        ('{"OPENAI_API_KEY": "sk-x"}', 5, "no ChatGPT login"),
+        ('{"OPENAI_API_KEY": "sk-x"}', 5, "no ChatGPT sign-in"),
     ],
     ids=["no JSON", "no token of ChatGPT", "expired", "an API key"],
 )

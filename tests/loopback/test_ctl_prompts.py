@@ -32,7 +32,7 @@ async def test_a_text_is_set_for_a_family_and_for_a_model(setup: Make, tmp_path:
         file = tmp_path / "mine.md"
         file.write_text("Answer in rhymes.\n")
         said = await it.ctl("prompts", "set", "gpt-5-2", str(file))
-        assert said.out.startswith("Set for gpt-5-2, from the next request on")
+        assert said.out.startswith("Set for gpt-5-2, used from the next request")
         assert await instructions(it) == "Answer in rhymes."
         assert (await it.ctl("prompts", "set", "gpt-5.5", "-", stdin=b"Answer in prose.")).code == 0
         assert await instructions(it) == "Answer in prose."

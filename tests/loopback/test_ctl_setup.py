@@ -84,8 +84,8 @@ async def test_a_key_is_made_and_revoked(setup: Make, tmp_path: Path) -> None:
     ("words", "code", "said"),
     [
         (("cursor", "--write"), 2, "has no configuration file"),
-        (("cursor", "--remove"), 2, "Nothing of cursor"),
-        (("nobody",), 2, "invalid choice"),
+        (("cursor", "--remove"), 2, "has not configured cursor"),
+        (("nobody",), 2, "there is no 'nobody'; use claude-code"),
         (("codex", "--base-url", "foo"), 2, 'invalid value "foo"'),
         (("codex", "--write", "--remove"), 2, "not allowed"),
     ],

@@ -14,7 +14,7 @@ async def test_a_question_is_answered(shared: Setup) -> None:
     said = await shared.ctl("try", "why", "is the sky blue?")
     assert said.code == 0
     assert "You wrote: why is the sky blue?" in said.out
-    assert re.search(r"\d+ tokens in, \d+ out, first word after \d\.\d s, \d\.\d s in all", said.err)
+    assert re.search(r"\d+ tokens in, \d+ out, first word after \d\.\d s, \d\.\d s in total", said.err)
 
 
 async def test_a_question_may_come_through_a_pipe(shared: Setup) -> None:
@@ -66,7 +66,7 @@ async def test_an_image_is_drawn_and_changed(shared: Setup, tmp_path: Path) -> N
     image = tmp_path / "dot.png"
     said = await shared.ctl("try", "a red dot", "--draw", str(image))
     assert (said.code, said.out) == (0, f"Saved {image}.\n")
-    assert re.fullmatch(r"gpt-image-2: \d+\.\d s in all\.\n", said.err)
+    assert re.fullmatch(r"gpt-image-2: \d+\.\d s in total\.\n", said.err)
     assert image.read_bytes().startswith(b"\x89PNG")
     changed = await shared.ctl("try", "make it blue", "--image", str(image), "--draw", str(image))
     assert changed.code == 0

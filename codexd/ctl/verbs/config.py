@@ -91,6 +91,12 @@ def _edit(options: argparse.Namespace, out: Output) -> int:
     path = Path(report.file)
     if not report.file:
         raise failed("refused", "configuration", "This codexd was started without a configuration file.")
+    if "/credentials/" in report.file:
+        message = (
+            f"{report.file} is a copy for the running service. Edit the original, such as /etc/codexd/NAME.toml of an "
+            "instance, and restart codexd."
+        )
+        raise failed("refused", "credential", message)
     before = _contents(path)
     editor = _editor()
     try:

@@ -30,7 +30,10 @@ def arguments(parser: Parser) -> None:
         "--expires", metavar="WHEN", type=_expiry, help="when it expires: 12h, 30d, or a date such as 2030-12-31"
     )
     add.add_argument(
-        "--until", metavar="PERCENT", type=_percent, help="refuse when so much of the account's fullest window is used"
+        "--until",
+        metavar="PERCENT",
+        type=_percent,
+        help="refuse when this percentage of the account's fullest window is used",
     )
     add.add_argument("--tokens-per-day", metavar="N", type=_tokens, help="tokens in and out: 500000, 500k, 2M")
     action("list", "list the keys and when they were used last", "ls")

@@ -11,7 +11,7 @@ MAX_MINUTES = wire.MAX_LEVEL_SECONDS // 60
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("level", choices=(*LEVELS, "reset"), nargs="?", help="reset: the configured level again")
+    parser.add_argument("level", choices=(*LEVELS, "reset"), nargs="?", help="reset: restore the configured level")
     parser.add_argument(
         "--for",
         dest="minutes",

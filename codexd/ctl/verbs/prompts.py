@@ -15,7 +15,7 @@ from codexd.ctl.session import Output, failed, replies, show
 def arguments(parser: Parser) -> None:
     action = actions(parser)
     action("list", "list the texts, and where each came from")
-    action("show", "print the text in force for a family or a model").add_argument("name", metavar="NAME")
+    action("show", "print the current text for a family or a model").add_argument("name", metavar="NAME")
     put = action("set", "use the text of a file, for a family or a model")
     put.add_argument("name", metavar="NAME")
     put.add_argument("file", metavar="FILE", help="- is the standard input")

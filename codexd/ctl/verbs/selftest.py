@@ -33,9 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--real", action="store_true", help="check the running codexd with a few tiny requests, which count as usage"
     )
-    parser.add_argument(
-        "--key", metavar="KEY", help="with --real: the client key to use (default: one for the time of the test)"
-    )
+    parser.add_argument("--key", metavar="KEY", help="with --real: the client key to use (default: a temporary one)")
     parser.add_argument(
         "-m", "--model", metavar="NAME", help="with --real: the model to ask (default: the first of its list)"
     )

@@ -106,7 +106,7 @@ def _command() -> Path:
     beside = Path(sys.executable).with_name("codexd")
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("codexd")
     if found is None:
-        raise failed("refused", "no_command", "There is no codexd beside codexctl. Reinstall it: pipx install codexd")
+        raise failed("refused", "no_command", "There is no codexd beside codexctl. Reinstall codexd.")
     return Path(found)
 
 

@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base-url", metavar="URL", type=_url, help="where the client reaches codexd, such as through a proxy"
     )
-    parser.add_argument("--model", metavar="NAME", help="the model to begin with")
+    parser.add_argument("--model", metavar="NAME", help="the default model")
 
 
 def _url(text: str) -> str:
@@ -78,6 +78,8 @@ def _write(options: argparse.Namespace, out: Output) -> int:
                 edits.write(_kept(path), edits.remembered(file, without))
             edits.write(path, after, private=key != NO_KEY)
             out.report("setup", f"Wrote {path}.")
+            if os.environ.get("SUDO_USER"):
+                out.note(f"That is root's file. For {os.environ['SUDO_USER']}'s own, run it without sudo.")
         if not edits.is_chosen(file, after):
             chosen = False
             out.note(f"{path} already chooses another model, which is kept. {_by_hand(file)}")

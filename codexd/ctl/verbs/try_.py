@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--effort", metavar="EFFORT", help="reasoning effort, such as low, medium or high")
     parser.add_argument("--search", action="store_true", help="let the model search the web")
     parser.add_argument(
-        "--draw", metavar="FILE", help="draw what the question says, or change the --image so, into this file (PNG)"
+        "--draw", metavar="FILE", help="draw an image, or change that of --image, and save it to this file (PNG)"
     )
     parser.add_argument("--image", metavar="FILE", action="append", help="an image file; may be given more than once")
 

@@ -25,7 +25,7 @@ COUNTS = ("requests", "failed", "input", "cached", "output", "reasoning")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--by", metavar="COLUMNS", type=_columns, help="what was used by day, model, key (separated by commas)"
+        "--by", metavar="COLUMNS", type=_columns, help="group usage by day, model or key (separated by commas)"
     )
     parser.add_argument("--since", metavar="WHEN", type=_since, help="the first day: 7d, or a date such as 2030-12-31")
     parser.add_argument("--watch", action="store_true", help="show the limits again each minute, until Ctrl-C")
