@@ -13,8 +13,8 @@ from codexd.telemetry.log import Repeated
 from codexd.telemetry.metrics import Metrics
 from codexd.telemetry.trace import Recent, Trace
 
-_UNINTERESTING = ("/health", "/metrics")
-"""Endpoints of probes, which come every few seconds and would push other requests out of ``recent``."""
+_UNINTERESTING = ("/health", "/metrics", "/", "/docs", "/docs/<path:page>")
+"""Endpoints of probes and pages, which come every few seconds and would push other requests out of ``recent``."""
 
 
 AT_ONCE = 64

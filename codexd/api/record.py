@@ -172,8 +172,9 @@ class Record:
         fields["adjusted"] = _in_header(self.adjusted) or None
         fields["ms"] = round((trio.current_time() - self.started) * 1000)
         shown = {key: value for key, value in fields.items() if value is not None}
-        # Probes come every few seconds and would fill the log.
-        level = cast("Callable[..., None]", log.debug if self.path.endswith("/health") else log.info)
+        # Probes, and the page that refreshes itself, come every few seconds and would fill the log.
+        often = self.path.endswith("/health") or (self.path == "/" and self.status == 200)
+        level = cast("Callable[..., None]", log.debug if often else log.info)
         if self.status in REFUSALS and not self.timings.tries:
             # codexd's own, which a client can repeat at any rate.
             more = repeated.due((self.status, self.error, self.client, self.key, self.endpoint or self.path))
