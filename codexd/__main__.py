@@ -26,11 +26,11 @@ def main(argv: list[str] | None = None) -> int:
     from codexd.system import memory
 
     parser = argparse.ArgumentParser(
-        prog="codexd", description="An OpenAI-compatible API for your own tools, over your own ChatGPT account."
+        prog="codexd", description="An OpenAI-compatible API for your own tools, using your ChatGPT account."
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="the configuration file (TOML, or JSON)")
     parser.add_argument("--check-config", action="store_true", help="read and check the configuration, then exit")
-    parser.add_argument("--demo", action="store_true", help="run over a simulated ChatGPT: no account, no network")
+    parser.add_argument("--demo", action="store_true", help="run with a simulated ChatGPT: no account, no network")
     parser.add_argument("--version", action="version", version=f"codexd {__version__}")
     options = parser.parse_args(argv)
     environ = dict(os.environ)
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         return _fail(f"{error}", EX_CONFIG)
     for place in load.passed_over(options.config, environ):
-        print(f"codexd: {place} is not used: permission denied", file=sys.stderr)  # noqa: T201
+        print(f"codexd: ignoring {place}: permission denied", file=sys.stderr)  # noqa: T201
     if options.check_config:
         from codexd.system import certificates  # imported here: a start does not need them at once
         from codexd.upstream import proxies
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
                 quart_app.check()
     except ImportError as error:
         others = ", ".join(support.untested_versions()) or f"{error}"
-        return _fail(f"an installed package does not fit: {others}. Reinstall codexd with its dependencies.", 1)
+        return _fail(f"incompatible package: {others}. Reinstall codexd with its dependencies.", 1)
     try:
         # systemd's watchdog ends a process that hangs with SIGABRT; the journal then shows where it hung.
         faulthandler.enable()

@@ -81,7 +81,9 @@ async def run(config: Config, origin: Path | None, sources: Sources) -> None:
     log.info("starting", version=__version__, config=str(origin or "built-in defaults"), state=str(state))
     trusted = certificates.store(os.environ, config.backend.ca_file)
     for fault in [*proxies.problems(os.environ), *certificates.problems(trusted)]:
-        log.error("connections that need this fail until it is corrected", reason=str(fault))
+        log.error(
+            "invalid proxy or certificate setting: connections that use it fail until it is fixed", reason=str(fault)
+        )
     hypercorn.check()
     try:
         listening = open_all(config, os.environ)
@@ -94,7 +96,9 @@ async def run(config: Config, origin: Path | None, sources: Sources) -> None:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.check_private(state)
     if config.server.exit_idle_seconds and not listening.activated:
-        log.warning("server.exit_idle_seconds is not used: no socket came from systemd, so nobody would start codexd")
+        log.warning(
+            "server.exit_idle_seconds is ignored: systemd passed no socket, so nothing would start codexd again"
+        )
     services = partial(build, ConfigInForce(config, origin, sources.load, sources), state, clock=_clock)
     try:
         with _no_secrets_for_others(listening), lock_directory(state) as lock:
@@ -333,7 +337,7 @@ class _Daemon:
                     self._reload()
                     continue
                 if self._stop.is_set():
-                    log.warning("stopping at once", signal=name)
+                    log.warning("stopping immediately", signal=name)
                     everything.cancel()
                     return
                 log.info("stopping: open streams may finish", signal=name)

@@ -143,7 +143,7 @@ def model_not_found(name: str, near: list[str], known: list[str], *, alias: str 
     return ApiError(
         404,
         f"{subject} does not exist or this account has no access to it.{nearest} "
-        f"Known models: {', '.join(known)}. Each also works with an effort, as in NAME-high; "
+        f"Known models: {', '.join(known)}. Each also works with an effort, such as NAME-high; "
         "other names can be mapped in [models.aliases].",
         code="model_not_found",
         param="model",
@@ -232,15 +232,15 @@ def callback_port_in_use(ports: Iterable[tuple[int, str | None]]) -> ApiError:
     )
     return ApiError(
         409,
-        f"The browser could not return to codexd: {who}. Stop it, or use `codexctl login --device` or "
-        "`codexctl login --paste`, which need no port.",
+        f"The sign-in redirect could not reach codexd: {who}. Stop that program, or use "
+        "`codexctl login --device` or `codexctl login --paste`, which need no port.",
         type="authentication_error",
         code="callback_port_in_use",
     )
 
 
 def no_login() -> ApiError:
-    return ApiError(409, "No browser sign-in is waiting: start one with `codexctl login --paste`.", code="no_login")
+    return ApiError(409, "No browser sign-in is in progress. Start one with `codexctl login --paste`.", code="no_login")
 
 
 def wrong_callback(why: str) -> ApiError:
@@ -279,20 +279,20 @@ def cannot_save(path: str, why: str) -> ApiError:
 
 def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError:
     if fault is not None:
-        message = f"This codexd requires a client key but cannot check it: {fault}. See its log."
+        message = f"This codexd requires a client key but cannot check it: {fault}. See the log of codexd."
     elif not any_known:
         message = (
-            "This codexd listens beyond its own machine, so it requires a client key, but none has been made yet: run "
+            "This codexd accepts connections from other machines, so it requires a client key, and none exists. Run "
             "`codexctl keys add NAME` on the machine where it runs."
         )
     elif not given:
         message = (
-            "This codexd requires a client key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'. "
-            "To make one, run `codexctl keys add NAME` on the machine where codexd runs."
+            "This codexd requires a client key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'. "
+            "To create one, run `codexctl keys add NAME` on the machine where codexd runs."
         )
     else:
         message = (
-            "Unknown client key: `codexctl keys list` on the machine where codexd runs shows the names of "
+            "Unknown client key. `codexctl keys list` on the machine where codexd runs shows the names of "
             "the known ones."
         )
     return ApiError(401, message, code="invalid_api_key")
@@ -302,7 +302,7 @@ def key_expired(name: str) -> ApiError:
     return ApiError(
         401,
         f"The client key {name!r} has expired. On the machine where codexd runs, remove it with "
-        f"`codexctl keys revoke {name}` and make a new one with `codexctl keys add {name}`.",
+        f"`codexctl keys revoke {name}` and create a new one with `codexctl keys add {name}`.",
         code="expired_api_key",
     )
 
@@ -331,8 +331,8 @@ def key_share_spent(name: str, until: int, window: str, used: float, seconds: in
     when = "when it resets" if seconds is None else f"in {span(seconds)}, when it resets"
     error = ApiError(
         429,
-        f"The client key {name!r} may use the account up to {until} % of a window (until_percent), and of the {window} "
-        f"window {used:g} % is used. It can continue {when}.",
+        f"The client key {name!r} may use the account until a window is {until} % used (until_percent); the {window} "
+        f"window is {used:g} % used. It can continue {when}.",
         code="key_budget_spent",
         retry_after=seconds,
     )
@@ -421,8 +421,8 @@ def not_local() -> ApiError:
 def cross_site() -> ApiError:
     return ApiError(
         403,
-        "A web page of another site may not use this codexd. If it is meant to, make a client key with "
-        "`codexctl keys add NAME` and let the page send it.",
+        "Web pages of other sites may not use this codexd. To allow one, create a client key with "
+        "`codexctl keys add NAME` and have the page send it.",
         code="cross_site_request",
     )
 
@@ -441,21 +441,21 @@ def proxy_without_key() -> ApiError:
 def foreign_origin(origin: str) -> ApiError:
     return ApiError(
         403,
-        f"A web page or app of {origin!r} may not use this codexd. If it is meant to, add that to "
-        "server.allowed_origins, or make a client key with `codexctl keys add NAME` and let it send the key.",
+        f"Web pages and apps from {origin!r} may not use this codexd. To allow them, add that origin to "
+        "server.allowed_origins, or create a client key with `codexctl keys add NAME` and have them send it.",
         code="origin_not_allowed",
     )
 
 
 def no_such_page(name: str) -> ApiError:
-    return ApiError(404, f"The documentation has no page {name!r}. It begins at /docs.", code="not_found")
+    return ApiError(404, f"The documentation has no page {name!r}. Its first page is /docs.", code="not_found")
 
 
 def no_such_request(name: str, kept: int) -> ApiError:
     return ApiError(
         404,
         f"No request whose id begins with {name!r} is among the last {kept}. The id is in the answer's x-request-id; "
-        "`codexctl log` shows those of the last ones.",
+        "`codexctl log` shows recent ids.",
         code="no_such_request",
     )
 
@@ -480,14 +480,16 @@ def only_local(path: str) -> ApiError:
 def too_many_requests(limit: int) -> ApiError:
     return ApiError(
         503,
-        f"codexd already answers {limit} requests, its limit (server.max_requests). Try again in a moment.",
+        f"codexd is already answering {limit} requests, its limit (server.max_requests). Try again in a moment.",
         code="server_is_busy",
         retry_after=1,
     )
 
 
 def key_revoked() -> ApiError:
-    return ApiError(401, "The client key was revoked.", code="invalid_api_key", type="authentication_error")
+    return ApiError(
+        401, "The client key was revoked. Use another key.", code="invalid_api_key", type="authentication_error"
+    )
 
 
 def no_memory(size: int) -> ApiError:
@@ -512,7 +514,7 @@ def needs_more_memory(size: int) -> ApiError:
 def too_many_connections() -> ApiError:
     return ApiError(
         503,
-        "codexd has reached its limit of connections (server.max_connections). Try again in a moment.",
+        "codexd has reached its connection limit (server.max_connections). Try again in a moment.",
         code="server_is_busy",
         retry_after=1,
     )
@@ -530,8 +532,8 @@ def user_not_allowed() -> ApiError:
 def foreign_host(name: str) -> ApiError:
     return ApiError(
         403,
-        f"The request is for host {name!r}, which codexd does not know as a name of this machine: a web page "
-        "may have caused it. Use http://127.0.0.1 or http://localhost, add the name to server.hosts, or make a "
+        f"The request is for host {name!r}, which is not a known name of this machine: a web page "
+        "may have sent it. Use http://127.0.0.1 or http://localhost, add the name to server.hosts, or create a "
         "client key with `codexctl keys add NAME` and send it.",
         code="foreign_host",
     )
@@ -540,7 +542,7 @@ def foreign_host(name: str) -> ApiError:
 def websocket_expired(lifetime: float) -> ApiError:
     return ApiError(
         400,
-        f"This websocket is older than {lifetime / 60:g} minutes: open a new one and continue there.",
+        f"This websocket is older than {lifetime / 60:g} minutes. Open a new one and continue there.",
         code="websocket_connection_limit_reached",
     )
 
@@ -556,7 +558,9 @@ def shutting_down() -> ApiError:
 
 def stopping() -> ApiError:
     return ApiError(
-        409, "codexd is stopping: open streams may finish. Send new requests after its next start.", code="stopping"
+        409,
+        "codexd is stopping: open streams may finish. Send new requests after it has started again.",
+        code="stopping",
     )
 
 
@@ -582,7 +586,7 @@ def upstream_unreachable(why: str) -> ApiError:
 def upstream_unreadable(why: str) -> ApiError:
     """Returns the error for a document of the backend that is of no use; ``why`` begins with its."""
     return ApiError(
-        502, f"The ChatGPT backend has answered, but {why}. Send the request again.", code="upstream_unreadable"
+        502, f"The ChatGPT backend answered, but {why}. Send the request again.", code="upstream_unreadable"
     )
 
 
@@ -624,7 +628,7 @@ def too_many_websockets(limit: int) -> ApiError:
 
 
 def upstream_timeout(what: str, seconds: float, key: str | None = None) -> ApiError:
-    limit = "" if key is None else f"; {key} is the limit"
+    limit = "" if key is None else f", or raise {key}"
     return ApiError(
         504,
         f"The ChatGPT backend sent {what} for {seconds:g} seconds. Send the request again{limit}.",
@@ -635,7 +639,7 @@ def upstream_timeout(what: str, seconds: float, key: str | None = None) -> ApiEr
 def answer_too_large(limit: int) -> ApiError:
     return ApiError(
         502,
-        f"The ChatGPT backend's answer is larger than {limit} bytes and was ended. Ask for a shorter one.",
+        f"The ChatGPT backend's answer is larger than {limit} bytes, so codexd ended it. Ask for a shorter one.",
         code="upstream_answer_too_large",
     )
 

@@ -69,7 +69,7 @@ class AccessControl:
         except ApiError as error:
             if path == "/":
                 # The browser then asks its user for any name, and for the key as the password.
-                error.headers.append(("www-authenticate", 'Basic realm="codexd: a client key as password"'))
+                error.headers.append(("www-authenticate", 'Basic realm="codexd: use a client key as the password"'))
             raise
 
     def admit_websocket(self, headers: Headers, server: Sequence[Any] | None) -> str | None:

@@ -172,7 +172,7 @@ class Api:
         if "upgrade" in exchange.headers:
             off = not self._server.websocket and fold(path) in WEBSOCKET
             why = " (server.websocket is off)" if off else ""
-            raise ApiError(426, f"There is no websocket at {path}{why}: send a POST.", code="upgrade_required")
+            raise ApiError(426, f"There is no websocket at {path}{why}. Send a POST request.", code="upgrade_required")
         methods = ", ".join(sorted(allowed))
         raise ApiError(
             405,
@@ -215,7 +215,7 @@ def absent(path: str) -> str | None:
     )
     if found is None:
         return None
-    return f"The ChatGPT backend does not offer {found}: set another provider for it in your client."
+    return f"The ChatGPT backend does not offer {found}. Set another provider for it in your client."
 
 
 def _under(prefix: str) -> str:

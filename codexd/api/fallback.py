@@ -82,10 +82,10 @@ class FallbackAnswer:
             try:
                 opened = await self._others.pop(0)()
             except ApiError as refused:
-                log.warning("a model of models.fallback cannot be asked", reason=refused.error.message)
+                log.warning("a model in models.fallback cannot be used", reason=refused.error.message)
                 continue
             before = self._opened.model
-            log.warning("the model is at its limit; asking another one", limited=before, model=opened.model)
+            log.warning("the model is at its usage limit; trying another one", limited=before, model=opened.model)
             self._record.fell_back(before, opened.model)
             self._record.adjust(Adjustment("model", opened.model))
             self._opened = opened

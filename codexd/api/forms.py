@@ -47,5 +47,5 @@ def decode(content_type: str, body: bytes) -> Form:
     except (ValueError, KeyError, RequestEntityTooLarge) as error:
         raise errors.bad_request("The form cannot be read. Send multipart/form-data with named fields.") from error
     if not form.fields and not form.files:
-        raise errors.bad_request("The form has no fields. Send multipart/form-data with its boundary.")
+        raise errors.bad_request("The form has no fields. Send multipart/form-data with its boundary in content-type.")
     return form

@@ -69,7 +69,7 @@ class ImagesEndpoints:
         if found is None:
             raise ApiError(
                 404,
-                "The image has expired. Request it again; storage.image_seconds sets how long images are kept.",
+                "The image has expired. Generate it again; storage.image_seconds sets how long images are kept.",
                 code="image_not_found",
             )
         headers = [("cache-control", "private, max-age=3600, immutable"), ("x-content-type-options", "nosniff")]

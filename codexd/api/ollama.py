@@ -204,7 +204,7 @@ def refused(path: str) -> ApiError | None:
     """Returns the refusal of a known endpoint of Ollama's that codexd does not have; None for an unknown one."""
     what = {"embed": "embeddings", "embeddings": "embeddings"}.get(path.removeprefix("/api/"))
     if what is not None:
-        message = f"The ChatGPT backend does not offer {what}: set another provider for it in your client."
+        message = f"The ChatGPT backend does not offer {what}. Set another provider for it in your client."
     elif path in ("/api/create", "/api/copy", "/api/delete", "/api/push"):
         message = "The models belong to ChatGPT: they cannot be created, copied, deleted or pushed."
     else:

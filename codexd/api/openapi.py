@@ -35,7 +35,7 @@ def document(routes: Sequence[Route], version: str) -> bytes:
             "info": {
                 "title": "codexd",
                 "version": version,
-                "description": "An OpenAI-compatible API for your own tools, over your own ChatGPT account.",
+                "description": "An OpenAI-compatible API for your own tools, using your ChatGPT account.",
             },
             "paths": paths,
             "components": {
@@ -49,7 +49,7 @@ def document(routes: Sequence[Route], version: str) -> bytes:
 
 def _operation(route: Route, refs: dict[Any, Any]) -> dict[str, Any]:
     error = {
-        "description": "A failure, with its reason.",
+        "description": "An error, with the reason.",
         "content": {_JSON: {"schema": {"$ref": _REF.format(name="Error")}}},
     }
     text = _TEXTS.get(route.path)

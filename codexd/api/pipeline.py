@@ -198,7 +198,7 @@ class Pipeline:
         self.admit_model(record, record.model)
         if self.config.logging.enable_request_logging:
             record.received = body
-            log.debug("request as it came", body=body.decode(errors="replace"))
+            log.debug("request before conversion", body=body.decode(errors="replace"))
         return self.context(record, resolved)
 
     def admit_model(self, record: Record, model: str) -> None:
@@ -258,13 +258,13 @@ class Pipeline:
                 raise errors.unsupported(
                     param,
                     f"{param!r} is not supported, and the key {record.key!r} is strict. Remove it, or use a key that "
-                    "is not strict (then it is dropped, and x-codexd-adjusted says so).",
+                    "is not strict (codexd then drops it and reports that in x-codexd-adjusted).",
                 )
             if how in _CHANGED or param in EFFORT_FIELDS:
                 raise errors.unsupported(
                     param,
                     f"{param!r} cannot be sent as it is ({how}), and the key {record.key!r} is strict. Correct it, or "
-                    "use a key that is not strict (then it is changed, and x-codexd-adjusted says so).",
+                    "use a key that is not strict (codexd then changes it and reports that in x-codexd-adjusted).",
                 )
 
     # --- the answer
@@ -308,7 +308,7 @@ class Pipeline:
             try:
                 resolved = self.catalog.resolve(name)
             except ApiError as error:
-                log.debug("a model of models.fallback is unknown", reason=error.error.message)
+                log.debug("a model in models.fallback is unknown", reason=error.error.message)
             else:
                 others.setdefault(resolved.model.slug, resolved)
         others.pop(opened.model, None)
@@ -349,7 +349,7 @@ class Pipeline:
         )
         if self.config.logging.enable_request_logging:
             record.sent = call.body
-            log.debug("request as it goes up", body=call.body.decode())
+            log.debug("request after conversion", body=call.body.decode())
 
         def reduced() -> Call | None:
             rest = without_reasoning(up)

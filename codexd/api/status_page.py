@@ -187,7 +187,7 @@ def page(view: View) -> Document:
         "sign_in": _sign_in(view),
         "limits": _section("Account limits", limits if view.who is not None else ""),
         "in_progress": _in_progress(view),
-        "failures": _section("Last failures", _failures(view)),
+        "failures": _section("Recent failures", _failures(view)),
         "charts": _charts(view.hours),
         "keys": _section("Usage by key, last 7 days", _keys(view.keys)),
         "use": _use(view),
@@ -302,10 +302,10 @@ def _chart(title: str, values: Sequence[int]) -> str:
         f"{_hours_ago(len(values) - 1 - index)}</title></rect>"
         for index, value in enumerate(values)
     )
-    shown = f'role="img" aria-label="{title} by hour, at most {_grouped(most)}"'
+    shown = f'role="img" aria-label="{title} by hour, peak {_grouped(most)}"'
     return (
         f"<figure><figcaption><strong>{_grouped(sum(values))}</strong> {title}</figcaption>"
-        f'<div class="scale"><span>most in an hour: {_grouped(most)}</span></div>'
+        f'<div class="scale"><span>hourly peak: {_grouped(most)}</span></div>'
         f'<svg viewBox="0 0 100 41" preserveAspectRatio="none" {shown}>{bars}</svg>'
         '<div class="scale"><span>24 h ago</span><span>12 h</span><span>now</span></div></figure>'
     )
@@ -333,7 +333,7 @@ def _use(view: View) -> str:
     base = escape(view.base)
     key = clients.FILL_IN if view.key_required else clients.NO_KEY
     note = (
-        "Each client needs a key. To make one, run <code>codexctl keys add NAME</code>."
+        "Each client needs a key. To create one, run <code>codexctl keys add NAME</code>."
         if view.key_required
         else "No key is required. If a client asks for one, enter any text."
     )

@@ -51,7 +51,7 @@ REQUEST = RequestDecoder(TranscriptionRequest)
 TRANSCRIPTIONS = Kind("transcriptions", REQUEST, parameters.TRANSCRIPTIONS, Transcription, ApiError.body, form="only")
 
 _REFUSED = (
-    "{said} Some edges of ChatGPT refuse clients that are not browsers here; codexd cannot change that. "
+    "{said} Some ChatGPT servers accept transcriptions only from browsers; codexd cannot change that. "
     "Use another provider for transcription."
 )
 
@@ -71,13 +71,13 @@ class TranscriptionEndpoints:
         if not self._pipeline.config.models.experimental:
             raise ApiError(
                 404,
-                "Transcription is experimental, and off. Set models.experimental = true to try it, or set another "
+                "Transcription is experimental and off. Set models.experimental = true to try it, or set another "
                 "provider for it in your client.",
                 code="not_supported",
             )
         content_type = exchange.headers.get("content-type", "")
         if not forms.is_form(content_type):
-            raise errors.bad_request("Send multipart/form-data with the recording as file.", param="file")
+            raise errors.bad_request("Send multipart/form-data with the recording in the field file.", param="file")
         form = await workers.run(sys.maxsize, partial(forms.decode, content_type, body))
         fields = {name: encoded(_value(name, value)) for name, value in form.fields}
         record.adjust(*parameters.apply_rules(fields, parameters.TRANSCRIPTIONS))
@@ -87,7 +87,7 @@ class TranscriptionEndpoints:
         self._pipeline.admit_model(record, record.model)
         name, data = next(((filename, data) for field, filename, data in form.files if field == "file"), ("", b""))
         if not data:
-            raise errors.bad_request("The form has no file, or an empty one.", param="file")
+            raise errors.bad_request("The field file is missing or empty. Send the recording in it.", param="file")
         if len(data) > MAX_FILE:
             raise errors.bad_request(
                 f"The file is larger than {MAX_FILE} bytes. Send a shorter recording.", param="file"

@@ -188,7 +188,7 @@ class ResponsesWebsocket:
                     # Read during an answer too: otherwise a disconnect goes unnoticed.
                     message = _Message(await _websocket().receive() or "", self._room.hold())
                     if not message.memory.take(len(message.frame)):
-                        code, why = TRY_AGAIN, "there is no memory for another request (server.memory_mb)"
+                        code, why = TRY_AGAIN, "no memory is left for another request (server.memory_mb)"
                         break
                     try:
                         frames.send_nowait(message)
@@ -219,9 +219,9 @@ class ResponsesWebsocket:
         if self._draining:
             return GOING_AWAY, "codexd is shutting down"
         if last.evicted:
-            return TRY_AGAIN, "the connection is needed for other clients; open a new one"
+            return TRY_AGAIN, "this idle connection was closed to make room for other clients; open a new one"
         await _send_error(errors.websocket_expired(LIFETIME), Record(new_id()))
-        return GOING_AWAY, "this connection is too old"
+        return GOING_AWAY, "this connection is too old; open a new one"
 
     async def _next(self, queue: "trio.MemoryReceiveChannel[_Message]", ends: float, last: Last) -> "_Message | None":
         with trio.CancelScope(deadline=ends) as waiting:

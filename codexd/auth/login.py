@@ -209,7 +209,7 @@ class Logins:
                 answer = await self._issuer.poll_device(device)
         except (IssuerUnreachable, trio.TooSlowError) as error:
             # The network may return before the code expires.
-            log.info("the sign-in server could not be asked; trying again", reason=str(error) or "no answer in time")
+            log.info("the sign-in server could not be reached; trying again", reason=str(error) or "no answer in time")
             return Pending(slower=False)
         return oauth.device_poll(answer.status, answer.body)
 
@@ -263,7 +263,7 @@ class Logins:
             try:
                 listeners = await trio.open_tcp_listeners(port, host=self._config.local_server_host)
             except OSError as error:
-                log.info("the port for the browser's return is in use", port=port, reason=error.strerror)
+                log.info("the port for the sign-in redirect is in use", port=port, reason=error.strerror)
                 continue
             return listeners, listeners[0].socket.getsockname()[1]
         raise errors.callback_port_in_use([(port, who_listens(port)) for port in ports])
@@ -329,7 +329,10 @@ class _Callback:
             return 404, pages.failure("Page not found", "This address is only used at the end of a sign-in.")
         found = oauth.callback(request.query, attempt.authorization.state)
         if isinstance(found, Stray):
-            why = f"This sign-in is not the one in progress: {found.why}. Use the link that `codexctl login` shows."
+            why = (
+                f"This address does not belong to the sign-in in progress: {found.why}. "
+                "Use the link that `codexctl login` shows."
+            )
             return 400, pages.failure("Wrong sign-in", why)
         attempt.give(found)
         await attempt.finished.wait()

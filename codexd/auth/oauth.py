@@ -166,7 +166,7 @@ def callback(query: str, state: str) -> Code | Denied | Stray:
     if "state" not in fields:
         return Stray("it contains no state parameter")
     if not hmac.compare_digest(fields["state"].encode(), state.encode()):
-        return Stray("the state parameter is not that of the sign-in that is waiting")
+        return Stray("its state parameter belongs to another sign-in")
     if "error" in fields:
         said = fields.get("error_description")
         return Denied(f"{said} ({fields['error']})" if said else fields["error"])

@@ -371,7 +371,7 @@ class Session:
             if self._seconds_left(renewed) <= REFRESH_MARGIN:
                 # Every request would renew it again. Use it until the backend refuses it with a 401.
                 self._beyond_clock = renewed.access_token
-                log.warning("a new token has already expired by this machine's clock; check the time")
+                log.warning("the new token is already expired according to this machine's clock; check the time")
 
     @asynccontextmanager
     async def _file_lock(self) -> AsyncIterator[bool]:

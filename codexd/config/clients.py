@@ -125,7 +125,7 @@ def _cline(it: Target) -> ClientSetup:
 
 
 def _cursor(it: Target) -> ClientSetup:
-    where = "In Cursor's settings, below Models, set Override OpenAI Base URL"
+    where = "In Cursor's settings, under Models, set Override OpenAI Base URL"
     return ClientSetup(
         words=f"{_form(where, it)}\n\nCursor's own servers make the requests, so this address must be reachable from "
         "the internet: put a proxy with TLS and a key in front of codexd."
@@ -144,13 +144,13 @@ def _open_webui(it: Target) -> ClientSetup:
     return ClientSetup(
         environ=environ,
         words="In a container, 127.0.0.1 is the container itself: codexd must listen on an address of the container's "
-        "network (server.bind), and then it requires a key. See /docs/clients/open-webui.md of codexd.",
+        "network (server.bind), and then it requires a key. See /docs/clients/open-webui.md on this codexd.",
         start="open-webui serve",
     )
 
 
 def _n8n(it: Target) -> ClientSetup:
-    return ClientSetup(words=_form("In n8n, make a credential of the type OpenAI", it))
+    return ClientSetup(words=_form("In n8n, create a credential of type OpenAI", it))
 
 
 def _form(where: str, it: Target) -> str:

@@ -181,7 +181,9 @@ def _from_camel_case(tree: Any, path: Path) -> dict[str, Any]:
             if section == "backend" and "timeout" in table:
                 timeout = table.pop("timeout")
                 if not isinstance(timeout, int | float) or isinstance(timeout, bool) or timeout <= 0:
-                    raise ConfigError(f"{path}: backend.timeout: must be milliseconds above 0, not {timeout!r}")
+                    raise ConfigError(
+                        f"{path}: backend.timeout: must be a number of milliseconds above 0, not {timeout!r}"
+                    )
                 table = {"first_event_timeout": timeout / 1000, "idle_timeout": timeout / 1000} | table
         result[section] = table
     return result
@@ -203,7 +205,7 @@ def _check_keys(tree: dict[str, Any], file: str, lines: Mapping[str, int]) -> di
         if section not in sections:
             raise ConfigError(f"{place(section)}: [{section}]: unknown section{_nearest(section, sections)}")
         if not isinstance(table, dict):
-            raise ConfigError(f"{place(section)}: {section} is a section: put its keys below a line [{section}]")
+            raise ConfigError(f"{place(section)}: {section} is a section: put its keys below a [{section}] header")
         known = sections[section].__struct_fields__
         for key in table:
             if key not in known:
@@ -259,7 +261,7 @@ def _from_text(text: str, kind: Any, name: str) -> Any:
     if get_origin(kind) is dict:
         pairs = [word.partition("=") for word in words]
         if not all(equals for _, equals, _ in pairs):
-            raise ConfigError(f"${name}: must be NAME=VALUE, separated by commas")
+            raise ConfigError(f"${name}: must be NAME=VALUE pairs, separated by commas")
         return {key.strip(): value.strip() for key, _, value in pairs}
     if kind is bool and text.lower() in ("yes", "on", "no", "off"):
         return text.lower() in ("yes", "on")
@@ -283,7 +285,7 @@ def _convert(tree: dict[str, Any], origins: Mapping[str, str]) -> Config:
 
 
 _KINDS = {
-    "str": "a text in quotes",
+    "str": "text in quotes",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -372,7 +374,7 @@ def _check_client_keys(server: Server, place: Callable[[str], str]) -> None:
     for name, key in server.client_keys.items():
         if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", key):
             raise ConfigError(
-                f"{place('server.client_keys')}.{name}: must be the key, or sha256: and 64 hexadecimal digits"
+                f"{place('server.client_keys')}.{name}: must be the key itself, or sha256: followed by 64 hex digits"
             )
     for name in server.strict_keys:
         if name not in server.client_keys:
@@ -396,8 +398,8 @@ def _check_keys_for(config: Config, what: str, *, keys_made: bool) -> None:
         return
     raise ConfigError(
         f"{what} is reachable from other machines, and anyone who can connect could use your "
-        "account. Either make a client key first (`codexctl keys add NAME`, while codexd listens only on "
-        "loopback), or set one in [server.client_keys], or, if a proxy in front authenticates clients, "
+        "account. Do one of these: create a client key first (`codexctl keys add NAME`, while codexd listens only on "
+        "loopback); set one in [server.client_keys]; or, if a proxy in front authenticates clients, "
         "set server.allow_unauthenticated = true."
     )
 

@@ -37,12 +37,12 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bind: Annotated[
         tuple[str, ...],
         _about(
-            "Addresses to listen on: `host:port`, `[ipv6]:port` or `unix:/path`. `unix:NAME` is in "
+            "Addresses to listen on: `host:port`, `[ipv6]:port` or `unix:/path`. `unix:NAME` is created in "
             "`$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR/codexd`."
         ),
     ] = ("127.0.0.1:3000",)
     host: Annotated[
-        str | None, _about("Short form of one TCP address, with `port`. Replaces the TCP addresses of `bind`.")
+        str | None, _about("Shorthand for one TCP address, together with `port`. Replaces the TCP addresses of `bind`.")
     ] = None
     port: Annotated[Port | None, _about("See `host`. 0 selects a free port.")] = None
     allow_unauthenticated: Annotated[
@@ -57,14 +57,14 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _about(
             "Keys that clients must present (`Authorization: Bearer` or `x-api-key`), each with a name for the logs, "
             "in addition to those of `codexctl keys`. A value is the key itself (16 characters or more) or `sha256:` "
-            "and its hash in hex. If there are no keys at all, none is required."
+            "followed by its hash in hex. If there are no keys at all, none is required."
         ),
     ] = msgspec.field(default_factory=dict)
     strict_keys: Annotated[
         tuple[str, ...],
         _about(
             "Names of keys in `client_keys` for which a request with a parameter that would be dropped gets a 400. "
-            "`codexctl keys add --strict` makes such a key."
+            "`codexctl keys add --strict` creates such a key."
         ),
     ] = ()
     key_limits: Annotated[
@@ -78,7 +78,7 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hosts: Annotated[
         tuple[str, ...],
         _about(
-            "Host names, besides `localhost` and loopback addresses, which a request without a key may use over "
+            "Host names, besides `localhost` and loopback addresses, that requests without a key may use over "
             "loopback. Requests for other names are refused, because a web page may have caused them (DNS rebinding)."
         ),
     ] = ()
@@ -86,27 +86,27 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[Annotated[str, Meta(pattern=r"^([a-z][a-z0-9+.-]*://[^/\s]+|\*)$")], ...],
         _about(
             "Origins of web pages that may use the API from a browser, such as `https://chat.example` or "
-            "`app://obsidian.md`. `*` allows all of them, with a client key. If empty, no page may use the API, and a "
-            "request with an `Origin` of another page and without a key is refused."
+            "`app://obsidian.md`. `*` allows all of them, with a client key. If empty, no page may use the API. A "
+            "request with another page's `Origin` and without a key is refused."
         ),
     ] = ()
     allowed_users: Annotated[
         tuple[str, ...],
         _about(
             "Users, by name or number, who may connect to unix sockets of `bind` (checked with `SO_PEERCRED`). A proxy "
-            "counts as the user that runs it. If empty, only the mode of the socket decides."
+            "counts as the user that runs it. If empty, only the socket's file mode decides."
         ),
     ] = ()
     max_connections: Annotated[
         int,
         Meta(ge=1),
         _about(
-            "Maximum number of open connections. For each new one above the limit, an idle connection is closed; if "
-            "there are no idle ones, the new one gets a 503."
+            "Maximum number of open connections. At the limit, each new connection closes an idle one; if "
+            "none is idle, the new one gets a 503."
         ),
     ] = 4096
     max_requests: Annotated[
-        int, Meta(ge=1), _about("Maximum number of requests in progress. More get a 503 and `retry-after`.")
+        int, Meta(ge=1), _about("Maximum number of requests in progress. Further ones get a 503 with `retry-after`.")
     ] = 2048
     max_body_bytes: Annotated[int, Meta(ge=1024), _about("Maximum size of a request body, including images.")] = (
         64 * 1024 * 1024
@@ -116,15 +116,15 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(ge=1000, le=10_000_000),
         _about(
             "Maximum number of JSON values (objects, lists, members and items; 50 escapes in texts count as one) in a "
-            "request. They cost more memory and time than the bytes of a body suggest. A long conversation with many "
+            "request. They cost more memory and time than the size of a body suggests. A long conversation with many "
             "tools has about ten thousand."
         ),
     ] = 100_000
     memory_mb: Annotated[
         Annotated[int, Meta(ge=128, le=1_048_576)] | None,
         _about(
-            "Memory that codexd may use, in MiB. Stored responses, images and reasoning each get at most an eighth of "
-            "it. A request that does not fit gets a 503. Unset: four fifths of the limit of the unit or container, or "
+            "Memory that codexd may use, in MiB. Stored responses, images and reasoning each get at most one eighth of "
+            "it. A request that does not fit gets a 503. Unset: four fifths of the unit's or container's limit, or "
             "a quarter of the machine's memory, at most 2048."
         ),
     ] = None
@@ -139,43 +139,47 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "again. 0: never."
         ),
     ] = 0.0
-    drain_seconds: Annotated[float, Meta(ge=0, le=86400), _about("Seconds for open streams to finish on SIGTERM.")] = (
-        30.0
-    )
+    drain_seconds: Annotated[
+        float, Meta(ge=0, le=86400), _about("Seconds that open streams have to finish after SIGTERM.")
+    ] = 30.0
 
 
 class OAuth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    client_id: Annotated[str, _about("The OAuth client for the sign-in.")] = CLIENT_ID
-    issuer: Annotated[str, Meta(pattern="^https?://"), _about("The OAuth issuer.")] = "https://auth.openai.com"
-    redirect_uri: Annotated[str, _about("Where the browser returns after the sign-in.")] = (
+    client_id: Annotated[str, _about("The ID of the OAuth client for the sign-in.")] = CLIENT_ID
+    issuer: Annotated[str, Meta(pattern="^https?://"), _about("Address of the OAuth issuer.")] = (
+        "https://auth.openai.com"
+    )
+    redirect_uri: Annotated[str, _about("Where the browser is redirected after the sign-in.")] = (
         "http://127.0.0.1:1455/auth/callback"
     )
     local_server_port: Annotated[
         Port,
-        _about("Port for the browser's return during a browser sign-in. If 1455 is in use, 1457 is used."),
+        _about("Port that receives the redirect of a browser sign-in. If 1455 is in use, 1457 is used."),
     ] = 1455
     local_server_host: Annotated[
         str,
         Meta(pattern=r"^[0-9a-fA-F.:]+$"),
-        _about("Address for the browser's return. Use `0.0.0.0` in a container with a published port."),
+        _about("Address that receives this redirect. Use `0.0.0.0` in a container with a published port."),
     ] = "127.0.0.1"
     login_timeout: Annotated[Seconds, _about("Maximum duration of a browser sign-in, in seconds.")] = 600.0
 
 
 class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    url: Annotated[str, Meta(pattern="^https?://"), _about("The ChatGPT backend.")] = "https://chatgpt.com/backend-api"
+    url: Annotated[str, Meta(pattern="^https?://"), _about("Base URL of the ChatGPT backend.")] = (
+        "https://chatgpt.com/backend-api"
+    )
     ca_file: Annotated[
         str | None,
         _about(
             "A PEM file of certificates to trust in addition to the system's, such as the CA of a company's TLS "
-            "proxy. `$CODEX_CA_CERTIFICATE` adds one too; `$SSL_CERT_FILE` and `$SSL_CERT_DIR` replace the system's."
+            "proxy. `$CODEX_CA_CERTIFICATE` adds another; `$SSL_CERT_FILE` and `$SSL_CERT_DIR` replace the system's."
         ),
     ] = None
     transport: Annotated[
         Literal["auto", "websocket", "http"],
         _about(
-            "How requests are sent. `auto`: one websocket per conversation, for faster answers and a warm cache, and "
-            "HTTP if that fails. `websocket` or `http`: only that."
+            "How requests are sent. `auto`: one websocket per conversation, for faster answers and a warm cache, with "
+            "HTTP as the fallback. `websocket` or `http`: only that one."
         ),
     ] = "auto"
     max_connections: Annotated[
@@ -192,7 +196,7 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     client_version: Annotated[
         str,
         Meta(pattern=_IN_A_HEADER),
-        _about("The official client's version to send. With too low a version, newer models are hidden or refused."),
+        _about("The official client's version to send. If it is too low, newer models are hidden or refused."),
     ] = "0.169.0"
     user_agent: Annotated[
         Annotated[str, Meta(pattern=r"^[\x20-\x7e]+$")] | None, _about("Sent as `user-agent`. Unset: codexd's own.")
@@ -206,7 +210,7 @@ class Logging(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dir: Annotated[
         str | None, _about("Also write `DIR/{date}-{level}.log`. A relative path is below the state directory.")
     ] = None
-    keep_days: Annotated[int, Meta(ge=1, le=3650), _about("Days for which files in `dir` are kept.")] = 30
+    keep_days: Annotated[int, Meta(ge=1, le=3650), _about("Days to keep files in `dir`.")] = 30
     max_mb: Annotated[
         int,
         Meta(ge=1, le=1_048_576),
@@ -242,21 +246,21 @@ class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     web_search: Annotated[
         SearchMode,
         _about(
-            "`on request`: search where a request asks for it. `always`: let the model search in every request. `off`: "
-            "never; requests that ask for it are answered without, and `x-codexd-adjusted` says so."
+            "`on request`: search when a request asks for it. `always`: let the model search in every request. `off`: "
+            "never search; requests that ask for it are answered without, and `x-codexd-adjusted` reports it."
         ),
     ] = "on request"
     max_hosted_calls: Annotated[
         int,
         Meta(ge=1, le=100),
-        _about("Maximum number of searches and images that codexd makes for a model in one answer."),
+        _about("Maximum number of searches and image generations that codexd runs for a model in one answer."),
     ] = MAX_ROUNDS
     reasoning_memory_bytes: Annotated[
         int,
         Meta(ge=0),
         _about(
-            "Maximum memory for encrypted reasoning, which is kept for the next turn of chat clients that cannot carry "
-            "it. The oldest is removed first. 0 keeps none."
+            "Maximum memory for encrypted reasoning, which is kept for the next turn of chat clients that cannot send "
+            "it back. The oldest is removed first. 0 keeps none."
         ),
     ] = 16 * 1024 * 1024
     reasoning_memory_seconds: Annotated[Seconds, _about("Seconds to keep encrypted reasoning.")] = 3600.0
@@ -264,7 +268,7 @@ class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         bool,
         _about(
             "Repair conversations in which a tool call has no result or a result has no call, because a client trimmed "
-            "them, and report that in `x-codexd-adjusted`. When off, such requests are refused, as by OpenAI."
+            "them, and report that in `x-codexd-adjusted`. When off, such requests are refused, as OpenAI does."
         ),
     ] = False
     default_reasoning_effort: Annotated[
@@ -280,20 +284,20 @@ class Models(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         dict[str, str],
         _about(
             "Other names for models: each maps to a model or to `NAME-EFFORT`. `*` matches any text, such as in "
-            "`claude-*haiku*`; names with `claude` work without an alias."
+            "`claude-*haiku*`; names that contain `claude` work without an alias."
         ),
     ] = msgspec.field(default_factory=dict)
     fallback: Annotated[
         tuple[str, ...],
         _about(
             "Models to use instead, in this order, if the requested model is at its usage limit before the answer has "
-            "started. `x-codexd-fallback` names the one that answered. Not for strict keys. `gpt-reserve` is the "
+            "started. `x-codexd-fallback` names the one that answered. Not used for strict keys. `gpt-reserve` is the "
             "account's reserve, if it has one."
         ),
     ] = ()
     experimental: Annotated[
         bool,
-        _about("Offer features of the backend that only other projects report, unverified: speech transcription."),
+        _about("Offer unverified backend features that are known only from other projects: speech transcription."),
     ] = False
     list_efforts: Annotated[
         bool, _about("List `NAME-EFFORT` for each effort of a model, for clients that can only choose from the list.")
@@ -328,7 +332,7 @@ class Storage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image_bytes: Annotated[
         int,
         Meta(ge=0),
-        _about("Maximum size of all images, in memory, that are kept for clients which asked for a URL. 0: none."),
+        _about("Maximum size of all images kept in memory for clients that asked for a URL. 0 keeps none."),
     ] = 64 * 1024 * 1024
     image_seconds: Annotated[Seconds, _about("Seconds to keep such an image.")] = 3600.0
 

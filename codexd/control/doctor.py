@@ -62,7 +62,7 @@ def _configuration(services: Services) -> Iterator[Check]:
     place = str(origin) if origin is not None else "built-in defaults"
     change, _ = compare(services.config.current, wanted)
     if change.restart:
-        advice = "Restart codexd, such as with `sudo systemctl restart codexd`."
+        advice = "Restart codexd, for example with `sudo systemctl restart codexd`."
         yield _warning("configuration", f"{place}: {', '.join(change.restart)} changed since the start", advice)
     elif change.changed:
         advice = "Run `codexctl reload`."
@@ -73,7 +73,7 @@ def _configuration(services: Services) -> Iterator[Check]:
         readable = any(not key.startswith("sha256:") for key in wanted.server.client_keys.values())
         if readable:
             advice = f"Run `chmod o-r {origin}`, or use `codexctl keys add` instead, which stores only hashes."
-            yield _warning("configuration mode", f"{origin} holds client keys and everyone can read it", advice)
+            yield _warning("configuration mode", f"{origin} contains client keys and is readable by everyone", advice)
 
 
 def _others_read(path: Path) -> bool:
@@ -86,12 +86,14 @@ def _others_read(path: Path) -> bool:
 def _files(services: Services) -> Iterator[Check]:
     state = services.state
     if not os.access(state, os.W_OK | os.X_OK):
-        advice = f"Create {state}, owned by the user of codexd. Otherwise refreshed tokens are lost."
+        advice = f"Create {state}, owned by the user that runs codexd. Otherwise refreshed tokens are lost."
         yield _failed("state directory", f"{state} cannot be written", advice, "internal")
         return
     free = os.statvfs(state)
     if free.f_bavail * free.f_frsize < 1024 * 1024:
-        yield _failed("state directory", f"{state} has no space left", "Make space on its file system.", "internal")
+        yield _failed(
+            "state directory", f"{state} has no space left", "Free some space on its file system.", "internal"
+        )
         return
     yield _ok("state directory", str(state))
     for path in (state / "tokens.json", state / "keys.json"):
@@ -164,9 +166,9 @@ def clock_check(skews: list[float]) -> Check:
     worst = max(skews, key=abs)
     if abs(worst) > MAX_SKEW:
         way = "behind" if worst > 0 else "ahead"
-        advice = "Set it, such as with `timedatectl set-ntp true`. A wrong clock makes valid tokens seem expired."
+        advice = "Set it, for example with `timedatectl set-ntp true`. A wrong clock makes valid tokens seem expired."
         return _failed("clock", f"this machine's clock is {abs(worst):.0f} seconds {way}", advice)
-    return _ok("clock", f"within {max(1.0, abs(worst)):.0f} s of the servers'")
+    return _ok("clock", f"within {max(1.0, abs(worst)):.0f} s of the servers' clocks")
 
 
 async def _token(services: Services, say: Say) -> bool:
@@ -191,7 +193,7 @@ async def _token(services: Services, say: Say) -> bool:
         await say(_warning("sign-in", f"{who}; the last refresh failed: {found.refresh_failed}", advice))
     elif found.account_id is None:
         advice = "Run `codexctl login` to sign in again. Without an account id the backend may refuse requests."
-        await say(_warning("sign-in", f"{who}; the tokens name no account", advice))
+        await say(_warning("sign-in", f"{who}; the tokens contain no account id", advice))
     else:
         await say(_ok("sign-in", who))
     return True
@@ -204,9 +206,9 @@ async def _account(services: Services, say: Say) -> None:
         await say(_failed("account", str(error), "Try `codexctl refresh`, then `codexctl login`.", "upstream"))
         return
     if known:
-        await say(_ok("account", "the backend knows it"))
+        await say(_ok("account", "known to the backend"))
     else:
-        advice = "Run `codexctl login`. The account has no access any more, or another one was chosen."
+        advice = "Run `codexctl login`. The account no longer has access, or another one was selected."
         await say(_failed("account", "the backend does not list the account of this sign-in", advice, "upstream"))
 
 
@@ -232,10 +234,10 @@ async def _request(services: Services, lane: Lane) -> Check:
         with trio.fail_after(DEEP_DEADLINE):
             model, timings = await probe(services.pipeline, lane)
     except ApiError as error:
-        return _failed(name, str(error), "See what the message says.", "upstream")
+        return _failed(name, str(error), "Follow the message above.", "upstream")
     except trio.TooSlowError:
         advice = "Try again; `codexctl status` shows whether a limit is reached."
         return _failed(name, f"no answer within {DEEP_DEADLINE:g} seconds", advice, "upstream")
     took = f"{model} answered in {trio.current_time() - started:.1f} s"
-    key = {None: "", True: "; the backend took the cache key", False: "; the backend replaced the cache key"}
+    key = {None: "", True: "; the backend accepted the cache key", False: "; the backend replaced the cache key"}
     return _ok(name, took + key[timings.key_kept])

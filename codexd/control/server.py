@@ -146,7 +146,7 @@ async def read_line(stream: trio.SocketStream) -> bytes:
                 break
         else:
             return bytes(data.partition(b"\n")[0])
-        why = f"is longer than {MAX_LINE} bytes" if len(data) > MAX_LINE else "ended before its line end"
+        why = f"is longer than {MAX_LINE} bytes" if len(data) > MAX_LINE else "ended before the end of its line"
         raise NotUnderstood(Refused(kind="usage", code="request", message=f"the request {why}"))
     why = f"the request did not arrive within {LINE_TIMEOUT:g} seconds"
     raise NotUnderstood(Refused(kind="usage", code="request", message=why))

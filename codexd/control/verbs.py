@@ -286,7 +286,7 @@ class Verbs:
         if ready and not session.signed_in:
             raise errors.signed_out(session.describe().why or "")
         if ready and not session.ready:
-            raise errors.issuer_unavailable(session.describe().refresh_failed or "no reason is known", 0)
+            raise errors.issuer_unavailable(session.describe().refresh_failed or "unknown reason", 0)
         answered = self._services.lifecycle.draining
         if not answered:  # while draining it does not listen, but finishes open streams
             with trio.move_on_after(HEALTH_PATIENCE):
@@ -355,7 +355,10 @@ class Verbs:
             change = self._services.reload()
         except ConfigError as error:
             said = str(error).rstrip(".")
-            message = f"{said}{'' if said.endswith('?') else '.'} The old configuration stays; fix it and reload."
+            message = (
+                f"{said}{'' if said.endswith('?') else '.'} The previous configuration stays in force. "
+                "Fix this, then run `codexctl reload`."
+            )
             raise errors.bad_request(message, code="configuration") from error
         return wire.Reloaded(config=self._services.config.source, changed=change.changed, restart=change.restart)
 

@@ -42,9 +42,9 @@ def _misnamed(options: argparse.Namespace) -> str | None:
     if path == "":
         return "--socket: the path is empty"
     if instance is not None and path is not None:
-        return "--socket and --instance both name a daemon: leave out one of them"
+        return "use either --socket or --instance, not both"
     if instance is not None and not re.fullmatch(r"[A-Za-z0-9:_.-]+", instance):
-        return f"--instance: {instance!r} is not the name of an instance, such as alice of codexd@alice"
+        return f"--instance: {instance!r} is not a valid instance name; use a name such as alice, for codexd@alice"
     return None
 
 

@@ -32,14 +32,14 @@ class Parser(argparse.ArgumentParser):
             what, given, choices = found[1], found[2], re.findall(r"[\w-]+", found[3])
             known = [choice for choice in choices if choice not in self.guesses]
             if near := _near(given, known):
-                message = f"there is no {given!r}; did you mean {near!r}?"
+                message = f"unknown {what.lower()} {given!r}; did you mean {near!r}?"
             elif what == "VERB":
-                message = f"there is no {given!r}; `{self.prog} help` lists what there is"
+                message = f"unknown verb {given!r}; see `{self.prog} help`"
             else:
-                message = f"{what}: there is no {given!r}; use {', '.join(known[:-1])} or {known[-1]}"
+                message = f"{what}: unknown value {given!r}; use {', '.join(known[:-1])} or {known[-1]}"
         elif found := re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message, re.DOTALL):
             near = _near(found[1], sorted(self.options))
-            message = f"there is no option {found[1]}" + (f"; did you mean {near}?" if near else "")
+            message = f"unknown option {found[1]}" + (f"; did you mean {near}?" if near else "")
         super().error(message)
 
 
@@ -55,10 +55,12 @@ def common() -> Parser:
     They may stand before the verb and after it. They have no default, which would overwrite what stood before the verb.
     """
     parser = Parser(add_help=False)
-    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one line of JSON per reply")
+    parser.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print one line of JSON per reply"
+    )
     parser.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="the control socket of codexd")
     parser.add_argument(
-        "--instance", metavar="NAME", default=argparse.SUPPRESS, help="the instance codexd@NAME of this machine"
+        "--instance", metavar="NAME", default=argparse.SUPPRESS, help="the instance codexd@NAME on this machine"
     )
     return parser
 

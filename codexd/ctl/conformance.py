@@ -72,7 +72,7 @@ class Listener:
     def document(self, method: str, path: str, body: object = None, *, status: int = 200) -> Json:
         """Returns the JSON object of an answer. Raises Wrong if it has another status."""
         found, headers, data = self.ask(method, path, body)
-        demand(found == status, f"{method} {path} has status {found}, not {status}: {_said(data)}")
+        demand(found == status, f"{method} {path} returned status {found}, not {status}: {_said(data)}")
         demand("x-request-id" in headers, f"{method} {path} has no x-request-id")
         try:
             document = decoding.decode(data)
@@ -84,7 +84,7 @@ class Listener:
     def events(self, path: str, body: Json) -> list[tuple[str, Any]]:
         """Returns the names and the data of a stream; the data of ``[DONE]`` is that text. Raises Wrong."""
         status, headers, data = self.ask("POST", path, body)
-        demand(status == 200, f"POST {path} has status {status}: {_said(data)}")
+        demand(status == 200, f"POST {path} returned status {status}: {_said(data)}")
         demand(headers.get("content-type", "").startswith("text/event-stream"), f"{path} is not an event stream")
         found: list[tuple[str, Any]] = []
         for block in data.decode().split("\n\n"):
@@ -185,7 +185,7 @@ def responses_whole(at: Listener) -> str:
     again = at.document("POST", "/v1/responses", body)
     demand(again["previous_response_id"] == document["id"], "the conversation does not continue")
     read = at.document("GET", f"/v1/responses/{document['id']}")
-    demand(read["id"] == document["id"], "what was stored cannot be read")
+    demand(read["id"] == document["id"], "the stored response cannot be read")
     at.document("DELETE", f"/v1/responses/{document['id']}")
     at.document("GET", f"/v1/responses/{document['id']}", status=404)
     return "answered, continued, read, deleted"
@@ -200,22 +200,22 @@ def responses_streamed(at: Listener) -> str:
     demand(kinds[0] == "response.created", f"the stream starts with {kinds[0]}")
     demand(kinds[-1] == "response.completed", f"the stream ends with {kinds[-1]}")
     numbers = [event["sequence_number"] for event in events]
-    demand(numbers == sorted(set(numbers)), "the sequence numbers do not rise")
+    demand(numbers == sorted(set(numbers)), "the sequence numbers do not increase")
     deltas = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
     texts = [event["text"] for event in events if event["type"] == "response.output_text.done"]
-    demand(deltas == "".join(texts), "the deltas are not the text")
+    demand(deltas == "".join(texts), "the deltas do not add up to the text")
     return f"{len(events)} events"
 
 
 def messages(at: Listener) -> str:
     body = {"model": at.model, "max_tokens": 1000, "messages": [{"role": "user", "content": "Say hello."}]}
     document = at.document("POST", "/v1/messages", body)
-    demand(document["type"] == "message" and document["stop_reason"] == "end_turn", f"the message is {document}")
+    demand(document["type"] == "message" and document["stop_reason"] == "end_turn", f"unexpected message: {document}")
     names = [name for name, _ in at.events("/v1/messages", body | {"stream": True})]
     demand(
         names[0] == "message_start" and names[-1] == "message_stop", f"the stream goes from {names[0]} to {names[-1]}"
     )
-    return f"whole, and as {len(names)} events"
+    return f"complete, and streamed in {len(names)} events"
 
 
 def search(at: Listener) -> str:
@@ -241,7 +241,7 @@ def ollama(at: Listener) -> str:
     demand(f"{at.model}:latest" in names, f"{at.model} is not among the models: {names}")
     body = _chat(at) | {"stream": False}
     document = at.document("POST", "/api/chat", body)
-    demand(document["done"] is True and document["message"]["content"], f"the answer is {document}")
+    demand(document["done"] is True and document["message"]["content"], f"unexpected answer: {document}")
     return f"{document['eval_count']} tokens"
 
 
@@ -256,8 +256,11 @@ def refusals(at: Listener) -> str:
     ]
     for method, path, body, status in cases:
         error = at.document(method, path, body, status=status)["error"]
-        demand({"message", "type", "param", "code"} <= set(error), f"{method} {path}: the error is {error}")
-    return f"{len(cases)} wrong requests, each refused with a status and a reason"
+        demand(
+            {"message", "type", "param", "code"} <= set(error),
+            f"{method} {path}: the error object is incomplete: {error}",
+        )
+    return f"{len(cases)} invalid requests, each refused with a status and a reason"
 
 
 Checked = Callable[[Listener], str]

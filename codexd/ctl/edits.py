@@ -63,7 +63,7 @@ def added(file: ConfigFile, before: str, where: str) -> str:
     head = file.head
     if taken := [name for name in file.own if _sets(rest, name, file.kind)]:
         if file.kind == "yaml":
-            raise CannotEdit(f"{where} already sets {', '.join(taken)}. Remove that, and run this again.")
+            raise CannotEdit(f"{where} already sets {', '.join(taken)}. Remove that, then run this command again.")
         head = ""  # a table of our own can stand beside the user's choice
     made = "\n\n".join(part for part in (_block(head), rest.strip("\n"), _block(file.text)) if part)
     if file.kind == "toml":
@@ -95,7 +95,9 @@ def removed(file: ConfigFile, before: str, known: str, where: str) -> str:
     try:
         setup = decoding.decode(known, type=Remembered)
     except msgspec.DecodeError as error:
-        raise CannotEdit(f"{where}: what setup kept beside it cannot be read. Edit the file by hand.") from error
+        raise CannotEdit(
+            f"{where}: the backup that setup saved next to it cannot be read. Edit the file by hand."
+        ) from error
     earlier = _members(setup.before, where)
     rest = _without(_members(before, where), setup.wrote, earlier)
     if rest == earlier:
@@ -123,7 +125,9 @@ def _members(text: str, where: str) -> dict[str, Any]:
     try:
         return decoding.decode(text or "{}", type=dict[str, Any])
     except (ValueError, RecursionError) as error:
-        message = f"{where} is not a plain JSON object (comments?). Without --write, see what to add by hand."
+        message = (
+            f"{where} is not a plain JSON object (comments?). Run this without --write to see what to add by hand."
+        )
         raise CannotEdit(message) from error
 
 
@@ -167,4 +171,6 @@ def _check_toml(text: str, where: str) -> None:
     try:
         tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise CannotEdit(f"{where} valid TOML ({error}). Without --write, see what to add by hand.") from error
+        raise CannotEdit(
+            f"{where} valid TOML ({error}). Run this without --write to see what to add by hand."
+        ) from error

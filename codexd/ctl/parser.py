@@ -8,10 +8,10 @@ from codexd.ctl.arguments import Parser, common
 from codexd.ctl.table import VERBS, load
 
 _EPILOG = """exit codes:
-  0 done             2 wrong usage      3 signed out   4 codexd unreachable
+  0 done             2 usage error      3 signed out   4 codexd unreachable
   5 refused          6 ChatGPT failed   130 interrupted
 
-The control socket is the one of --socket, --instance or $CODEXCTL_SOCKET, else
+The control socket is set by --socket, --instance or $CODEXCTL_SOCKET, else it is
 the first control.sock in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/codexd,
 $STATE_DIRECTORY, $XDG_STATE_HOME/codexd (~/.local/state) and /run/codexd.
 See codexctl(1).

@@ -51,7 +51,7 @@ def unreachable(options: argparse.Namespace, error: DaemonUnreachable) -> VerbFa
     instance = getattr(options, "instance", None)
     named = bool(instance or getattr(options, "socket", None) or os.environ.get("CODEXCTL_SOCKET"))
     others = [str(place) for place in candidates(os.environ)[:-1]]
-    where = "" if named else f" (nor at {', '.join(others)})"
+    where = "" if named else f" (also tried {', '.join(others)})"
     return failed("unreachable", "unreachable", f"{error}{where}. {_hint(error, instance)}")
 
 
@@ -60,10 +60,10 @@ def _hint(error: DaemonUnreachable, instance: str | None) -> str:
         return how_to_join(_group_of(error.path))
     if instance:
         unit = f"codexd@{instance}"
-        return f"Is it running? Check with `systemctl status {unit}`. `codexctl instances` lists those of this machine."
+        return f"Is it running? Check with `systemctl status {unit}`. `codexctl instances` lists all instances."
     return (
-        "Is it running? Check with `systemctl status codexd`, or start it with `codexd`. To use another socket, set "
-        "--socket or $CODEXCTL_SOCKET."
+        "Is it running? Check with `systemctl status codexd`, or start it with `codexd`. To use another socket, pass "
+        "--socket or set $CODEXCTL_SOCKET."
     )
 
 

@@ -42,7 +42,7 @@ def directory(given: str | None) -> Path:
                 raise failed("refused", "not_readable", f"Cannot read {place}. Use sudo codexctl.")
             return place
     where = " and ".join(map(str, places))
-    raise failed("usage", "no_state", f"There is no state directory at {where}. Name it with --state DIR.")
+    raise failed("usage", "no_state", f"There is no state directory at {where}. Set it with --state DIR.")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ def announce(config: Config, control: Path, base: str) -> None:
     body = '{"model": "gpt-6.1-sol", "stream": true, "messages": [{"role": "user", "content": "Hello, codexd!"}]}'
     print(  # noqa: T201 - this is what a person runs the demo for
         f"""
-codexd {__version__} is running over a simulated ChatGPT (nothing leaves this machine).
+codexd {__version__} is running with a simulated ChatGPT (nothing leaves this machine).
 
   Base URL   {target}/v1{f"   (on the socket {base})" if where else ""}
   API key    {key}
@@ -27,12 +27,12 @@ Try it in another terminal:
 
   curl -N {where}{target}/v1/chat/completions {header}-H 'content-type: application/json' -d '{body}'
 
-And codexctl, where every command works (after `login --device` the simulated user approves automatically):
+codexctl works too (after `login --device` the simulated user approves automatically):
 
   export CODEXCTL_SOCKET={control}
   {_codexctl()} status
 
-Ctrl-C ends it.
+Press Ctrl-C to stop it.
 """,
         flush=True,
     )

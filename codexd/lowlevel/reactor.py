@@ -153,7 +153,7 @@ def running() -> Reactor:
     except LookupError:
         reactor = Reactor()
         if not io_wait.serve(reactor):
-            log.info("streams are served by a task: this version of trio, or this system, has no hook that is known")
+            log.info("streams are served by a task: this version of trio or this system has no supported hook")
             trio.lowlevel.spawn_system_task(reactor.run)
         _REACTOR.set(reactor)
         return reactor

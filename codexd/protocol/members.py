@@ -38,11 +38,11 @@ def split(body: bytes) -> RawObject:
             body.decode()  # msgspec does not validate UTF-8 in what it skips
         found: RawObject = _OBJECT.decode(body)
         if len(found) > MAX_MEMBERS:
-            raise errors.bad_request(f"The request has {len(found)} parameters; {MAX_MEMBERS} is the most.")
+            raise errors.bad_request(f"The request has {len(found)} parameters; the maximum is {MAX_MEMBERS}.")
     except msgspec.ValidationError as error:
         raise errors.bad_request(f"{place_of(error)[0]}.") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
+        raise errors.bad_request(f"The request body is not valid JSON: {error}") from error
     return found
 
 
@@ -102,7 +102,7 @@ class RequestDecoder(Generic[_T]):
             where = f"{name}{place if place.startswith('[') or not place else f'.{place}'}"
             raise errors.bad_request(f"{said} at {where}.", param=where) from error
         except msgspec.DecodeError as error:
-            raise errors.bad_request(f"The request body is not JSON that can be read: {error}") from error
+            raise errors.bad_request(f"The request body is not valid JSON: {error}") from error
         except TypeError as error:
             missing = next(each for each in self._required if each not in members)
             raise errors.bad_request(f"Object missing required field `{missing}`.", param=missing) from error

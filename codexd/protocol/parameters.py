@@ -26,18 +26,18 @@ class Rule(NamedTuple):
 
 _BACKEND = "the backend does not support it"
 _MAX_TOKENS = (
-    "codexd counts the tokens of text and tool arguments, by an estimate that is never too high, and closes the "
-    "backend's stream at the limit; reasoning is not counted, and the usage of a cut answer is estimated"
+    "codexd estimates the tokens of text and tool arguments, never too high, and closes the "
+    "backend's stream at the limit; reasoning is not counted, and the usage of an answer that was cut off is estimated"
 )
 _SEARCHES = "the model searches, or codexd does if the model cannot"
-_MAX_CALLS = "the number of searches and images that codexd makes for a responses-lite model; other models ignore it"
-_EFFORT = "an effort that the model does not support becomes the nearest supported one, an unknown word the default"
+_MAX_CALLS = "limits the searches and images that codexd runs for a responses-lite model; other models ignore it"
+_EFFORT = "an effort that the model does not support becomes the nearest supported one, and an unknown word the default"
 _SHARED: dict[str, Rule] = {
     "model": Rule("adjusted", "resolved to a model and, for a `NAME-EFFORT` name, its reasoning effort"),
     "stream": Rule("adjusted", "the backend always streams; codexd collects the answer for clients that do not"),
     "tools": Rule(
         "forwarded",
-        "in the shape that the model requires; names that are too long (64) or have odd characters are replaced. "
+        "in the shape that the model requires; names over 64 characters or with unsupported characters are replaced. "
         "`web_search` and `image_generation` run in codexd for models that cannot run them; other tools of OpenAI's "
         "own are refused for these models",
     ),
@@ -49,7 +49,8 @@ _SHARED: dict[str, Rule] = {
         "adjusted", "`fast` and `priority` become `priority`; others are dropped", ("auto", "default")
     ),
     "prompt_cache_key": Rule(
-        "adjusted", "a UUID is forwarded; one is derived from any other key, or from instructions and first user turn"
+        "adjusted",
+        "a UUID is forwarded; one is derived from any other key, or from the instructions and the first user turn",
     ),
     "temperature": Rule("dropped", _BACKEND),
     "top_p": Rule("dropped", _BACKEND),
@@ -59,7 +60,7 @@ _SHARED: dict[str, Rule] = {
     "prompt_cache_retention": Rule("dropped", _BACKEND),
     "prompt_cache_options": Rule("dropped", _BACKEND),
     "moderation": Rule("dropped", _BACKEND),
-    "store": Rule("dropped", "chat answers are not stored, by codexd or by the backend", (False,)),
+    "store": Rule("dropped", "neither codexd nor the backend stores chat answers", (False,)),
 }
 
 CHAT: dict[str, Rule] = _SHARED | {
@@ -69,8 +70,10 @@ CHAT: dict[str, Rule] = _SHARED | {
         "forwarded", "becomes `text.format`; for `json_object`, codexd adds the word JSON to the input if it is missing"
     ),
     "reasoning_effort": Rule("adjusted", _EFFORT),
-    "reasoning": Rule("adjusted", "OpenRouter's: `effort`, `max_tokens` as an effort by size, `enabled`"),
-    "enable_thinking": Rule("adjusted", "false: the model's lowest effort; true: never `none`"),
+    "reasoning": Rule(
+        "adjusted", "OpenRouter's parameter: `effort`, `max_tokens` (becomes an effort by size) and `enabled`"
+    ),
+    "enable_thinking": Rule("adjusted", "`false`: the model's lowest effort; `true`: any effort except `none`"),
     "verbosity": Rule("forwarded"),
     "max_tokens": Rule("emulated", _MAX_TOKENS),
     "max_completion_tokens": Rule("emulated", f"{_MAX_TOKENS}; takes precedence over `max_tokens`"),
@@ -83,13 +86,15 @@ CHAT: dict[str, Rule] = _SHARED | {
     "seed": Rule("dropped", _BACKEND),
     "prediction": Rule("dropped", _BACKEND),
     "web_search_options": Rule("adjusted", f"becomes a tool of type `web_search`; {_SEARCHES}"),
-    "plugins": Rule("adjusted", "OpenRouter's: `web` becomes a tool of type `web_search`; others are ignored"),
+    "plugins": Rule(
+        "adjusted", "OpenRouter's parameter: `web` becomes a tool of type `web_search`; others are ignored"
+    ),
     "max_tool_calls": Rule("emulated", _MAX_CALLS),
     "n": Rule("emulated", "up to 8, as parallel requests to the backend", (1,)),
     "logprobs": Rule("refused", _BACKEND, (False,)),
     "top_logprobs": Rule("refused", _BACKEND, (0,)),
-    "audio": Rule("refused", "the backend has no audio"),
-    "modalities": Rule("refused", "the backend answers in text", (["text"],)),
+    "audio": Rule("refused", "the backend does not support audio"),
+    "modalities": Rule("refused", "the backend answers only in text", (["text"],)),
     "previous_response_id": Rule("refused", "send the whole conversation, or use the Responses API"),
     "conversation": Rule("refused", "send the whole conversation; codexd has no conversations API"),
     "functions": Rule("adjusted", "become `tools`; the answer has `function_call`. Ignored if `tools` is present"),
@@ -140,7 +145,7 @@ MESSAGES: dict[str, Rule] = {
     "system": Rule("adjusted", "becomes the instructions"),
     "max_tokens": Rule("emulated", _MAX_TOKENS),
     "stop_sequences": Rule(
-        "emulated", "up to 64; the answer ends before the first, and the backend's stream is closed", ([],)
+        "emulated", "the answer ends before the first of up to 64 sequences, and the backend's stream is closed", ([],)
     ),
     "stream": _SHARED["stream"],
     "tools": Rule(
@@ -169,7 +174,7 @@ MESSAGES: dict[str, Rule] = {
     "mcp_servers": Rule("refused", "the backend cannot reach MCP servers", ([],)),
 }
 
-_ONE_FORMAT = "the backend makes PNG"
+_ONE_FORMAT = "the backend returns only PNG"
 IMAGES: dict[str, Rule] = {
     "prompt": Rule("forwarded"),
     "model": Rule("adjusted", "any name; the backend has one model, `gpt-image-2`"),
@@ -198,19 +203,21 @@ TRANSCRIPTIONS: dict[str, Rule] = {
     "file": Rule("forwarded"),
     "model": Rule("adjusted", "any name; the backend has one model"),
     "language": Rule("forwarded"),
-    "response_format": Rule("adjusted", "`json` or `text`; the backend gives no times for the others"),
+    "response_format": Rule(
+        "adjusted", "`json` or `text`; the others need timestamps, which the backend does not return"
+    ),
     "stream": Rule("adjusted", "the transcript comes as one event"),
-    "prompt": Rule("dropped", "the backend takes none"),
-    "temperature": Rule("dropped", "the backend takes none", (0,)),
-    "include": Rule("dropped", "the backend has none"),
-    "chunking_strategy": Rule("dropped", "the backend has none", ("auto",)),
-    "timestamp_granularities": Rule("dropped", "the backend gives no times"),
+    "prompt": Rule("dropped", "the backend does not accept one"),
+    "temperature": Rule("dropped", "the backend does not accept one", (0,)),
+    "include": Rule("dropped", "the backend has no such option"),
+    "chunking_strategy": Rule("dropped", "the backend has no such option", ("auto",)),
+    "timestamp_granularities": Rule("dropped", "the backend returns no timestamps"),
 }
 
 OLLAMA: dict[str, Rule] = {
     "model": _SHARED["model"],
     "messages": Rule("adjusted", "converted to input items; calls and results are matched by id, name or order"),
-    "stream": Rule("adjusted", "lines of JSON unless it is `false`"),
+    "stream": Rule("adjusted", "one JSON object per line, unless it is `false`"),
     "tools": _SHARED["tools"],
     "format": Rule("adjusted", '`"json"` or a JSON schema, as `text.format`'),
     "options": Rule(

@@ -184,7 +184,7 @@ class Relay:
         if error is not None:
             if not self._started:
                 raise self._with_headers(error)
-            log.warning("the answer failed on its way", code=error.error.code, reason=error.error.message)
+            log.warning("the answer failed after it had started", code=error.error.code, reason=error.error.message)
             await write(client, self._conversion.failure(error))
         await client.end()
 
@@ -223,7 +223,7 @@ class Relay:
                 pause = self._pacing.retry(trio.current_time(), safe=safe, jitter=random.uniform(0.5, 1.5))  # noqa: S311 - a pause is not a secret
                 if pause is None:
                     raise failure
-                log.info("trying once more", after=failure.error.code)
+                log.info("trying again", after=failure.error.code)
                 await trio.sleep(pause)
                 if self._convert is None:
                     raise failure  # a keep-alive has started the answer

@@ -83,7 +83,7 @@ class Connections:
                 # Close the one that has been idle for longest.
                 next(iter(self._waiting)).close_idle()
             elif not self._admission.evict():
-                self._tell("a connection was refused: there are server.max_connections already", open=self._open)
+                self._tell("a connection was refused: server.max_connections is reached", open=self._open)
                 return _FULL
         self._open += 1
         return None
@@ -147,7 +147,7 @@ class ClientConnection:
             await self._serve()
         except* (h11.ProtocolError, UnicodeError) as group:
             if (more := self._all.repeated.due("not HTTP")) is not None:
-                log.info("a client sent what is not HTTP", reason=str(group.exceptions[0])[:200], more=more)
+                log.info("a client sent something that is not HTTP", reason=str(group.exceptions[0])[:200], more=more)
         except* Exception as group:
             # B0: no exception that a client can cause may end the server.
             log.error("a connection failed; the others continue", exc_info=group)

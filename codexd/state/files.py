@@ -43,7 +43,9 @@ def check_private(directory: Path) -> None:
     status = directory.stat()
     mode = stat.S_IMODE(status.st_mode)
     if mode & stat.S_IWOTH:
-        raise Unsafe(f"everybody can write to the state directory {directory} (mode {mode:04o}): chmod 0700 it")
+        raise Unsafe(
+            f"everyone can write to the state directory {directory} (mode {mode:04o}): run `chmod 0700 {directory}`"
+        )
     if status.st_uid not in (0, os.geteuid()):
         raise Unsafe(
             f"the state directory {directory} belongs to another user (uid {status.st_uid}), who can replace its "

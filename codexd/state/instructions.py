@@ -138,7 +138,7 @@ class Instructions:
             aside = None
             with contextlib.suppress(OSError):
                 aside = set_aside(self._path)
-            said = "the instruction texts that were set cannot be used; the built-in ones are"
+            said = "the saved instruction texts cannot be used; using the built-in ones"
             log.error(said, reason=reason_of(error), kept=aside and str(aside))
             return
         self._set = {text.name: text for text in file.texts}

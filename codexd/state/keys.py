@@ -184,10 +184,11 @@ class Keys:
         """Makes a key and returns it; it is not stored anywhere. Raises ApiError for a name that cannot be used."""
         if not _NAME.fullmatch(name):
             raise errors.bad_request(
-                f"{name!r} is not a valid key name: use up to 64 letters, digits or . _ @ -, a letter or digit first."
+                f"{name!r} is not a valid key name: use up to 64 letters, digits or . _ @ -, "
+                "starting with a letter or digit."
             )
         if name in self._made or name in self._configured:
-            raise errors.bad_request(f"The key {name!r} already exists: revoke it first, or use another name.")
+            raise errors.bad_request(f"The key {name!r} already exists. Revoke it first, or use another name.")
         if len(self._made) >= MAX_KEYS:
             raise errors.bad_request(f"There are already {MAX_KEYS} keys: revoke some that are no longer used.")
         if self.fault is not None:
@@ -216,7 +217,7 @@ class Keys:
             )
         if name not in self._made:
             known = ", ".join(self._made) or "none"
-            raise errors.bad_request(f"There is no key called {name!r}. Made with codexctl: {known}.")
+            raise errors.bad_request(f"Unknown key {name!r}. Keys created with codexctl: {known}.")
         self._replace({other: key for other, key in self._made.items() if other != name})
         self._used.pop(name, None)
         self._uses.pop(name, None)
@@ -310,7 +311,7 @@ class Keys:
         try:
             file = decoding.decode(self._path.read_bytes(), type=_KeysFile)
             if file.version != 1:
-                raise ValueError(f"its version is {file.version}, and this codexd knows 1")
+                raise ValueError(f"its version is {file.version}, but this codexd supports only version 1")
             for key in file.keys:
                 if len(bytes.fromhex(key.sha256)) != hashlib.sha256().digest_size:
                     raise ValueError(f"the hash of {key.name!r} is not a SHA-256")
@@ -329,7 +330,7 @@ class Keys:
         except OSError as error:
             raise errors.cannot_save(str(self._path), error.strerror or str(error)) from error
         if aside is not None:
-            log.warning("the client keys that cannot be used are kept aside", path=str(aside))
+            log.warning("the unusable key file was renamed and kept", path=str(aside))
 
 
 def _file_of(made: Mapping[str, Key]) -> bytes:

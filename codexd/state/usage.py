@@ -181,7 +181,7 @@ class Ledger:
         try:
             file = decoding.decode(self._path.read_bytes(), type=_UsageFile)
             if file.version != 1:
-                raise ValueError(f"its version is {file.version}, and this codexd knows 1")
+                raise ValueError(f"its version is {file.version}, but this codexd supports only version 1")
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:

@@ -69,7 +69,7 @@ def _fault(path: Path, source: str) -> CannotTrust | None:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "not a file name"
-        return CannotTrust(f"{source}: {path}: {why}. Name a PEM file that codexd can read, or unset it.")
+        return CannotTrust(f"{source}: {path}: {why}. Set it to a PEM file that codexd can read, or unset it.")
     if b"-----BEGIN " not in data:
         return CannotTrust(f"{source}: {path}: no PEM certificate in it. Convert it with openssl x509 -outform PEM.")
     return None

@@ -78,7 +78,9 @@ def inherited(environ: Mapping[str, str]) -> list[Inherited]:
         listener = socket.socket(fileno=fd)
         name = names[number] if number < len(names) else ""
         if listener.type != socket.SOCK_STREAM or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OSError(f"systemd handed over {name or fd!r}, which does not listen: use ListenStream=, Accept=no")
+            raise OSError(
+                f"systemd passed {name or fd!r}, which is not a listening socket: use ListenStream= and Accept=no"
+            )
         found.append(Inherited(name, listener))
     return found
 

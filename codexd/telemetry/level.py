@@ -36,7 +36,7 @@ class LevelOverride:
         if level is not None:
             self.until = self._clock() + seconds
             self._timer = timers.call_at(trio.current_time() + seconds, lambda: self.set(None, 0))
-        log.info("the log's level has changed", to=self.current, seconds=seconds or None)
+        log.info("log level changed", to=self.current, seconds=seconds or None)
 
     def configure(self, configured: LogLevel) -> None:
         """Takes over a configured level that is already in use; an active override is kept."""

@@ -185,11 +185,11 @@ class Metrics:
         )  # fmt: skip
         yield counter("backend_handshakes", "Websocket handshakes with the backend.", [], [((), self._handshakes)])
         yield counter(
-            "model_fallbacks", "Requests that another model answered, because the first was at its limit.",
+            "model_fallbacks", "Requests that another model answered because the first was at its limit.",
             ["limited", "model"], self._model_fallbacks.items(),
         )  # fmt: skip
         yield counter(
-            "hosted_calls", "Searches and images that codexd made for a model in an answer.", ["outcome"],
+            "hosted_calls", "Searches and image generations that codexd ran for a model in an answer.", ["outcome"],
             (((outcome,), count) for outcome, count in self._hosted.items()),
         )  # fmt: skip
         yield counter(

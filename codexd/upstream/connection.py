@@ -152,7 +152,7 @@ def _unreachable(error: OSError | UnicodeError, host: str, port: int, proxy: Pro
     if proxy is None:
         return CannotConnect(what, advice)
     return CannotConnect(
-        f"{what}; it is {tunnel.named(proxy)}", f"Check that it runs, or correct {proxy.source}.", "proxy_failed"
+        f"{what}, which is {tunnel.named(proxy)}", f"Check that it runs, or correct {proxy.source}.", "proxy_failed"
     )
 
 
@@ -171,8 +171,8 @@ def _insecure(error: OSError | ValueError, host: str, proxy: Proxy | None) -> Ca
         why = reason.lower().replace("_", " ") if isinstance(reason, str) else _why(error)
         advice = "Check whether something on the way blocks or changes TLS."
         if proxy is not None and proxy.scheme == "https" and host == proxy.host:
-            advice = f"For a proxy without TLS of its own write http:// in {proxy.source}."
-        return CannotConnect(f"no TLS with {host}{via}: {why}", advice)
+            advice = f"If the proxy itself does not use TLS, write http:// in {proxy.source}."
+        return CannotConnect(f"the TLS handshake with {host}{via} failed: {why}", advice)
     what = f"the certificate of {host} is not trusted{via}: {error.verify_message}"
     if error.verify_code in _CLOCK:
         advice = "Check the clock of this machine (timedatectl)."
@@ -180,7 +180,7 @@ def _insecure(error: OSError | ValueError, host: str, proxy: Proxy | None) -> Ca
         advice = "Something else answers under that name: check the proxy, the DNS and backend.url."
     else:
         advice = (
-            "If a company's proxy opens TLS, install its CA (update-ca-certificates), or name the CA's file in "
+            "If a company's proxy inspects TLS, install its CA (update-ca-certificates), or name the CA's file in "
             "backend.ca_file."
         )
     return CannotConnect(what, advice, "certificate_not_trusted", again=False)

@@ -141,7 +141,7 @@ class HostedSource:
         self._tries += 1
         if not isinstance(error, ApiError) or not error.retryable or self._tries >= ROUND_TRIES:
             raise error
-        log.info("sending what the tools returned once more", after=error.error.code)
+        log.info("sending the tool results again", after=error.error.code)
 
     async def _open(self) -> None:
         while True:

@@ -92,11 +92,11 @@ def _unauthorized(proxy: Proxy, fields: Fields) -> CannotConnect:
     schemes = {part.split()[0].lower() for value in offered for part in [*value.split(","), value] if part.strip()}
     if offered and "basic" not in schemes:
         wanted = ", ".join(value.split()[0] for value in offered if value.strip())
-        what = f"asks for {wanted} authentication (407), and codexd supports Basic"
+        what = f"asks for {wanted} authentication (407), but codexd supports only Basic"
         advice = f"Run a helper such as cntlm or px, and set {proxy.source} to the helper's address."
     elif proxy.username is None:
         what = "asks for a user name and a password (407)"
-        advice = f"Put them into {proxy.source}: {_form(proxy)}."
+        advice = f"Put them in {proxy.source}: {_form(proxy)}."
     else:
         what = "does not accept the user name and the password (407)"
         advice = f"Correct them in {proxy.source}: {_form(proxy)}."
@@ -132,7 +132,12 @@ def _socks(proxy: Proxy, host: str, port: int) -> Handshake:
     if proxy.username is not None:
         if max(len(proxy.username), len(proxy.password)) > 255:
             advice = f"Shorten the user name and the password in {proxy.source}."
-            raise CannotConnect(f"{named(proxy)} takes at most 255 bytes of each", advice, "proxy_failed", again=False)
+            raise CannotConnect(
+                f"{named(proxy)} accepts a user name and a password of at most 255 bytes each",
+                advice,
+                "proxy_failed",
+                again=False,
+            )
         secret = b"".join(bytes([len(part)]) + part for part in (proxy.username, proxy.password))
         _, status = yield from reader.read(b"\x01" + secret, 2)
         if status != 0:
@@ -190,7 +195,7 @@ class _Reader:
 
 def _no_credentials(proxy: Proxy) -> CannotConnect:
     if proxy.username is None:
-        what, verb = "asks for a user name and a password", "Put them into"
+        what, verb = "asks for a user name and a password", "Put them in"
     else:
         what, verb = "does not accept the user name and the password", "Correct them in"
     advice = f"{verb} {proxy.source}: {_form(proxy)}."

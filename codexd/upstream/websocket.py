@@ -60,10 +60,10 @@ async def handshake(
         opened = WebSocket(answer)
     except (httpx.HTTPError, Closed) as error:
         answer.connection.close()
-        raise httpx.RemoteProtocolError(f"the server ended the websocket at once: {error}") from error
+        raise httpx.RemoteProtocolError(f"the server closed the websocket immediately: {error}") from error
     if opened.ended:
         opened.close()
-        raise httpx.RemoteProtocolError("the server ended the websocket at once")
+        raise httpx.RemoteProtocolError("the server closed the websocket immediately")
     return opened, answer
 
 

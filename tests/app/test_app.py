@@ -136,7 +136,7 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
 @pytest.mark.parametrize(
     ("body", "said", "param"),
     [
-        (b"", "not JSON", None),
+        (b"", "not valid JSON", None),
         (b"[]", "Expected `object`, got `array`.", None),
         (b'{"messages": []}', "missing required field `model`", "model"),
         (b'{"model": 7, "messages": []}', "at model", "model"),
@@ -148,8 +148,8 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
         ),
         (b'{"model": "gpt-5.5", "messages": [{"content": "x"}]}', "missing required field `role`", "messages[0]"),
         (b'{"model": "gpt-5.5", "messages": "x"}', "Expected `array`", "messages"),
-        (b"\xff\xfe", "not JSON", None),
-        (b'{"model": "gpt-5.5", "messages": [], "x": ' + b"[" * 50_000, "not JSON", None),
+        (b"\xff\xfe", "not valid JSON", None),
+        (b'{"model": "gpt-5.5", "messages": [], "x": ' + b"[" * 50_000, "not valid JSON", None),
     ],
 )
 async def test_a_wrong_body_is_a_400_that_names_the_place(
@@ -555,7 +555,10 @@ async def test_bytes_that_are_no_text_are_a_400_wherever_they_stand(
             body = b'{"model": "gpt-5.5", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}], %b}' % place
             answer = await app.request("POST", path, body)
             assert answer.status == 400
-            assert "cannot be read" in answer.json["error"]["message"] or "not JSON" in answer.json["error"]["message"]
+            assert (
+                "cannot be read" in answer.json["error"]["message"]
+                or "not valid JSON" in answer.json["error"]["message"]
+            )
 
 
 async def test_who_streams_is_not_idle(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ async def test_a_share_of_the_windows(autojump_clock: MockClock, tmp_path: Path)
         refused = await ask()
         error = refused.json["error"]
         assert (refused.status, error["code"]) == (429, "key_budget_spent")
-        assert "up to 60 % of a window (until_percent), and of the weekly window 60 % is used" in error["message"]
+        assert "until a window is 60 % used (until_percent); the weekly window is 60 % used" in error["message"]
         assert int(refused.headers["retry-after"]) > 1e9 and refused.headers["x-should-retry"] == "false"
         assert (await ask(f"{KEY}-b")).status == 200, "the other key has no such limit"
         assert (await app.request("GET", "/v1/models", headers={"x-api-key": KEY})).status == 200

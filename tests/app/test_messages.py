@@ -52,7 +52,7 @@ async def test_what_is_wrong_is_said_in_the_words_of_that_api(autojump_clock: Mo
     result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": {"type": "file"}}]}
     use = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
     cases: list[tuple[Any, int, str, str]] = [
-        (b"{", 400, "invalid_request_error", "not JSON"),
+        (b"{", 400, "invalid_request_error", "not valid JSON"),
         (ask(max_tokens=None), 400, "invalid_request_error", "max_tokens is required"),
         (ask(max_tokens=0), 400, "invalid_request_error", "max_tokens must be 1 or more"),
         (ask(model="nope"), 404, "not_found_error", "'nope'"),

@@ -88,7 +88,7 @@ def test_it_shows_failures_with_what_to_do_and_where_to_look() -> None:
     failed = trace(status=401, error="x", message="Not signed in: run `codexctl login` <now>.", model="gpt-5.5")
     found = text(VIEW._replace(failures=[failed]))
     assert "run <code>codexctl login</code> &lt;now&gt;." in found and "codexctl explain req_1" in found
-    assert "Last failures" not in text(VIEW)
+    assert "Recent failures" not in text(VIEW)
 
 
 def test_it_shows_what_is_in_progress() -> None:

@@ -117,7 +117,10 @@ def test_the_default_address_is_not_opened_beside_systemds(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM), "which does not listen: use ListenStream="),
+        (
+            lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+            "which is not a listening socket: use ListenStream=",
+        ),
         (lambda: tcp("0.0.0.0"), "reachable from other machines"),
     ],
 )
@@ -143,7 +146,7 @@ def test_an_idle_daemon_ends_when_systemd_can_start_it_again(tmp_path: Path) -> 
 
 async def test_it_does_not_end_when_nobody_would_start_it(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
     async with running(tmp_path, logs, upstream, server={"exit_idle_seconds": 0.1}) as daemon:
-        await daemon.logged("exit_idle_seconds is not used")
+        await daemon.logged("exit_idle_seconds is ignored")
 
 
 def test_a_sign_in_that_is_brought_along_is_taken_over_once(tmp_path: Path) -> None:

@@ -104,9 +104,9 @@ async def test_a_backup_is_put_back(tmp_path: Path, logs: Path) -> None:
         async with running(tmp_path, logs, chatgpt, **run) as daemon:
             await fill(daemon)
             keys = [(state / name).read_text() for name in ("key", "id")]
-            assert "The sign-in is not in it" in (await codexctl(daemon, "backup", *words)).out
+            assert "The sign-in is not included" in (await codexctl(daemon, "backup", *words)).out
             refused = await codexctl(daemon, "restore", *words)
-            assert (refused.code, "codexd is running on" in refused.err, "Stop it first" in refused.err) == (
+            assert (refused.code, "codexd is using" in refused.err, "Stop it first" in refused.err) == (
                 5,
                 True,
                 True,

@@ -105,7 +105,7 @@ async def test_what_expands_is_refused_before_it_is_built(
         async def attempt() -> float:
             async def work() -> None:
                 answer = await asked(daemon, request, 400 if name == "parameters" else 413)
-                assert any(why in answer for why in (b"server.max_items", b"1000 is the most", b"times its size"))
+                assert any(why in answer for why in (b"server.max_items", b"the maximum is 1000", b"times its size"))
 
             return await bystander.during(work)
 

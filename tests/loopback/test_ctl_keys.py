@@ -111,7 +111,7 @@ async def test_a_key_has_a_budget(shared: Setup) -> None:
         refused = await client.post("/v1/chat/completions", json=hello(), headers=headers)
         error = refused.json()["error"]
         assert (refused.status_code, error["code"]) == (429, "key_budget_spent")
-        assert re.search(r"weekly window 34 % is used. It can continue in \d+ [dh]", error["message"])
+        assert re.search(r"weekly window is 34 % used. It can continue in \d+ [dh]", error["message"])
         said = (await shared.ctl("usage", "--by", "key")).out
         assert re.search(r"of the weekly window", said) and re.search(r"\(elsewhere\) +12.0 % +34.0 %", said)
 

@@ -114,5 +114,5 @@ async def test_texts_that_cannot_be_read_are_kept_aside(setup: Make, tmp_path: P
     (state / "prompts.json").write_bytes(spoiled)
     async with setup() as it:
         assert await instructions(it) == (await it.ctl("prompts", "show", "gpt-5-2")).out.strip()
-        assert "the instruction texts that were set cannot be used" in it.daemon.log.read_text()
+        assert "the saved instruction texts cannot be used" in it.daemon.log.read_text()
     assert spoiled in [path.read_bytes() for path in state.iterdir() if path.is_file()]

@@ -26,7 +26,7 @@ async def test_a_request_is_explained(shared: Setup) -> None:
         r"request +explain-1\n", r"received .*POST /chat/completions", r"ended +200", r"tokens +\d+ in \(0 cached, 0%\), \d+ out",
         r"adjusted +seed dropped: the backend does not support it", r"backend +HTTP 200", r"sent by +(the websocket of its|a new websocket), \d+\.\d KiB, (only what is new|the whole conversation)",
         r"read, checked, converted +\d+ ms", r"connection \(reused\) +\d+ ms", r"last byte +\d+ ms +at",
-        r"Bodies are kept only with logging.enable_request_logging",
+        r"Request bodies are logged only if logging.enable_request_logging is on",
     ):  # fmt: skip
         assert re.search(line, said.out), (line, said.out)
 

@@ -60,7 +60,7 @@ async def test_what_is_left_to_a_person_is_said(setup: Make, tmp_path: Path) -> 
     async with setup() as it, it.key("mine"):
         said = await it.ctl("setup", "zed", "--write", env=home(tmp_path))
         assert "export CODEXD_API_KEY=sk-codexd-" in said.out, "the file has no place for it"
-        assert "Made the client key setup-zed." in said.err and "Start it with: zed" in said.err
+        assert "Created the client key setup-zed." in said.err and "Start it with: zed" in said.err
         removed = await it.ctl("setup", "zed", "--remove", env=home(tmp_path))
         assert "Revoked the client key setup-zed." in removed.err
         shown = await it.ctl("setup", "claude-code", "--model", "gpt-5.5", env=home(tmp_path))
@@ -85,7 +85,7 @@ async def test_a_key_is_made_and_revoked(setup: Make, tmp_path: Path) -> None:
     [
         (("cursor", "--write"), 2, "has no configuration file"),
         (("cursor", "--remove"), 2, "has not configured cursor"),
-        (("nobody",), 2, "there is no 'nobody'; use claude-code"),
+        (("nobody",), 2, "unknown value 'nobody'; use claude-code"),
         (("codex", "--base-url", "foo"), 2, 'invalid value "foo"'),
         (("codex", "--write", "--remove"), 2, "not allowed"),
     ],
@@ -109,7 +109,7 @@ async def test_a_file_of_the_users_is_not_broken(shared: Setup, tmp_path: Path) 
     for _ in range(2):
         words = ("setup", "codex", "--write", "--base-url", "https://proxy.example/v1/")
         said = await shared.ctl(*words, env=home(tmp_path))
-        assert 'set there: model_provider = "codexd"' in " ".join(said.err.split())
+        assert 'set in that file: model_provider = "codexd"' in " ".join(said.err.split())
         assert "Start it with" not in said.err
     found = tomllib.loads(own.read_text())
     assert (found["model"], found["model_providers"]["codexd"]["base_url"]) == ("mine", "https://proxy.example/v1")

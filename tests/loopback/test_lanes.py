@@ -525,7 +525,7 @@ async def test_the_end_of_an_idle_websocket_is_noticed(
         begun = time.monotonic()
         await it.answers()
         # It is no failure: nothing is tried again.
-        assert (upstream.lanes, len(upstream.asked), it.said("trying once more")) == ([SOCKET] * 2, 2, 0)
+        assert (upstream.lanes, len(upstream.asked), it.said("trying again")) == ([SOCKET] * 2, 2, 0)
         assert time.monotonic() - begun < PATIENCE
 
 

@@ -278,7 +278,7 @@ HTTP = EITHER | {
         "".join(f"data: {msgspec.json.encode(e).decode()}\n\n" for e in SEPARATORS).encode()
     ),
     "invalid JSON": in_one(b"data: {bad\n\n" + encoded(*ANSWER)),
-    "bytes that are no UTF-8": in_one(b"data: \xff\xfe\n\n" + encoded(*ANSWER)),
+    "bytes that are not UTF-8": in_one(b"data: \xff\xfe\n\n" + encoded(*ANSWER)),
     "an event without an end": endless,
     "gzip": in_one(gzip.compress(encoded(*ANSWER)), "content-encoding: gzip"),
     "zstd": in_one(zstd.compress(encoded(*ANSWER)), "content-encoding: zstd"),
@@ -296,7 +296,7 @@ RUDE: dict[str, Play] = {
     "one byte a write": frame_byte_by_byte,
     "U+2028 and U+0085 in a text": framing(frames(*SEPARATORS)),
     "invalid JSON": framing(framed(b"{bad") + frames(*ANSWER)),
-    "bytes that are no UTF-8": framing(framed(b"\xff\xfe") + frames(*ANSWER)),
+    "bytes that are not UTF-8": framing(framed(b"\xff\xfe") + frames(*ANSWER)),
     "a frame of 1 TiB": framing(b"\x81\x7f" + (1 << 40).to_bytes(8)),
     "close 1000 with the last event": framing(frames(*ANSWER) + b"\x88\x02\x03\xe8"),
     "fragments with pings between": pings_between,

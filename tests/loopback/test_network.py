@@ -134,7 +134,7 @@ async def test_a_ca_that_is_added_while_it_runs(company: Make, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "userinfo", "said"),
     [
-        ({"credentials": ("u", "p")}, "", "asks for a user name and a password (407). Put them into $HTTPS_PROXY"),
+        ({"credentials": ("u", "p")}, "", "asks for a user name and a password (407). Put them in $HTTPS_PROXY"),
         ({"credentials": ("u", "p")}, "u:wrong@", "does not accept the user name and the password (407)"),
         ({"answer": b"HTTP/1.1 403 Forbidden\r\ncontent-length: 6\r\n\r\nno way"}, "", "refuses to connect to chatgpt.test:443 (403 Forbidden)"),
         ({"answer": b"HTTP/1.1 502 Bad Gateway\r\n\r\n"}, "", "could not connect to chatgpt.test:443 (502 Bad Gateway)"),
@@ -183,7 +183,7 @@ async def test_no_variable_ends_the_daemon(tmp_path: Path, logs: Path, env: dict
                 if name in env
             ]
             for name in wrong:
-                assert f"${name}: " in await daemon.logged("fail until it is corrected")
+                assert f"${name}: " in await daemon.logged("fail until it is fixed")
                 if not works:
                     assert f"${name}: " in answer.json()["error"]["message"]
             assert "Traceback" not in daemon.log.read_text()

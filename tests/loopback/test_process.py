@@ -42,14 +42,14 @@ def test_version(tmp_path: Path) -> None:
     ("toml", "said"),
     [
         ("[server]\nprot = 1\n", "config.toml:2: server.prot: unknown key; did you mean port?"),
-        ("[server]\nport = 'x'\n", "config.toml:2: server.port: must be a whole number, not a text in quotes"),
+        ("[server]\nport = 'x'\n", "config.toml:2: server.port: must be a whole number, not text in quotes"),
         ("[server]\nbind = ['0.0.0.0:3000']\n", "server.allow_unauthenticated = true"),
         ("[server]\nbind = ['0.0.0.0:3000']\n", "[server.client_keys]"),
         (
             "[logging]\nlevel = 'loud'\n",
             "config.toml:2: logging.level: must be one of debug, info, warn, error, not 'loud'",
         ),
-        ("server = 3\n", "server is a section: put its keys below a line [server]"),
+        ("server = 3\n", "server is a section: put its keys below a [server] header"),
         ("[server\n", "not valid TOML"),
     ],
 )
@@ -176,7 +176,7 @@ async def test_no_secret_reaches_a_log_in_any_form(form: str, tmp_path: Path, lo
         assert files == ["debug.log", "error.log", "info.log"]
         assert list(leaks(daemon.state / "logs")) == []
         assert list(leaks(logs)) == []
-        assert "request as it goes up" in daemon.log.read_text()
+        assert "request after conversion" in daemon.log.read_text()
 
 
 async def test_no_secret_reaches_a_core_dump_or_the_arguments(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
@@ -303,7 +303,7 @@ def test_a_state_directory_of_others_is_refused(tmp_path: Path) -> None:
     state.mkdir()
     state.chmod(0o777)
     refused = codexd(tmp_path, STATE_DIRECTORY=str(state), PORT="0")
-    assert (refused.returncode, "everybody can write to the state directory" in refused.stderr) == (1, True)
+    assert (refused.returncode, "everyone can write to the state directory" in refused.stderr) == (1, True)
     assert "chmod 0700" in refused.stderr
     state.chmod(0o700)
     (state / "daemon.lock").symlink_to(tmp_path / "precious")

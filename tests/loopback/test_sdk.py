@@ -229,7 +229,7 @@ def test_curl_sees_plain_errors_and_the_paths_without_v1(demo: Demo) -> None:
     assert msgspec.json.decode(body)["error"]["code"] == "method_not_allowed"
     head, body = curl(f"{root}/chat/completions", "-d", "{not json")
     assert " 400" in head
-    assert "not JSON" in msgspec.json.decode(body)["error"]["message"]
+    assert "not valid JSON" in msgspec.json.decode(body)["error"]["message"]
     head, body = curl(f"{root}/models", "-H", "x-request-id: mine-1")
     assert " 200" in head
     assert "x-request-id: mine-1" in head

@@ -85,7 +85,7 @@ async def test_closing_the_terminal_of_a_daemon_stops_it_well(tmp_path: Path) ->
 async def test_the_demonstration_and_codexctl_as_it_says(tmp_path: Path) -> None:
     environ = environment(tmp_path) | {"PORT": "0"}
     async with terminal([*DAEMON, "--demo"], environ, columns=200) as demo:
-        await demo.until("Ctrl-C ends it.")
+        await demo.until("Press Ctrl-C to stop it.")
         found = re.search(r"export CODEXCTL_SOCKET=(\S+)\r?\n +(\S.*) status", demo.screen)
         assert found is not None, demo.screen
         environ["CODEXCTL_SOCKET"] = found[1]

@@ -53,7 +53,7 @@ from support.upstream import (
 WORDS = "x" * 40
 UNEXPECTED = re.compile(r"\[(ERROR|WARN)\]|Traceback|internal error")
 EXPECTED = re.compile(
-    r"websockets to the backend|the answer failed on its way|a client stopped reading|(refused|denied) the access token"
+    r"websockets to the backend|the answer failed after it had started|a client stopped reading|(refused|denied) the access token"
 )
 BUDGET = 256
 """MiB: ``server.memory_mb``."""

@@ -286,7 +286,7 @@ def test_in_a_persons_own_session(box: Box) -> None:
     assert as_dave("codexd", "--check-config") == "/home/dave/.config/codexd/config.toml: ok"
     box.run("mv", "/home/dave/.config/codexd/config.toml", "/home/dave/config.toml")
     said = as_dave("codexd", "--check-config")
-    assert "/etc/codexd/config.toml is not used: permission denied" in said
+    assert "ignoring /etc/codexd/config.toml: permission denied" in said
     assert "built-in defaults: ok" in said
     box.run("mv", "/home/dave/config.toml", "/home/dave/.config/codexd/config.toml")
     box.run("chown", "root:codexd", "/etc/codexd/config.toml")
@@ -312,7 +312,7 @@ def test_in_a_persons_own_session(box: Box) -> None:
     assert "Removed the service" in as_dave(codexctl, "service", "remove")
     box.run("test", "!", "-e", "/home/dave/.config/systemd/user/codexd.service")
     # With the system's command it is the system's unit.
-    assert "user unit codexd.service of the installed package" in as_dave("codexctl", "service", "install")
+    assert "user unit codexd.service from the installed package" in as_dave("codexctl", "service", "install")
     assert "Removed the service" in as_dave("codexctl", "service", "remove")
 
 

@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, out: Output) -> int:
     state = directory(options.state)
     count = _save(state, Path(options.file))
-    out.report("backup", f"Saved {count} files of {state} to {options.file}. The sign-in is not in it.")
+    out.report("backup", f"Saved {count} files from {state} to {options.file}. The sign-in is not included.")
     return 0
 
 

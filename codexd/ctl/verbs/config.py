@@ -53,7 +53,7 @@ def _report(options: argparse.Namespace, out: Output) -> wire.ConfigurationRepor
         origins = sources.origins()
     except ConfigError as error:
         raise failed("refused", "configuration", f"{error}.") from error
-    out.note("No codexd is running here. This is what it would use when started by you:")
+    out.note("No codexd is running here. If you start it, it will use this configuration:")
     entries = [wire.ConfigEntry(key=key, value=value, origin=origins.get(key)) for key, value in described(config)]
     return wire.ConfigurationReport(file=str(sources.file()), exists=origin is not None, entries=entries)
 
@@ -62,7 +62,7 @@ def _draw(report: wire.ConfigurationReport, options: argparse.Namespace) -> None
     """Draws a row for each key. Raises VerbFailed for a key that does not exist."""
     for key in options.keys:
         if not any(_matches(entry.key, key) for entry in report.entries):
-            raise failed("usage", "key", f"There is no key or section {key!r}. `codexctl config show` lists them.")
+            raise failed("usage", "key", f"Unknown key or section {key!r}. `codexctl config show` lists them.")
     rows: list[list[drawing.Drawn]] = []
     for entry in report.entries:
         if options.keys and not any(_matches(entry.key, key) for key in options.keys):
@@ -76,9 +76,9 @@ def _draw(report: wire.ConfigurationReport, options: argparse.Namespace) -> None
     if not report.exists and report.file:
         drawing.note(f"There is no configuration file. `codexctl config edit` creates {report.file}.")
     if report.why is not None:
-        drawing.note(f"The file cannot be used now; the values above stay in force. {report.why}.")
+        drawing.note(f"The file cannot be used; the values above stay in force. {report.why}.")
     if report.changed:
-        drawing.note(f"Changed in the file and not in force: {', '.join(report.changed)}. Run `codexctl reload`.")
+        drawing.note(f"Changed in the file, not yet in force: {', '.join(report.changed)}. Run `codexctl reload`.")
 
 
 def _matches(key: str, wanted: str) -> bool:
@@ -90,7 +90,11 @@ def _edit(options: argparse.Namespace, out: Output) -> int:
     report = _report(options, out)
     path = Path(report.file)
     if not report.file:
-        raise failed("refused", "configuration", "This codexd was started without a configuration file.")
+        raise failed(
+            "refused",
+            "configuration",
+            "This codexd was started without a configuration file. Start it with --config FILE.",
+        )
     if "/credentials/" in report.file:
         message = (
             f"{report.file} is a copy for the running service. Edit the original, such as /etc/codexd/NAME.toml of an "
@@ -114,7 +118,7 @@ def _edit(options: argparse.Namespace, out: Output) -> int:
             load(path, os.environ)
         except ConfigError as error:
             raise failed("refused", "configuration", f"{error}. Run `codexctl config edit` again.") from error
-        out.note("No codexd is running here; the file is used at its next start.")
+        out.note("No codexd is running here; the file takes effect at the next start.")
     return 0
 
 

@@ -25,7 +25,7 @@ PULSES_SPREAD = 0.4
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deep", action="store_true", help="also make a tiny real request (it counts as usage)")
-    parser.add_argument("--url", help="also check that a proxy at this base URL does not hold streams back")
+    parser.add_argument("--url", help="also check that the proxy at this base URL does not buffer streams")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -81,7 +81,7 @@ def _daemon(options: argparse.Namespace, out: Output) -> Iterator[Check]:
             name="daemon",
             outcome="warning",
             message=f"codexd {status.daemon_version} is running, codexctl is {__version__}",
-            advice="Restart codexd after an upgrade, such as with `sudo systemctl restart codexd`.",
+            advice="Restart codexd after an upgrade, for example with `sudo systemctl restart codexd`.",
         )
     found = replies(options, wire.Doctor(deep=options.deep))
     while True:
@@ -113,7 +113,7 @@ def proxy(url: str) -> Check:
         connection.request("GET", path)
         response = connection.getresponse()
         if response.status != 200 or not response.getheader("content-type", "").startswith("text/event-stream"):
-            advice = "Check that this is the base URL of codexd, with or without /v1. See the log of the proxy."
+            advice = "Check that this is the base URL of codexd, with or without /v1. See the proxy's log."
             return _failed(url, f"{path} answered with status {response.status} and no stream", advice)
         times: list[float] = []
         while response.read1(65536):
@@ -128,8 +128,8 @@ def proxy(url: str) -> Check:
         connection.close()
     if not times or times[-1] - times[0] < PULSES_SPREAD:
         advice = "In nginx: `proxy_buffering off;` and no gzip for text/event-stream, in the location of codexd."
-        return _failed(url, "events are held back and arrive all at once", advice)
-    return Check(name="proxy", outcome="ok", message=f"{url} passes events on as they come")
+        return _failed(url, "the proxy buffers events: they arrive all at once", advice)
+    return Check(name="proxy", outcome="ok", message=f"{url} passes events on as they arrive")
 
 
 def _failed(url: str, message: str, advice: str) -> Check:

@@ -18,7 +18,7 @@ ADJUSTED = {
     "ignored": "ignored: it has no effect here",
     "recalled": "taken from the stored conversation",
     "shortened": "shortened; the answer has the original names",
-    "codexd": "run by codexd: the model cannot",
+    "codexd": "run by codexd, because the model cannot run it",
     "left out": "left out",
     "added": "added, because the conversation did not have it",
 }
@@ -66,7 +66,9 @@ def draw(reply: wire.Explained) -> None:
     for name, body in bodies:
         parts.append(drawing.below(drawing.stack(drawing.text(name, "bold"), drawing.text(body))))
     if not bodies and not reply.bodies:
-        parts.append(drawing.text("\nBodies are kept only with logging.enable_request_logging.", style="dim"))
+        parts.append(
+            drawing.text("\nRequest bodies are logged only if logging.enable_request_logging is on.", style="dim")
+        )
     drawing.put(drawing.stack(*parts))
 
 
@@ -99,12 +101,12 @@ def _backend(trace: Trace) -> str:
 
 
 FALLBACKS = {
-    "unsupported": "the backend offers no websockets now",
-    "silent": "the websocket's handshake was not answered",
-    "refused": "the websocket's handshake failed",
-    "final": "the backend refused the websocket's handshake, as it may refuse the request",
+    "unsupported": "the backend does not offer websockets at the moment",
+    "silent": "the websocket handshake was not answered",
+    "refused": "the websocket handshake failed",
+    "final": "the backend refused the websocket handshake, and may refuse the request too",
     "failed": "two websockets ended before the answer began",
-    "paused": "websockets failed before and are tried again later",
+    "paused": "websockets failed recently; codexd tries them again later",
     "busy": "all websockets are in use (backend.max_connections), or too many were being opened",
     "too large": "too large for a websocket",
 }
@@ -118,7 +120,7 @@ def _lane(trace: Trace) -> str:
         why = f": {FALLBACKS.get(trace.fallback, trace.fallback)}" if trace.fallback else ""
         return f"HTTP, {size}{why}"
     which = "the websocket of its conversation" if trace.websocket_kept else "a new websocket"
-    return f"{which}, {size}, {'only what is new' if trace.delta else 'the whole conversation'}"
+    return f"{which}, {size}, {'only the new items' if trace.delta else 'the whole conversation'}"
 
 
 def _hosted(trace: Trace) -> str:

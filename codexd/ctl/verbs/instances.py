@@ -30,7 +30,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     if out.json:
         return 0
     if not rows:
-        out.note("No codexd has a control socket on this machine.")
+        out.note("No instance of codexd was found on this machine.")
         return 0
     columns = ["instance", "state", "signed in as", "limits", "streams", "version"]
     drawing.put(drawing.table(columns, rows, fold=["version", "streams", "limits"], right=["streams"]))

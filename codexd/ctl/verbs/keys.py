@@ -18,7 +18,7 @@ COMPLETION_SECONDS = 2.0
 
 def arguments(parser: Parser) -> None:
     action = actions(parser)
-    add = action("add", "make a key; it is shown only once", "create", "new")
+    add = action("add", "create a key; it is shown only once", "create", "new")
     add.add_argument("name", metavar="NAME", help="what the key is for; it appears in the logs")
     add.add_argument("--strict", action="store_true", help="refuse parameters that codexd would drop")
     add.add_argument(
@@ -35,8 +35,13 @@ def arguments(parser: Parser) -> None:
         type=_percent,
         help="refuse when this percentage of the account's fullest window is used",
     )
-    add.add_argument("--tokens-per-day", metavar="N", type=_tokens, help="tokens in and out: 500000, 500k, 2M")
-    action("list", "list the keys and when they were used last", "ls")
+    add.add_argument(
+        "--tokens-per-day",
+        metavar="N",
+        type=_tokens,
+        help="input and output tokens per day, such as 500000, 500k or 2M",
+    )
+    action("list", "list the keys and when they were last used", "ls")
     revoke = action("revoke", "revoke a key; its answers in progress finish, unless --now is given", "rm", "delete")
     revoke.add_argument("--now", action="store_true", help="also end the key's answers in progress, with an error")
     name = revoke.add_argument("name", metavar="NAME")
@@ -109,7 +114,7 @@ def _add(options: argparse.Namespace, out: Output) -> None:
             tokens_per_day=options.tokens_per_day,
         )
         request = wire.KeysAdd(name=options.name, strict=options.strict, limits=limits)
-        ask(options, out, request, draw_added, "Making a key")
+        ask(options, out, request, draw_added, "Creating a key")
     except OSError:
         for _ in replies(options, wire.KeysRevoke(name=options.name)):
             pass
@@ -123,7 +128,7 @@ def draw_added(reply: wire.KeyAdded) -> None:
     drawing.plain(reply.key)
     if reply.first:
         drawing.note(
-            "From now on every client must send a key: most tools read it from $OPENAI_API_KEY, Claude Code from "
+            "From now on every client must send a key. Most tools read it from $OPENAI_API_KEY, Claude Code from "
             "$ANTHROPIC_AUTH_TOKEN. `codexctl setup CLIENT --key KEY` shows where each client keeps it."
         )
 
@@ -135,7 +140,7 @@ def draw_revoked(reply: wire.KeyRevoked, *, now: bool) -> None:
     elif reply.answers:
         drawing.note(f"Answers in progress that will finish: {reply.answers}. --now ends them.")
     if not reply.required:
-        drawing.note("That was the last key: every program on this machine can use the API without one now.")
+        drawing.note("That was the last key. Every program on this machine can now use the API without a key.")
 
 
 def draw(report: wire.KeysReport) -> None:
@@ -144,7 +149,7 @@ def draw(report: wire.KeysReport) -> None:
         advice = "`codexctl keys add NAME` moves the file aside and starts a new one."
         drawing.note(f"{report.why}: no key is accepted. {advice}")
     if not report.keys:
-        state = "clients must present one: `codexctl keys add NAME`" if report.required else "local programs need none"
+        state = "clients must send one: run `codexctl keys add NAME`" if report.required else "local programs need none"
         drawing.line(f"No client keys; {state}.")
         return
     rows = [

@@ -21,7 +21,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
     drawn = Lines()
     show(options, out, request, drawn.draw, timeout=None if options.follow else REPLY_TIMEOUT)
     if options.request and not drawn.number:
-        out.note(f"No line of the request {options.request} is among the last ones of the log at this level.")
+        out.note(f"No recent log line belongs to request {options.request} at this level.")
     return 0
 
 

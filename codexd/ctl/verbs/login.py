@@ -25,11 +25,9 @@ MAX_AUTH_JSON = 60 * 1024
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
-    how.add_argument(
-        "--device", action="store_true", help="with a code that you enter on any device (default over SSH)"
-    )
-    how.add_argument("--browser", action="store_true", help="with a browser on this machine (default on a desktop)")
-    how.add_argument("--paste", action="store_true", help="with any browser: paste the address that it ends at")
+    how.add_argument("--device", action="store_true", help="use a code that you enter on any device (default over SSH)")
+    how.add_argument("--browser", action="store_true", help="use a browser on this machine (default on a desktop)")
+    how.add_argument("--paste", action="store_true", help="use any browser, then paste the address that it ends at")
     how.add_argument(
         "--import", dest="auth_json", nargs="?", const="", metavar="FILE",
         help="import the sign-in of the Codex CLI (default: ~/.codex/auth.json)",
@@ -38,9 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qr",
         action=argparse.BooleanOptionalAction,
-        help="show a QR code, or none (default: if the terminal has room)",
+        help="show a QR code, or do not (default: show it if the terminal has room)",
     )
-    parser.add_argument("--yes", action="store_true", help="with --import: do not ask")
+    parser.add_argument("--yes", action="store_true", help="with --import: do not ask for confirmation")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
@@ -194,7 +192,7 @@ def _read(path: Path) -> bytes:
             "usage",
             "import",
             f"There is no {path}. The Codex CLI may keep its login in $CODEX_HOME, or in the system's keyring (set "
-            'cli_auth_credentials_store = "file" in its config.toml and sign in to it once more). '
+            'cli_auth_credentials_store = "file" in its config.toml and sign in to it again). '
             "`codexctl login` signs in without it.",
         ) from None
     except OSError as error:
@@ -215,7 +213,7 @@ def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
     instead = f", replacing the sign-in as {account}" if account is not None else ""
     out.note(
         f"This copies the login of the Codex CLI from {path} into codexd{instead}. Refresh tokens are single-use: "
-        "once codexd renews this login, the copy of the Codex CLI stops working, and the other way round. After the "
+        "once codexd renews this login, the copy of the Codex CLI stops working, and vice versa. After the "
         "import, sign in to the Codex CLI again (`codex login`), or the two will sign each other out."
     )
     if out.json or not sys.stdin.isatty():

@@ -15,9 +15,9 @@ def run(options: argparse.Namespace, out: Output) -> int:
 def draw(reply: wire.SignedOut) -> None:
     """Shows what was deleted, and what to do if the revocation failed."""
     if reply.revoked:
-        drawing.line("Signed out: the sign-in was revoked, and its file deleted.")
+        drawing.line("Signed out: the sign-in was revoked and its file was deleted.")
         return
-    drawing.line("Signed out: the file is deleted.")
+    drawing.line("Signed out: the file was deleted.")
     drawing.note(
         f"The sign-in could not be revoked at the issuer ({reply.why}). To be sure, end its session in ChatGPT, "
         "Settings, Security."

@@ -35,7 +35,7 @@ def draw(report: wire.ModelsReport) -> None:
     age = (
         f"Fetched {drawing.ago(report.fetched_at)}."
         if report.fetched_at
-        else "Built-in list; the account's own is unknown."
+        else "Built-in list; the account's own list is unknown."
     )
     hidden = " * hidden from /v1/models but usable." if any(not m.listed for m in report.models) else ""
     drawing.put(

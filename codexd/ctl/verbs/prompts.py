@@ -14,17 +14,17 @@ from codexd.ctl.session import Output, failed, replies, show
 
 def arguments(parser: Parser) -> None:
     action = actions(parser)
-    action("list", "list the texts, and where each came from")
+    action("list", "list the texts and where each came from")
     action("show", "print the current text for a family or a model").add_argument("name", metavar="NAME")
     put = action("set", "use the text of a file, for a family or a model")
     put.add_argument("name", metavar="NAME")
-    put.add_argument("file", metavar="FILE", help="- is the standard input")
-    reset = action("reset", "restore the built-in text, for one or for all")
+    put.add_argument("file", metavar="FILE", help="a file, or - for standard input")
+    reset = action("reset", "restore the built-in text of one model or family, or of all")
     reset.add_argument("name", metavar="NAME", nargs="?")
-    update = action("update", "use the official texts of the account's models, for all or for those named")
+    update = action("update", "use the official texts for all of the account's models, or for those named")
     update.add_argument("names", metavar="NAME", nargs="*")
     update.add_argument("--diff", action="store_true", help="show how the texts differ")
-    update.add_argument("--yes", action="store_true", help="do not ask")
+    update.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def run(options: argparse.Namespace, out: Output) -> int:

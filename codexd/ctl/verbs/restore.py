@@ -44,7 +44,7 @@ def _restore(source: Path, state: Path) -> int:
                 _put(state, name, data)
     except InUse as error:
         stop = "systemctl stop codexd.socket codexd-control.socket codexd-tcp.socket codexd"
-        message = f"codexd is running on {state} ({error.holder}). Stop it first, such as with: {stop}"
+        message = f"codexd is using {state} ({error.holder}). Stop it first, such as with: {stop}"
         raise failed("refused", "running", message) from error
     except OSError as error:
         raise failed("refused", "not_written", f"Cannot write to {state}: {error.strerror}.") from error

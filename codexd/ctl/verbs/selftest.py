@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--key", metavar="KEY", help="with --real: the client key to use (default: a temporary one)")
     parser.add_argument(
-        "-m", "--model", metavar="NAME", help="with --real: the model to ask (default: the first of its list)"
+        "-m", "--model", metavar="NAME", help="with --real: the model to ask (default: the first in its list)"
     )
 
 

@@ -54,7 +54,7 @@ def _install(out: Output) -> int:
     _check_session()
     path = unit_path()
     if command == PACKAGED:
-        told = f"Enabled the user unit {UNIT} of the installed package."
+        told = f"Enabled the user unit {UNIT} from the installed package."
     else:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,9 @@ def _remove(out: Output) -> int:
     _check_session()
     path = unit_path()
     if not path.exists() and _property("UnitFileState") in ("", "disabled"):
-        raise failed("refused", "not_installed", "The service is not installed. codexctl service install installs it.")
+        raise failed(
+            "refused", "not_installed", "The service is not installed. Install it with: codexctl service install"
+        )
     _systemctl("disable", "--now", UNIT)
     try:
         path.unlink(missing_ok=True)
@@ -95,7 +97,9 @@ def _status(out: Output) -> int:
     _check_session()
     state, enabled, place = _property("ActiveState"), _property("UnitFileState"), _property("FragmentPath")
     if not place:
-        raise failed("refused", "not_installed", "The service is not installed. codexctl service install installs it.")
+        raise failed(
+            "refused", "not_installed", "The service is not installed. Install it with: codexctl service install"
+        )
     linger = "keeps running after logout" if _lingers() else "stops at logout"
     out.report("service", f"{place}: {state}, {enabled}, {linger}")
     return 0 if state == "active" else 5
@@ -106,7 +110,7 @@ def _command() -> Path:
     beside = Path(sys.executable).with_name("codexd")
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("codexd")
     if found is None:
-        raise failed("refused", "no_command", "There is no codexd beside codexctl. Reinstall codexd.")
+        raise failed("refused", "no_command", "There is no codexd next to codexctl. Reinstall codexd.")
     return Path(found)
 
 

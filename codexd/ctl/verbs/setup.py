@@ -19,9 +19,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--write", action="store_true", help="show the difference and change the client's files")
     action.add_argument("--remove", action="store_true", help="undo --write")
-    parser.add_argument("--key", metavar="KEY", help="a client key; without it --write makes one if one is required")
     parser.add_argument(
-        "--base-url", metavar="URL", type=_url, help="where the client reaches codexd, such as through a proxy"
+        "--key", metavar="KEY", help="the client key (default: --write creates one if a key is required)"
+    )
+    parser.add_argument(
+        "--base-url",
+        metavar="URL",
+        type=_url,
+        help="the address where the client reaches codexd, for example through a proxy",
     )
     parser.add_argument("--model", metavar="NAME", help="the default model")
 
@@ -47,8 +52,8 @@ def _print(options: argparse.Namespace, out: Output) -> int:
     found = _setup(options, _target(options, status, FILL_IN if status.keys_required else NO_KEY))
     out.report("setup", described(found))
     if status.keys_required and not options.key:
-        also = ", and so does --write" if found.files else ""
-        out.note(f"{FILL_IN} is a client key: `codexctl keys add {_key_name(options)}` makes one{also}.")
+        also = ", as does --write" if found.files else ""
+        out.note(f"Replace {FILL_IN} with a client key. `codexctl keys add {_key_name(options)}` creates one{also}.")
     return 0
 
 
@@ -82,7 +87,7 @@ def _write(options: argparse.Namespace, out: Output) -> int:
                 out.note(f"That is root's file. For {os.environ['SUDO_USER']}'s own, run it without sudo.")
         if not edits.is_chosen(file, after):
             chosen = False
-            out.note(f"{path} already chooses another model, which is kept. {_by_hand(file)}")
+            out.note(f"{path} already sets another model, which was kept. {_by_hand(file)}")
     if found.needed:
         out.report("setup", f"Set in its environment:\n{exports(found.needed)}")
     if chosen:
@@ -111,7 +116,7 @@ def _remove(options: argparse.Namespace, out: Output) -> int:
 
 
 def _by_hand(file: ConfigFile) -> str:
-    return f"To use codexd, set there: {file.head.replace(chr(10), ', ')}"
+    return f"To use codexd, set in that file: {file.head.replace(chr(10), ', ')}"
 
 
 def _show(out: Output, path: Path, before: str, after: str) -> None:
@@ -138,8 +143,8 @@ def _target(options: argparse.Namespace, status: wire.StatusReport, key: str) ->
         base = next((each for each in status.listeners if each.startswith("http")), None)
         if base is None:
             message = (
-                "codexd listens only on unix sockets. Add an address such as 127.0.0.1:3000 to server.bind, or say "
-                "with --base-url where it is reached."
+                "codexd listens only on unix sockets. Add an address such as 127.0.0.1:3000 to server.bind, or pass "
+                "its address with --base-url."
             )
             raise failed("refused", "no_address", message)
     base = base.rstrip("/").removesuffix("/v1").replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
@@ -188,7 +193,7 @@ def _make_key(options: argparse.Namespace, out: Output) -> str:
     _revoke(options)
     for reply in replies(options, wire.KeysAdd(name=_key_name(options))):
         if isinstance(reply, wire.KeyAdded):
-            out.note(f"Made the client key {reply.name}.")
+            out.note(f"Created the client key {reply.name}.")
             return reply.key
     raise AssertionError  # pragma: no cover
 

@@ -21,9 +21,7 @@ def draw(report: wire.StatusReport) -> None:
         rows.append(("sign-in", f"in progress ({report.login}); run codexctl login to join it"))
     fetched = f", fetched {drawing.ago(report.models_fetched_at)}" if report.models_fetched_at else ", built in"
     keys = (
-        f"{report.client_keys}; clients must present one"
-        if report.keys_required
-        else "none: local programs need no key"
+        f"{report.client_keys}; clients must send one" if report.keys_required else "none: local programs need no key"
     )
     up = drawing.span(report.uptime_seconds)
     rows += [
@@ -75,5 +73,5 @@ def _account(account: wire.Account) -> list[tuple[str, drawing.Drawn]]:
 
 
 def _token(account: wire.Account) -> str:
-    valid = f"valid until {drawing.moment(account.expires_at)}" if account.expires_at else "no expiry known"
+    valid = f"valid until {drawing.moment(account.expires_at)}" if account.expires_at else "expiry unknown"
     return f"{valid}, renewed {drawing.ago(account.refreshed_at)}" if account.refreshed_at else valid

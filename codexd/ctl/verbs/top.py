@@ -39,7 +39,7 @@ _NARROW_FAILED = ("key", "model", "failed")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="show one screen and exit")
-    parser.add_argument("--sort", choices=tuple(SORTS), default="age", help="the order of the requests (default: age)")
+    parser.add_argument("--sort", choices=tuple(SORTS), default="age", help="sort order (default: age)")
     parser.add_argument(
         "--filter", metavar="TEXT", default="", help="only requests whose id, model or key contains this text"
     )
@@ -173,7 +173,9 @@ def _in_progress(report: wire.TopReport, before: Seen, view: View) -> drawing.Dr
     """Returns a row for each request."""
     chosen = sorted(view.chosen(report.requests), key=SORTS[view.sort])
     if not chosen:
-        return drawing.text("No such requests in progress." if report.requests else "No requests in progress.", "dim")
+        return drawing.text(
+            "No matching requests in progress." if report.requests else "No requests in progress.", "dim"
+        )
     rows = []
     for trace in chosen:
         first = "waiting" if trace.spans.first is None else f"{trace.spans.first / 1000:.1f} s"

@@ -19,8 +19,10 @@ PATIENCE = 1200.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("question", metavar="QUESTION", nargs="*", help="- at the end adds what is piped in")
-    parser.add_argument("-m", "--model", metavar="NAME", help="default: the first of `codexctl models`")
+    parser.add_argument(
+        "question", metavar="QUESTION", nargs="*", help="the question; - at the end appends standard input"
+    )
+    parser.add_argument("-m", "--model", metavar="NAME", help="the model (default: the first of `codexctl models`)")
     parser.add_argument("--effort", metavar="EFFORT", help="reasoning effort, such as low, medium or high")
     parser.add_argument("--search", action="store_true", help="let the model search the web")
     parser.add_argument(
@@ -105,7 +107,7 @@ def _beside(text: str) -> None:
 def _summary(reply: wire.TryEnded, first: float | None, whole: float) -> str:
     """Returns the model, the tokens and the times; ``first`` and ``whole`` are in seconds."""
     began = "" if first is None else f"first word after {first:.1f} s, "
-    cut = "" if reply.finish_reason in ("stop", None) else f" It ended early: {reply.finish_reason}."
+    cut = "" if reply.finish_reason in ("stop", None) else f" The answer ended early: {reply.finish_reason}."
     return f"{reply.model}: {reply.tokens_in} tokens in, {reply.tokens_out} out, {began}{whole:.1f} s in total.{cut}"
 
 

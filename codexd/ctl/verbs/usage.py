@@ -27,8 +27,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--by", metavar="COLUMNS", type=_columns, help="group usage by day, model or key (separated by commas)"
     )
-    parser.add_argument("--since", metavar="WHEN", type=_since, help="the first day: 7d, or a date such as 2030-12-31")
-    parser.add_argument("--watch", action="store_true", help="show the limits again each minute, until Ctrl-C")
+    parser.add_argument(
+        "--since", metavar="WHEN", type=_since, help="the first day: a duration such as 7d or a date such as 2030-12-31"
+    )
+    parser.add_argument("--watch", action="store_true", help="show the limits every minute, until Ctrl-C")
     parser.add_argument("--csv", action="store_true", help="print comma-separated values")
 
 
@@ -53,9 +55,9 @@ def _since(text: str) -> str:
 
 def run(options: argparse.Namespace, out: Output) -> int:
     if options.watch and (options.by or options.since or options.csv):
-        raise failed("usage", "watch", "--watch shows the limits alone. Leave out --by, --since and --csv.")
+        raise failed("usage", "watch", "--watch shows only the limits. Leave out --by, --since and --csv.")
     if options.csv and out.json:
-        raise failed("usage", "csv", "--csv and --json are two formats. Leave out one of them.")
+        raise failed("usage", "csv", "Use either --csv or --json, not both.")
     if options.watch:
         return _watch(options, out)
     if options.by is None and options.since is None and not options.csv:

@@ -266,7 +266,7 @@ def _tool(tool: Tool, where: str) -> Raw:
     if tool.type not in (None, "custom"):
         raise errors.unsupported(
             where,
-            f"Tools of type {tool.type!r} run at Anthropic. Of those, codexd has only the web search: remove it.",
+            f"Tools of type {tool.type!r} run at Anthropic. Of these, codexd has only web search. Remove the tool.",
         )
     function: dict[str, object] = {"name": tool.name, "description": tool.description, "strict": tool.strict}
     if given(tool.input_schema):

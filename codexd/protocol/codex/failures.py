@@ -153,7 +153,7 @@ def from_http(status: int, headers: Mapping[str, str], body: bytes, now: float) 
             return ApiError(
                 401,
                 f"The ChatGPT backend refuses the sign-in ({message or 'no reason given'}). "
-                f"If this stays, {SIGN_IN_HINT}.",
+                f"If this continues, {SIGN_IN_HINT}.",
                 type="authentication_error",
                 code=_text(said.code) or "upstream_unauthorized",
             )

@@ -171,7 +171,7 @@ def _parted(tools: Sequence[Tool], model: str) -> tuple[list[Tool], SearchOption
             case "image_generation":
                 image = _options(tool, ImageOptions, where)
             case kind if kind not in _ACCEPTED:
-                message = f"Tools of type {kind!r} do not run on {model}, nor in codexd. Remove it from tools."
+                message = f"Tools of type {kind!r} run neither on {model} nor in codexd. Remove this one from tools."
                 raise errors.unsupported(where, message)
             case _:
                 own.append(tool)

@@ -188,7 +188,7 @@ def _content(content: Raw, role: str, where: str, *, key: str = "content") -> Ra
     elif data[:1] == b"[":
         parts = _LIST.decode(content)
     else:
-        raise errors.bad_request(f"{where}.{key} must be a text or a list of parts.", param=f"{where}.{key}")
+        raise errors.bad_request(f"{where}.{key} must be text or a list of parts.", param=f"{where}.{key}")
     kind = "output_text" if role == "assistant" else "input_text"
     fitted = [_part(part, kind, f"{where}.{key}[{index}]") for index, part in enumerate(parts)]
     if data[:1] == b"[" and unchanged(fitted, parts):
@@ -217,7 +217,7 @@ def _part(part: Raw, kind: str, where: str) -> Raw | None:
             return _file(part, own, where)
         case "tool_use" | "tool_result" | "thinking":
             raise errors.bad_request(
-                f"{where} is a block of Anthropic's API. Send it to /v1/messages, or as an item.",
+                f"{where} is a block of Anthropic's API. Send it to /v1/messages, or convert it to an item.",
                 param=where,
             )
         case "input_audio":

@@ -75,13 +75,13 @@ def test_the_exchange_is_the_official_clients(name: str, code: str, redirect_uri
         ("state=s&code=c1&scope=x+y", Code("c1")),
         ("error=access_denied&error_description=The+person+declined&state=s", Denied("The person declined (access_denied)")),
         ("error=server_error&state=s", Denied("server_error")),
-        ("code=c1&state=other", Stray("the state parameter is not that of the sign-in that is waiting")),
+        ("code=c1&state=other", Stray("its state parameter belongs to another sign-in")),
         ("code=c1", Stray("it contains no state parameter")),
         ("error=access_denied", Stray("it contains no state parameter")),
         ("rubbish", Stray("it contains no state parameter")),
         ("state=s", Stray("it contains no code")),
         ("code=&state=s", Stray("it contains no code")),
-        ("code=c1&state=s&state=%F6", Stray("the state parameter is not that of the sign-in that is waiting")),
+        ("code=c1&state=s&state=%F6", Stray("its state parameter belongs to another sign-in")),
     ],
 )  # fmt: skip
 def test_what_the_browser_brings_back(query: str, found: Code | Denied | Stray) -> None:

@@ -130,7 +130,7 @@ def test_the_environment_is_on_top(tmp_path: Path) -> None:
         ("[zzz]\n", "config.toml:1: [zzz]: unknown section; expected one of server, oauth"),
         ("[server]\nzzz = 1\n", "config.toml:2: server.zzz: unknown key; expected one of bind"),
         ("[server]\nport = 70000\n", "config.toml:2: server.port: must be 65535 or less"),
-        ("[server]\nbind = [1]\n", "config.toml:2: server.bind[0]: must be a text in quotes, not a whole number"),
+        ("[server]\nbind = [1]\n", "config.toml:2: server.bind[0]: must be text in quotes, not a whole number"),
         ("[server]\nbind = ['a']\nport = 1\n", "config.toml:2: server.bind: set either bind, or host and port"),
         ("[server]\nbind = []\n", "config.toml:2: server.bind: needs at least one address"),
         ("[server]\nbind = ['127.0.0.1:1', '127.0.0.1:1']\n", "server.bind: 127.0.0.1:1 is listed twice"),
@@ -148,7 +148,7 @@ def test_the_environment_is_on_top(tmp_path: Path) -> None:
         ),
         (
             "[server]\nclient_keys = { a = 'sha256:0123456789' }\n",
-            "server.client_keys.a: must be the key, or sha256: and 64",
+            "server.client_keys.a: must be the key itself, or sha256: followed by 64",
         ),
         (
             "[codex]\ndefault_reasoning_effort = 'x'\n",
@@ -165,7 +165,9 @@ def test_mistakes_are_named_with_file_key_and_expectation(tmp_path: Path, text: 
 def test_mistakes_in_json_and_the_environment_are_named_too(tmp_path: Path) -> None:
     assert "not valid JSON" in refusal(tmp_path, "{", "config.json")
     assert "expected a JSON object" in refusal(tmp_path, "[]", "config.json")
-    assert "must be milliseconds above 0" in refusal(tmp_path, '{"backend": {"timeout": "x"}}', "config.json")
+    assert "must be a number of milliseconds above 0" in refusal(
+        tmp_path, '{"backend": {"timeout": "x"}}', "config.json"
+    )
     assert "server is a section" in refusal(tmp_path, '{"server": 1}', "config.json")
     assert refusal(tmp_path, PORT="x").startswith("$PORT: server.port: must be a whole number")
     assert refusal(tmp_path, CODEXD_X__Y="1").startswith("$CODEXD_X__Y: unknown section 'x'")

@@ -163,7 +163,7 @@ async def test_a_line_may_come_in_pieces_and_has_its_limits(
     assert await read(b"ab", b"c\n") == b"abc"
     assert await read(*[bytes([byte]) for byte in b"abc\n"], pause=1) == b"abc"
     for pieces, options, said in (
-        ([b"abc"], {"close": True}, "ended before its line end"),
+        ([b"abc"], {"close": True}, "ended before the end of its line"),
         ([b"x" * 65536, b"x"], {}, "longer than 65536 bytes"),
         ([b"a"], {}, "did not arrive within 5 seconds"),
         ([b"a"] * 100, {"pause": 0.1}, "did not arrive within 5 seconds"),

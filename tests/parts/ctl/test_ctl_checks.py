@@ -45,8 +45,8 @@ STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (STREAM + b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n", "held back"),
-        (STREAM, "held back"),
+        (STREAM + b"data: 0\n\ndata: 1\n\ndata: 2\n\ndata: 3\n\n", "buffers events"),
+        (STREAM, "buffers events"),
         (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "status 404 and no stream"),
         (b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\nhello", "no stream"),
         (b"nonsense\r\n\r\n", "nonsense"),

@@ -49,10 +49,10 @@ def test_the_nearest_word_is_suggested(capsys: pytest.CaptureFixture[str], words
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("zzz", "there is no 'zzz'; `codexctl help` lists what there is"),
-        ("keys zzz", "ACTION: there is no 'zzz'; use add, list or revoke\n"),
+        ("zzz", "unknown verb 'zzz'; see `codexctl help`"),
+        ("keys zzz", "ACTION: unknown value 'zzz'; use add, list or revoke\n"),
         ("setup zzz", "cursor, open-webui, llm or n8n"),
-        ("status --jsn", "there is no option --jsn; did you mean --json?"),
+        ("status --jsn", "unknown option --jsn; did you mean --json?"),
         ("top --filtr x", "did you mean --filter?"),
     ],
 )

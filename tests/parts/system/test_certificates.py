@@ -107,7 +107,7 @@ def test_a_missing_file_is_named_with_who_asked_for_it(tmp_path: Path) -> None:
     broken = tmp_path / "broken.pem"
     broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     for path, said in (
-        (tmp_path / "gone.pem", "No such file or directory. Name a PEM file"),
+        (tmp_path / "gone.pem", "No such file or directory. Set it to a PEM file"),
         (tmp_path, "Is a directory"),
         (garbage, "no PEM certificate in it. Convert it"),
         (broken, "cannot be read as certificates"),

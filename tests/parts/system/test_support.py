@@ -98,9 +98,7 @@ def test_a_package_that_does_not_fit_is_named(tmp_path: Path) -> None:
         [sys.executable, "-m", "codexd", "--demo"], capture_output=True, text=True, env=env, timeout=60, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        "codexd: an installed package does not fit: quart 0.23.0 (tested with 0.22). Reinstall"
-    )
+    assert done.stderr.startswith("codexd: incompatible package: quart 0.23.0 (tested with 0.22). Reinstall")
     assert "Traceback" not in done.stderr
 
 

@@ -63,7 +63,7 @@ async def test_what_goes_wrong_with_a_proxy_names_it(authority: trustme.CA) -> N
         with trio.fail_after(20), pytest.raises(CannotConnect, match=r"write http:// in \$https_proxy"):
             await made.warm(("https", "chatgpt.test", 443))
     proxy.port = 1
-    await fails(proxy, r"no connection to 127.0.0.1:1: connection refused; it is the proxy http://127.0.0.1:1")
+    await fails(proxy, r"no connection to 127.0.0.1:1: connection refused, which is the proxy http://127.0.0.1:1")
 
 
 async def test_an_international_name_is_asked_for_in_its_ascii_form() -> None:

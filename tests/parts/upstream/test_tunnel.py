@@ -54,10 +54,10 @@ def test_connect(cuts: list[int]) -> None:
 @pytest.mark.parametrize(
     ("url", "answer", "said"),
     [
-        ("http://p:1", b"HTTP/1.1 407 x\r\nProxy-Authenticate: Basic realm=x\r\n\r\n", "asks for a user name and a password (407). Put them into $HTTPS_PROXY: http://USER:PASSWORD@p:1."),
+        ("http://p:1", b"HTTP/1.1 407 x\r\nProxy-Authenticate: Basic realm=x\r\n\r\n", "asks for a user name and a password (407). Put them in $HTTPS_PROXY: http://USER:PASSWORD@p:1."),
         ("http://p:1", b"HTTP/1.1 407 x\r\n\r\n", "asks for a user name"),
         ("http://u:sEcReT@p:1", b"HTTP/1.1 407 x\r\nProxy-Authenticate: Basic realm=x\r\n\r\n", "does not accept the user name and the password (407). Correct them"),
-        ("http://p:1", b"HTTP/1.1 407 x\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: NTLM\r\n\r\n", "asks for Negotiate, NTLM authentication (407), and codexd supports Basic"),
+        ("http://p:1", b"HTTP/1.1 407 x\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: NTLM\r\n\r\n", "asks for Negotiate, NTLM authentication (407), but codexd supports only Basic"),
         ("http://p:1", b"HTTP/1.1 407 x\r\nProxy-Authenticate: NTLM\r\nProxy-Authenticate: Basic realm=\"a, b\"\r\n\r\n", "asks for a user name"),
         ("http://p:1", b"HTTP/1.1 403 x\r\n\r\nno", "refuses to connect to chatgpt.com:443 (403 Forbidden). Ask its administrator to allow chatgpt.com"),
         ("http://p:1", b"HTTP/1.1 502 x\r\n\r\n", "could not connect to chatgpt.com:443 (502 Bad Gateway)"),
@@ -65,7 +65,7 @@ def test_connect(cuts: list[int]) -> None:
         ("http://p:1", b"HTTP/1.1 301 x\r\n\r\n", "(301 Moved Permanently)"),
         ("http://p:1", b"", "closed the connection"),
         ("socks5://p", b"", "closed the connection"),
-        ("socks5://p", b"\x05\xff", "asks for a user name and a password. Put them into $HTTPS_PROXY: socks5://USER:PASSWORD@p:1080."),
+        ("socks5://p", b"\x05\xff", "asks for a user name and a password. Put them in $HTTPS_PROXY: socks5://USER:PASSWORD@p:1080."),
         ("socks5://u:sEcReT@p", b"\x05\x02|\x01\x01", "does not accept the user name and the password"),
         ("socks5://u:sEcReT@p", b"\x05\xff", "does not accept"),
         ("socks5://p", b"\x05\x00|\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00", "could not connect to chatgpt.com:443 (connection refused)"),
