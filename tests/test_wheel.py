@@ -7,6 +7,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+from codexd.api import docs_pages
 from codexd.state import instructions
 from support.daemon import ROOT, environment
 
@@ -42,6 +43,9 @@ def test_the_wheel_runs_without_the_checkout_and_knows_its_tag(tmp_path: Path) -
         archive.extractall(unpacked)
     assert {path.stem for path in (unpacked / "codexd" / "prompts_data").iterdir()} == set(instructions.FAMILIES)
     assert (unpacked / "codexd" / "py.typed").exists()
+    docs = unpacked / "codexd" / "docs_data"
+    assert (docs / "clients" / "aider.md").exists() and (docs / "diagrams" / "folders.svg").exists()
+    assert {page for page in docs_pages.ORDER if not (docs / page).exists()} == set()
     assert not (unpacked / "tests").exists()
     pages = {path.name for path in unpacked.glob("*.data/data/share/man/man*/*")}
     assert pages == {"codexctl.1", "codexd.8", "codexd.toml.5"}
