@@ -391,10 +391,11 @@ def not_compacted() -> ApiError:
 
 
 def no_such_response(name: str, param: str | None = None) -> ApiError:
+    advice = " Send the whole input." if param else ""
     return ApiError(
         404 if param is None else 400,
         f"No stored response {name!r}: it was not stored, was deleted, or has expired "
-        "(storage.response_bytes and storage.response_seconds are the limits).",
+        f"(storage.response_bytes and storage.response_seconds are the limits).{advice}",
         code="previous_response_not_found" if param else "response_not_found",
         param=param,
     )

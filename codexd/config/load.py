@@ -278,10 +278,10 @@ def _convert(tree: dict[str, Any], origins: Mapping[str, str]) -> Config:
     try:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
-        said, key = place_of(error)
+        said, key = place_of(error, plain=False)
         section, name = [*re.split(r"[.\[]", key), ""][:2]
         origin = origins.get(f"{section}.{name}", "configuration")
-        raise ConfigError(f"{origin}: {key}: {_expected(said, section, name)}") from error
+        raise ConfigError(f"{origin}: {key.replace('[...]', '.*')}: {_expected(said, section, name)}") from error
 
 
 _KINDS = {
@@ -294,6 +294,14 @@ _KINDS = {
     "null": "nothing",
 }
 """msgspec's names of types, in the words of somebody who edits the file."""
+
+
+_FORMS = {
+    "local_server_host": "must be an IP address, such as 127.0.0.1",
+    "allowed_origins": "must be * or an origin, such as https://chat.example",
+    "user_agent": "must be ASCII text, because it is sent in a header",
+}
+"""What a value with a pattern has to be, by its key."""
 
 
 def _expected(said: str, section: str, name: str) -> str:
@@ -311,10 +319,13 @@ def _expected(said: str, section: str, name: str) -> str:
     if "matching regex" in said:
         if "http" in said:
             return "must be an http or https address"
-        return "must be ASCII characters without spaces, because it is sent in a header"
+        return _FORMS.get(name, "must be ASCII characters without spaces, because it is sent in a header")
+    if unknown := re.search(r"unknown field `(.*)`", said):
+        return f"unknown key {unknown[1]}"
     wanted, *_ = re.findall(r"`([a-z]+)", said) or [""]
     if got := re.search(r"got `([a-z]+)`", said):
-        return f"must be {_KINDS.get(wanted, wanted)}, not {_KINDS.get(got[1], got[1])}"
+        instead = "" if (wanted, got[1]) == ("int", "float") else f", not {_KINDS.get(got[1], got[1])}"
+        return f"must be {_KINDS.get(wanted, wanted)}{instead}"
     if bound := re.search(r"(of length )?(>=|<=|>|<) ([\d.]+)$", said):
         words = {">=": "{} or more", "<=": "{} or less", ">": "more than {}", "<": "less than {}"}[bound[2]]
         limit = words.format(bound[3].removesuffix(".0"))

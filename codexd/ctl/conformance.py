@@ -225,7 +225,8 @@ def search(at: Listener) -> str:
     demand(calls, "the model did not search")
     demand(all(call["status"] == "completed" for call in calls), f"a search failed: {calls}")
     parts = [part for item in document["output"] if item["type"] == "message" for part in item["content"]]
-    return f"{len(calls)} searches, {sum(len(part['annotations']) for part in parts)} citations"
+    found = f"{len(calls)} search{'es' if len(calls) > 1 else ''}"
+    return f"{found}, {sum(len(part['annotations']) for part in parts)} citations"
 
 
 def images(at: Listener) -> str:

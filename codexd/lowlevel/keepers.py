@@ -7,6 +7,8 @@ from typing import NamedTuple
 import structlog
 import trio
 
+from codexd.errors import reason_of
+
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds between a fault and the next start; each fault in a row doubles them."""
 
@@ -44,8 +46,7 @@ class Keepers:
             except Exception as error:
                 now, before = trio.current_time(), self._faults.get(name, Fault(-math.inf, 0.0, ""))
                 pause = FIRST_PAUSE if now > before.at + HEALED else min(before.pause * 2, LONGEST_PAUSE)
-                why = f"{type(error).__name__}: {error}"[:200]
-                self._faults[name] = Fault(now, pause, why)
+                self._faults[name] = Fault(now, pause, f"internal error: {reason_of(error)}"[:200])
                 log.error("internal error in a background task", task=name, again_in=pause, exc_info=error)
             else:
                 return

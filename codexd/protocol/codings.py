@@ -3,6 +3,7 @@
 A few bytes may become any number of them, so nothing is decoded without a bound.
 """
 
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -25,6 +26,11 @@ PIECE = 256 * 1024
 
 _OVERHEAD = 64 * 1024
 """Bytes by which a coding may make a body larger."""
+
+
+def _reason(error: Exception) -> str:
+    """Returns the library's message, without zlib's number."""
+    return re.sub(r"^Error -?\d+ while decompressing data: ", "", str(error))
 
 
 def most(size: int) -> int:
@@ -72,7 +78,7 @@ def _inflated(reader: "zlib._Decompress", data: bytes, size: int) -> bytes:
     try:
         found = reader.decompress(data, size)
     except zlib.error as error:
-        raise Undecodable(str(error)) from error
+        raise Undecodable(_reason(error)) from error
     if not reader.eof and len(found) < size:
         raise Undecodable("the data ends too early")
     return found
@@ -89,7 +95,7 @@ def _brotli(data: bytes, limit: int) -> bytes:
                 raise Undecodable("the data ends too early")
             found, data = found + piece, b""
     except brotli.error as error:
-        raise Undecodable(str(error)) from error
+        raise Undecodable(_reason(error)) from error
     return found[: limit + 1]
 
 
@@ -136,7 +142,7 @@ class _Inflate:
                     yield found
                 data = self._reader.unconsumed_tail or self._reader.unused_data
         except zlib.error as error:
-            raise Undecodable(str(error)) from error
+            raise Undecodable(_reason(error)) from error
 
 
 class _Brotli:
@@ -152,7 +158,7 @@ class _Brotli:
                 yield found
                 data = b""
         except self._brotli.error as error:
-            raise Undecodable(str(error)) from error
+            raise Undecodable(_reason(error)) from error
 
 
 _EXPANDERS: Mapping[str, Callable[[], _Decoder]] = {

@@ -25,9 +25,12 @@ _T = TypeVar("_T", bound=Struct)
 _OBJECT = decoding.Decoder(RawObject)
 
 
-def place_of(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Returns msgspec's message and the place, such as ``messages[0].role``; the place is empty for the root."""
-    said, _, place = str(error).partition(" - at `$")
+def place_of(error: msgspec.ValidationError, *, plain: bool = True) -> tuple[str, str]:
+    """Returns the message and the place, such as ``messages[0].role``; the place is empty for the root.
+
+    ``plain``: in JSON's words, otherwise in msgspec's own.
+    """
+    said, _, place = (decoding.plainly(error) if plain else str(error)).partition(" - at `$")
     return said, place.rstrip("`").removeprefix(".")
 
 
@@ -41,7 +44,10 @@ def split(body: bytes) -> RawObject:
             raise errors.bad_request(f"The request has {len(found)} parameters; the maximum is {MAX_MEMBERS}.")
     except msgspec.ValidationError as error:
         raise errors.bad_request(f"{place_of(error)[0]}.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        why = f"it is not UTF-8 (byte {error.start})"
+        raise errors.bad_request(f"The request body is not valid JSON: {why}") from error
+    except msgspec.DecodeError as error:
         raise errors.bad_request(f"The request body is not valid JSON: {error}") from error
     return found
 
@@ -105,7 +111,7 @@ class RequestDecoder(Generic[_T]):
             raise errors.bad_request(f"The request body is not valid JSON: {error}") from error
         except TypeError as error:
             missing = next(each for each in self._required if each not in members)
-            raise errors.bad_request(f"Object missing required field `{missing}`.", param=missing) from error
+            raise errors.bad_request(f"Missing required field `{missing}`.", param=missing) from error
 
 
 def _reader(kind: Any) -> Callable[[Raw], Any]:

@@ -263,7 +263,8 @@ def apply_rules(members: RawObject, rules: dict[str, Rule]) -> Adjustments:
             adjusted[Adjustment(sane(name), "dropped")] = None
         elif rule.treatment == "refused":
             how = " with this value" if rule.harmless else ""
-            raise _refused(name, raw, f"{name!r} is not supported{how}: {rule.note}.")
+            why = "" if rule.note == _BACKEND else f": {rule.note}"
+            raise _refused(name, raw, f"{name!r} is not supported{how}{why}.")
         else:
             adjusted[Adjustment(name, rule.treatment)] = None
     return tuple(adjusted)

@@ -137,8 +137,8 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
     ("body", "said", "param"),
     [
         (b"", "not valid JSON", None),
-        (b"[]", "Expected `object`, got `array`.", None),
-        (b'{"messages": []}', "missing required field `model`", "model"),
+        (b"[]", "Expected an object, got an array.", None),
+        (b'{"messages": []}', "Missing required field `model`", "model"),
         (b'{"model": 7, "messages": []}', "at model", "model"),
         (b'{"model": "", "messages": [{"role": "user", "content": "x"}]}', "must not be empty", "model"),
         (
@@ -146,8 +146,8 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
             "'x'",
             "messages[0].content[0].type",
         ),
-        (b'{"model": "gpt-5.5", "messages": [{"content": "x"}]}', "missing required field `role`", "messages[0]"),
-        (b'{"model": "gpt-5.5", "messages": "x"}', "Expected `array`", "messages"),
+        (b'{"model": "gpt-5.5", "messages": [{"content": "x"}]}', "Missing required field `role`", "messages[0]"),
+        (b'{"model": "gpt-5.5", "messages": "x"}', "Expected an array", "messages"),
         (b"\xff\xfe", "not valid JSON", None),
         (b'{"model": "gpt-5.5", "messages": [], "x": ' + b"[" * 50_000, "not valid JSON", None),
     ],

@@ -204,8 +204,8 @@ async def test_speech_is_transcribed(http: httpx.AsyncClient) -> None:
     [
         ({"response_format": "srt"}, {"file": ("a", b"x")}, "response_format"),
         ({"language": "English please"}, {"file": ("a", b"x")}, "language must be"),
-        ({}, {"file": ("a", b"")}, "no file"),
-        ({}, {"other": ("a", b"x")}, "no file"),
+        ({}, {"file": ("a", b"")}, "missing or empty"),
+        ({}, {"other": ("a", b"x")}, "missing or empty"),
         ({}, {"file": ("a", bytes(26 * 1024 * 1024))}, "larger than"),
     ],
 )
@@ -220,7 +220,7 @@ async def test_bad_transcriptions(http: httpx.AsyncClient, form: Any, files: Any
 @pytest.mark.parametrize(
     ("status", "answer", "expected", "said"),
     [
-        (403, {"detail": "no"}, 403, "not browsers"),
+        (403, {"detail": "no"}, 403, "only from browsers"),
         (429, LIMIT, 429, "usage limit"),
         (200, {"nothing": 1}, 502, "cannot be read"),
     ],

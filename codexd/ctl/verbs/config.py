@@ -15,6 +15,8 @@ from codexd.ctl.arguments import Parser, actions
 from codexd.ctl.session import Output, failed, replies, show
 from codexd.errors import ConfigError
 
+_NO_FILE = "This codexd was started without a configuration file. Start it with --config FILE."
+
 EDITORS = ("sensible-editor", "nano", "vi")
 """What is started if neither $VISUAL nor $EDITOR is set: the first that is installed."""
 
@@ -32,6 +34,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
     if options.action == "edit":
         return _edit(options, out)
     report = _report(options, out)
+    if options.action == "path" and not report.file:
+        raise failed("refused", "configuration", _NO_FILE)
     if options.action == "path":
         out.report("path", report.file)
         return 0
@@ -90,11 +94,7 @@ def _edit(options: argparse.Namespace, out: Output) -> int:
     report = _report(options, out)
     path = Path(report.file)
     if not report.file:
-        raise failed(
-            "refused",
-            "configuration",
-            "This codexd was started without a configuration file. Start it with --config FILE.",
-        )
+        raise failed("refused", "configuration", _NO_FILE)
     if "/credentials/" in report.file:
         message = (
             f"{report.file} is a copy for the running service. Edit the original, such as /etc/codexd/NAME.toml of an "

@@ -14,7 +14,7 @@ from codexd.control.client import DaemonUnreachable
 from codexd.control.wire import Check
 from codexd.ctl import drawing
 from codexd.ctl.session import EXIT, Output, failed, replies, socket_of
-from codexd.errors import ConfigError
+from codexd.errors import ConfigError, reason_of
 
 URL_TIMEOUT = 15.0
 """Seconds for each read of the stream that is checked."""
@@ -121,7 +121,7 @@ def proxy(url: str) -> Check:
     except (OSError, http.client.HTTPException) as error:
         return _failed(
             url,
-            str(error) or type(error).__name__,
+            reason_of(error) or "no valid HTTP answer",
             "Check the proxy and its certificate.",
         )
     finally:

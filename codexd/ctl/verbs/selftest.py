@@ -24,6 +24,7 @@ from codexd.control.wire import Check
 from codexd.ctl import drawing
 from codexd.ctl.conformance import CHECKS, REAL, Listener, Wrong
 from codexd.ctl.session import EXIT, Output, failed, replies, socket_of, until_done
+from codexd.protocol.decoding import plainly
 
 START_SECONDS = 20.0
 """Seconds for the start of a codexd."""
@@ -68,7 +69,7 @@ def checked(name: str, target: Listener) -> Check:
     except Wrong as error:
         return _failed(name, str(error))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        return _failed(name, f"the answer is not in the format of the API: {error}")
+        return _failed(name, f"the answer is not in the format of the API: {plainly(error)}")
     return Check(name=name, outcome="ok", message=f"{said} ({time.monotonic() - begun:.1f} s)")
 
 

@@ -40,9 +40,9 @@ def test_a_function_in_every_shape_is_one(tool: Any) -> None:
 @pytest.mark.parametrize(
     ("tool", "said"),
     [
-        ({"type": "function"}, "missing required field `name` at tools[3]"),
-        ({"type": "function", "function": {"name": 7}}, "Expected `str`, got `int` at tools[3].function.name"),
-        ({"type": "custom"}, "missing required field `name` at tools[3]"),
+        ({"type": "function"}, "Missing required field `name` at tools[3]"),
+        ({"type": "function", "function": {"name": 7}}, "Expected a string, got an integer at tools[3].function.name"),
+        ({"type": "custom"}, "Missing required field `name` at tools[3]"),
         ({"type": "custom", "custom": {"name": "x", "format": {"type": "grammar", "grammar": {}}}}, "at tools[3]"),
         (7, "at tools[3]"),
     ],
