@@ -22,7 +22,7 @@ async def test_each_value_is_shown_with_where_it_comes_from(setup: Make, tmp_pat
         changed = await it.ctl("config", "show", "--changed")
         assert "default" not in changed.out
         wrong = await it.ctl("config", "show", "loging")
-        assert (wrong.code, "nknown key or section 'loging'" in wrong.err) == (2, True)
+        assert (wrong.code, "Unknown key or section 'loging'" in wrong.err) == (2, True)
 
 
 async def test_a_file_that_is_edited_is_reloaded(setup: Make, tmp_path: Path) -> None:
