@@ -161,7 +161,7 @@ def no_catalogue(why: str | None) -> ApiError:
 
 
 def signed_out(why: str) -> ApiError:
-    return ApiError(401, f"{why}: {SIGN_IN_HINT}.", type="authentication_error", code="signed_out")
+    return ApiError(401, f"{why}: {SIGN_IN_HINT}.", type="authentication_error", code="signed_out", headers=(NO_RETRY,))
 
 
 def issuer_unavailable(why: str, retry_after: int, *, valid: bool = False) -> ApiError:
@@ -295,7 +295,7 @@ def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError
             "Unknown client key. `codexctl keys list` on the machine where codexd runs shows the names of "
             "the known ones."
         )
-    return ApiError(401, message, code="invalid_api_key")
+    return ApiError(401, message, code="invalid_api_key", headers=(NO_RETRY,))
 
 
 def key_expired(name: str) -> ApiError:
@@ -304,6 +304,7 @@ def key_expired(name: str) -> ApiError:
         f"The client key {name!r} has expired. On the machine where codexd runs, remove it with "
         f"`codexctl keys revoke {name}` and create a new one with `codexctl keys add {name}`.",
         code="expired_api_key",
+        headers=(NO_RETRY,),
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SERVED = ("*.md", "clients/*.md", "diagrams/*.svg")
-"""Pages and images of ``docs/``. The plots and the pictures of the README are left out."""
+SERVED = ("*.md", "clients/*.md", "diagrams/*.svg", "performance/*.svg")
+"""Pages and images of ``docs/``. The pictures of the README are left out."""
 
 
 class VersionHook(BuildHookInterface):

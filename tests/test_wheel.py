@@ -1,5 +1,6 @@
 """The wheel holds what the daemon needs at run time, the instruction texts included."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,9 @@ def test_the_wheel_runs_without_the_checkout_and_knows_its_tag(tmp_path: Path) -
     docs = unpacked / "codexd" / "docs_data"
     assert (docs / "clients" / "aider.md").exists() and (docs / "diagrams" / "folders.svg").exists()
     assert {page for page in docs_pages.ORDER if not (docs / page).exists()} == set()
+    for page in docs.rglob("*.md"):
+        for image in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
+            assert (page.parent / image).exists(), (page.name, image)
     assert not (unpacked / "tests").exists()
     pages = {path.name for path in unpacked.glob("*.data/data/share/man/man*/*")}
     assert pages == {"codexctl.1", "codexd.8", "codexd.toml.5"}

@@ -48,7 +48,7 @@ h2 { font-size: 1.2rem; margin: 1.6rem 0 .4rem; } h3 { font-size: 1rem; margin: 
 article { background: var(--card); border: 1px solid var(--line); border-radius: .8rem; padding: 1rem 1.25rem;
   overflow-wrap: anywhere; min-width: 0; }
 article ul { list-style: disc; padding-left: 1.25rem; }
-table { border-collapse: collapse; display: block; overflow-x: auto; margin: .6rem 0; }
+table { border-collapse: collapse; display: block; overflow-x: auto; overflow-wrap: normal; margin: .6rem 0; }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
 img { max-width: 100%; }
 nav { line-height: 2; }

@@ -339,6 +339,8 @@ class Verbs:
                 origins, file = config.sources.origins(), file or config.sources.file()
         except ConfigError as error:
             why = str(error)
+        for key in [*changed.changed, *changed.restart]:
+            origins[key] = "before the change"
         entries = [
             wire.ConfigEntry(key=key, value=value, origin=origins.get(key)) for key, value in described(config.current)
         ]
@@ -346,7 +348,8 @@ class Verbs:
             file="" if file is None else str(file),
             exists=config.origin is not None,
             entries=entries,
-            changed=[*changed.changed, *changed.restart],
+            changed=changed.changed,
+            restart=changed.restart,
             why=why,
         )
 

@@ -410,7 +410,7 @@ class ConfigEntry(Struct, frozen=True, kw_only=True):
 class ConfigurationReport(_Reply, frozen=True, kw_only=True, tag="configuration"):
     """``file`` is the file that was read, or the one that would be; ``exists``: it was read.
 
-    ``changed`` are keys with another value in the file: of a change that was not reloaded, or that needs a restart.
+    ``changed`` are keys with another value in the file, in force after a reload; those of ``restart`` after a restart.
     ``why``: the file cannot be used now, for this reason.
     """
 
@@ -418,6 +418,7 @@ class ConfigurationReport(_Reply, frozen=True, kw_only=True, tag="configuration"
     exists: bool
     entries: list[ConfigEntry]
     changed: list[str] = []
+    restart: list[str] = []
     why: str | None = None
 
 

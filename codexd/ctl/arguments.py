@@ -11,7 +11,7 @@ LEVELS = ("debug", "info", "warn", "error")
 class Parser(argparse.ArgumentParser):
     """A parser that suggests the nearest word for a wrong one.
 
-    ``guesses`` are names of subcommands that work and are not listed.
+    ``names`` are those of its actions, ``guesses`` others that work and are not listed.
     """
 
     options: ClassVar[set[str]] = {"--help"}
@@ -20,6 +20,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.guesses: set[str] = set()
+        self.names: list[str] = []
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         """Adds an argument, and keeps the names of a long option."""
@@ -37,6 +38,8 @@ class Parser(argparse.ArgumentParser):
                 message = f"unknown verb {given!r}; see `{self.prog} help`"
             else:
                 message = f"{what}: unknown value {given!r}; use {', '.join(known[:-1])} or {known[-1]}"
+        elif message.endswith("required: ACTION"):
+            message = f"an action is missing; use {', '.join(self.names[:-1])} or {self.names[-1]}"
         elif found := re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message, re.DOTALL):
             near = _near(found[1], sorted(self.options))
             message = f"unknown option {found[1]}" + (f"; did you mean {near}?" if near else "")
@@ -75,6 +78,7 @@ def actions(parser: Parser) -> Callable[..., argparse.ArgumentParser]:
     def add(name: str, text: str, *guesses: str) -> argparse.ArgumentParser:
         made = group.add_parser(name, help=text, parents=[common()])
         made.set_defaults(action=name)
+        parser.names.append(name)
         for guess in guesses:
             group.choices[guess] = made
             parser.guesses.add(guess)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import secrets
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from codexd.protocol import decoding
+from codexd.telemetry.trace import SELFTEST
 
 ANSWER_SECONDS = 180.0
 """Seconds for a whole answer of a model."""
@@ -55,7 +57,7 @@ class Listener:
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str], bytes]:
         """Returns the status, the headers by lower-case names, and the body. Raises Wrong if there is no answer."""
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", "x-request-id": f"{SELFTEST}{secrets.token_hex(8)}"}
         if self.key:
             headers["authorization"] = f"Bearer {self.key}"
         connection = self._connection()

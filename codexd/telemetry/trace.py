@@ -12,6 +12,9 @@ KEPT = 200
 
 KEPT_ERRORS = 20
 
+SELFTEST = "selftest-"
+"""How the ids of ``codexctl selftest`` begin. It makes wrong requests on purpose; these are not failures to look at."""
+
 MAX_BODY = 32 * 1024
 """Bytes kept of each body, if bodies are kept at all."""
 
@@ -136,7 +139,7 @@ class Recent:
 
     def add(self, trace: Trace) -> None:
         self._traces.append(trace)
-        if trace.error is not None:
+        if trace.error is not None and not trace.id.startswith(SELFTEST):
             self._errors.append(trace)
 
     def find(self, id: str) -> Trace | None:  # noqa: A002 - the header's own word

@@ -47,7 +47,11 @@ async def test_what_changed_in_the_file_and_is_not_in_force_is_named(setup: Make
     async with setup() as it:
         path = Path((await it.ctl("config", "path")).out.strip())
         path.write_text(path.read_text().replace('"logging":{', '"logging":{"keep_days":3,'))
-        assert "not yet in force: logging.keep_days. Run `codexctl reload`" in (await it.ctl("config", "show")).err
+        path.write_text(path.read_text()[:-1] + ',"storage":{"responses":true}}')
+        shown = await it.ctl("config", "show")
+        assert "not yet in force: logging.keep_days. Run `codexctl reload`" in shown.err
+        assert "not yet in force: storage.responses. Restart codexd" in shown.err
+        assert re.search(r"storage\.responses +false +before the change", shown.out)
 
 
 async def test_without_a_daemon_it_shows_what_one_would_use(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ async def test_it_passes_on_the_running_daemon(shared: Setup) -> None:
     real = await shared.ctl("selftest", "--real", "-m", "gpt-5.5", "--json")
     assert real.code == 0, real.out
     assert [line["outcome"] for line in real.json[:-1]] == ["ok"] * 6
+    # Its wrong requests are no failures to look at.
+    assert "selftest-" not in (await shared.ctl("top")).out
+    assert await shared.daemon.logged("selftest-[0-9a-f]+. request finished")
 
 
 async def test_where_clients_need_a_key_it_borrows_one_from_the_daemon(shared: Setup) -> None:

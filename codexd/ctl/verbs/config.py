@@ -83,6 +83,8 @@ def _draw(report: wire.ConfigurationReport, options: argparse.Namespace) -> None
         drawing.note(f"The file cannot be used; the values above stay in force. {report.why}.")
     if report.changed:
         drawing.note(f"Changed in the file, not yet in force: {', '.join(report.changed)}. Run `codexctl reload`.")
+    if report.restart:
+        drawing.note(f"Changed in the file, not yet in force: {', '.join(report.restart)}. Restart codexd to apply.")
 
 
 def _matches(key: str, wanted: str) -> bool:

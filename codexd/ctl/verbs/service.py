@@ -121,7 +121,8 @@ class _SystemctlFailed(Exception):
 def _check_session() -> None:
     """Raises VerbFailed unless this user has a systemd of their own."""
     if os.geteuid() == 0 and "XDG_RUNTIME_DIR" not in os.environ:
-        raise failed("refused", "root", "This is for ordinary users. As root use: systemctl enable --now codexd")
+        advice = "As root use: systemctl enable --now codexd" if PACKAGED.exists() else "Run it as another user."
+        raise failed("refused", "root", f"This is for ordinary users. {advice}")
     if shutil.which("systemctl") is None:
         raise failed(
             "refused", "no_systemd", "This system does not use systemd. Start codexd with its own service manager."

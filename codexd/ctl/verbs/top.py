@@ -60,6 +60,8 @@ class View:
         for key in pressed:
             if self.typing:
                 self._type(key)
+            elif key == "\x1b" and self.filter:
+                self.filter = ""
             elif key in ("q", "\x1b"):
                 self.ended = True
             elif key == "s":
@@ -178,7 +180,8 @@ def _in_progress(report: wire.TopReport, before: Seen, view: View) -> drawing.Dr
         )
     rows = []
     for trace in chosen:
-        first = "waiting" if trace.spans.first is None else f"{trace.spans.first / 1000:.1f} s"
+        waiting = "" if trace.events else "waiting"
+        first = waiting if trace.spans.first is None else f"{trace.spans.first / 1000:.1f} s"
         name = trace.model or f"{trace.method} {trace.endpoint}"
         rate = f"{_rate(trace, report.now, before):.0f}" if trace.spans.first is not None else ""
         age = drawing.span(report.now - trace.at)

@@ -49,6 +49,7 @@ def test_the_nearest_word_is_suggested(capsys: pytest.CaptureFixture[str], words
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("keys", "an action is missing; use add, list or revoke"),
         ("zzz", "unknown verb 'zzz'; see `codexctl help`"),
         ("keys zzz", "ACTION: unknown value 'zzz'; use add, list or revoke\n"),
         ("setup zzz", "cursor, open-webui, llm or n8n"),
