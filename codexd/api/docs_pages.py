@@ -51,7 +51,8 @@ article ul { list-style: disc; padding-left: 1.25rem; }
 table { border-collapse: collapse; display: block; overflow-x: auto; overflow-wrap: normal; margin: .6rem 0; }
 th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
 img { max-width: 100%; }
-nav { line-height: 2; }
+nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; }
+nav [aria-current] { font-weight: 600; text-decoration: none; color: var(--text); }
 pre { user-select: auto; -webkit-user-select: auto; cursor: auto; }
 </style>
 </head>

@@ -15,19 +15,23 @@ def announce(config: Config, control: Path, base: str) -> None:
     key, header = "any (not required)", ""
     if config.server.client_keys:
         key, header = "one of [server.client_keys]", "-H 'authorization: Bearer YOUR-KEY' "
-    body = '{"model": "gpt-6.1-sol", "stream": true, "messages": [{"role": "user", "content": "Hello, codexd!"}]}'
+    curl = f"""curl -N {where}{target}/v1/chat/completions \\
+    {header}-H 'content-type: application/json' \\
+    -d '{{"model": "gpt-6.1-sol", "stream": true,
+         "messages": [{{"role": "user", "content": "Hello, codexd!"}}]}}'"""
     print(  # noqa: T201 - this is what a person runs the demo for
         f"""
-codexd {__version__} is running with a simulated ChatGPT (nothing leaves this machine).
+codexd {__version__} is running with a simulated ChatGPT.
+Nothing leaves this machine.
 
   Base URL   {target}/v1{f"   (on the socket {base})" if where else ""}
   API key    {key}
 
 Try it in another terminal:
 
-  curl -N {where}{target}/v1/chat/completions {header}-H 'content-type: application/json' -d '{body}'
+  {curl}
 
-codexctl works too (after `login --device` the simulated user approves automatically):
+codexctl works too. After `login --device` the simulated user approves:
 
   export CODEXCTL_SOCKET={control}
   {_codexctl()} status

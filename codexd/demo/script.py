@@ -283,7 +283,9 @@ def _parts(body: Json) -> list[Json]:
 
 
 def _user_text(body: Json) -> str:
-    return " ".join(part["text"] for part in _parts(body) if "text" in part)
+    text = " ".join(part["text"] for part in _parts(body) if "text" in part)
+    # Claude Code puts notes of its own before what its user wrote.
+    return re.sub(r"\s*<system-reminder>.*?</system-reminder>\s*", "", text, flags=re.DOTALL)
 
 
 def _quoted(body: Json) -> list[str]:

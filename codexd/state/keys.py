@@ -188,7 +188,9 @@ class Keys:
                 "starting with a letter or digit."
             )
         if name in self._made or name in self._configured:
-            raise errors.bad_request(f"The key {name!r} already exists. Revoke it first, or use another name.")
+            raise errors.bad_request(
+                f"The key {name!r} already exists. Use another name, or run `codexctl keys revoke {name}` first."
+            )
         if len(self._made) >= MAX_KEYS:
             raise errors.bad_request(f"There are already {MAX_KEYS} keys: revoke some that are no longer used.")
         if self.fault is not None:

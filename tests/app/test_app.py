@@ -18,6 +18,7 @@ import trio
 from trio.testing import MockClock
 from werkzeug.datastructures import Headers
 
+from codexd import errors
 from codexd.api.access import client_of
 from codexd.config import model
 from codexd.config.model import Codex, Config, KeyLimits, Models, Server
@@ -670,3 +671,12 @@ async def test_bodies_may_be_compressed(autojump_clock: MockClock, tmp_path: Pat
         assert (await app.request("POST", path, code(body), headers=headers)).status == 200
         assert (await app.request("POST", path, code(bytes(5000)), headers=headers)).status == 413
         assert (await app.request("POST", path, body, headers=headers)).status == 400
+
+
+async def test_an_answer_that_a_retry_cannot_change_says_so(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Claude Code tries a 401 again for three minutes before it shows the message."""
+    async with client(tmp_path, Backend(), Config(server=Server(client_keys={"mine": "k" * 32}))) as app:
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            refused = await app.request("POST", path, hello(), headers={"authorization": "Bearer wrong"})
+            assert (refused.status, refused.headers["x-should-retry"]) == (401, "false")
+    assert dict(errors.signed_out("Not signed in").headers) == {"x-should-retry": "false"}

@@ -76,7 +76,10 @@ def _draw(report: wire.ConfigurationReport, options: argparse.Namespace) -> None
         style = "bold" if entry.origin else ""
         value = "unset" if entry.value == "null" else entry.value
         rows.append([drawing.text(entry.key, style), value, drawing.text(entry.origin or "default", "dim")])
-    drawing.put(drawing.table(["key", "value", "from"], rows))
+    if rows:
+        drawing.put(drawing.table(["key", "value", "from"], rows))
+    else:
+        drawing.put("Every value is the default.")
     if not report.exists and report.file:
         drawing.note(f"There is no configuration file. `codexctl config edit` creates {report.file}.")
     if report.why is not None:
