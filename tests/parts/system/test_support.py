@@ -192,7 +192,7 @@ def test_the_demo_runs_without_the_linux_parts(tmp_path: Path, shim: str) -> Non
     """Streams, and codexctl by getpeereid."""
     command = [sys.executable, "-c", HIDDEN, "--demo"]
     with demo(tmp_path, tmp_path / "log", command=command, LD_PRELOAD=shim) as said:
-        curl = next(line for line in said.splitlines() if line.strip().startswith("curl"))
+        curl = said[said.index("  curl") :].partition("\n\n")[0]
         socket_path = re.search(r"CODEXCTL_SOCKET=(\S+)", said)
         assert socket_path is not None
         assert base_url(said).startswith("http://127.0.0.1:")
