@@ -678,6 +678,11 @@ def internal(request_id: str) -> ApiError:
 class ConfigError(Exception):
     """The configuration cannot be used. The message names the file or variable, the key and the expected value."""
 
+    def sentence(self) -> str:
+        """Returns the message with a full stop, unless it ends with one or asks whether another key was meant."""
+        said = str(self)
+        return said if said.endswith((".", "?")) else f"{said}."
+
 
 class CannotStart(Exception):
     """The daemon cannot start. The message says why and gives the next step."""

@@ -338,7 +338,7 @@ class Verbs:
             if config.sources is not None:
                 origins, file = config.sources.origins(), file or config.sources.file()
         except ConfigError as error:
-            why = str(error)
+            why = error.sentence()
         for key in [*changed.changed, *changed.restart]:
             origins[key] = "before the change"
         entries = [
@@ -357,10 +357,8 @@ class Verbs:
         try:
             change = self._services.reload()
         except ConfigError as error:
-            said = str(error).rstrip(".")
             message = (
-                f"{said}{'' if said.endswith('?') else '.'} The previous configuration stays in force. "
-                "Fix this, then run `codexctl reload`."
+                f"{error.sentence()} The previous configuration stays in force. Fix this, then run `codexctl reload`."
             )
             raise errors.bad_request(message, code="configuration") from error
         return wire.Reloaded(config=self._services.config.source, changed=change.changed, restart=change.restart)

@@ -41,6 +41,7 @@ async def test_a_file_that_is_edited_is_reloaded(setup: Make, tmp_path: Path) ->
         )
         shown = await it.ctl("config", "show", "logging.keep_days")
         assert " 7 " in shown.out and "stay in force" in shown.err
+        assert "did you mean keep_days?" in shown.err and "?." not in f"{wrong.err}{shown.err}"
 
 
 async def test_what_changed_in_the_file_and_is_not_in_force_is_named(setup: Make) -> None:

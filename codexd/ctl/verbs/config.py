@@ -56,7 +56,7 @@ def _report(options: argparse.Namespace, out: Output) -> wire.ConfigurationRepor
         config, origin = sources.load()
         origins = sources.origins()
     except ConfigError as error:
-        raise failed("refused", "configuration", f"{error}.") from error
+        raise failed("refused", "configuration", error.sentence()) from error
     out.note("No codexd is running here. If you start it, it will use this configuration:")
     entries = [wire.ConfigEntry(key=key, value=value, origin=origins.get(key)) for key, value in described(config)]
     return wire.ConfigurationReport(file=str(sources.file()), exists=origin is not None, entries=entries)
@@ -83,7 +83,7 @@ def _draw(report: wire.ConfigurationReport, options: argparse.Namespace) -> None
     if not report.exists and report.file:
         drawing.note(f"There is no configuration file. `codexctl config edit` creates {report.file}.")
     if report.why is not None:
-        drawing.note(f"The file cannot be used; the values above stay in force. {report.why}.")
+        drawing.note(f"The file cannot be used; the values above stay in force. {report.why}")
     if report.changed:
         drawing.note(f"Changed in the file, not yet in force: {', '.join(report.changed)}. Run `codexctl reload`.")
     if report.restart:
@@ -122,7 +122,7 @@ def _edit(options: argparse.Namespace, out: Output) -> int:
         try:
             load(path, os.environ)
         except ConfigError as error:
-            raise failed("refused", "configuration", f"{error}. Run `codexctl config edit` again.") from error
+            raise failed("refused", "configuration", f"{error.sentence()} Run `codexctl config edit` again.") from error
         out.note("No codexd is running here; the file takes effect at the next start.")
     return 0
 
