@@ -14,6 +14,7 @@ from codexd.auth.login import Attempt
 from codexd.auth.session import SignIn
 from codexd.auth.store import StoreError
 from codexd.config.load import described
+from codexd.config.model import Config
 from codexd.control import asking, doctor, wire
 from codexd.control.server import Say
 from codexd.errors import ApiError, ConfigError
@@ -328,19 +329,22 @@ class Verbs:
         return wire.KeysReport(keys=entries, required=keys.required, why=keys.fault)
 
     def _configuration(self) -> wire.ConfigurationReport:
-        """Reads the file again, to say where each value came from and which would be others after a reload."""
+        """Reads the file again, to say where each value came from and which would be others after a reload.
+
+        Of a file that cannot be used nothing is known: what is set then comes from before the change.
+        """
         config = self._services.config
         origins: dict[str, str] = {}
-        changed, why, file = Change([], []), None, config.origin
+        change, why, file = Change([], []), None, config.origin
         try:
             wanted, _ = config.load()
-            changed, _ = compare(config.current, wanted)
+            change, _ = compare(config.current, wanted)
             if config.sources is not None:
                 origins, file = config.sources.origins(), file or config.sources.file()
         except ConfigError as error:
             why = error.sentence()
-        for key in [*changed.changed, *changed.restart]:
-            origins[key] = "before the change"
+        others = change if why is None else compare(Config(), config.current)[0]
+        origins |= dict.fromkeys([*others.changed, *others.restart], "before the change")
         entries = [
             wire.ConfigEntry(key=key, value=value, origin=origins.get(key)) for key, value in described(config.current)
         ]
@@ -348,8 +352,8 @@ class Verbs:
             file="" if file is None else str(file),
             exists=config.origin is not None,
             entries=entries,
-            changed=changed.changed,
-            restart=changed.restart,
+            changed=change.changed,
+            restart=change.restart,
             why=why,
         )
 
