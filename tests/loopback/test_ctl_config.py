@@ -62,6 +62,23 @@ async def test_without_a_daemon_it_shows_what_one_would_use(tmp_path: Path) -> N
     assert f"creates {tmp_path}" in shown.err
 
 
+async def test_without_a_daemon_a_file_with_a_fault_is_edited(tmp_path: Path) -> None:
+    path, editor = tmp_path / "config.toml", tmp_path / "editor"
+    path.write_text('[logging]\nlevle = "debug"\n')
+    editor.write_text('#!/bin/sh\nsed -i s/levle/level/ "$1"\n')
+    editor.chmod(0o755)
+    env = {"CONFIG_PATH": str(path), "EDITOR": str(editor)}
+    shown = await codexctl_alone(tmp_path, "config", "show", env=env)
+    assert shown.code != 0 and "did you mean level? To fix it, run `codexctl config edit`." in shown.err
+    assert (await codexctl_alone(tmp_path, "config", "path", env=env)).out == f"{path}\n"
+    edited = await codexctl_alone(tmp_path, "config", "edit", env=env)
+    assert (edited.code, "at the next start" in edited.err) == (0, True), edited
+    assert path.read_text() == '[logging]\nlevel = "debug"\n'
+    editor.write_text('#!/bin/sh\nsed -i s/level/levle/ "$1"\n')
+    again = await codexctl_alone(tmp_path, "config", "edit", env=env)
+    assert again.code != 0 and "Run `codexctl config edit` again." in again.err
+
+
 async def test_instances_are_listed_without_being_started(shared: Setup) -> None:
     listed = await shared.ctl("instances")
     assert listed.code == 0

@@ -33,30 +33,47 @@ def arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace, out: Output) -> int:
     if options.action == "edit":
         return _edit(options, out)
-    report = _report(options, out)
-    if options.action == "path" and not report.file:
-        raise failed("refused", "configuration", _NO_FILE)
     if options.action == "path":
-        out.report("path", report.file)
+        out.report("path", str(_file(options)))
         return 0
+    report = _in_force(options) or _at_the_next_start(out)
     out.reply(report, lambda reply: _draw(reply, options))
     out.done()
     return 0
 
 
-def _report(options: argparse.Namespace, out: Output) -> wire.ConfigurationReport:
-    """Returns the daemon's configuration; what it would be for this user if none is running. Raises VerbFailed."""
+def _in_force(options: argparse.Namespace) -> wire.ConfigurationReport | None:
+    """Returns the daemon's configuration; None if none is running here. Raises VerbFailed and DaemonUnreachable."""
     try:
         return next(r for r in replies(options, wire.Configuration()) if isinstance(r, wire.ConfigurationReport))
     except DaemonUnreachable as error:
         if error.denied or getattr(options, "socket", None) or getattr(options, "instance", None):
             raise
+        return None
+
+
+def _file(options: argparse.Namespace) -> Path:
+    """Returns the daemon's file, or the one of a daemon started now; it may have any fault. Raises VerbFailed."""
+    report = _in_force(options)
+    if report is None:
+        try:
+            return Sources(None, os.environ).file()
+        except ConfigError as error:
+            raise failed("refused", "configuration", error.sentence()) from error
+    if not report.file:
+        raise failed("refused", "configuration", _NO_FILE)
+    return Path(report.file)
+
+
+def _at_the_next_start(out: Output) -> wire.ConfigurationReport:
+    """Returns the configuration of a daemon that this user would start now. Raises VerbFailed."""
     sources = Sources(None, os.environ)
     try:
         config, origin = sources.load()
         origins = sources.origins()
     except ConfigError as error:
-        raise failed("refused", "configuration", error.sentence()) from error
+        message = f"{error.sentence()} To fix it, run `codexctl config edit`."
+        raise failed("refused", "configuration", message) from error
     out.note("No codexd is running here. If you start it, it will use this configuration:")
     entries = [wire.ConfigEntry(key=key, value=value, origin=origins.get(key)) for key, value in described(config)]
     return wire.ConfigurationReport(file=str(sources.file()), exists=origin is not None, entries=entries)
@@ -96,13 +113,10 @@ def _matches(key: str, wanted: str) -> bool:
 
 def _edit(options: argparse.Namespace, out: Output) -> int:
     """Edits the file and has it reloaded. Raises VerbFailed."""
-    report = _report(options, out)
-    path = Path(report.file)
-    if not report.file:
-        raise failed("refused", "configuration", _NO_FILE)
-    if "/credentials/" in report.file:
+    path = _file(options)
+    if "credentials" in path.parent.parts:
         message = (
-            f"{report.file} is a copy for the running service. Edit the original, such as /etc/codexd/NAME.toml of an "
+            f"{path} is a copy for the running service. Edit the original, such as /etc/codexd/NAME.toml of an "
             "instance, and restart codexd."
         )
         raise failed("refused", "credential", message)
