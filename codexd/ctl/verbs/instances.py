@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from codexd.control import wire
-from codexd.control.client import DaemonUnreachable, candidates
+from codexd.control.client import DaemonUnreachable, find
 from codexd.ctl import drawing
 from codexd.ctl.session import SYSTEM, Output, VerbFailed, replies
 
@@ -42,12 +42,8 @@ def found() -> list[tuple[str, Path]]:
     places = {"system": SYSTEM / "control.sock"}
     with contextlib.suppress(OSError):
         places |= {each.name: each / "control.sock" for each in sorted(SYSTEM.iterdir()) if each.is_dir()}
-    for place in candidates(os.environ):
-        if place.parent != SYSTEM:
-            places.setdefault("yours", place)
-            if place.is_socket():
-                places["yours"] = place
-                break
+    if (own := find(os.environ)).parent != SYSTEM:
+        places["yours"] = own
     return [(name, path) for name, path in places.items() if _is_there(path)]
 
 
