@@ -1,6 +1,7 @@
 """``codexctl config`` and ``instances``, and what else users try to type."""
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,21 @@ async def test_instances_are_listed_without_being_started(shared: Setup) -> None
     listed = await shared.ctl("instances")
     assert listed.code == 0
     assert re.search(r"yours +running +\S+@\S+ \(plus\)", listed.out)
+    state, report, done = (await shared.ctl("instances", "--json")).json[-3:]
+    assert (state["name"], state["outcome"], state["message"]) == ("yours", "ok", "running")
+    assert (report["reply"], done["reply"]) == ("status", "done")
+
+
+async def test_an_instance_that_does_not_run_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    env = {"CODEXCTL_SOCKET": str(path)}
+    listed = await codexctl_alone(tmp_path, "instances", env=env)
+    assert listed.code == 0 and re.search(r"yours +not running", listed.out)
+    state = (await codexctl_alone(tmp_path, "instances", "--json", env=env)).json[-2]
+    assert (state["name"], state["outcome"], state["message"]) == ("yours", "warning", "not running")
+    assert str(path) in state["advice"]
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,11 @@ PATIENCE = 5.0
 def run(options: argparse.Namespace, out: Output) -> int:
     rows: list[list[drawing.Drawn]] = []
     for name, path in found():
-        if (why := _asleep(path)) is not None:
-            rows.append([name, why, "", "", "", ""])
-            continue
-        asked = argparse.Namespace(socket=str(path), json=out.json)
         with out.waiting(f"Asking {name}"):
-            row = _ask(name, asked, out)
-        rows.append(row)
+            state, report = _asked(path, out)
+        if out.json:
+            _write(name, path, state, report, out)
+        rows.append(_row(name, state, report))
     out.done()
     if out.json:
         return 0
@@ -64,22 +62,35 @@ def _asleep(path: Path) -> str | None:
     return state if state in ("inactive", "failed") else None
 
 
-def _ask(name: str, asked: argparse.Namespace, out: Output) -> list[drawing.Drawn]:
+def _asked(path: Path, out: Output) -> tuple[str, wire.StatusReport | None]:
+    """Returns the state of an instance in words, and its report if it gave one."""
+    if (why := _asleep(path)) is not None:
+        return why, None
+    asked = argparse.Namespace(socket=str(path), json=out.json)
     try:
         for reply in replies(asked, wire.Status(), timeout=PATIENCE):
             if isinstance(reply, wire.StatusReport):
-                out.reply(reply, lambda _: None)
-                return _row(name, reply)
+                return "stopping" if reply.draining else "running", reply
     except DaemonUnreachable as error:
-        return [name, "permission denied" if error.denied else "not running", "", "", "", ""]
+        return "permission denied" if error.denied else "not running", None
     except VerbFailed as error:
-        return [name, "permission denied" if error.refusal.code == "not_permitted" else "failed", "", "", "", ""]
-    return [name, "no answer", "", "", "", ""]
+        return "permission denied" if error.refusal.code == "not_permitted" else "failed", None
+    return "no answer", None
 
 
-def _row(name: str, report: wire.StatusReport) -> list[drawing.Drawn]:
+def _write(name: str, path: Path, state: str, report: wire.StatusReport | None, out: Output) -> None:
+    """Writes an instance as JSON: a check with its name and state, then its report if it gave one."""
+    fine = state in ("running", "stopping", "inactive")
+    advice = None if fine else f"`codexctl --socket {path} status` says why."
+    for line in (wire.Check(name=name, outcome="ok" if fine else "warning", message=state, advice=advice), report):
+        if line is not None:
+            out.reply(line, lambda _: None)
+
+
+def _row(name: str, state: str, report: wire.StatusReport | None) -> list[drawing.Drawn]:
+    if report is None:
+        return [name, state, "", "", "", ""]
     usage = [] if report.usage is None else report.usage.windows
     limits = ", ".join(f"{window.label} {window.used_percent:g} %" for window in usage if window.limit == "codex")
     who = drawing.who(report.account) if report.account.signed_in else drawing.text("signed out", "red")
-    state = "stopping" if report.draining else "running"
     return [name, state, who, limits, str(report.streams_open), report.daemon_version]
