@@ -34,7 +34,6 @@ from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, TokenResponse, clai
 from codexd.auth.store import Credentials, StoreError
 from codexd.errors import ApiError, reason_of
 from codexd.protocol import decoding
-from codexd.protocol.decoding import plainly
 from codexd.state import files
 from codexd.state.lock import try_lock
 
@@ -421,7 +420,7 @@ class Session:
         try:
             answer = decoding.decode(response.body, type=TokenResponse)
         except msgspec.DecodeError as error:
-            raise _Transient(f"the sign-in server's answer cannot be read: {plainly(error)}") from error
+            raise _Transient(f"the sign-in server's answer cannot be read: {decoding.plainly(error)}") from error
         if answer.access_token is None and answer.refresh_token is None:
             raise _Transient("the sign-in server's answer contains no token")
         return self._merged(credentials, answer)

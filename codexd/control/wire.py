@@ -14,7 +14,6 @@ from codexd.config.model import KeyLimits
 from codexd.errors import ApiError
 from codexd.protocol import decoding
 from codexd.protocol.codex.rate_limits import Credits, Window
-from codexd.protocol.decoding import plainly
 from codexd.state.shares import Share
 from codexd.telemetry.tokens import Row
 from codexd.telemetry.trace import Trace
@@ -626,7 +625,7 @@ def decode_request(line: bytes) -> Request:
             )
         return _REQUEST.decode(line)
     except msgspec.DecodeError as error:
-        raise _not_understood("request", f"invalid request: {plainly(error)}") from error
+        raise _not_understood("request", f"invalid request: {decoding.plainly(error)}") from error
 
 
 def _not_understood(code: str, message: str) -> NotUnderstood:

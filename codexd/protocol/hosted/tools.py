@@ -16,7 +16,6 @@ from codexd.protocol import decoding
 from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex.request import Tool, UpstreamRequest
 from codexd.protocol.codex.tools import SEARCH, Choice, kind_of, name_of
-from codexd.protocol.decoding import plainly
 from codexd.protocol.raw import RawObject, encoded, type_of, unchanged
 
 SearchMode = Literal["off", "on request", "always"]
@@ -216,7 +215,7 @@ def _options(tool: Tool, kind: type[_Options], where: str) -> _Options:
     try:
         return msgspec.convert(decoding.decode(msgspec.json.encode(tool)), kind)
     except msgspec.ValidationError as error:
-        raise errors.bad_request(f"{plainly(error)} at {where}.", param=where) from error
+        raise errors.bad_request(f"{decoding.plainly(error)} at {where}.", param=where) from error
 
 
 def without(tools: Sequence[Any], space: str) -> list[Any]:

@@ -13,7 +13,6 @@ from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.chat import wire as chat
 from codexd.protocol.codex.models import EFFORTS
 from codexd.protocol.convert import Thinking
-from codexd.protocol.decoding import plainly
 from codexd.protocol.ollama.wire import Message, OllamaChat, OllamaPrompt, Options, Think
 from codexd.protocol.parameters import sane
 from codexd.protocol.raw import RawObject, encoded, given, plain
@@ -68,7 +67,7 @@ def _options(raw: Raw | UnsetType) -> tuple[Options, Adjustments]:
         names = decoding.decode(raw, type=RawObject)
         options = decoding.decode(raw, type=Options)
     except msgspec.ValidationError as error:
-        raise errors.bad_request(f"options cannot be read: {plainly(error)}.", param="options") from error
+        raise errors.bad_request(f"options cannot be read: {decoding.plainly(error)}.", param="options") from error
     rest = sorted(names.keys() - {"num_predict", "stop"})
     return options, tuple(
         Adjustment(f"options.{sane(name)}", "dropped" if name in _SAMPLING else "ignored") for name in rest
