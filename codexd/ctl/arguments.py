@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NoReturn
 
 LEVELS = ("debug", "info", "warn", "error")
@@ -37,9 +37,9 @@ class Parser(argparse.ArgumentParser):
             elif what == "VERB":
                 message = f"unknown verb {given!r}; see `{self.prog} help`"
             else:
-                message = f"{what}: unknown value {given!r}; use {', '.join(known[:-1])} or {known[-1]}"
+                message = f"{what}: unknown value {given!r}; use {_one_of(known)}"
         elif message.endswith("required: ACTION"):
-            message = f"an action is missing; use {', '.join(self.names[:-1])} or {self.names[-1]}"
+            message = f"an action is missing; use {_one_of(self.names)}"
         elif found := re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message, re.DOTALL):
             near = _near(found[1], sorted(self.options))
             message = f"unknown option {found[1]}" + (f"; did you mean {near}?" if near else "")
@@ -50,6 +50,10 @@ def _near(given: str, known: Iterable[str]) -> str | None:
     import difflib
 
     return next(iter(difflib.get_close_matches(given, list(known), n=1)), None)
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def common() -> Parser:
