@@ -16,7 +16,7 @@ def split_bind(bind: str) -> str | tuple[str, int]:
     host, _, port = bind.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"server.bind: use host:port or unix:/path, not {bind!r}")
+        raise ConfigError(f"use host:port or unix:/path, not {bind!r}")
     return host, int(port)
 
 

@@ -369,7 +369,7 @@ def _check(config: Config, origins: Mapping[str, str], *, keys_made: bool) -> No
         try:
             beyond = is_beyond_loopback(bind)
         except ConfigError as error:
-            raise ConfigError(f"{place('server.bind').removesuffix('server.bind')}{error}") from error
+            raise ConfigError(f"{place('server.bind')}: {error}") from error
         if beyond:
             _check_keys_for(config, f"{place('server.bind')}: {bind}", keys_made=keys_made)
 
