@@ -11,6 +11,7 @@ from string import Template
 from typing import NamedTuple
 
 from codexd.api.exchange import Document
+from codexd.auth.pages import marked
 from codexd.config import clients
 from codexd.protocol.codex.rate_limits import Window
 from codexd.telemetry.tokens import Amount, Hour
@@ -277,12 +278,6 @@ def _failures(view: View) -> str:
             f'<p>Details: <code class="copy">codexctl explain {escape(trace.id)}</code></p></li>'
         )
     return f'<ul class="rows">{"".join(rows)}</ul>' if rows else ""
-
-
-def marked(text: str) -> str:
-    """Returns a message as HTML; what is in backquotes is code."""
-    pieces = escape(text).split("`")
-    return "".join(f"<code>{piece}</code>" if place % 2 else piece for place, piece in enumerate(pieces))
 
 
 def _charts(hours: Sequence[Hour]) -> str:

@@ -64,7 +64,13 @@ def failure(title: str, why: str) -> bytes:
     """Returns the failure page. ``why`` is a sentence that says what to do next; backquotes mark commands."""
     from html import escape
 
-    pieces = escape(why).split("`")
-    shown = "".join(f"<code>{piece}</code>" if place % 2 else piece for place, piece in enumerate(pieces))
-    body = f"<p>{shown}</p>"
+    body = f"<p>{marked(why)}</p>"
     return _PAGE.format(title=escape(title), body=body, sign="!", light="#b3261e", dark="#d9534a").encode()
+
+
+def marked(text: str) -> str:
+    """Returns a message as HTML; what is in backquotes is code."""
+    from html import escape
+
+    pieces = escape(text).split("`")
+    return "".join(f"<code>{piece}</code>" if place % 2 else piece for place, piece in enumerate(pieces))
