@@ -41,26 +41,22 @@ PIPE = Screen(0, 0, colour=False, qr=False)
 """Not a terminal: nothing is wrapped, and there is no QR code."""
 
 
-def qr_code(text: str, *, colour: bool) -> list[str]:
-    """Returns the lines of a QR code of half blocks.
+def qr_code(text: str, *, colour: bool) -> tuple[list[str], int]:
+    """Returns the lines of a QR code of half blocks, and its columns.
 
     With colour it is always black on white, because some cameras cannot read an inverted code.
     """
     import segno  # here: this import takes a third of codexctl's start-up time
 
     out = io.StringIO()
-    segno.make(text, error="l", micro=False).terminal(out, border=_QUIET_ZONE, compact=True)
+    made = segno.make(text, error="l", micro=False)
+    made.terminal(out, border=_QUIET_ZONE, compact=True)
     *lines, last = out.getvalue().rstrip("\n").split("\n")
+    width = int(made.symbol_size(border=_QUIET_ZONE)[0])
     if not colour:
-        return [*lines, last]
+        return [*lines, last], width
     # An odd number of rows: the lower half of the last line does not belong to the code.
-    return [*(f"\x1b[97;40m{line}\x1b[0m" for line in lines), f"\x1b[97m{last}\x1b[0m"]
-
-
-def qr_columns(text: str) -> int:
-    import segno
-
-    return int(segno.make(text, error="l", micro=False).symbol_size(border=_QUIET_ZONE)[0])
+    return [*(f"\x1b[97;40m{line}\x1b[0m" for line in lines), f"\x1b[97m{last}\x1b[0m"], width
 
 
 def instructions(url: str, user_code: str, minutes: int, screen: Screen) -> str:
@@ -68,10 +64,10 @@ def instructions(url: str, user_code: str, minutes: int, screen: Screen) -> str:
     alone = _text(url, user_code, minutes, screen.columns)
     if screen.qr is False:
         return "\n".join(["", *alone, ""])
-    width = qr_columns(url)
+    code, width = qr_code(url, colour=screen.colour)
     room = screen.columns - width - _GAP
     if room >= max(_NARROWEST, len(url)):
-        code, text = qr_code(url, colour=screen.colour), _text(url, user_code, minutes, room, indent="")
+        text = _text(url, user_code, minutes, room, indent="")
         height = max(len(code), len(text))
         if screen.qr or height + _BELOW + 1 <= screen.rows:
             code += [" " * width] * (height - len(code))
@@ -79,8 +75,8 @@ def instructions(url: str, user_code: str, minutes: int, screen: Screen) -> str:
             text += [""] * (height - len(text))
             beside = [f"{left}{' ' * _GAP}{right}".rstrip() for left, right in zip(code, text, strict=True)]
             return "\n".join(["", *beside, ""])
-    if screen.qr or (screen.columns >= width and (width + 1) // 2 + len(alone) + _BELOW + 2 <= screen.rows):
-        return "\n".join(["", *qr_code(url, colour=screen.colour), "", *alone, ""])
+    if screen.qr or (screen.columns >= width and len(code) + len(alone) + _BELOW + 2 <= screen.rows):
+        return "\n".join(["", *code, "", *alone, ""])
     return "\n".join(["", *alone, ""])
 
 
