@@ -14,7 +14,7 @@ from markdown_it.token import Token
 import codexd
 from codexd import errors
 from codexd.api.exchange import Document
-from codexd.api.status_page import STYLE
+from codexd.api.status_page import HEAD, STYLE
 
 _HEADERS = (
     ("content-security-policy", "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'"),
@@ -34,14 +34,9 @@ ORDER = (
 )  # fmt: skip
 """The pages in the navigation, in its order."""
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title – codexd</title>
-<link rel="icon" href="data:,">
+_PAGE = Template(
+    HEAD
+    + """<title>$title – codexd</title>
 <style>
 $style
 h2 { font-size: 1.2rem; margin: 1.6rem 0 .4rem; } h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
@@ -65,7 +60,8 @@ $body
 </main>
 </body>
 </html>
-""")
+"""
+)
 
 
 def start(prefix: str = "docs/") -> Document:

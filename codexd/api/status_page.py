@@ -90,14 +90,16 @@ class View(NamedTuple):
     keys: Mapping[str, Amount] = {}
 
 
-_PAGE = Template("""<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>codexd</title>
 <link rel="icon" href="data:,">
+"""
+
+_PAGE = Template(f"""{HEAD}<title>codexd</title>
 <noscript><meta http-equiv="refresh" content="60"></noscript>
 <style>
 $style
