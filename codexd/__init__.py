@@ -8,7 +8,7 @@ except ImportError:
 
     def _in_changelog() -> str:
         """The newest version of the changelog beside this checkout."""
-        for line in (_Path(__file__).parent.parent / "CHANGELOG.md").open():
+        for line in (_Path(__file__).parent.parent / "CHANGELOG.md").read_text().splitlines():
             if line.startswith("## [") and line[4].isdecimal():
                 return line[4 : line.index("]")]
         return "0"
