@@ -570,8 +570,8 @@ def not_answering(seconds: float) -> ApiError:
     """Returns the error of ``codexctl health`` if the control socket answers but the API does not."""
     return ApiError(
         500,
-        f"codexd is running, but did not answer a request on its own listener within {seconds:g} seconds. Check its "
-        "log (journalctl -u codexd), or run `systemctl restart codexd`.",
+        f"codexd is running, but did not answer a request on its own listener within {seconds:g} seconds. See "
+        "`codexctl log`, or restart codexd (`codexctl restart` shows how).",
         code="internal_error",
     )
 

@@ -16,12 +16,16 @@ from codexd.protocol.decoding import plainly
 
 
 class DaemonUnreachable(Exception):
-    """The daemon cannot be reached; the message says why. ``denied``: this user may not use its socket."""
+    """The daemon cannot be reached; the message says why.
 
-    def __init__(self, path: Path, why: str, *, denied: bool = False) -> None:
+    ``denied``: this user may not use its socket. ``silent``: it accepted the connection and did not answer in time.
+    """
+
+    def __init__(self, path: Path, why: str, *, denied: bool = False, silent: bool = False) -> None:
         super().__init__(f"codexd cannot be reached at {path}: {why}")
         self.path = path
         self.denied = denied
+        self.silent = silent
 
 
 def candidates(environ: Mapping[str, str]) -> list[Path]:
@@ -111,8 +115,10 @@ class ControlConnection:
         while b"\n" not in self._data:
             try:
                 data = self._socket.recv(65536)
+            except TimeoutError as error:
+                raise DaemonUnreachable(self.path, "no answer in time", silent=True) from error
             except OSError as error:
-                raise DaemonUnreachable(self.path, error.strerror or "no answer in time") from error
+                raise DaemonUnreachable(self.path, error.strerror or str(error)) from error
             if not data:
                 if self._data:
                     raise DaemonUnreachable(self.path, "it closed the connection in the middle of an answer")

@@ -62,7 +62,7 @@ def _configuration(services: Services) -> Iterator[Check]:
     place = str(origin) if origin is not None else "built-in defaults"
     change, _ = compare(services.config.current, wanted)
     if change.restart:
-        advice = "Restart codexd, for example with `sudo systemctl restart codexd`."
+        advice = "Restart codexd; `codexctl restart` shows how."
         yield _warning("configuration", f"{place}: {', '.join(change.restart)} changed since the start", advice)
     elif change.changed:
         advice = "Run `codexctl reload`."

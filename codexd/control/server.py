@@ -130,7 +130,7 @@ async def _answer(handler: Handler, request: Request, say: Say) -> Reply:
         raise
     except Exception as error:
         log.error("internal error while handling a control request", exc_info=error)
-        message = "Internal error in codexd. Its log has the details: `journalctl -u codexd`."
+        message = "Internal error in codexd. `codexctl log` shows the details."
         return Refused(kind="internal", code="internal_error", message=message)
     return Done()
 

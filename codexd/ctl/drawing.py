@@ -271,7 +271,7 @@ def reloaded(reply: wire.Reloaded) -> None:
     changed = ", ".join(reply.changed) or "nothing has changed"
     line(f"Reloaded {reply.config}: {changed}.")
     if reply.restart:
-        note(f"Restart codexd to apply: {', '.join(reply.restart)}.")
+        note(f"Restart codexd to apply {', '.join(reply.restart)}; `codexctl restart` shows how.")
 
 
 _LEVELS = {"debug": "dim", "info": "green", "warning": "yellow", "error": "red", "critical": "bold red"}

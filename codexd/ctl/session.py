@@ -58,6 +58,8 @@ def unreachable(options: argparse.Namespace, error: DaemonUnreachable) -> VerbFa
 def _hint(error: DaemonUnreachable, instance: str | None) -> str:
     if error.denied:
         return how_to_join(_group_of(error.path))
+    if error.silent:
+        return "It is running, but busy or stuck. Try again, or restart it (`codexctl restart` shows how)."
     if instance:
         unit = f"codexd@{instance}"
         return f"Is it running? Check with `systemctl status {unit}`. `codexctl instances` lists all instances."

@@ -104,7 +104,7 @@ async def test_an_instance_that_does_not_run_is_listed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("restart", "Run: sudo systemctl restart codexd|Run: systemctl restart codexd"),
+        ("restart", "Run: .*systemctl restart codexd|not installed as a service"),
         ("--instance alice stop", r"systemctl stop codexd@alice.socket codexd-control@alice.socket codexd@alice"),
         ("--instance alice status", r"/run/codexd/alice/control.sock.*systemctl status codexd@alice"),
         ("--instance ../x status", "is not a valid instance name"),

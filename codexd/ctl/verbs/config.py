@@ -104,7 +104,8 @@ def _draw(report: wire.ConfigurationReport, options: argparse.Namespace) -> None
     if report.changed:
         drawing.note(f"Changed in the file, not yet in force: {', '.join(report.changed)}. Run `codexctl reload`.")
     if report.restart:
-        drawing.note(f"Changed in the file, not yet in force: {', '.join(report.restart)}. Restart codexd to apply.")
+        names = ", ".join(report.restart)
+        drawing.note(f"Changed in the file, not yet in force: {names}. Restart codexd; `codexctl restart` shows how.")
 
 
 def _matches(key: str, wanted: str) -> bool:

@@ -59,7 +59,9 @@ def _checks(options: argparse.Namespace, out: Output) -> Iterator[Check]:
     try:
         yield from _daemon(options, out)
     except DaemonUnreachable as error:
-        advice = "See `systemctl status codexd` and `journalctl -u codexd`, or name another socket with --socket."
+        advice = (
+            "If codexd runs with another control socket, name it with --socket. `codexctl start` shows how to start it."
+        )
         if error.denied:
             advice = "Run `sudo codexctl doctor`, or join the group of the socket."
         yield Check(name="daemon", outcome="failed", message=str(error), advice=advice, kind="unreachable")
@@ -81,7 +83,7 @@ def _daemon(options: argparse.Namespace, out: Output) -> Iterator[Check]:
             name="daemon",
             outcome="warning",
             message=f"codexd {status.daemon_version} is running, codexctl is {__version__}",
-            advice="Restart codexd after an upgrade, for example with `sudo systemctl restart codexd`.",
+            advice="Restart codexd after an upgrade; `codexctl restart` shows how.",
         )
     found = replies(options, wire.Doctor(deep=options.deep))
     while True:

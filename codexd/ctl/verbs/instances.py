@@ -72,7 +72,9 @@ def _asked(path: Path, out: Output) -> tuple[str, wire.StatusReport | None]:
             if isinstance(reply, wire.StatusReport):
                 return "stopping" if reply.draining else "running", reply
     except DaemonUnreachable as error:
-        return "permission denied" if error.denied else "not running", None
+        if error.denied:
+            return "permission denied", None
+        return "no answer" if error.silent else "not running", None
     except VerbFailed as error:
         return "permission denied" if error.refusal.code == "not_permitted" else "failed", None
     return "no answer", None

@@ -41,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="show one screen and exit")
     parser.add_argument("--sort", choices=tuple(SORTS), default="age", help="sort order (default: age)")
     parser.add_argument(
-        "--filter", metavar="TEXT", default="", help="only requests whose id, model or key contains this text"
+        "--filter", metavar="TEXT", default="", help="only requests whose id, model, key or failure contains this text"
     )
 
 
@@ -86,7 +86,10 @@ class View:
         return [
             trace
             for trace in traces
-            if any(wanted in (each or "").lower() for each in (trace.id, trace.model, trace.key))
+            if any(
+                wanted in (each or "").lower()
+                for each in (trace.id, trace.model, trace.key, trace.error, trace.message)
+            )
         ]
 
     def keys(self) -> drawing.Drawn:

@@ -4,11 +4,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from codexd.control import wire
-from codexd.ctl.verbs import status
+from codexd.ctl import units
+from codexd.ctl.__main__ import main
+from codexd.ctl.verbs import instances, status
 from codexd.ctl.verbs.doctor import proxy
 
 
@@ -56,3 +59,40 @@ def test_a_proxy_that_holds_events_back_is_told(data: bytes, said: str) -> None:
     with answering(data) as url:
         check = proxy(url)
     assert (check.outcome, said in check.message) == ("failed", True), check
+
+
+def test_a_daemon_that_is_silent_is_told_from_one_that_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "control.sock"
+    monkeypatch.setenv("CODEXCTL_SOCKET", str(path))
+    monkeypatch.setattr(instances, "PATIENCE", 0.05)
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        assert main(["instances"]) == 0
+        assert "not running" in capsys.readouterr().out
+        daemon.listen()
+        assert main(["instances"]) == 0
+    assert "no answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        ("system/codexd.service", "systemctl restart codexd"),
+        ("user/codexd.service", "systemctl --user restart codexd"),
+        ("user/default.target.wants/codexd.service", "systemctl --user restart codexd"),
+        (None, "not installed as a service. Press Ctrl-C"),
+    ],
+)
+def test_a_restart_is_told_for_the_way_it_was_installed(
+    unit: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(units, "SYSTEM_UNITS", (tmp_path / "systemd" / "system",))
+    if unit is not None:
+        path = tmp_path / "systemd" / unit
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert main(["restart"]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
