@@ -21,10 +21,14 @@ from codexd.protocol.codex.request import (
     Tool,
     UpstreamRequest,
 )
-from codexd.protocol.raw import RawObject, plain, type_of, unchanged
+from codexd.protocol.raw import RawObject, encoded, plain, type_of
 
 NAMESPACE = "functions"
 """The namespace around a client's flat tools for responses-lite models; removed again from the answer."""
+
+_NAMESPACE = encoded(NAMESPACE)
+_CALLS = frozenset({"function_call", "custom_tool_call"})
+_HOSTED = frozenset({"web_search_call", "image_generation_call"})
 
 
 def to_lite(request: UpstreamRequest, instructions: str) -> tuple[UpstreamRequest, Adjustments]:
@@ -34,13 +38,8 @@ def to_lite(request: UpstreamRequest, instructions: str) -> tuple[UpstreamReques
     the tools in an ``additional_tools`` item, ``parallel_tool_calls: false``, and ``reasoning.context: all_turns``.
     """
     own, said, adjusted = _chosen(request)
-    undetailed = [_without_detail(item) for item in request.input]
-    if not unchanged(undetailed, request.input):
-        adjusted += (Adjustment("image_detail", "dropped"),)
-    known = [each for item in undetailed if (each := _known(item)) is not None]
-    if not unchanged(known, undetailed):
-        adjusted += (Adjustment("hosted_calls", "converted"),)
-    items = [_in_namespace(item) for item in known]
+    items, found = _items(request.input)
+    adjusted += found
     head: list[InputItem] = []
     if items and type_of(items[0]) == "additional_tools":
         # The client is the official one: its own tools item must stay first.
@@ -84,22 +83,36 @@ def _wrapped(found: Sequence[Tool]) -> AdditionalTools:
     return AdditionalTools(tools=[*wrapped, *rest])
 
 
+def _items(own: Sequence[InputItem]) -> tuple[list[InputItem], Adjustments]:
+    items: list[InputItem] = []
+    detailed = hosted = False
+    for item in own:
+        kind = type_of(item)
+        if kind in _CALLS:
+            items.append(_in_namespace(item))
+        elif kind in _HOSTED and isinstance(item, dict):
+            hosted = True
+            if (known := _known(item, kind)) is not None:
+                items.append(known)
+        else:
+            fit = _without_detail(item)
+            detailed = detailed or fit is not item
+            items.append(fit)
+    adjusted = (Adjustment("image_detail", "dropped"),) if detailed else NONE
+    return items, (*adjusted, Adjustment("hosted_calls", "converted")) if hosted else adjusted
+
+
 def _in_namespace(item: InputItem) -> InputItem:
-    if isinstance(item, FunctionCall):
-        return msgspec.structs.replace(item, namespace=NAMESPACE)
-    if isinstance(item, dict) and type_of(item) in ("function_call", "custom_tool_call"):
-        return {"namespace": Raw(msgspec.json.encode(NAMESPACE)), **item}
-    return item
+    if isinstance(item, dict):
+        return {"namespace": _NAMESPACE, **item}
+    return msgspec.structs.replace(item, namespace=NAMESPACE) if isinstance(item, FunctionCall) else item
 
 
-def _known(item: InputItem) -> InputItem | None:
+def _known(item: RawObject, kind: str) -> InputItem | None:
     """Returns an image of an earlier answer as one that the user sent; None for a search, whose answer tells of it.
 
     These models do not have the hosted tools whose calls such items are.
     """
-    kind = type_of(item) if isinstance(item, dict) else None
-    if not isinstance(item, dict) or kind not in ("web_search_call", "image_generation_call"):
-        return item
     if kind == "web_search_call" or (image := plain(item.get("result"))) is None:
         return None
     url = f"data:image/{plain(item.get('output_format')) or 'png'};base64,{image}"
@@ -116,7 +129,7 @@ def _without_detail(item: InputItem) -> InputItem:
             return msgspec.structs.replace(item, content=list(map(_plain_part, parts)))
         case FunctionCallOutput(output=list() as parts) if any(map(_has_detail, parts)):
             return msgspec.structs.replace(item, output=list(map(_plain_part, parts)))
-        case dict() if type_of(item) not in ("function_call", "custom_tool_call"):
+        case dict():
             for key in ("content", "output"):
                 if key in item and b'"detail"' in bytes(item[key]):
                     item = {**item, key: _raw_without_detail(item[key])}

@@ -84,7 +84,7 @@ def _are_good(links: Sequence[Link]) -> bool:
 def call_id_of(item: InputItem) -> str | None:
     """Returns the id that joins a call and its result; None for any other item."""
     if isinstance(item, dict):
-        return plain(item.get("call_id"))
+        return None if (own := item.get("call_id")) is None else plain(own)
     return item.call_id if isinstance(item, FunctionCall | FunctionCallOutput) else None
 
 

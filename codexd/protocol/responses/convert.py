@@ -32,10 +32,12 @@ from codexd.protocol.convert import (
     service_tier,
     shaped,
 )
-from codexd.protocol.raw import RawObject, given, plain, role_of, type_of
+from codexd.protocol.raw import RawObject, given, is_text, plain, role_of, type_of
 from codexd.protocol.responses import repair
 from codexd.protocol.responses.wire import ResponsesRequest
 from codexd.protocol.tool_pairs import Placed
+
+_EMPTY, _MESSAGE = Raw(b'""'), Raw(b'"message"')
 
 
 def from_responses(asked: ResponsesRequest, resolved: Resolved, settings: Settings, *, earlier: int = 0) -> Converted:
@@ -95,11 +97,12 @@ def _input(own: str | list[RawObject], earlier: int, settings: Settings) -> tupl
     found: dict[Adjustment, None] = {}
     for index, item in enumerate(own, -earlier):
         where = f"input[{index}]" if index >= 0 else "previous_response_id"
-        meant, repaired = repair.items_of(item, where)
+        kind = type_of(item)
+        meant, repaired = repair.items_of(item, kind, where)
         if repaired:
             found |= dict.fromkeys(repaired)
         for each in meant:
-            fit, adjusted = _fit_item(each)
+            fit, adjusted = _fit_item(each, kind if each is item else type_of(each))
             if adjusted:
                 found |= dict.fromkeys(adjusted)
             if fit is not None:
@@ -108,27 +111,29 @@ def _input(own: str | list[RawObject], earlier: int, settings: Settings) -> tupl
     return items, (*found, *paired)
 
 
-def _fit_item(item: RawObject) -> tuple[InputItem | None, Adjustments]:
-    """Returns an input item without its id; None if nothing else is in it."""
-    kind = type_of(item)
-    if kind == "reasoning" and not plain(item.get("encrypted_content")):
+def _fit_item(item: RawObject, kind: str | None) -> tuple[InputItem | None, Adjustments]:
+    """Returns an input item of this type without its id; None if nothing else is in it."""
+    if kind == "reasoning" and (not is_text(own := item.get("encrypted_content")) or own == _EMPTY):
         # An id alone is useless to a backend that stores nothing: "Item with id 'rs_...' not found".
         return None, (Adjustment("reasoning", "dropped"),)
-    item = {key: value for key, value in item.items() if key != "id"}
+    if "id" in item:
+        item = {key: value for key, value in item.items() if key != "id"}
     if kind == "web_search_call":
         # codexd's own have more members, such as the pages.
         return {key: value for key, value in item.items() if key in ("type", "status", "action")}, NONE
     if kind not in (None, "message"):
         return item, NONE
     role, adjusted = role_of(item), NONE
+    if kind is None or next(iter(item)) != "type":
+        item = {"type": _MESSAGE} | {key: value for key, value in item.items() if key != "type"}
     if role == "system":
         adjusted = (Adjustment("system", "developer"),)
-        item["role"] = Raw(b'"developer"')
-    text = plain(item.get("content"))
-    if text is not None:
+        item = item | {"role": Raw(b'"developer"')}
+    if is_text(content := item.get("content")):
+        text = plain(content) or ""
         part = OutputText(text=text) if role == "assistant" else InputText(text=text)
-        item["content"] = Raw(msgspec.json.encode([part]))
-    return {"type": Raw(b'"message"'), **item}, adjusted
+        item = item | {"content": Raw(msgspec.json.encode([part]))}
+    return item, adjusted
 
 
 def _leading_texts(items: list[InputItem]) -> tuple[str, list[InputItem]]:

@@ -16,7 +16,7 @@ from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.client_tools import WORDS, NamedChoice, choose, from_chat
 from codexd.protocol.codex.request import Tool
 from codexd.protocol.codex.tools import Choice, kind_of, name_of
-from codexd.protocol.raw import RawObject, encoded, given, plain, type_of, unchanged
+from codexd.protocol.raw import RawObject, encoded, given, is_text, plain, type_of, unchanged
 
 REPAIRED: Adjustments = (Adjustment("input", "repaired"),)
 
@@ -34,10 +34,14 @@ _EMPTY = Raw(b'""')
 # --- items
 
 
-def items_of(item: RawObject, where: str) -> tuple[list[RawObject], Adjustments]:
-    """Returns the items that an item means: several for a chat message with calls, maybe none. Raises ApiError 400."""
-    kind = type_of(item)
+def items_of(item: RawObject, kind: str | None, where: str) -> tuple[list[RawObject], Adjustments]:
+    """Returns the items that an item of this type means: several for a chat message with calls, maybe none.
+
+    Raises ApiError 400.
+    """
     match kind:
+        case None if given(item.get("type", UNSET)):
+            raise errors.bad_request(f"{where}.type must be a string.", param=f"{where}.type")
         case None | "message":
             return _message(item, where)
         case "function_call" | "custom_tool_call":
@@ -104,20 +108,20 @@ def _call(item: RawObject, kind: str, where: str) -> RawObject:
     own = item.get(key, UNSET)
     if not given(own) or (key == "arguments" and own == _EMPTY):
         changes[key] = empty
-    elif plain(own) is None:
+    elif not is_text(own):
         changes[key] = encoded(_compact(own))
     return {**item, **changes} if changes else item
 
 
 def _call_id(item: RawObject, other: str, where: str) -> RawObject:
     """Returns the change of a ``call_id`` that is under the other name, or is a number. Raises ApiError 400."""
+    if is_text(item.get("call_id")):
+        return {}
     name = next((item[key] for key in ("call_id", other) if given(item.get(key, UNSET))), None)
     if name is None:
         what = "result" if other == "tool_call_id" else "call"
         raise errors.bad_request(f"{where} is a {what} without call_id.", param=f"{where}.call_id")
-    if plain(name) is None:
-        name = encoded(_compact(name))
-    return {} if name == item.get("call_id") else {"call_id": name}
+    return {"call_id": name if is_text(name) else encoded(_compact(name))}
 
 
 def _compact(value: Raw) -> str:
@@ -129,7 +133,7 @@ def _output(item: RawObject, kind: str, where: str) -> RawObject:
     own = item.get("output", UNSET)
     if not given(own):
         changes["output"] = _EMPTY
-    elif plain(own) is None:
+    elif not is_text(own):
         fitted = _content(own, "user", where, key="output") if _has_parts(own) else encoded(_compact(own))
         if fitted is not own:
             changes["output"] = fitted
@@ -156,33 +160,35 @@ def _has_parts(value: Raw) -> bool:
 
 class _Text(Struct):
     type: Literal["input_text"]
-    text: str
+    text: Raw
 
 
 class _Said(Struct, tag="output_text"):
-    text: str
+    text: Raw
 
 
 class _Refused(Struct, tag="refusal"):
-    refusal: str
+    text: Raw = msgspec.field(name="refusal")
 
 
 _USUAL = decoding.Decoder(list[_Text])
 _USUAL_ANSWER = decoding.Decoder(list[_Said | _Refused])
-"""The parts of nearly all messages, which need no further look."""
+
+
+def _is_usual(content: Raw, role: str) -> bool:
+    """Returns whether a content is one of nearly all messages, which needs no further look. No text is decoded."""
+    try:
+        parts = (_USUAL_ANSWER if role == "assistant" else _USUAL).decode(content)
+    except msgspec.ValidationError:
+        return False
+    return all(is_text(part.text) for part in parts)
 
 
 def _content(content: Raw, role: str, where: str, *, key: str = "content") -> Raw:
     """Returns a message's content in this API's words; the identical value if it is. Raises ApiError 400."""
+    if is_text(content) or _is_usual(content, role):
+        return content
     data = bytes(content)
-    if data[:1] == b'"':
-        return content
-    try:
-        (_USUAL_ANSWER if role == "assistant" else _USUAL).decode(content)
-    except msgspec.ValidationError:
-        pass
-    else:
-        return content
     if data[:1] == b"{":
         parts = [content]
     elif data[:1] == b"[":
