@@ -104,7 +104,7 @@ def _items(own: Sequence[InputItem]) -> tuple[list[InputItem], Adjustments]:
 
 def _in_namespace(item: InputItem) -> InputItem:
     if isinstance(item, dict):
-        return {"namespace": _NAMESPACE, **item}
+        return item if "namespace" in item else {**item, "namespace": _NAMESPACE}
     return msgspec.structs.replace(item, namespace=NAMESPACE) if isinstance(item, FunctionCall) else item
 
 
@@ -131,8 +131,8 @@ def _without_detail(item: InputItem) -> InputItem:
             return msgspec.structs.replace(item, output=list(map(_plain_part, parts)))
         case dict():
             for key in ("content", "output"):
-                if key in item and b'"detail"' in bytes(item[key]):
-                    item = {**item, key: _raw_without_detail(item[key])}
+                if key in item and (fit := _raw_without_detail(item[key])) is not item[key]:
+                    item = {**item, key: fit}
             return item
         case _:
             return item
@@ -147,12 +147,16 @@ def _plain_part(part: InputPart) -> InputPart:
 
 
 def _raw_without_detail(content: Raw) -> Raw:
+    """Returns the content without image details; the identical value when it has none."""
+    data = bytes(content)
+    if b'"input_image"' not in data or b'"detail"' not in data:
+        return content
     try:
         parts = decoding.decode(content, type=list[RawObject])
     except msgspec.ValidationError:
         return content
-    plain = [
+    kept = [
         {key: value for key, value in part.items() if key != "detail" or type_of(part) != "input_image"}
         for part in parts
     ]
-    return Raw(msgspec.json.encode(plain))
+    return content if kept == parts else encoded(kept)

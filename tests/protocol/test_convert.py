@@ -270,6 +270,20 @@ def test_lite_leaves_alone_what_it_does_not_know() -> None:
     assert [item["output"] for item in body["input"][3:]] == ['[{"type":"other","detail":2}]', '{"detail":3}']
 
 
+def test_lite_drops_the_detail_of_images_and_of_nothing_else() -> None:
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+    other = {"type": "other", "detail": 1}
+    call = {"type": "custom_tool_call", "name": "x", "call_id": "c", "input": ""}
+    for data in ([image, other], [image | {"detail": "low"}, other]):
+        result = {"type": "custom_tool_call_output", "call_id": "c", "output": data[:1]}
+        converted = responses_request("gpt-6-sol", input=[{"role": "user", "content": data}, call, result])
+        items = up(converted)["input"]
+        assert (items[1]["content"], items[3]["output"]) == ([image, other], [image])
+        assert told(converted.adjusted) == (["image_detail=dropped"] if "detail" in data[0] else [])
+    unknown = {"type": "something_else", "output": {"input_image": {"detail": 1}}}
+    assert up(responses_request("gpt-6-sol", input=[unknown]))["input"][-1] == unknown
+
+
 def test_lite_wraps_hosted_tools_beside_the_namespace() -> None:
     found = {"type": "tool_search", "execution": "client"}
     body = up(responses_request("gpt-6-sol", tools=[{"type": "web_search"}, found]))

@@ -27,6 +27,9 @@ _LINE = b"\n"  # not in any encoded item, so the joined items cannot be taken fo
 _IGNORED = frozenset({"id", "status"})
 _CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 _KEYS = dict.fromkeys(("type", "role", "content", "call_id", "name", "arguments", "output", "namespace"))
+_ordered = set[tuple[str, ...]]()
+"""Keys that were found to be some of ``_KEYS``, in their order."""
+
 _BATCH = 32
 _MAX_EXACT = 2**53
 
@@ -176,8 +179,13 @@ def _normal(item: RawObject, ignored: Sequence[str] | frozenset[str] = _ID) -> b
 
 def _is_normal(item: RawObject) -> bool:
     """Returns whether ``_normal`` would only encode the item as it is, as it would most items."""
-    known = iter(_KEYS)
-    return all(key in known for key in item) and _NULL not in item.values()
+    keys = tuple(item)
+    if keys not in _ordered:
+        known = iter(_KEYS)
+        if not all(key in known for key in keys):
+            return False
+        _ordered.add(keys)
+    return _NULL not in item.values()
 
 
 def _text(item: RawObject) -> str:
