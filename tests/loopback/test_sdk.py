@@ -1,7 +1,5 @@
 """The main job on real input: the openai SDK and curl, talking to ``codexd --demo`` as a person starts it."""
 
-import re
-import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from support.daemon import PATIENCE, ROOT
-from support.demo import base_url
+from support.demo import base_url, curl_of
 from support.demo import demo as demo_running
 
 pytestmark = pytest.mark.loopback
@@ -57,15 +55,14 @@ class Demo(NamedTuple):
 def demo(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Demo]:
     home = tmp_path_factory.mktemp("demo")
     with demo_running(home, logs / "demo.log", CODEXD_LOGGING__LEVEL="debug") as said:
-        base, curl = base_url(said), re.search(r"^ +(curl .*)$", said, re.MULTILINE)
-        assert curl is not None, said
+        base = base_url(said)
         with OpenAI(base_url=base, api_key="any", max_retries=0) as client:
-            yield Demo(base, curl[1], client)
+            yield Demo(base, curl_of(said), client)
 
 
 @pytest.mark.needs("curl")
 def test_the_curl_line_works_when_pasted(demo: Demo) -> None:
-    done = subprocess.run(shlex.split(demo.curl), capture_output=True, text=True, check=True, timeout=PATIENCE)
+    done = subprocess.run(["bash", "-c", demo.curl], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert '"content":" codexd!"' in done.stdout
     assert done.stdout.rstrip().endswith("data: [DONE]")
 

@@ -44,3 +44,8 @@ def demo(home: Path, log: Path, *, command: list[str] | None = None, **environ: 
 
 def base_url(said: str) -> str:
     return next(line.split()[-1] for line in said.splitlines() if "Base URL" in line)
+
+
+def curl_of(said: str) -> str:
+    """The command to paste, which has several lines."""
+    return said[said.index("  curl ") :].partition("\n\n")[0].strip()

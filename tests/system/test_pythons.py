@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.daemon import PATIENCE, ROOT, environment
-from support.demo import base_url, demo
+from support.demo import base_url, curl_of, demo
 
 pytestmark = pytest.mark.system
 
@@ -36,8 +36,7 @@ def test_a_plain_install_answers(version: str, tmp_path: Path) -> None:
     assert f"Python {version}." in python.stdout
     subprocess.run([*command(version, "pip"), "check", "--disable-pip-version-check"], **run, env=env)  # type: ignore[call-overload]
     with demo(tmp_path, tmp_path / "log", command=[*command(version, "codexd"), "--demo"], PYTHONPATH="") as said:
-        curl = next(line for line in said.splitlines() if line.strip().startswith("curl"))
-        streamed = subprocess.run(["bash", "-c", curl], **run, env=env)  # type: ignore[call-overload]
+        streamed = subprocess.run(["bash", "-c", curl_of(said)], **run, env=env)  # type: ignore[call-overload]
         assert streamed.stdout.rstrip().endswith("[DONE]")
         assert base_url(said).startswith("http://127.0.0.1:")
         control = re.search(r"CODEXCTL_SOCKET=(\S+)", said)

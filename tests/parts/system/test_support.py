@@ -18,7 +18,7 @@ import trio
 from codexd.lowlevel import reactor
 from codexd.system import peer, support
 from support.daemon import ROOT, environment
-from support.demo import base_url, demo
+from support.demo import base_url, curl_of, demo
 
 WINDOWS = """
 import sys
@@ -192,11 +192,10 @@ def test_the_demo_runs_without_the_linux_parts(tmp_path: Path, shim: str) -> Non
     """Streams, and codexctl by getpeereid."""
     command = [sys.executable, "-c", HIDDEN, "--demo"]
     with demo(tmp_path, tmp_path / "log", command=command, LD_PRELOAD=shim) as said:
-        curl = said[said.index("  curl") :].partition("\n\n")[0]
         socket_path = re.search(r"CODEXCTL_SOCKET=(\S+)", said)
         assert socket_path is not None
         assert base_url(said).startswith("http://127.0.0.1:")
-        streamed = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=60, check=True)
+        streamed = subprocess.run(["bash", "-c", curl_of(said)], capture_output=True, text=True, timeout=60, check=True)
         assert streamed.stdout.rstrip().endswith("[DONE]")
         status = subprocess.run(
             [sys.executable, "-m", "codexd.ctl", "status"], capture_output=True, text=True, timeout=60, check=False,
