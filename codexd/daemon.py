@@ -37,9 +37,10 @@ from codexd.config.model import Config
 from codexd.config.paths import state_dir
 from codexd.control import server as control_server
 from codexd.control.verbs import Verbs
-from codexd.errors import ApiError, CannotStart, ConfigError, reason_of
+from codexd.errors import ApiError, CannotStart, ConfigError
 from codexd.lowlevel import timers, workers
 from codexd.protocol.codex import rate_limits
+from codexd.reasons import reason_of
 from codexd.server import hypercorn, sockets
 from codexd.server.connection import Admission
 from codexd.server.listeners import Listeners, open_all, open_api, open_control

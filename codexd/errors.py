@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from codexd.reasons import place_of, reason_of
+
 NO_RETRY = ("x-should-retry", "false")
 """Tells OpenAI's and Anthropic's SDKs that another attempt in some seconds is of no use."""
 
@@ -72,15 +74,22 @@ class ApiError(Exception):
         return msgspec.json.encode(_Envelope(self.error))
 
 
-def reason_of(error: Exception) -> str:
-    """Returns why an operation failed: of an OSError its text and its file, without its number."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return str(error)
-
-
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
+
+
+def wrong_shape(error: msgspec.ValidationError, where: str = "") -> ApiError:
+    """Returns the error for JSON in another shape than the API's. ``where`` is the place of what was decoded."""
+    said, place = place_of(error)
+    place = f"{where}.{place}" if where and place and not place.startswith("[") else where + place
+    if not place:
+        return bad_request(f"{said.replace('Expected an object, got', 'The request body must be an object, not')}.")
+    return bad_request(f"{place}: {said[:1].lower()}{said[1:]}.", param=place)
+
+
+def not_json(error: Exception) -> ApiError:
+    why = "it is empty or ends too early" if "truncated" in str(error) else reason_of(error)
+    return bad_request(f"The request body is not valid JSON: {why}.")
 
 
 def too_deep() -> ApiError:
@@ -115,8 +124,7 @@ def too_large_together(limit: int) -> ApiError:
 def too_many_items(limit: int) -> ApiError:
     return ApiError(
         413,
-        f"The request has more than {limit} JSON values (objects, lists, members, items; 50 escapes count as one). "
-        "Send less, or raise "
+        f"The request has more than {limit} JSON values. Shorten the conversation, send fewer tools, or raise "
         "server.max_items.",
         code="request_too_large",
     )
@@ -585,8 +593,17 @@ def upstream_unreachable(why: str) -> ApiError:
     )
 
 
+def unsendable() -> ApiError:
+    return ApiError(
+        502,
+        "The request to the ChatGPT backend was not sent: one of its headers contains invalid characters. Check "
+        "backend.originator and backend.user_agent, or run `codexctl login` again.",
+        code="upstream_unreachable",
+    )
+
+
 def upstream_unreadable(why: str) -> ApiError:
-    """Returns the error for a document of the backend that is of no use; ``why`` begins with its."""
+    """Returns the error for a document of the backend that is of no use. ``why`` starts with the word "its"."""
     return ApiError(
         502, f"The ChatGPT backend answered, but {why}. Send the request again.", code="upstream_unreadable"
     )

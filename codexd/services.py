@@ -19,8 +19,9 @@ from codexd.auth.session import Session
 from codexd.config.load import Sources
 from codexd.config.model import Config
 from codexd.config.paths import KEYS_FILE
-from codexd.errors import ConfigError, reason_of
+from codexd.errors import ConfigError
 from codexd.lowlevel.keepers import Keepers
+from codexd.reasons import reason_of
 from codexd.state.images import ImageStore
 from codexd.state.instructions import Instructions
 from codexd.state.keys import Keys

@@ -26,7 +26,6 @@ from codexd.errors import ApiError
 from codexd.lowlevel import workers
 from codexd.protocol import bounds, codings, decoding
 from codexd.protocol.decoding import TooDeep
-from codexd.protocol.members import place_of
 from codexd.relay.relay import Client, Header
 from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, NoMemory, ServerRequest
 from codexd.system.memory import Hold
@@ -260,7 +259,6 @@ def decode(decoder: decoding.Decoder[_T], body: bytes) -> _T:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        said, place = place_of(error)
-        raise errors.bad_request(f"{said}{f' at {place}' if place else ''}.", param=place or None) from error
+        raise errors.wrong_shape(error) from error
     except msgspec.DecodeError as error:
-        raise errors.bad_request(f"The request body is not valid JSON: {error}") from error
+        raise errors.not_json(error) from error

@@ -8,6 +8,7 @@ import msgspec
 from codexd.auth.oauth import Device, RefreshReason, RefreshRequest, RevokeRequest, exchange_form
 from codexd.config.model import OAuth
 from codexd.protocol import codings
+from codexd.reasons import reason_of
 
 MAX_ANSWER = 1024 * 1024
 """Bytes; the largest real answer holds three tokens of a few KiB each."""
@@ -105,7 +106,7 @@ class Issuer:
             finally:
                 await response.aclose()
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise IssuerUnreachable(str(error).rstrip(".") or type(error).__name__) from error
+            raise IssuerUnreachable(reason_of(error).rstrip(".")) from error
         except (LookupError, codings.Undecodable) as error:
             raise IssuerUnreachable("the sign-in server's answer is compressed in an unknown way") from error
         return IssuerResponse(response.status_code, body)

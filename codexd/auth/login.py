@@ -29,6 +29,7 @@ from codexd.auth.session import Session, SignIn
 from codexd.config.model import OAuth
 from codexd.errors import ApiError
 from codexd.protocol import decoding
+from codexd.reasons import reason_of
 from codexd.server import loopback
 
 CALL_DEADLINE = 30.0
@@ -178,7 +179,7 @@ class Logins:
         try:
             device = oauth.device(answer.body)
         except (msgspec.DecodeError, ValueError) as error:
-            raise errors.login_unreachable(f"its answer cannot be read: {decoding.plainly(error)}") from error
+            raise errors.login_unreachable(f"its answer cannot be read: {reason_of(error)}") from error
         attempt.url, attempt.user_code = self._issuer.verification_url, device.user_code
         attempt.expires_at = self._clock() + oauth.DEVICE_LIFETIME
         attempt.ready.set()
@@ -279,7 +280,7 @@ class Logins:
             try:
                 tokens = decoding.decode(answer.body, type=TokenResponse)
             except msgspec.DecodeError as error:
-                raise errors.login_unreachable(f"its answer cannot be read: {decoding.plainly(error)}") from error
+                raise errors.login_unreachable(f"its answer cannot be read: {reason_of(error)}") from error
             if tokens.access_token is None or store.unsendable(tokens) is not None:
                 raise errors.login_unreachable("its answer contains no usable access token")
             await self._session.sign_in(tokens)

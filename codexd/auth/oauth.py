@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from codexd.protocol import decoding
 from codexd.protocol.codex.rate_limits import YEAR_9999
+from codexd.reasons import reason_of
 
 REFRESH_MARGIN = 300.0
 """Seconds before its expiry at which an access token is renewed; the official client's value."""
@@ -246,7 +247,7 @@ def device_poll(status: int, body: bytes) -> DeviceGrant | Pending | Denied:
         try:
             return decoding.decode(body, type=DeviceGrant)
         except msgspec.DecodeError as error:
-            return Denied(f"the sign-in server's answer cannot be read: {decoding.plainly(error)}")
+            return Denied(f"the sign-in server's answer cannot be read: {reason_of(error)}")
     code = _error_of(body).code
     if code == "access_denied":
         return Denied("the request was denied")

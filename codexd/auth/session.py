@@ -32,8 +32,9 @@ from codexd.auth import store
 from codexd.auth.issuer import Issuer, IssuerUnreachable
 from codexd.auth.oauth import REFRESH_MARGIN, RefreshReason, TokenResponse, claims, refusal, sane
 from codexd.auth.store import Credentials, StoreError
-from codexd.errors import ApiError, reason_of
+from codexd.errors import ApiError
 from codexd.protocol import decoding
+from codexd.reasons import reason_of
 from codexd.state import files
 from codexd.state.lock import try_lock
 
@@ -420,7 +421,7 @@ class Session:
         try:
             answer = decoding.decode(response.body, type=TokenResponse)
         except msgspec.DecodeError as error:
-            raise _Transient(f"the sign-in server's answer cannot be read: {decoding.plainly(error)}") from error
+            raise _Transient(f"the sign-in server's answer cannot be read: {reason_of(error)}") from error
         if answer.access_token is None and answer.refresh_token is None:
             raise _Transient("the sign-in server's answer contains no token")
         return self._merged(credentials, answer)

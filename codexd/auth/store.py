@@ -11,6 +11,7 @@ from msgspec import Struct
 from codexd.auth.oauth import MAX_AGE, Claims, TokenResponse, claims, sane
 from codexd.protocol import decoding
 from codexd.protocol.raw import RawObject
+from codexd.reasons import reason_of
 from codexd.state import files
 
 _MILLISECONDS = 1e11
@@ -103,7 +104,7 @@ def load(path: Path) -> Credentials | None:
     try:
         return _from_own(data)
     except (msgspec.DecodeError, StoreError) as error:
-        raise StoreError(f"{path} is not a usable credentials file ({decoding.plainly(error)})") from error
+        raise StoreError(f"{path} is not a usable credentials file ({reason_of(error)})") from error
 
 
 def _from_own(data: bytes) -> Credentials:
@@ -155,7 +156,7 @@ def from_auth_json(data: bytes) -> Credentials:
     try:
         found = decoding.decode(data, type=_AuthJson)
     except msgspec.DecodeError as error:
-        raise StoreError(f"it is not an auth.json of the Codex CLI ({decoding.plainly(error)})") from error
+        raise StoreError(f"it is not an auth.json of the Codex CLI ({reason_of(error)})") from error
     if found.tokens is None:
         raise StoreError("it contains no ChatGPT sign-in; an API key alone is not enough")
     if bad := unsendable(found.tokens):

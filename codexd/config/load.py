@@ -18,7 +18,7 @@ from codexd.config.model import Config, Server
 from codexd.config.paths import KEYS_FILE, state_dir
 from codexd.errors import ConfigError
 from codexd.protocol import decoding
-from codexd.protocol.members import place_of
+from codexd.reasons import place_of
 from codexd.system.peer import UnknownUser, user_ids
 
 

@@ -12,7 +12,7 @@ from typing import Self
 import msgspec
 
 from codexd.control.wire import REPLY, Reply, Request, encode
-from codexd.protocol.decoding import plainly
+from codexd.reasons import reason_of
 
 
 class DaemonUnreachable(Exception):
@@ -102,7 +102,7 @@ class ControlConnection:
             try:
                 yield REPLY.decode(line if self._raw else for_terminal(line))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise DaemonUnreachable(self.path, f"invalid reply ({plainly(error)})") from error
+                raise DaemonUnreachable(self.path, f"invalid reply ({reason_of(error)})") from error
 
     def readable(self, other: int) -> bool:
         """Waits for a reply or for input on another descriptor; returns whether it is a reply."""

@@ -14,6 +14,7 @@ from codexd.config.model import KeyLimits
 from codexd.errors import ApiError
 from codexd.protocol import decoding
 from codexd.protocol.codex.rate_limits import Credits, Window
+from codexd.reasons import reason_of
 from codexd.state.shares import Share
 from codexd.telemetry.tokens import Row
 from codexd.telemetry.trace import Trace
@@ -625,7 +626,7 @@ def decode_request(line: bytes) -> Request:
             )
         return _REQUEST.decode(line)
     except msgspec.DecodeError as error:
-        raise _not_understood("request", f"invalid request: {decoding.plainly(error)}") from error
+        raise _not_understood("request", f"invalid request: {reason_of(error)}") from error
 
 
 def _not_understood(code: str, message: str) -> NotUnderstood:

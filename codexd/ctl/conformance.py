@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from codexd.protocol import decoding
+from codexd.reasons import reason_of
 from codexd.telemetry.trace import SELFTEST
 
 ANSWER_SECONDS = 180.0
@@ -67,7 +68,7 @@ class Listener:
             answer = connection.getresponse()
             return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
         except (OSError, http.client.HTTPException) as error:
-            raise Wrong(f"{method} {path}: {str(error) or type(error).__name__}") from error
+            raise Wrong(f"{method} {path}: {reason_of(error)}") from error
         finally:
             connection.close()
 
@@ -79,7 +80,7 @@ class Listener:
         try:
             document = decoding.decode(data)
         except ValueError as error:
-            raise Wrong(f"{method} {path} is not JSON: {data[:200]!r}") from error
+            raise Wrong(f"{method} {path} is not JSON: {_beginning(data)}") from error
         demand(isinstance(document, dict), f"{method} {path} is not a JSON object")
         return dict(document)
 
@@ -107,7 +108,11 @@ def _said(data: bytes) -> str:
     """Returns the message of an error, or the beginning of what came instead."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         return str(decoding.decode(data)["error"]["message"])
-    return repr(data[:200])
+    return _beginning(data)
+
+
+def _beginning(data: bytes) -> str:
+    return data[:200].decode(errors="replace")
 
 
 # --- the checks

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import structlog
 import trio
 
-from codexd.errors import reason_of
+from codexd.reasons import reason_of
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds between a fault and the next start; each fault in a row doubles them."""

@@ -14,7 +14,6 @@ from codexd import errors
 from codexd.protocol import decoding
 from codexd.protocol.codex.request import FunctionTool, NamedTool, Tool
 from codexd.protocol.codex.tools import Choice, kind_of, name_of, no_parameters
-from codexd.protocol.members import place_of
 from codexd.protocol.raw import RawObject, given
 
 _OBJECT = decoding.Decoder(RawObject)
@@ -111,12 +110,11 @@ def from_chat(raw: Raw, where: str) -> Tool:
             case "function":
                 return function(tool.function or _FLAT_FUNCTION.decode(raw))
             case "custom":
-                return _custom(tool.custom or _FLAT_CUSTOM.decode(raw))
+                return _custom(tool.custom or _FLAT_CUSTOM.decode(raw), f"{where}.custom" if tool.custom else where)
             case _:
                 return _OBJECT.decode(raw)
     except msgspec.ValidationError as error:
-        said, place = place_of(error)
-        raise errors.bad_request(f"{said} at {where}{f'.{place}' if place else ''}.", param=where) from error
+        raise errors.wrong_shape(error, where) from error
 
 
 def function(asked: Function) -> FunctionTool:
@@ -128,12 +126,15 @@ def function(asked: Function) -> FunctionTool:
     )
 
 
-def _custom(asked: _Custom) -> RawObject:
+def _custom(asked: _Custom, where: str) -> RawObject:
     tool: dict[str, object] = {"type": "custom", "name": asked.name}
     if asked.description is not None:
         tool["description"] = asked.description
     if given(asked.format):
-        form = _FORMAT.decode(asked.format)
+        try:
+            form = _FORMAT.decode(asked.format)
+        except msgspec.ValidationError as error:
+            raise errors.wrong_shape(error, f"{where}.format") from error
         # Chat nests the grammar; Responses does not.
         nested = form.grammar and {"type": form.type} | msgspec.structs.asdict(form.grammar)
         tool["format"] = nested or asked.format

@@ -5,7 +5,6 @@ UTF-8. Neither is its DecodeError, and one that nobody expects ends a task and a
 are msgspec's DecodeError, of which ValidationError, for JSON of another shape, is one. Nothing else decodes JSON.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
@@ -28,34 +27,6 @@ class NotUtf8(msgspec.DecodeError):
 
     def __init__(self, start: int) -> None:
         super().__init__(f"it is not UTF-8 (byte {start})")
-
-
-_KINDS = {
-    "str": "a string",
-    "int": "an integer",
-    "float": "a number",
-    "bool": "a boolean",
-    "array": "an array",
-    "object": "an object",
-    "null": "null",
-}
-
-
-def plainly(error: Exception) -> str:
-    """Returns msgspec's message in JSON's words, without its names of types and without patterns.
-
-    ``Expected `str | null`, got `int``` becomes ``Expected a string or null, got an integer``.
-    """
-    said = str(error)
-    if not said.startswith("Expected "):
-        return said.replace("Object missing required", "Missing required").replace("Object contains unk", "Unk")
-    said = re.sub(r"`([a-z]+(?: \| [a-z]+)*)`", lambda found: _either(found[1].split(" | ")), said)
-    return re.sub(r" matching regex '.*'", " of another form", said)
-
-
-def _either(kinds: list[str]) -> str:
-    *others, last = (_KINDS.get(kind, kind) for kind in kinds)
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -25,15 +25,6 @@ _T = TypeVar("_T", bound=Struct)
 _OBJECT = decoding.Decoder(RawObject)
 
 
-def place_of(error: msgspec.ValidationError, *, plain: bool = True) -> tuple[str, str]:
-    """Returns the message and the place, such as ``messages[0].role``; the place is empty for the root.
-
-    ``plain``: in JSON's words, otherwise in msgspec's own.
-    """
-    said, _, place = (decoding.plainly(error) if plain else str(error)).partition(" - at `$")
-    return said, place.rstrip("`").removeprefix(".")
-
-
 def split(body: bytes) -> RawObject:
     """Returns the members of a JSON object, as views of ``body``. Raises ApiError 400 for anything else."""
     try:
@@ -43,12 +34,11 @@ def split(body: bytes) -> RawObject:
         if len(found) > MAX_MEMBERS:
             raise errors.bad_request(f"The request has {len(found)} parameters; the maximum is {MAX_MEMBERS}.")
     except msgspec.ValidationError as error:
-        raise errors.bad_request(f"{place_of(error)[0]}.") from error
+        raise errors.wrong_shape(error) from error
     except UnicodeDecodeError as error:
-        why = f"it is not UTF-8 (byte {error.start})"
-        raise errors.bad_request(f"The request body is not valid JSON: {why}") from error
+        raise errors.not_json(decoding.NotUtf8(error.start)) from error
     except msgspec.DecodeError as error:
-        raise errors.bad_request(f"The request body is not valid JSON: {error}") from error
+        raise errors.not_json(error) from error
     return found
 
 
@@ -104,14 +94,12 @@ class RequestDecoder(Generic[_T]):
                     values[reader[0]] = reader[1](raw)
             return self.struct(**values)
         except msgspec.ValidationError as error:
-            said, place = place_of(error)
-            where = f"{name}{place if place.startswith('[') or not place else f'.{place}'}"
-            raise errors.bad_request(f"{said} at {where}.", param=where) from error
+            raise errors.wrong_shape(error, name) from error
         except msgspec.DecodeError as error:
-            raise errors.bad_request(f"The request body is not valid JSON: {error}") from error
+            raise errors.not_json(error) from error
         except TypeError as error:
             missing = next(each for each in self._required if each not in members)
-            raise errors.bad_request(f"Missing required field `{missing}`.", param=missing) from error
+            raise errors.bad_request(f'Missing required field "{missing}".', param=missing) from error
 
 
 def _reader(kind: Any) -> Callable[[Raw], Any]:

@@ -15,8 +15,8 @@ import structlog
 from msgspec import Struct
 
 from codexd import errors
-from codexd.errors import reason_of
 from codexd.protocol import decoding
+from codexd.reasons import reason_of
 from codexd.state.files import set_aside, write_durably
 
 MAX_TEXT = 512 * 1024

@@ -24,9 +24,9 @@ from msgspec import Struct
 
 from codexd import errors
 from codexd.config.model import Config, KeyLimits
-from codexd.errors import reason_of
 from codexd.lowlevel import workers
 from codexd.protocol import decoding
+from codexd.reasons import reason_of
 from codexd.state.files import Newest, set_aside
 
 PREFIX = "sk-codexd-"

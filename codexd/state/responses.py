@@ -19,10 +19,10 @@ import trio
 from msgspec import Raw, Struct
 
 from codexd.config.model import Storage
-from codexd.errors import reason_of
 from codexd.lowlevel import workers
 from codexd.protocol import decoding
 from codexd.protocol.raw import RawObject, plain
+from codexd.reasons import reason_of
 from codexd.state.files import write_durably
 
 _SANE_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")

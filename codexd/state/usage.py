@@ -13,10 +13,10 @@ import structlog
 import trio
 from msgspec import Struct
 
-from codexd.errors import reason_of
 from codexd.lowlevel import workers
 from codexd.protocol import decoding
 from codexd.protocol.codex.rate_limits import Window
+from codexd.reasons import reason_of
 from codexd.state.files import Newest, set_aside
 from codexd.state.shares import Share, Shares
 from codexd.telemetry.tokens import Amount, Hour, Row

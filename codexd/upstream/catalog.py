@@ -15,9 +15,10 @@ from msgspec import Raw, Struct
 
 from codexd import errors
 from codexd.config.model import Models
-from codexd.errors import ApiError, reason_of
+from codexd.errors import ApiError
 from codexd.protocol import decoding
 from codexd.protocol.codex.models import Catalogue, Model, Resolved, decode_catalogue
+from codexd.reasons import reason_of
 from codexd.state.files import write_durably
 from codexd.upstream.client import Upstream
 

@@ -25,6 +25,7 @@ from codexd.protocol.codex import failures as failure
 from codexd.protocol.codex import rate_limits as limits
 from codexd.protocol.codex.models import RESERVE
 from codexd.protocol.codex.rate_limits import Limits
+from codexd.reasons import reason_of
 from codexd.system import certificates
 from codexd.upstream import identity, proxies
 from codexd.upstream.call import Call
@@ -454,7 +455,7 @@ class Upstream:
         try:
             self._limits = limits.from_usage(document, self._clock())
         except msgspec.DecodeError as error:
-            raise errors.upstream_unreachable(f"its usage answer cannot be read ({error})") from error
+            raise errors.upstream_unreadable(f"its usage data cannot be read ({reason_of(error)})") from error
         return self._limits
 
     async def usage_document(self) -> bytes:
@@ -479,7 +480,7 @@ class Upstream:
         try:
             known = decoding.decode(response.content, type=_Accounts).accounts
         except msgspec.DecodeError as error:
-            raise errors.upstream_unreachable(f"its accounts answer cannot be read ({error})") from error
+            raise errors.upstream_unreadable(f"its list of accounts cannot be read ({reason_of(error)})") from error
         account = next((each for each in known if each.id == access.account_id), None)
         if account is not None:
             self._route_by(account)
@@ -590,10 +591,10 @@ def foreign(error: Exception) -> errors.ApiError:
     if isinstance(error, CannotConnect):
         return errors.cannot_connect(error.what, error.advice, error.code, retryable=error.again)
     if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL):
-        return errors.upstream_unreachable(str(error) or type(error).__name__)
+        return errors.upstream_unreachable(reason_of(error))
     if isinstance(error, httpx.LocalProtocolError):
         # Its text may quote the authorization header.
-        return errors.upstream_unreachable("the request cannot be sent: a header contains invalid characters")
+        return errors.unsendable()
     if isinstance(error, httpx.TransportError | httpx.DecodingError | httpx.StreamError):
         return errors.stream_ended()
-    return errors.upstream_unreachable(str(error) or type(error).__name__)
+    return errors.upstream_unreachable(reason_of(error))

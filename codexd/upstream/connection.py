@@ -15,6 +15,7 @@ from typing import cast
 import httpx
 import trio
 
+from codexd.reasons import reason_of
 from codexd.upstream import tunnel
 from codexd.upstream.proxies import Origin, Proxy
 from codexd.upstream.tunnel import CannotConnect
@@ -132,7 +133,7 @@ def _why(error: BaseException) -> str:
             error = error.exceptions[0]
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError | socket.gaierror):
         return os.strerror(error.errno).lower()
-    return str(error) or type(error).__name__
+    return reason_of(error)
 
 
 # --- messages

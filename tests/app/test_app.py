@@ -137,18 +137,22 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
 @pytest.mark.parametrize(
     ("body", "said", "param"),
     [
-        (b"", "not valid JSON", None),
-        (b"[]", "Expected an object, got an array.", None),
-        (b'{"messages": []}', "Missing required field `model`", "model"),
-        (b'{"model": 7, "messages": []}', "at model", "model"),
+        (b"", "not valid JSON: it is empty", None),
+        (b"[]", "must be an object, not an array.", None),
+        (b'{"messages": []}', 'Missing required field "model"', "model"),
+        (b'{"model": 7, "messages": []}', "model: expected a string, got an integer.", "model"),
         (b'{"model": "", "messages": [{"role": "user", "content": "x"}]}', "must not be empty", "model"),
         (
             b'{"model": "gpt-5.5", "messages": [{"role": "user", "content": [{"type": "x"}]}]}',
             "'x'",
             "messages[0].content[0].type",
         ),
-        (b'{"model": "gpt-5.5", "messages": [{"content": "x"}]}', "Missing required field `role`", "messages[0]"),
-        (b'{"model": "gpt-5.5", "messages": "x"}', "Expected an array", "messages"),
+        (
+            b'{"model": "gpt-5.5", "messages": [{"content": "x"}]}',
+            'messages[0]: missing required field "role"',
+            "messages[0]",
+        ),
+        (b'{"model": "gpt-5.5", "messages": "x"}', "messages: expected an array", "messages"),
         (b"\xff\xfe", "not valid JSON", None),
         (b'{"model": "gpt-5.5", "messages": [], "x": ' + b"[" * 50_000, "not valid JSON", None),
     ],

@@ -119,7 +119,7 @@ async def test_usage_comes_from_the_last_answer_when_its_page_does_not(
         said = await codexctl(daemon, "usage", "--json")
         assert said.code == 0
         report = said.json[0]
-        assert (report["source"], "usage answer cannot be read" in report["why"]) == ("headers", True)
+        assert (report["source"], "usage data cannot be read" in report["why"]) == ("headers", True)
         assert [window["used_percent"] for window in report["windows"]] == [12.5, 60]
         shown = await codexctl(daemon, "usage")
         assert "From the headers of the last answer" in shown.err

@@ -1,6 +1,6 @@
 """What cannot be read is one kind of error, wherever it turns up; and what is bounded in the pure rooms says so."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -106,18 +106,3 @@ def test_there_is_an_end_to_the_lines_of_an_event() -> None:
 def test_tokens_are_counted_now_or_later(converted: Any) -> None:
     later, now = counted(converted.request, now=False), counted(converted.request, now=True)
     assert later() == now() == prompt_tokens(converted.request)
-
-
-@pytest.mark.parametrize(
-    ("kind", "data", "said"),
-    [
-        (str | None, b"1", "Expected a string or null, got an integer"),
-        (list[int], b"{}", "Expected an array, got an object"),
-        (Annotated[str, msgspec.Meta(pattern="^x$")], b'"y"', "Expected a string of another form"),
-        (Annotated[int, msgspec.Meta(ge=1)], b"0", "Expected an integer >= 1"),
-    ],
-)
-def test_messages_have_jsons_words_for_types_and_no_patterns(kind: Any, data: bytes, said: str) -> None:
-    with pytest.raises(msgspec.ValidationError) as caught:
-        decoding.decode(data, type=kind)
-    assert decoding.plainly(caught.value).partition(" - at")[0] == said

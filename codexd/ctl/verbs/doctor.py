@@ -14,7 +14,8 @@ from codexd.control.client import DaemonUnreachable
 from codexd.control.wire import Check
 from codexd.ctl import drawing
 from codexd.ctl.session import EXIT, Output, failed, replies, socket_of
-from codexd.errors import ConfigError, reason_of
+from codexd.errors import ConfigError
+from codexd.reasons import reason_of
 
 URL_TIMEOUT = 15.0
 """Seconds for each read of the stream that is checked."""

@@ -24,7 +24,6 @@ from codexd.control.wire import Check
 from codexd.ctl import drawing
 from codexd.ctl.conformance import CHECKS, REAL, Listener, Wrong
 from codexd.ctl.session import EXIT, Output, failed, replies, socket_of, until_done
-from codexd.protocol.decoding import plainly
 
 START_SECONDS = 20.0
 """Seconds for the start of a codexd."""
@@ -69,7 +68,8 @@ def checked(name: str, target: Listener) -> Check:
     except Wrong as error:
         return _failed(name, str(error))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        return _failed(name, f"the answer is not in the format of the API: {plainly(error)}")
+        missing = f": it has no member {error.args[0]}" if isinstance(error, KeyError) and error.args else ""
+        return _failed(name, f"the answer does not have the format of the API{missing}")
     return Check(name=name, outcome="ok", message=f"{said} ({time.monotonic() - begun:.1f} s)")
 
 
@@ -126,6 +126,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 sys.path.insert(0, {root!r})
 from codexd.__main__ import cli
+from codexd.reasons import reason_of
 cli()
 """
 """The daemon of a test. It stops when its standard input closes, so when this process ends for any reason."""

@@ -215,7 +215,7 @@ def _options(tool: Tool, kind: type[_Options], where: str) -> _Options:
     try:
         return msgspec.convert(decoding.decode(msgspec.json.encode(tool)), kind)
     except msgspec.ValidationError as error:
-        raise errors.bad_request(f"{decoding.plainly(error)} at {where}.", param=where) from error
+        raise errors.wrong_shape(error, where) from error
 
 
 def without(tools: Sequence[Any], space: str) -> list[Any]:

@@ -67,7 +67,7 @@ def _options(raw: Raw | UnsetType) -> tuple[Options, Adjustments]:
         names = decoding.decode(raw, type=RawObject)
         options = decoding.decode(raw, type=Options)
     except msgspec.ValidationError as error:
-        raise errors.bad_request(f"options cannot be read: {decoding.plainly(error)}.", param="options") from error
+        raise errors.wrong_shape(error, "options") from error
     rest = sorted(names.keys() - {"num_predict", "stop"})
     return options, tuple(
         Adjustment(f"options.{sane(name)}", "dropped" if name in _SAMPLING else "ignored") for name in rest

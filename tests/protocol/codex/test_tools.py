@@ -40,18 +40,21 @@ def test_a_function_in_every_shape_is_one(tool: Any) -> None:
 @pytest.mark.parametrize(
     ("tool", "said"),
     [
-        ({"type": "function"}, "Missing required field `name` at tools[3]"),
-        ({"type": "function", "function": {"name": 7}}, "Expected a string, got an integer at tools[3].function.name"),
-        ({"type": "custom"}, "Missing required field `name` at tools[3]"),
-        ({"type": "custom", "custom": {"name": "x", "format": {"type": "grammar", "grammar": {}}}}, "at tools[3]"),
-        (7, "at tools[3]"),
+        ({"type": "function"}, 'tools[3]: missing required field "name"'),
+        ({"type": "function", "function": {"name": 7}}, "tools[3].function.name: expected a string, got an integer"),
+        ({"type": "custom"}, 'tools[3]: missing required field "name"'),
+        (
+            {"type": "custom", "custom": {"name": "x", "format": {"type": "grammar", "grammar": {}}}},
+            'tools[3].custom.format.grammar: missing required field "definition"',
+        ),
+        (7, "tools[3]: expected an object"),
     ],
 )
 def test_a_tool_that_is_none_is_refused_with_its_place(tool: Any, said: str) -> None:
     with pytest.raises(ApiError) as caught:
         chat_tools.from_chat(raw(tool), "tools[3]")
     assert said in str(caught.value)
-    assert caught.value.error.param == "tools[3]"
+    assert caught.value.error.param == said.partition(":")[0]
 
 
 def test_allowed_tools_leave_the_others_out() -> None:
