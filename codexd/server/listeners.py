@@ -1,7 +1,7 @@
 """The daemon's listening sockets: those passed by systemd, and its own."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ class Listeners(NamedTuple):
 
 
 def open_all(config: Config, environ: Mapping[str, str]) -> Listeners:
-    """Opens all sockets. Those of systemd replace the default address, but not configured ones. Raises CannotStart."""
+    """Opens all sockets. Those of systemd replace the default address and those that they have. Raises CannotStart."""
     try:
         given = systemd.inherited(environ)
         api = [sockets.adopt(each.socket) for each in given if each.name != systemd.CONTROL]
@@ -37,7 +37,7 @@ def open_all(config: Config, environ: Mapping[str, str]) -> Listeners:
     except (OSError, ConfigError) as error:
         raise CannotStart(str(error)) from error
     activated = bool(api)
-    own = [] if activated and config.listen() == Config().listen() else open_api(config, environ)
+    own = open_api(config, environ, given=[sockets.describe(each).removeprefix("http://") for each in api])
     control = next((each.socket for each in given if each.name == systemd.CONTROL), None)
     if control is not None:
         control.setblocking(False)
@@ -46,11 +46,19 @@ def open_all(config: Config, environ: Mapping[str, str]) -> Listeners:
     return Listeners([*api, *own], listener, sockets.files_of([*own, listener]), activated)
 
 
-def open_api(config: Config, environ: Mapping[str, str], *, any_port: bool = False) -> list[socket.socket]:
-    """Opens the configured addresses; ``any_port`` selects a free port if one is in use. Raises CannotStart."""
+def open_api(
+    config: Config, environ: Mapping[str, str], *, any_port: bool = False, given: Sequence[str] = ()
+) -> list[socket.socket]:
+    """Opens the configured addresses, without those of ``given``; with these, the default address is not opened.
+
+    ``any_port`` selects a free port if one is in use. Raises CannotStart.
+    """
     opened: list[socket.socket] = []
+    wanted = [] if given and config.listen() == Config().listen() else config.listen()
     try:
-        for bind in config.listen():
+        for bind in wanted:
+            if resolve_bind(bind, environ) in given:
+                continue
             try:
                 opened.append(sockets.listen(resolve_bind(bind, environ)))
             except AddressInUse:
@@ -70,7 +78,7 @@ def open_control(path: Path, others: list[socket.socket]) -> socket.socket:
         return sockets.listen(f"unix:{path}")
     except (CannotListen, OSError) as error:
         _close(others)
-        hint = ". Another codexd of this user may be running: set another control.socket for this one."
+        hint = ". Another codexd of this user may be running: set a different control.socket for this codexd."
         raise CannotStart(f"control socket: {error}{hint if isinstance(error, AddressInUse) else ''}") from error
 
 
