@@ -20,22 +20,22 @@ $(@D)/bin/pip install -qq $(LOCKED) $<
 @touch $@
 endef
 
-.PHONY: help demo test watch news lint format bench bench-ci plots rig fuzz soak suites audit sbom docs pictures lock clients clients-node clients-python install deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
+.PHONY: help demo test watch news lint format bench bench-ci plots rig fuzz soak suites audit sbom docs pictures lock clients clients-node clients-python install uninstall deb debs dist release rootfs pythons image container system test-system upstream-diff upstream-accept upstream-parity clean
 help:
 	@echo "make demo    run codexd over a simulated ChatGPT"
 	@echo "make test    run the whole suite; with ARGS=\"tests/protocol -k stop\" some tests"
 	@echo "make watch   run tests again when a file changes"
 	@echo "make clients install the clients (Node and Python) that the suite then runs too"
-	@echo "make install put codexd on this server, as root: /usr/lib/codexd, units, manual pages"
+	@echo "make install put codexd on this server, as root: /usr/lib/codexd, units, manual pages; make uninstall removes it"
 	@echo "make deb     a Debian package for this system, in build/; make debs: for Debian 12 and 13, in build/debs/"
 	@echo "make release all of a release from its tag, in build/release: packages, image, checksums, notes"
-	@echo "make image   a container image, by docker or, with ENGINE=podman, by that"
+	@echo "make image   a container image, with docker; with ENGINE=podman, with podman"
 	@echo "make test-system  the units under a real systemd, nginx; needs root"
-	@echo "make soak    mixed use and faults for SECONDS=600: every answer accounted for, nothing left over"
+	@echo "make soak    mixed use and faults for SECONDS=600; checks every outcome and looks for leaks"
 	@echo "make suites  third-party checks of the three APIs"
 	@echo "make fuzz    random and tampered input for longer; EXAMPLES=10000 of each kind"
-	@echo "make audit   known vulnerabilities of what is locked; make sbom: what a release is made of, as CycloneDX"
-	@echo "make upstream-diff  what the newest official client sends, beside what is committed; upstream-accept takes it over"
+	@echo "make audit   known vulnerabilities of the locked dependencies; make sbom: the parts of a release, as CycloneDX"
+	@echo "make upstream-diff  compare the newest official client with the snapshot; upstream-accept updates the snapshot"
 	@echo "make upstream-parity  codexd's own requests beside the official client's, field by field"
 	@echo "make bench   what a stream and a request cost, beside nginx and two Python peers"
 	@echo "make bench-ci  the instructions that they take, beside the committed figures; make plots: how costs grow"
@@ -196,6 +196,16 @@ install:
 	test -e $(DESTDIR)/etc/default/codexd || install -D -m 644 systemd/codexd.default $(DESTDIR)/etc/default/codexd
 	test -e $(DESTDIR)/etc/codexd/config.toml || install -D -m 644 packaging/config.toml $(DESTDIR)/etc/codexd/config.toml
 
+# Everything that install put there; the configuration and the state stay.
+uninstall:
+	rm -rf $(LIB) $(SHARE)/doc/codexd
+	rm -f $(DESTDIR)/usr/bin/codexd $(DESTDIR)/usr/bin/codexctl
+	rm -f $(DESTDIR)/usr/lib/systemd/system/codexd* $(DESTDIR)/usr/lib/systemd/user/codexd.service
+	rm -f $(DESTDIR)/usr/lib/sysusers.d/codexd.conf $(DESTDIR)/usr/lib/tmpfiles.d/codexd.conf
+	rm -f $(foreach page,$(notdir $(wildcard docs/man/*.[158])),$(SHARE)/man/man$(subst .,,$(suffix $(page)))/$(page))
+	rm -f $(SHARE)/bash-completion/completions/codexctl $(SHARE)/zsh/vendor-completions/_codexctl
+	rm -f $(SHARE)/fish/vendor_completions.d/codexctl.fish
+
 # A Debian package of this checkout for the system that it is built on, whose Python the compiled modules are for:
 # build/codexd_VERSION+debian12_ARCH.deb. It needs debhelper and dh-python.
 # Builds that see no git are told the version.
@@ -250,9 +260,9 @@ release: $(VENV)/.dev build/audit/.done
 	$(PYTHON) packaging/release.py notes > $(RELEASE)/NOTES.md
 	@$(MAKE) --no-print-directory dist sbom
 	cp dist/* build/codexd.cdx.json $(RELEASE)/
-	@$(MAKE) --no-print-directory debs && cp build/debs/*.deb $(RELEASE)/ || echo "no Debian can be made here: the release has no packages"
+	@$(MAKE) --no-print-directory debs && cp build/debs/*.deb $(RELEASE)/ || echo "Debian packages cannot be built here: the release will have none"
 	@$(MAKE) --no-print-directory $(CONTAINER)/.image && cp $(CONTAINER)/codexd.tar $(RELEASE)/codexd-$(VERSION)-image-$$(uname -m).tar \
-		|| echo "no image can be made here: the release has none"
+		|| echo "the image cannot be built here: the release will have none"
 	cd $(RELEASE) && sha256sum -- * > SHA256SUMS
 	@ls -l $(RELEASE)
 

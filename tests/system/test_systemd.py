@@ -1,8 +1,10 @@
 """The units under a real systemd: a server's life from the first start to the last stop."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -31,6 +33,16 @@ def test_the_sandbox_is_as_tight_as_promised(unit: str) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-300:]
+
+
+@pytest.mark.needs("make")
+def test_uninstall_removes_what_install_put_there_and_keeps_the_configuration(tmp_path: Path) -> None:
+    if not (INSTALLED / ".done").exists():
+        pytest.skip("make system installs codexd here")
+    shutil.copytree(INSTALLED, tmp_path, dirs_exist_ok=True, symlinks=True, ignore=shutil.ignore_patterns(".done"))
+    subprocess.run(["make", "-s", "-C", ROOT, "uninstall", f"DESTDIR={tmp_path}"], check=True, timeout=60)
+    left = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()]
+    assert sorted(left) == ["etc/codexd/config.toml", "etc/default/codexd"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +92,7 @@ def test_the_first_request_starts_it(box: Box) -> None:
     assert box.run("stat", "-c", "%a %U %G", "/run/codexd/control.sock") == "660 codexd codexd"
     health = msgspec.json.decode(curl(box, "/health"))
     assert (health["status"], show(box, "ActiveState")) == ("signed out", "active")
-    assert show(box, "StatusText") == "signed out: run codexctl login"
+    assert show(box, "StatusText") == "signed out: run `codexctl login`"
     assert box.run("stat", "-c", "%a %U", "/var/lib/codexd") == "700 codexd"
 
 
@@ -88,9 +100,9 @@ def test_a_sign_in_shows_in_the_status(box: Box) -> None:
     said = box.run("codexctl", "login", "--device")
     assert "Signed in as" in said
     assert "You wrote: one two three" in curl(box, "/v1/chat/completions", "-d", ASK.replace("true", "false"))
-    said = box.until("week 34%, 0 streams", "systemctl", "show", "-P", "StatusText", "codexd")
+    said = box.until("week 34%, 0 in progress", "systemctl", "show", "-P", "StatusText", "codexd")
     assert said.startswith("signed in as ")
-    assert "5h 12%, week 34%, 0 streams" in said
+    assert "5h 12%, week 34%, 0 in progress" in said
     assert '"signed_in":true' in box.run("codexctl", "status", "--json").replace(" ", "")
 
 
@@ -191,7 +203,7 @@ def test_an_instance_for_each_person(box: Box) -> None:
     bob = "/run/codexd/bob/api.sock"
     assert msgspec.json.decode(curl(box, "/health", socket=bob))["signed_in"] is False
     assert "signed in" in box.run("codexctl", "--socket", "/run/codexd/alice/control.sock", "status")
-    assert show(box, "StatusText", "codexd@bob") == "signed out: run codexctl login"
+    assert show(box, "StatusText", "codexd@bob") == "signed out: run `codexctl login`"
 
 
 def test_a_sign_in_that_is_kept_encrypted(box: Box) -> None:
@@ -275,7 +287,7 @@ def test_in_a_persons_own_session(box: Box) -> None:
                        f"XDG_RUNTIME_DIR=/run/user/{uid}", *words)  # fmt: skip
 
     as_dave("systemctl", "--user", "enable", "--now", "codexd")
-    assert as_dave("systemctl", "--user", "show", "-P", "StatusText", "codexd") == "signed out: run codexctl login"
+    assert as_dave("systemctl", "--user", "show", "-P", "StatusText", "codexd") == "signed out: run `codexctl login`"
     assert '"version"' in box.run("curl", "-sS", "http://127.0.0.1:3333/health")
     assert "signed out" in as_dave("codexctl", "health")
     as_dave("systemctl", "--user", "stop", "codexd")
