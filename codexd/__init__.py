@@ -1,4 +1,4 @@
-"""codexd: an OpenAI-compatible API for one person's own tools, over that person's ChatGPT account."""
+"""codexd: an OpenAI- and Anthropic-compatible API for one person's own tools, over that person's ChatGPT account."""
 
 try:
     # Written by the build (packaging/version.py), which takes it from the git tag.

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     from codexd.system import memory
 
     parser = argparse.ArgumentParser(
-        prog="codexd", description="An OpenAI-compatible API for your own tools, using your ChatGPT account."
+        prog="codexd",
+        description="An OpenAI- and Anthropic-compatible API for your own tools, over your ChatGPT account.",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="the configuration file (TOML, or JSON)")
     parser.add_argument("--check-config", action="store_true", help="read and check the configuration, then exit")

@@ -309,7 +309,7 @@ class _Daemon:
                 await self._changed.wait()
 
     async def _give_memory_back(self) -> None:
-        """Looks for what large requests left behind: who leaves can leave megabytes in a circle of objects."""
+        """Frees what large requests left: a client that disconnects can leave megabytes in a reference cycle."""
         while True:
             freed = trio.Event()
             self._services.room.on_freed = freed.set
@@ -324,7 +324,7 @@ class _Daemon:
         if sys.stderr.isatty() and not self._services.session.has_credentials:
             await _sign_in_here(self._services)
         else:
-            log.warning("not signed in: run codexctl login; until then requests get 401")
+            log.warning("not signed in: run `codexctl login`; until then requests fail with status 401")
 
     # --- the end
 
@@ -341,7 +341,7 @@ class _Daemon:
                     log.warning("stopping immediately", signal=name)
                     everything.cancel()
                     return
-                log.info("stopping: open streams may finish", signal=name)
+                log.info("stopping: requests in progress may finish", signal=name)
                 self._begin_drain()
 
     def _reload(self) -> None:
@@ -349,7 +349,7 @@ class _Daemon:
         try:
             self._services.reload()
         except ConfigError:
-            pass  # it is logged, and the old configuration stays in force
+            pass  # it is logged, and the old configuration stays in effect
         except Exception as error:
             log.error("internal error during a reload", exc_info=error)
         self._notifier.ready(_status(self._services))
@@ -398,23 +398,26 @@ class _Changes:
 
 
 def _status(services: Services) -> str:
-    """Returns the status line for systemd: ``signed in as a@b, 5h 37%, week 12%, 3 streams``."""
+    """Returns the status line for systemd: ``signed in as a@b, 5h 37%, week 12%, 3 in progress``."""
     sign_in = services.session.describe()
     if not sign_in.signed_in:
-        return "signed out: run codexctl login"
+        return "signed out: run `codexctl login`"
     usage = services.upstream.limits()
     windows = [window for window in (usage.windows if usage else ()) if window.limit == rate_limits.MAIN]
     shown = [f"{rate_limits.short(window)} {window.used_percent:.0f}%" for window in windows]
     streams = services.pipeline.open
     who = f"signed in as {sign_in.email}" if sign_in.email else "signed in"
-    return ", ".join([who, *shown, f"{streams} stream{'' if streams == 1 else 's'}"])
+    return ", ".join([who, *shown, f"{streams} in progress"])
 
 
 async def _sign_in_here(services: Services) -> None:
     try:
         attempt, _ = await services.logins.start("device")
     except ApiError:
-        _say("Not signed in, for the reason above. Run `codexctl login` to try again; until then requests get 401.")
+        _say(
+            "The sign-in could not be started; the log above says why. Run `codexctl login` to try again. Until then, "
+            "requests fail with status 401."
+        )
         return
     minutes = round(oauth.DEVICE_LIFETIME / 60)
     screen = device_code.Screen.here(colour=not os.environ.get("NO_COLOR"))

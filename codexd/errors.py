@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from codexd.reasons import place_of, reason_of
+from codexd.reasons import place_of, quoted, reason_of
 
 NO_RETRY = ("x-should-retry", "false")
 """Tells OpenAI's and Anthropic's SDKs that another attempt in some seconds is of no use."""
@@ -145,9 +145,11 @@ def unsupported(param: str, message: str) -> ApiError:
 
 def model_not_found(name: str, near: list[str], known: list[str], *, alias: str | None = None) -> ApiError:
     subject = (
-        f"The model {name!r}" if alias is None else f"{alias!r} is an alias in [models.aliases]: its model {name!r}"
+        f"The model {quoted(name)}"
+        if alias is None
+        else f"{quoted(alias)} is an alias in [models.aliases]: its model {quoted(name)}"
     )
-    nearest = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    nearest = f" Did you mean {' or '.join(map(quoted, near))}?" if near else ""
     return ApiError(
         404,
         f"{subject} does not exist or this account has no access to it.{nearest} "
@@ -162,7 +164,7 @@ def no_catalogue(why: str | None) -> ApiError:
     reason = f": {why}" if why else ""
     return ApiError(
         503,
-        f"The model catalogue has not been fetched yet{reason}; `codexctl models` shows its state.",
+        f"The model list has not been fetched yet{reason}; `codexctl models` shows its state.",
         code="no_catalogue",
         retry_after=60,
     )
@@ -176,8 +178,7 @@ def issuer_unavailable(why: str, retry_after: int, *, valid: bool = False) -> Ap
     token = "the current access token stays in use" if valid else "the access token is no longer valid"
     return ApiError(
         503,
-        f"The ChatGPT sign-in could not be renewed ({why}); {token}. "
-        "codexd keeps trying; no action is needed unless this continues.",
+        f"The ChatGPT sign-in could not be refreshed ({why}); {token}. codexd tries again by itself.",
         code="auth_unavailable",
         retry_after=retry_after,
     )
@@ -280,14 +281,18 @@ def cannot_delete(path: str, why: str) -> ApiError:
 def cannot_save(path: str, why: str) -> ApiError:
     return ApiError(
         500,
-        f"{path} could not be written ({why}), so nothing was changed. Check the space and the owner of its directory.",
+        f"{path} could not be written ({why}), so nothing was changed. Check the free disk space and the owner of "
+        "the directory.",
         code="state_not_writable",
     )
 
 
 def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError:
     if fault is not None:
-        message = f"This codexd requires a client key but cannot check it: {fault}. See the log of codexd."
+        message = (
+            "This codexd requires a client key but cannot read its own. Run `codexctl doctor` on the machine where "
+            "codexd runs."
+        )
     elif not any_known:
         message = (
             "This codexd accepts connections from other machines, so it requires a client key, and none exists. Run "
@@ -300,8 +305,8 @@ def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError
         )
     else:
         message = (
-            "Unknown client key. `codexctl keys list` on the machine where codexd runs shows the names of "
-            "the known ones."
+            "Unknown client key. Check the key, or create a new one with `codexctl keys add NAME` on the machine where "
+            "codexd runs."
         )
     return ApiError(401, message, code="invalid_api_key", headers=(NO_RETRY,))
 
@@ -309,7 +314,7 @@ def key_required(*, given: bool, any_known: bool, fault: str | None) -> ApiError
 def key_expired(name: str) -> ApiError:
     return ApiError(
         401,
-        f"The client key {name!r} has expired. On the machine where codexd runs, remove it with "
+        f"The client key {quoted(name)} has expired. On the machine where codexd runs, remove it with "
         f"`codexctl keys revoke {name}` and create a new one with `codexctl keys add {name}`.",
         code="expired_api_key",
         headers=(NO_RETRY,),
@@ -319,7 +324,7 @@ def key_expired(name: str) -> ApiError:
 def key_busy(name: str, limit: int) -> ApiError:
     return ApiError(
         429,
-        f"The client key {name!r} has {limit} requests in progress, which is its limit (concurrent_requests). "
+        f"The client key {quoted(name)} has {limit} requests in progress, which is its limit (concurrent_requests). "
         "Wait for one of them to end.",
         code="key_concurrency_limit",
         retry_after=1,
@@ -329,7 +334,8 @@ def key_busy(name: str, limit: int) -> ApiError:
 def key_too_fast(name: str, limit: int, seconds: int) -> ApiError:
     return ApiError(
         429,
-        f"The client key {name!r} may make {limit} requests a minute (requests_per_minute). Try again in {seconds} s.",
+        f"The client key {quoted(name)} may make {limit} requests a minute (requests_per_minute). Try again in "
+        f"{seconds} s.",
         code="key_rate_limit",
         retry_after=seconds,
     )
@@ -340,8 +346,8 @@ def key_share_spent(name: str, until: int, window: str, used: float, seconds: in
     when = "when it resets" if seconds is None else f"in {span(seconds)}, when it resets"
     error = ApiError(
         429,
-        f"The client key {name!r} may use the account until a window is {until} % used (until_percent); the {window} "
-        f"window is {used:g} % used. It can continue {when}.",
+        f"The client key {quoted(name)} may use the account until a window is {until} % used (until_percent). The "
+        f"{window} window is {used:g} % used. Try again {when}.",
         code="key_budget_spent",
         retry_after=seconds,
     )
@@ -352,8 +358,8 @@ def key_share_spent(name: str, until: int, window: str, used: float, seconds: in
 def key_day_spent(name: str, limit: int, used: int, seconds: int) -> ApiError:
     error = ApiError(
         429,
-        f"The client key {name!r} may use {limit} tokens a day (tokens_per_day) and has used {used}. "
-        f"It can continue in {span(seconds)}, at midnight.",
+        f"The client key {quoted(name)} may use {limit} tokens a day (tokens_per_day) and has used {used}. "
+        f"Try again in {span(seconds)}, at midnight.",
         code="key_budget_spent",
         retry_after=seconds,
     )
@@ -376,8 +382,8 @@ def span(seconds: float) -> str:
 def key_not_for_model(name: str, model: str, allowed: Iterable[str]) -> ApiError:
     return ApiError(
         403,
-        f"The client key {name!r} may not use the model {model!r}, only {', '.join(allowed)}. Use one of those, or "
-        "another key.",
+        f"The client key {quoted(name)} may not use the model {quoted(model)}, only {', '.join(allowed)}. Use one of "
+        "those, or another key.",
         param="model",
         code="model_not_allowed",
     )
@@ -403,7 +409,7 @@ def no_such_response(name: str, param: str | None = None) -> ApiError:
     advice = " Send the whole input." if param else ""
     return ApiError(
         404 if param is None else 400,
-        f"No stored response {name!r}: it was not stored, was deleted, or has expired "
+        f"No stored response {quoted(name)}: it was not stored, was deleted, or has expired "
         f"(storage.response_bytes and storage.response_seconds are the limits).{advice}",
         code="previous_response_not_found" if param else "response_not_found",
         param=param,
@@ -413,7 +419,7 @@ def no_such_response(name: str, param: str | None = None) -> ApiError:
 def no_such_item(name: str, param: str) -> ApiError:
     return ApiError(
         404,
-        f"No item {name!r} in a stored response: it was not stored, or has expired (storage.response_bytes and "
+        f"No item {quoted(name)} in a stored response: it was not stored, or has expired (storage.response_bytes and "
         "storage.response_seconds are the limits). Send the item itself.",
         code="item_not_found",
         param=param,
@@ -451,21 +457,21 @@ def proxy_without_key() -> ApiError:
 def foreign_origin(origin: str) -> ApiError:
     return ApiError(
         403,
-        f"Web pages and apps from {origin!r} may not use this codexd. To allow them, add that origin to "
+        f"Web pages and apps from {quoted(origin)} may not use this codexd. To allow them, add that origin to "
         "server.allowed_origins, or create a client key with `codexctl keys add NAME` and have them send it.",
         code="origin_not_allowed",
     )
 
 
 def no_such_page(name: str) -> ApiError:
-    return ApiError(404, f"The documentation has no page {name!r}. Its first page is /docs.", code="not_found")
+    return ApiError(404, f"The documentation has no page {quoted(name)}. See /docs for all pages.", code="not_found")
 
 
 def no_such_request(name: str, kept: int) -> ApiError:
     return ApiError(
         404,
-        f"No request whose id begins with {name!r} is among the last {kept}. The id is in the answer's x-request-id; "
-        "`codexctl log` shows recent ids.",
+        f"No request whose id begins with {quoted(name)} is among the last {kept}. The id is in the answer's "
+        "x-request-id; `codexctl log` shows recent ids.",
         code="no_such_request",
     )
 
@@ -473,7 +479,7 @@ def no_such_request(name: str, kept: int) -> ApiError:
 def no_such_prompt(name: str, families: Iterable[str]) -> ApiError:
     return ApiError(
         404,
-        f"{name!r} is neither a family of instruction texts ({', '.join(families)}) nor a model; "
+        f"{quoted(name)} is neither a family of prompts ({', '.join(families)}) nor a model; "
         "`codexctl prompts list` and `codexctl models` show them.",
         code="no_such_prompt",
     )
@@ -542,7 +548,7 @@ def user_not_allowed() -> ApiError:
 def foreign_host(name: str) -> ApiError:
     return ApiError(
         403,
-        f"The request is for host {name!r}, which is not a known name of this machine: a web page "
+        f"The request is for host {quoted(name)}, which is not a known name of this machine: a web page "
         "may have sent it. Use http://127.0.0.1 or http://localhost, add the name to server.hosts, or create a "
         "client key with `codexctl keys add NAME` and send it.",
         code="foreign_host",
@@ -560,7 +566,8 @@ def websocket_expired(lifetime: float) -> ApiError:
 def shutting_down() -> ApiError:
     return ApiError(
         503,
-        "codexd is stopping, and the time for open answers (server.drain_seconds) is over. Send the request again.",
+        "codexd is stopping and ended this answer after server.drain_seconds. Send the request again when codexd has "
+        "restarted.",
         code="shutting_down",
         retry_after=5,
     )
@@ -569,7 +576,7 @@ def shutting_down() -> ApiError:
 def stopping() -> ApiError:
     return ApiError(
         409,
-        "codexd is stopping: open streams may finish. Send new requests after it has started again.",
+        "codexd is stopping: requests in progress may finish. Send new ones after it has started again.",
         code="stopping",
     )
 

@@ -30,6 +30,14 @@ def reason_of(error: BaseException) -> str:
     return str(error) or ("no answer in time" if "Timeout" in type(error).__name__ else type(error).__name__)
 
 
+def quoted(value: object) -> str:
+    """Returns a name or value from elsewhere in quotation marks, with escapes for what a terminal would not print."""
+    text = str(value)
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return f'"{text}"'
+
+
 def place_of(error: msgspec.ValidationError, *, plain: bool = True) -> tuple[str, str]:
     """Returns the message and the place, such as ``messages[0].role``; the place is empty for the root.
 
@@ -46,7 +54,7 @@ def _plainly(said: str) -> str:
     """
     if not said.startswith("Expected "):
         said = said.replace("Object missing required", "Missing required").replace("Object contains unk", "Unk")
-        return re.sub(r"Invalid enum value '?(.*?)'?$", r'Unknown value "\1"', said.replace("`", '"'))
+        return re.sub(r"Invalid (?:enum )?value '?(.*?)'?$", r'Unknown value "\1"', said.replace("`", '"'))
     said = re.sub(r"`([a-z]+(?: \| [a-z]+)*)`", lambda found: _either(found[1].split(" | ")), said)
     return re.sub(r" matching regex '.*'", " in another format", said)
 

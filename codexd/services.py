@@ -47,7 +47,7 @@ log = structlog.get_logger()
 
 
 class Change(NamedTuple):
-    """Keys whose values differ: ``changed`` are in force, ``restart`` only after a restart of codexd."""
+    """Keys whose values differ: ``changed`` are in effect, ``restart`` only after a restart of codexd."""
 
     changed: list[str]
     restart: list[str]
@@ -64,7 +64,7 @@ class Lifecycle:
 
 
 class ConfigInForce:
-    """The configuration in force, and its file (``origin``), if any."""
+    """The configuration in effect, and its file (``origin``), if any."""
 
     def __init__(self, config: Config, origin: Path | None, load: Load, sources: Sources | None = None) -> None:
         """``sources``: None where there is no file, as in a demonstration."""
@@ -104,16 +104,16 @@ class Services:
     api: Api
 
     def reload(self) -> Change:
-        """Applies a changed configuration to new requests. Raises ConfigError; the old one then stays in force."""
+        """Applies a changed configuration to new requests. Raises ConfigError; the old one then stays in effect."""
         try:
             wanted, origin = self.config.load()
             change, config = compare(self.config.current, wanted)
             configure_logging(config.logging, self.state)
         except ConfigError as error:
-            log.error("the configuration cannot be used; the old one stays in force", reason=reason_of(error))
+            log.error("the configuration cannot be used; the old one stays in effect", reason=reason_of(error))
             raise
         except OSError as error:
-            log.error("the configuration cannot be used; the old one stays in force", reason=reason_of(error))
+            log.error("the configuration cannot be used; the old one stays in effect", reason=reason_of(error))
             raise ConfigError(f"logging.dir: {error.filename}: {error.strerror}") from error
         self.config.current, self.config.origin = config, origin
         config, self.room.size = fitted(config)

@@ -1,4 +1,4 @@
-"""The wheel holds what the daemon needs at run time, the instruction texts included."""
+"""The wheel holds what the daemon needs at run time, the prompts included."""
 
 import re
 import shutil

@@ -26,6 +26,7 @@ from codexd.errors import ApiError
 from codexd.lowlevel import workers
 from codexd.protocol import bounds, codings, decoding
 from codexd.protocol.decoding import TooDeep
+from codexd.reasons import quoted
 from codexd.relay.relay import Client, Header
 from codexd.server.request import BODY_TIMEOUT, BodyTimeout, BodyTooLarge, NoMemory, ServerRequest
 from codexd.system.memory import Hold
@@ -38,7 +39,7 @@ STREAM_HEADERS: Sequence[Header] = (
 log = structlog.get_logger()
 
 TOO_DEEP = (RecursionError, TooDeep)
-"""What nested JSON raises wherever it is looked into: it passes one room and fails in the next, deeper in the stack."""
+"""Raised for deeply nested JSON. It may pass one decoder and fail in a later one, which runs deeper in the stack."""
 
 _T = TypeVar("_T")
 
@@ -122,7 +123,7 @@ class Exchange:
             raise errors.no_memory(self.memory.room.size) from error
         coding = self.headers.get("content-encoding", "")
         if coding:
-            # Whatever its size is, it may become much.
+            # A small compressed body may expand to many bytes.
             data = await workers.run(sys.maxsize, partial(_decoded, coding, data, self._max_body))
         self.record.weight = len(data)
         await take(self.memory, data, 0 if form else self._max_items)
@@ -227,7 +228,7 @@ def _decoded(coding: str, data: bytes, limit: int) -> bytes:
     except LookupError as error:
         raise ApiError(
             415,
-            f"Unsupported content-encoding {coding[:40]!r}. Send plain JSON, or use gzip, deflate, br or zstd.",
+            f"Unsupported content-encoding {quoted(coding[:40])}. Send plain JSON, or use gzip, deflate, br or zstd.",
             code="unsupported_encoding",
         ) from error
     except codings.Undecodable as error:

@@ -35,7 +35,7 @@ def document(routes: Sequence[Route], version: str) -> bytes:
             "info": {
                 "title": "codexd",
                 "version": version,
-                "description": "An OpenAI-compatible API for your own tools, using your ChatGPT account.",
+                "description": "An OpenAI- and Anthropic-compatible API for your own tools, over your ChatGPT account.",
             },
             "paths": paths,
             "components": {

@@ -30,6 +30,7 @@ from codexd.protocol.convert import EFFORT_FIELDS, Converted, Settings, without_
 from codexd.protocol.members import RequestDecoder
 from codexd.protocol.raw import RawObject
 from codexd.protocol.reasoning import Items, ReasoningMemory, Recall, Turn
+from codexd.reasons import quoted
 from codexd.relay.fanout import Fanout
 from codexd.relay.relay import Header, Relay, UpstreamSource
 from codexd.state.instructions import Instructions
@@ -257,14 +258,15 @@ class Pipeline:
             if how == "dropped":
                 raise errors.unsupported(
                     param,
-                    f"{param!r} is not supported, and the key {record.key!r} is strict. Remove it, or use a key that "
-                    "is not strict (codexd then drops it and reports that in x-codexd-adjusted).",
+                    f"{quoted(param)} is not supported, and the key {quoted(record.key)} is strict. Remove it, or use "
+                    "a key that is not strict (codexd then drops it and reports that in x-codexd-adjusted).",
                 )
             if how in _CHANGED or param in EFFORT_FIELDS:
                 raise errors.unsupported(
                     param,
-                    f"{param!r} cannot be sent as it is ({how}), and the key {record.key!r} is strict. Correct it, or "
-                    "use a key that is not strict (codexd then changes it and reports that in x-codexd-adjusted).",
+                    f"{quoted(param)} cannot be sent as it is ({how}), and the key {quoted(record.key)} is strict. "
+                    "Correct it, or use a key that is not strict (codexd then changes it and reports that in "
+                    "x-codexd-adjusted).",
                 )
 
     # --- the answer

@@ -222,10 +222,9 @@ def _sign_in(view: View) -> str:
         opened = f", {view.websockets} open" if view.websockets else ""
         lane = f'<p class="soft">Requests reach the backend over {escape(view.lane)}{opened}.</p>'
         return f'<strong class="good">Signed in</strong> as {_name(view.who)}{lane}'
-    why = "" if view.why is None else f" {escape(view.why)}."
     return (
-        f'<strong class="bad">Signed out.</strong>{why} '
-        'Requests get 401. To sign in, run <code class="copy">codexctl login</code> on this machine.'
+        f'<strong class="bad">{escape(view.why or "Signed out")}.</strong> '
+        'Requests fail with status 401. To sign in, run <code class="copy">codexctl login</code> on this machine.'
     )
 
 

@@ -20,10 +20,10 @@ from codexd.protocol.codex.rate_limits import YEAR_9999
 from codexd.reasons import reason_of
 
 REFRESH_MARGIN = 300.0
-"""Seconds before its expiry at which an access token is renewed; the official client's value."""
+"""Seconds before its expiry at which an access token is refreshed; the official client's value."""
 
 MAX_AGE = 8 * 86400.0
-"""Seconds after which a token without an expiry time is renewed; the official client's value."""
+"""Seconds after which a token without an expiry time is refreshed; the official client's value."""
 
 DEVICE_LIFETIME = 900.0
 """Seconds until a device code expires: the official client's value, if the issuer gives no earlier time."""

@@ -156,7 +156,7 @@ class Session:
         return self._seconds_left(self._credentials) > 0 or trio.current_time() >= self._retry_at
 
     async def token(self) -> Access:
-        """Returns the access token, renewed first if it is about to expire. Raises ApiError 401 or 503."""
+        """Returns the access token, refreshed first if it is about to expire. Raises ApiError 401 or 503."""
         self._reread()
         credentials = self._require()
         if self._seconds_left(credentials) > REFRESH_MARGIN:
@@ -177,7 +177,7 @@ class Session:
         return await self._renew("unauthorized_recovery", rejected)
 
     async def refresh(self) -> None:
-        """Renews the token at a user's request. Raises ApiError 401 or 409, or 503 for a temporary failure."""
+        """Refreshes the token at a user's request. Raises ApiError 401 or 409, or 503 for a temporary failure."""
         self._reread()
         credentials = self._require()
         if credentials.refresh_token is None:
@@ -263,7 +263,7 @@ class Session:
         )
 
     async def run(self) -> None:
-        """Renews the token before it expires, so that requests need not wait. Runs until cancelled."""
+        """Refreshes the token before it expires, so that requests need not wait. Runs until cancelled."""
         while True:
             try:
                 if self.signed_in:
@@ -359,7 +359,7 @@ class Session:
         async with self._file_lock() as locked:
             if not locked:
                 # Without the lock nothing can be saved, and an unsaved refresh would lose the account.
-                raise _Transient("the state directory cannot be written")
+                raise _Transient(f"{self._path.parent} cannot be written: make it writable")
             self._reread()
             if self._require() != credentials:
                 return  # another process was faster; use its tokens
@@ -370,7 +370,7 @@ class Session:
             self._save(renewed)
             log.info("token refreshed", reason=reason, expires_at=renewed.expires_at)
             if self._seconds_left(renewed) <= REFRESH_MARGIN:
-                # Every request would renew it again. Use it until the backend refuses it with a 401.
+                # Every request would refresh it again. Use it until the backend refuses it with a 401.
                 self._beyond_clock = renewed.access_token
                 log.warning("the new token is already expired according to this machine's clock; check the time")
 
@@ -414,7 +414,7 @@ class Session:
             refused = refusal(response.status, response.body)
             if refused.permanent:
                 self._fault = _Fault(f"The ChatGPT sign-in has ended ({refused.why})")
-                log.error("signed out: the refresh token was refused; run codexctl login", reason=refused.why)
+                log.error("signed out: the refresh token was refused; run `codexctl login`", reason=refused.why)
                 self._on_change()
                 raise errors.signed_out(self._fault.why)
             raise _Transient(refused.why)

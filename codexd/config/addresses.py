@@ -5,6 +5,8 @@ from functools import lru_cache
 
 from codexd.errors import ConfigError
 
+MAX_PORT = 65535
+
 
 def split_bind(bind: str) -> str | tuple[str, int]:
     """Returns the path of ``unix:/path``, or host and port of ``host:port``. Raises ConfigError.
@@ -15,8 +17,10 @@ def split_bind(bind: str) -> str | tuple[str, int]:
         return bind.removeprefix("unix:")
     host, _, port = bind.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"use host:port or unix:/path, not {bind!r}")
+    if not host or not port.isdecimal():
+        raise ConfigError(f'use host:port or unix:/path, not "{bind}"')
+    if int(port) > MAX_PORT:
+        raise ConfigError(f'the port in "{bind}" is out of range; use 0 to {MAX_PORT}')
     return host, int(port)
 
 

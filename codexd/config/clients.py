@@ -177,8 +177,8 @@ def described(found: ClientSetup) -> str:
     """Returns a setup as text: files, variables, words, and the command to start with."""
     parts = [f"# ~/{file.path}\n{contents(file)}" for file in found.files]
     for head, variables in (
-        ("# or, instead of the file:", found.environ),
-        ("# and, in its environment:", found.needed),
+        ("# Or set these variables instead of the file:", found.environ),
+        ("# Also set these variables:", found.needed),
     ):
         if variables:
             parts.append("\n".join([*([head] if found.files else []), exports(variables)]))

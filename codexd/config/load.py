@@ -18,7 +18,7 @@ from codexd.config.model import Config, Server
 from codexd.config.paths import KEYS_FILE, state_dir
 from codexd.errors import ConfigError
 from codexd.protocol import decoding
-from codexd.reasons import place_of
+from codexd.reasons import place_of, quoted
 from codexd.system.peer import UnknownUser, user_ids
 
 
@@ -242,7 +242,7 @@ def _apply_environment(tree: dict[str, Any], origins: dict[str, str], environ: M
         if name.startswith("CODEXD_") and "__" in name:
             section, _, key = name.removeprefix("CODEXD_").lower().partition("__")
             if section not in sections:
-                raise ConfigError(f"${name}: unknown section {section!r}{_nearest(section, sections)}")
+                raise ConfigError(f"${name}: unknown section {quoted(section)}{_nearest(section, sections)}")
             known = sections[section].__struct_fields__
             if key not in known:
                 raise ConfigError(f"${name}: unknown key{_nearest(key, known)}")
@@ -281,7 +281,10 @@ def _convert(tree: dict[str, Any], origins: Mapping[str, str]) -> Config:
         said, key = place_of(error, plain=False)
         section, name = [*re.split(r"[.\[]", key), ""][:2]
         origin = origins.get(f"{section}.{name}", "configuration")
-        raise ConfigError(f"{origin}: {key.replace('[...]', '.*')}: {_expected(said, section, name)}") from error
+        said = _expected(said, section, name)
+        if origin.startswith("$"):
+            said = said.replace("text in quotes", "text")
+        raise ConfigError(f"{origin}: {key.replace('[...]', '.NAME')}: {said}") from error
 
 
 _KINDS = {
@@ -309,19 +312,15 @@ def _expected(said: str, section: str, name: str) -> str:
     said = said[:1].lower() + said[1:]
     kind = get_type_hints(_sections()[section]).get(name) if section in _sections() else None
     if said.startswith("invalid enum value"):
-        choices = [
-            str(choice)
-            for option in (kind, *get_args(kind))
-            if get_origin(option) is Literal
-            for choice in get_args(option)
-        ]
-        return f"must be one of {', '.join(choices)}, not{said.removeprefix('invalid enum value')}"
+        choices = _choices(kind)
+        given = said.removeprefix("invalid enum value ")
+        return f"must be one of {', '.join(choices)}, not {quoted(given.strip(chr(39)))}"
     if "matching regex" in said:
         if "http" in said:
             return "must be an http or https address"
         return _FORMS.get(name, "must be ASCII characters without spaces, because it is sent in a header")
     if unknown := re.search(r"unknown field `(.*)`", said):
-        return f"unknown key {unknown[1]}"
+        return f"unknown key {quoted(unknown[1])}"
     wanted, *_ = re.findall(r"`([a-z]+)", said) or [""]
     if got := re.search(r"got `([a-z]+)`", said):
         instead = "" if (wanted, got[1]) == ("int", "float") else f", not {_KINDS.get(got[1], got[1])}"
@@ -360,7 +359,9 @@ def _check(config: Config, origins: Mapping[str, str], *, keys_made: bool) -> No
     try:
         user_ids(config.server.allowed_users)
     except UnknownUser as error:
-        raise ConfigError(f"{place('server.allowed_users')}: unknown user {str(error)!r} on this machine") from error
+        raise ConfigError(
+            f"{place('server.allowed_users')}: unknown user {quoted(str(error))} on this machine"
+        ) from error
     if not config.listen():
         raise ConfigError(f"{place('server.bind')}: needs at least one address")
     for bind in config.listen():
@@ -389,10 +390,10 @@ def _check_client_keys(server: Server, place: Callable[[str], str]) -> None:
             )
     for name in server.strict_keys:
         if name not in server.client_keys:
-            raise ConfigError(f"{place('server.strict_keys')}: {name!r} is not in server.client_keys")
+            raise ConfigError(f"{place('server.strict_keys')}: {quoted(name)} is not in server.client_keys")
     for name in server.key_limits:
         if name not in server.client_keys:
-            raise ConfigError(f"{place('server.key_limits')}.{name}: {name!r} is not in server.client_keys")
+            raise ConfigError(f"{place('server.key_limits')}.{name}: {quoted(name)} is not in server.client_keys")
 
 
 def check_open(config: Config, environ: Mapping[str, str], name: str, address: object) -> None:
@@ -422,7 +423,7 @@ def _check_url(key: str, url: str) -> None:
     except ValueError:
         usable = False
     if not usable or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{key}: must be an http or https address, not {url!r}")
+        raise ConfigError(f"{key}: must be an http or https address, not {quoted(url)}")
 
 
 def table() -> str:
@@ -437,5 +438,17 @@ def table() -> str:
 
 
 def description(struct: type[Struct], name: str) -> str:
+    """Returns the text about a key, with the values that it can have."""
     annotated = get_type_hints(struct, include_extras=True)[name]
-    return next((meta.description for meta in get_args(annotated) if isinstance(meta, Meta) and meta.description), "")
+    said = next((meta.description for meta in get_args(annotated) if isinstance(meta, Meta) and meta.description), "")
+    values = [f"`{each}`" for each in _choices(get_type_hints(struct)[name])]
+    return said if all(each in said for each in values) else f"{said} One of {', '.join(values)}."
+
+
+def _choices(kind: Any) -> list[str]:
+    return [
+        str(choice)
+        for option in (kind, *get_args(kind))
+        if get_origin(option) is Literal
+        for choice in get_args(option)
+    ]

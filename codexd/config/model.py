@@ -115,9 +115,9 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         int,
         Meta(ge=1000, le=10_000_000),
         _about(
-            "Maximum number of JSON values (objects, lists, members and items; 50 escapes in texts count as one) in a "
-            "request. They cost more memory and time than the size of a body suggests. A long conversation with many "
-            "tools has about ten thousand."
+            "Maximum number of JSON values (objects, lists, members and items; 50 escape sequences in strings count as "
+            "one) in a request. They cost more memory and time than the size of a body suggests. A long conversation "
+            "with many tools has about ten thousand."
         ),
     ] = 100_000
     memory_mb: Annotated[
@@ -146,7 +146,7 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class OAuth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     client_id: Annotated[str, _about("The ID of the OAuth client for the sign-in.")] = CLIENT_ID
-    issuer: Annotated[str, Meta(pattern="^https?://"), _about("Address of the OAuth issuer.")] = (
+    issuer: Annotated[str, Meta(pattern="^https?://"), _about("Address of the sign-in server, the OAuth issuer.")] = (
         "https://auth.openai.com"
     )
     redirect_uri: Annotated[str, _about("Where the browser is redirected after the sign-in.")] = (
@@ -191,7 +191,9 @@ class Backend(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     first_event_timeout: Annotated[Seconds, _about("Seconds to wait for the backend's first event.")] = 120.0
     idle_timeout: Annotated[Seconds, _about("Seconds without an event after which a stream is closed.")] = 300.0
     originator: Annotated[
-        str, Meta(pattern=_IN_A_HEADER), _about("Sent as `originator`; the backend knows the official clients' names.")
+        str,
+        Meta(pattern=_IN_A_HEADER),
+        _about("Sent as `originator`; the backend knows only the names of official clients."),
     ] = "codex_cli_rs"
     client_version: Annotated[
         str,
@@ -227,7 +229,7 @@ class Logging(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Codex(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Annotated[
-        bool, _about("Put the model family's instructions (`prompts/`) before the client's own system messages.")
+        bool, _about("Put the model family's prompt (`prompts/`) before the client's own system messages.")
     ] = True
     reasoning_format: Annotated[
         Literal["reasoning_content", "reasoning", "think-tags", "none"],
@@ -297,7 +299,7 @@ class Models(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ()
     experimental: Annotated[
         bool,
-        _about("Offer unverified backend features that are known only from other projects: speech transcription."),
+        _about("Offer features that were never verified with the backend: speech transcription."),
     ] = False
     list_efforts: Annotated[
         bool, _about("List `NAME-EFFORT` for each effort of a model, for clients that can only choose from the list.")

@@ -21,7 +21,7 @@ from codexd.upstream.tunnel import CannotConnect
 REACH_DEADLINE = 15.0
 DEEP_DEADLINE = 90.0
 MAX_SKEW = 60.0
-"""Seconds by which the clock may differ from the servers'. Tokens are renewed five minutes before they expire."""
+"""Seconds by which the clock may differ from the servers'. Tokens are refreshed five minutes before they expire."""
 
 
 async def examine(services: Services, say: Say, *, deep: bool) -> None:
@@ -57,7 +57,7 @@ def _configuration(services: Services) -> Iterator[Check]:
     try:
         wanted, origin = services.config.load()
     except ConfigError as error:
-        yield _failed("configuration", str(error), "Fix the file. Until then the previous one stays in force.")
+        yield _failed("configuration", str(error), "Fix the file. Until then the previous one stays in effect.")
         return
     place = str(origin) if origin is not None else "built-in defaults"
     change, _ = compare(services.config.current, wanted)
@@ -86,7 +86,10 @@ def _others_read(path: Path) -> bool:
 def _files(services: Services) -> Iterator[Check]:
     state = services.state
     if not os.access(state, os.W_OK | os.X_OK):
-        advice = f"Create {state}, owned by the user that runs codexd. Otherwise refreshed tokens are lost."
+        advice = (
+            f"Make {state} writable for the user that runs codexd, or create it if it is missing. Otherwise refreshed "
+            "tokens are lost."
+        )
         yield _failed("state directory", f"{state} cannot be written", advice, "internal")
         return
     free = os.statvfs(state)
@@ -216,8 +219,8 @@ async def _models(services: Services, say: Say) -> None:
     if await services.catalog.refresh(services.upstream):
         await say(_ok("models", f"{services.catalog.models_listed} listed"))
     else:
-        advice = "The previous list stays in use. If this continues, check backend.client_version."
-        await say(_warning("models", services.catalog.why or "the catalogue could not be fetched", advice))
+        advice = "The previous model list stays in use. If this continues, check backend.client_version."
+        await say(_warning("models", services.catalog.why or "the model list could not be fetched", advice))
 
 
 async def _deep(services: Services, say: Say) -> None:
@@ -234,7 +237,7 @@ async def _request(services: Services, lane: Lane) -> Check:
         with trio.fail_after(DEEP_DEADLINE):
             model, timings = await probe(services.pipeline, lane)
     except ApiError as error:
-        return _failed(name, str(error), "Follow the message above.", "upstream")
+        return _failed(name, str(error), "`codexctl log` shows the details.", "upstream")
     except trio.TooSlowError:
         advice = "Try again; `codexctl status` shows whether a limit is reached."
         return _failed(name, f"no answer within {DEEP_DEADLINE:g} seconds", advice, "upstream")

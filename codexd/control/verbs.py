@@ -84,8 +84,12 @@ class Verbs:
             case wire.KeysList():
                 await say(self._keys())
             case wire.KeysRevoke():
-                self._services.keys.revoke(request.name)
                 going_on = self._services.journal.answers_of(request.name)
+                try:
+                    self._services.keys.revoke(request.name)
+                except ApiError:
+                    if not (request.now and going_on):  # a key that was revoked before, whose answers end now
+                        raise
                 if request.now:
                     for relay in going_on:
                         relay.abort(errors.key_revoked())
@@ -202,7 +206,7 @@ class Verbs:
         return wire.PromptsReport(prompts=entries, in_use=self._services.config.current.codex.mode)
 
     async def _offer(self, say: Say) -> None:
-        """Sends the official texts that differ from those in force. Raises ApiError 401 or 503."""
+        """Sends the official texts that differ from those in effect. Raises ApiError 401 or 503."""
         services = self._services
         if not await services.catalog.refresh(services.upstream):
             raise errors.no_catalogue(services.catalog.why)
@@ -248,7 +252,7 @@ class Verbs:
     async def _status(self) -> wire.StatusReport:
         services = self._services
         usage = services.upstream.limits()
-        # Not if the token must be renewed first: a refresh cannot be cancelled half-way.
+        # Not if the token must be refreshed first: a refresh cannot be cancelled half-way.
         if services.session.fresh and (usage is None or services.clock() - usage.as_of > USAGE_AGE):
             with trio.move_on_after(USAGE_PATIENCE):
                 try:
@@ -331,7 +335,7 @@ class Verbs:
     def _configuration(self) -> wire.ConfigurationReport:
         """Reads the file again, to say where each value came from and which would be others after a reload.
 
-        Of a file that cannot be used nothing is known: what is set then comes from before the change.
+        If the file cannot be used, values that are set are said to come from before the change.
         """
         config = self._services.config
         origins: dict[str, str] = {}
@@ -362,7 +366,7 @@ class Verbs:
             change = self._services.reload()
         except ConfigError as error:
             message = (
-                f"{error.sentence()} The previous configuration stays in force. Fix this, then run `codexctl reload`."
+                f"{error.sentence()} The previous configuration stays in effect. Fix this, then run `codexctl reload`."
             )
             raise errors.bad_request(message, code="configuration") from error
         return wire.Reloaded(config=self._services.config.source, changed=change.changed, restart=change.restart)
@@ -390,7 +394,7 @@ def _report(limits: Limits, why: str | None = None) -> wire.UsageReport:
 
 
 def _summed(rows: list[Row], by: Sequence[str]) -> list[Row]:
-    """Returns the sums of the rows that are alike in these columns; of thousands, so in a thread."""
+    """Returns the sums of rows that are equal in these columns. There may be thousands: run it in a thread."""
     summed: dict[tuple[str, ...], Row] = {}
     for row in rows:
         columns = (("day", row.day), ("model", row.model), ("key", row.key))

@@ -105,7 +105,7 @@ class KeysLend(_Request, frozen=True, kw_only=True, tag="keys_lend"):
 
 
 class Configuration(_Request, frozen=True, kw_only=True, tag="configuration"):
-    """Returns the configuration in force, and where each value came from."""
+    """Returns the configuration in effect, and where each value came from."""
 
 
 class Reload(_Request, frozen=True, kw_only=True, tag="reload"):
@@ -180,7 +180,7 @@ class PromptsReset(_Request, frozen=True, kw_only=True, tag="prompts_reset"):
 
 
 class PromptsOffer(_Request, frozen=True, kw_only=True, tag="prompts_offer"):
-    """Returns the official texts of the account's models that differ from those in force. Changes nothing."""
+    """Returns the official texts of the account's models that differ from those in effect. Changes nothing."""
 
 
 class Try(_Request, frozen=True, kw_only=True, tag="try"):
@@ -410,7 +410,7 @@ class ConfigEntry(Struct, frozen=True, kw_only=True):
 class ConfigurationReport(_Reply, frozen=True, kw_only=True, tag="configuration"):
     """``file`` is the file that was read, or the one that would be; ``exists``: it was read.
 
-    ``changed`` are keys with another value in the file, in force after a reload; those of ``restart`` after a restart.
+    ``changed`` are keys with another value in the file, in effect after a reload; those of ``restart`` after a restart.
     ``why``: the file cannot be used now, for this reason.
     """
 
@@ -423,7 +423,7 @@ class ConfigurationReport(_Reply, frozen=True, kw_only=True, tag="configuration"
 
 
 class Reloaded(_Reply, frozen=True, kw_only=True, tag="reloaded"):
-    """``changed`` are the keys whose new values are in force; those of ``restart`` need a restart."""
+    """``changed`` are the keys whose new values are in effect; those of ``restart`` need a restart."""
 
     config: str
     changed: list[str]
@@ -521,7 +521,7 @@ class PromptsWereReset(_Reply, frozen=True, kw_only=True, tag="prompts_reset"):
 
 
 class PromptOffered(_Reply, frozen=True, kw_only=True, tag="prompt_offered"):
-    """``before`` is the text in force for the model, ``text`` the official one from ``source``."""
+    """``before`` is the text in effect for the model, ``text`` the official one from ``source``."""
 
     name: str
     before: str

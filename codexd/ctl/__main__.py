@@ -44,7 +44,7 @@ def _misnamed(options: argparse.Namespace) -> str | None:
     if instance is not None and path is not None:
         return "use either --socket or --instance, not both"
     if instance is not None and not re.fullmatch(r"[A-Za-z0-9:_.-]+", instance):
-        return f"--instance: {instance!r} is not a valid instance name; use a name such as alice, for codexd@alice"
+        return f'--instance: "{instance}" is not a valid instance name; use a name such as alice, for codexd@alice'
     return None
 
 

@@ -33,11 +33,11 @@ class Parser(argparse.ArgumentParser):
             what, given, choices = found[1], found[2], re.findall(r"[\w-]+", found[3])
             known = [choice for choice in choices if choice not in self.guesses]
             if near := _near(given, known):
-                message = f"unknown {what.lower()} {given!r}; did you mean {near!r}?"
+                message = f'unknown {what.lower()} "{given}"; did you mean "{near}"?'
             elif what == "VERB":
-                message = f"unknown verb {given!r}; see `{self.prog} help`"
+                message = f'unknown verb "{given}"; see `{self.prog} help`'
             else:
-                message = f"{what}: unknown value {given!r}; use {_one_of(known)}"
+                message = f'unknown {what.lower()} "{given}"; use {_one_of(known)}'
         elif message.endswith("required: ACTION"):
             message = f"an action is missing; use {_one_of(self.names)}"
         elif found := re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message, re.DOTALL):
@@ -63,7 +63,7 @@ def common() -> Parser:
     """
     parser = Parser(add_help=False)
     parser.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="print one line of JSON per reply"
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, one object per line"
     )
     parser.add_argument("--socket", metavar="PATH", default=argparse.SUPPRESS, help="the control socket of codexd")
     parser.add_argument(
@@ -94,5 +94,5 @@ def actions(parser: Parser) -> Callable[..., argparse.ArgumentParser]:
 def number(text: str) -> int:
     """Returns a number of 1 or more. Raises ArgumentTypeError."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be 1 or greater, not {text!r}")
+        raise argparse.ArgumentTypeError(f'must be 1 or greater, not "{text}"')
     return int(text)

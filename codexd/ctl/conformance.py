@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from codexd.protocol import decoding
-from codexd.reasons import reason_of
+from codexd.reasons import quoted, reason_of
 from codexd.telemetry.trace import SELFTEST
 
 ANSWER_SECONDS = 180.0
@@ -111,6 +111,11 @@ def _said(data: bytes) -> str:
     return _beginning(data)
 
 
+def _shown(value: object) -> str:
+    """Returns a part of an answer as it came."""
+    return _beginning(msgspec.json.encode(value))
+
+
 def _beginning(data: bytes) -> str:
     return data[:200].decode(errors="replace")
 
@@ -134,13 +139,13 @@ def _chat(at: Listener, **more: object) -> Json:
 
 def chat_whole(at: Listener) -> str:
     document = at.document("POST", "/v1/chat/completions", _chat(at))
-    demand(document["object"] == "chat.completion", f"object is {document['object']!r}")
+    demand(document["object"] == "chat.completion", f"object is {quoted(document['object'])}")
     (choice,) = document["choices"]
     demand(choice["message"]["content"], "the message is empty")
-    demand(choice["finish_reason"] == "stop", f"finish_reason is {choice['finish_reason']!r}")
+    demand(choice["finish_reason"] == "stop", f"finish_reason is {quoted(choice['finish_reason'])}")
     usage = document["usage"]
     total = usage["prompt_tokens"] + usage["completion_tokens"]
-    demand(usage["total_tokens"] == total, f"the usage does not add up: {usage}")
+    demand(usage["total_tokens"] == total, f"the usage does not add up: {_shown(usage)}")
     return f"{usage['completion_tokens']} tokens"
 
 
@@ -165,10 +170,10 @@ def tool_call(at: Listener) -> str:
     body = {"model": at.model, "messages": asked, "tools": [tool], "tool_choice": "required"}
     document = at.document("POST", "/v1/chat/completions", body)
     (choice,) = document["choices"]
-    demand(choice["finish_reason"] == "tool_calls", f"finish_reason is {choice['finish_reason']!r}")
+    demand(choice["finish_reason"] == "tool_calls", f"finish_reason is {quoted(choice['finish_reason'])}")
     call = choice["message"]["tool_calls"][0]
     arguments = decoding.decode(call["function"]["arguments"])
-    demand("city" in arguments, f"the arguments do not fit the schema: {arguments}")
+    demand("city" in arguments, f"the arguments do not fit the schema: {_shown(arguments)}")
     result = {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}
     turn = [*asked, {"role": "assistant", "tool_calls": choice["message"]["tool_calls"]}, result]
     after = at.document("POST", "/v1/chat/completions", body | {"messages": turn, "tool_choice": "auto"})
@@ -180,13 +185,16 @@ def structured(at: Listener) -> str:
     wanted = {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": _TOOL}}
     document = at.document("POST", "/v1/chat/completions", _chat(at, response_format=wanted))
     found = decoding.decode(document["choices"][0]["message"]["content"])
-    demand(set(found) == {"city"}, f"the answer does not fit the schema: {found}")
+    demand(set(found) == {"city"}, f"the answer does not fit the schema: {_shown(found)}")
     return "the answer fits the schema"
 
 
 def responses_whole(at: Listener) -> str:
     document = at.document("POST", "/v1/responses", {"model": at.model, "input": "Say hello."})
-    demand(document["object"] == "response" and document["status"] == "completed", f"status is {document['status']!r}")
+    demand(
+        document["object"] == "response" and document["status"] == "completed",
+        f"status is {quoted(document['status'])}",
+    )
     demand(any(item["type"] == "message" for item in document["output"]), "the output has no message")
     body = {"model": at.model, "input": "And again.", "previous_response_id": document["id"]}
     again = at.document("POST", "/v1/responses", body)
@@ -202,7 +210,7 @@ def responses_streamed(at: Listener) -> str:
     found = at.events("/v1/responses", {"model": at.model, "input": "Say hello.", "stream": True})
     events = [data for _, data in found if data != "[DONE]"]
     for name, data in found:
-        demand(data == "[DONE]" or name == data["type"], f"the event {name!r} has type {data}")
+        demand(data == "[DONE]" or name == data["type"], f"the event {quoted(name)} has type {_shown(data)}")
     kinds = [event["type"] for event in events]
     demand(kinds[0] == "response.created", f"the stream starts with {kinds[0]}")
     demand(kinds[-1] == "response.completed", f"the stream ends with {kinds[-1]}")
@@ -217,7 +225,10 @@ def responses_streamed(at: Listener) -> str:
 def messages(at: Listener) -> str:
     body = {"model": at.model, "max_tokens": 1000, "messages": [{"role": "user", "content": "Say hello."}]}
     document = at.document("POST", "/v1/messages", body)
-    demand(document["type"] == "message" and document["stop_reason"] == "end_turn", f"unexpected message: {document}")
+    demand(
+        document["type"] == "message" and document["stop_reason"] == "end_turn",
+        f"unexpected message: {_shown(document)}",
+    )
     names = [name for name, _ in at.events("/v1/messages", body | {"stream": True})]
     demand(
         names[0] == "message_start" and names[-1] == "message_stop", f"the stream goes from {names[0]} to {names[-1]}"
@@ -230,7 +241,7 @@ def search(at: Listener) -> str:
     document = at.document("POST", "/v1/responses", body)
     calls = [item for item in document["output"] if item["type"] == "web_search_call"]
     demand(calls, "the model did not search")
-    demand(all(call["status"] == "completed" for call in calls), f"a search failed: {calls}")
+    demand(all(call["status"] == "completed" for call in calls), f"a search failed: {_shown(calls)}")
     parts = [part for item in document["output"] if item["type"] == "message" for part in item["content"]]
     found = f"{len(calls)} search{'es' if len(calls) > 1 else ''}"
     return f"{found}, {sum(len(part['annotations']) for part in parts)} citations"
@@ -246,10 +257,10 @@ def images(at: Listener) -> str:
 
 def ollama(at: Listener) -> str:
     names = [model["name"] for model in at.document("GET", "/api/tags")["models"]]
-    demand(f"{at.model}:latest" in names, f"{at.model} is not among the models: {names}")
+    demand(f"{at.model}:latest" in names, f"{at.model} is not among the models: {_shown(names)}")
     body = _chat(at) | {"stream": False}
     document = at.document("POST", "/api/chat", body)
-    demand(document["done"] is True and document["message"]["content"], f"unexpected answer: {document}")
+    demand(document["done"] is True and document["message"]["content"], f"unexpected answer: {_shown(document)}")
     return f"{document['eval_count']} tokens"
 
 
@@ -266,7 +277,7 @@ def refusals(at: Listener) -> str:
         error = at.document(method, path, body, status=status)["error"]
         demand(
             {"message", "type", "param", "code"} <= set(error),
-            f"{method} {path}: the error object is incomplete: {error}",
+            f"{method} {path}: the error object is incomplete: {_shown(error)}",
         )
     return f"{len(cases)} invalid requests, each refused with a status and a reason"
 

@@ -240,11 +240,11 @@ UNSAVED = (
 def account(reply: wire.Account) -> None:
     """Draws the sign-in as one sentence."""
     if not reply.signed_in:
-        line(text(f"Signed out: {reply.why}"))
+        line(text(f"{reply.why or 'Signed out'}. Run `codexctl login`."))
         return
     said = text("Signed in as ").append(who(reply), style="bold")
     if reply.expires_at is not None:
-        said.append(f"; the access token is valid until {moment(reply.expires_at)} and renewed before then")
+        said.append(f"; the access token is valid until {moment(reply.expires_at)} and refreshed before then")
     if reply.unsaved:
         said.append(f".\n{UNSAVED}", style="red")
     line(said if reply.unsaved else said.append("."))

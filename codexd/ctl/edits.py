@@ -126,7 +126,7 @@ def _members(text: str, where: str) -> dict[str, Any]:
         return decoding.decode(text or "{}", type=dict[str, Any])
     except (ValueError, RecursionError) as error:
         message = (
-            f"{where} is not a plain JSON object (comments?). Run this without --write to see what to add by hand."
+            f"{where} is not valid JSON, or contains comments. Run this without --write to see what to add by hand."
         )
         raise CannotEdit(message) from error
 

@@ -52,10 +52,11 @@ def unreachable(options: argparse.Namespace, error: DaemonUnreachable) -> VerbFa
     named = bool(instance or getattr(options, "socket", None) or os.environ.get("CODEXCTL_SOCKET"))
     others = [str(place) for place in candidates(os.environ)[:-1]]
     where = "" if named else f" (also tried {', '.join(others)})"
-    return failed("unreachable", "unreachable", f"{error}{where}. {_hint(error, instance)}")
+    return failed("unreachable", "unreachable", f"{error}{where}. {hint(error, instance)}")
 
 
-def _hint(error: DaemonUnreachable, instance: str | None) -> str:
+def hint(error: DaemonUnreachable, instance: str | None) -> str:
+    """Returns what to do about a daemon that cannot be reached."""
     if error.denied:
         return how_to_join(_group_of(error.path))
     if error.silent:
@@ -64,8 +65,8 @@ def _hint(error: DaemonUnreachable, instance: str | None) -> str:
         unit = f"codexd@{instance}"
         return f"Is it running? Check with `systemctl status {unit}`. `codexctl instances` lists all instances."
     return (
-        "Is it running? Check with `systemctl status codexd`, or start it with `codexd`. To use another socket, pass "
-        "--socket or set $CODEXCTL_SOCKET."
+        "Is codexd running? `codexctl start` shows how to start it. To use another socket, pass --socket PATH or set "
+        "$CODEXCTL_SOCKET."
     )
 
 

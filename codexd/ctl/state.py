@@ -39,10 +39,12 @@ def directory(given: str | None) -> Path:
     for place in places:
         if place.is_dir():
             if not os.access(place, os.R_OK | os.X_OK):
-                raise failed("refused", "not_readable", f"Cannot read {place}. Use sudo codexctl.")
+                raise failed(
+                    "refused", "not_readable", f"Cannot read {place}: permission denied. Run the command with sudo."
+                )
             return place
-    where = " and ".join(map(str, places))
-    raise failed("usage", "no_state", f"There is no state directory at {where}. Set it with --state DIR.")
+    where = " or ".join(map(str, places))
+    raise failed("usage", "no_state", f"No state directory at {where}. Pass --state DIR.")
 
 
 @contextlib.contextmanager

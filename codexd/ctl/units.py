@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-UNIT = "codexd.service"
+UNIT, TCP = "codexd.service", "codexd-tcp.socket"
 
 SYSTEM_UNITS = tuple(
     Path(folder, "systemd", "system") for folder in ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
@@ -31,5 +31,7 @@ def command(verb: str, instance: str | None) -> str | None:
     at = "" if instance is None else f"@{instance}"
     # With its sockets open, the next connection would start it again.
     sockets = f"codexd{at}.socket codexd-control{at}.socket " if verb == "stop" else ""
+    if sockets and instance is None and any((folder / TCP).exists() for folder in SYSTEM_UNITS):
+        sockets += f"{TCP} "
     root = "" if os.geteuid() == 0 else "sudo "
     return f"{root}systemctl {verb} {sockets}codexd{at}"

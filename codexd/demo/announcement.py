@@ -31,7 +31,7 @@ Try it in another terminal:
 
   {curl}
 
-codexctl works too. After `login --device` the simulated user approves:
+codexctl works too. `codexctl login --device` is approved after some seconds:
 
   export CODEXCTL_SOCKET={control}
   {_codexctl()} status

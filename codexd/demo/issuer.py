@@ -161,9 +161,9 @@ class SimulatedIssuer:
     async def _decided(self, fields: Mapping[str, str], reply: Reply) -> None:
         asked = self._requests.pop(fields.get("request", ""), None)
         if asked is None:
-            await _page(reply, 400, "Invalid request", "<p>This request is over.</p>")
+            await _page(reply, 400, "Invalid request", "<p>This request has expired.</p>")
             return
-        back = {"error": "access_denied", "error_description": "The person declined", "state": asked["state"]}
+        back = {"error": "access_denied", "error_description": "The user declined", "state": asked["state"]}
         if fields.get("allow") == "yes":
             code = f"ac_{secrets.token_urlsafe(24)}"
             self._codes[code] = _IssuedCode(
@@ -259,13 +259,13 @@ class SimulatedIssuer:
         if now - device.created > DEVICE_LIFETIME:
             await send(reply, 400, {"error": {"message": "The code has expired", "code": "expired_token"}})
         elif device.decision == "denied":
-            await send(reply, 403, {"error": {"message": "The person declined", "code": "access_denied"}})
+            await send(reply, 403, {"error": {"message": "The user declined", "code": "access_denied"}})
         elif device.decision == "granted":
             await self._grant(fields["device_auth_id"], reply)
         else:
             self.too_fast += fast
             code = "slow_down" if fast else "deviceauth_authorization_pending"
-            await send(reply, 403, {"error": {"message": "Waiting for the person", "code": code}})
+            await send(reply, 403, {"error": {"message": "Waiting for the user", "code": code}})
 
     async def _grant(self, device_auth_id: str, reply: Reply) -> None:
         del self.devices[device_auth_id]
@@ -280,7 +280,7 @@ class SimulatedIssuer:
         code = fields.get("user_code", "")
         if not code:
             form = (
-                '<form><p><label>_IssuedCode <input name="user_code" autofocus></label></p>'
+                '<form><p><label>Code <input name="user_code" autofocus></label></p>'
                 '<button name="decision" value="granted">Approve</button> '
                 '<button name="decision" value="denied">Deny</button></form>'
             )
@@ -288,7 +288,7 @@ class SimulatedIssuer:
         elif self.decide(code, fields.get("decision", "granted")):
             await _page(reply, 200, "Simulated ChatGPT", "<p>Done. You can close this page.</p>")
         else:
-            await _page(reply, 400, "Simulated ChatGPT", f"<p>There is no code {escape(code)}.</p>")
+            await _page(reply, 400, "Simulated ChatGPT", f"<p>Unknown code {escape(code)}.</p>")
 
 
 def _jwt(claims: dict[str, object]) -> str:

@@ -59,7 +59,7 @@ class Reactor:
         self._streams[fd] = stream
 
     def add_host(self, fd: int) -> None:
-        """Adds the descriptor whose readiness is for who calls ``serve``."""
+        """Adds the descriptor whose readiness ``serve`` reports to its caller."""
         self.epoll.register(fd, select.EPOLLIN)
         self._host = fd
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import trio
 
 LARGE = 64 * 1024
-"""Bytes of input from which on work is done here. Less takes less time than a 50th of a second, whatever it is."""
+"""Bytes of input from which work is done in a thread. Less takes at most 20 ms, and is done on the loop."""
 
 _T = TypeVar("_T")
 

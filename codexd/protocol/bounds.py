@@ -10,12 +10,12 @@ SMALL = 1024
 """Bytes below which ``measure`` does not look at a document."""
 
 ESCAPES = 50
-"""Escapes in texts, such as line ends, that count as one value: their decoding is one call that cannot be parted."""
+"""Escapes in texts, such as line ends, that count as one value: a text is decoded in one call, without interruption."""
 
 _PIECE = 256 * 1024
 
 _TEXT = bytes(set(range(256)) - set(b",[{"))
-"""All bytes that no value begins with: deleting them is one look at each byte, and a count of each mark is three."""
+"""All bytes except ``,``, ``[`` and ``{``. Deleting them takes one pass over the bytes; counting each takes three."""
 
 
 def exceeds(body: bytes, most: int) -> bool:

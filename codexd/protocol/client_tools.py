@@ -15,6 +15,7 @@ from codexd.protocol import decoding
 from codexd.protocol.codex.request import FunctionTool, NamedTool, Tool
 from codexd.protocol.codex.tools import Choice, kind_of, name_of, no_parameters
 from codexd.protocol.raw import RawObject, given
+from codexd.reasons import quoted
 
 _OBJECT = decoding.Decoder(RawObject)
 
@@ -163,7 +164,7 @@ def choose(asked: str | NamedChoice | None, tools: Sequence[Tool], where: str) -
     if name is None:
         raise errors.bad_request(f"{where} does not name a tool.", param=where)
     if name not in map(name_of, tools):
-        raise errors.bad_request(f"{where} names {name!r}, which is not among the tools.", param=where)
+        raise errors.bad_request(f"{where} names {quoted(name)}, which is not among the tools.", param=where)
     if asked.type == "custom":
         return Raw(msgspec.json.encode({"type": "custom", "name": name})), list(tools)
     return NamedTool(name=name), list(tools)

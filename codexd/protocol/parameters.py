@@ -14,6 +14,7 @@ from codexd import errors
 from codexd.protocol import decoding
 from codexd.protocol.adjustments import Adjustment, Adjustments
 from codexd.protocol.raw import RawObject
+from codexd.reasons import quoted
 
 
 class Rule(NamedTuple):
@@ -121,7 +122,7 @@ COMPLETIONS: dict[str, Rule] = {
 
 RESPONSES: dict[str, Rule] = _SHARED | {
     "input": Rule("adjusted", "a string becomes a list; `system` becomes `developer`; ids and references are removed"),
-    "instructions": Rule("adjusted", "placed after the model family's text when `codex.mode` is on"),
+    "instructions": Rule("adjusted", "placed after the model family's prompt when `codex.mode` is on"),
     "reasoning": Rule("adjusted", f"the summary is forwarded; {_EFFORT}"),
     "text": Rule("forwarded"),
     "include": Rule("adjusted", "always `reasoning.encrypted_content`"),
@@ -264,7 +265,7 @@ def apply_rules(members: RawObject, rules: dict[str, Rule]) -> Adjustments:
         elif rule.treatment == "refused":
             how = " with this value" if rule.harmless else ""
             why = "" if rule.note == _BACKEND else f": {rule.note}"
-            raise _refused(name, raw, f"{name!r} is not supported{how}{why}.")
+            raise _refused(name, raw, f"{quoted(name)} is not supported{how}{why}.")
         else:
             adjusted[Adjustment(name, rule.treatment)] = None
     return tuple(adjusted)

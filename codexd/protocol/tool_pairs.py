@@ -14,6 +14,7 @@ from codexd import errors
 from codexd.protocol.adjustments import Adjustment, Adjustments
 from codexd.protocol.codex import ids
 from codexd.protocol.codex.request import InputItem
+from codexd.reasons import quoted
 
 NO_OUTPUT = "[no output]"
 """Placeholder for the result of a call that the client no longer has."""
@@ -67,9 +68,9 @@ def _no_output(kind: str, call_id: str) -> InputItem:
 
 def _alone(kind: str, call_id: str, where: str) -> errors.ApiError:
     what = (
-        f"{where} calls a tool (id {call_id!r}), but its result is missing"
+        f"{where} calls a tool (id {quoted(call_id)}), but its result is missing"
         if kind in _OUTPUTS
-        else f"{where} is the result of a tool call (id {call_id!r}) that is not in the request"
+        else f"{where} is the result of a tool call (id {quoted(call_id)}) that is not in the request"
     )
     return errors.bad_request(
         f"{what}. Send calls and results together, or set codex.repair_history = true to have codexd repair them.",

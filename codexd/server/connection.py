@@ -213,7 +213,7 @@ class ClientConnection:
         """Writes what the kernel accepts at once; returns the rest, which the caller passes to ``send_data``.
 
         Never waits. If a task is sending it has a rest to write first, so nothing is written. Errors are ignored:
-        ``send_data`` meets them again.
+        ``send_data`` raises them again.
         """
         if self._sending:
             return data

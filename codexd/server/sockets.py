@@ -34,7 +34,9 @@ def listen(bind: str) -> socket.socket:
         raise CannotListen(f"cannot listen on {bind}: {why}") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            advice = "another program uses this address. Stop it, or choose another one (server.bind, or $PORT)."
+            advice = (
+                "the address is already in use. Stop the other program, or set another address (server.bind or $PORT)."
+            )
             raise AddressInUse(f"cannot listen on {bind}: {advice}") from error
         raise CannotListen(f"cannot listen on {bind}: {error.strerror or error}") from error
 
@@ -72,10 +74,15 @@ def _listen_unix(path: Path) -> socket.socket:
     # B5: Hypercorn removes an existing socket file unchecked, even of a running daemon. So try to connect first.
     if path.exists() or path.is_symlink():
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise CannotListen(f"cannot listen on unix:{path}: a file with that name exists and is not a socket")
+            raise CannotListen(
+                f"cannot listen on unix:{path}: a file with that name exists and is not a socket. "
+                "Remove it, or set another path."
+            )
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
-                raise AddressInUse(f"cannot listen on unix:{path}: another process is serving on it")
+                raise AddressInUse(
+                    f"cannot listen on unix:{path}: another process is serving on it. Stop it, or set another path."
+                )
         path.unlink()
     listener = socket.socket(socket.AF_UNIX)
     # Mode 0660: nginx and the daemon share a group; other users have no access.

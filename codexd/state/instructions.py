@@ -98,15 +98,15 @@ class Instructions:
     def set(self, name: str, text: str, source: str) -> InstructionText:
         """Sets the text of a family or a model, from the next request on. Raises ApiError 400 or 500."""
         if not text.strip():
-            raise errors.bad_request("The text is empty; `codexctl prompts reset` goes back to the built-in one.")
+            raise errors.bad_request("The prompt is empty; `codexctl prompts reset` restores the built-in one.")
         if len(text) > MAX_TEXT:
-            raise errors.bad_request(f"The text has more than {MAX_TEXT} characters.")
+            raise errors.bad_request(f"The prompt has more than {MAX_TEXT} characters.")
         if len(self._set) >= MAX_NAMES and name not in self._set:
-            raise errors.bad_request(f"{MAX_NAMES} texts are set already; reset some.")
+            raise errors.bad_request(f"{MAX_NAMES} prompts are set already; reset some.")
         text = text.strip()
         made = InstructionText(name=name, text=text, sha256=_digest(text), source=source, set_at=int(self._clock()))
         self._save(self._set | {name: made})
-        log.info("an instruction text was set", prompt=name, source=source, sha256=made.sha256)
+        log.info("a prompt was set", prompt=name, source=source, sha256=made.sha256)
         return made
 
     def reset(self, name: str | None) -> list[str]:
@@ -114,7 +114,7 @@ class Instructions:
         gone = [each for each in self._set if name in (None, each)]
         if gone:
             self._save({each: text for each, text in self._set.items() if each not in gone})
-            log.info("instruction texts were reset", prompts=", ".join(gone))
+            log.info("prompts were reset", prompts=", ".join(gone))
         return gone
 
     def _save(self, wanted: dict[str, InstructionText]) -> None:
@@ -138,7 +138,7 @@ class Instructions:
             aside = None
             with contextlib.suppress(OSError):
                 aside = set_aside(self._path)
-            said = "the saved instruction texts cannot be used; using the built-in ones"
+            said = "the saved prompts cannot be used; using the built-in ones"
             log.error(said, reason=reason_of(error), kept=aside and str(aside))
             return
         self._set = {text.name: text for text in file.texts}

@@ -26,7 +26,7 @@ from codexd import errors
 from codexd.config.model import Config, KeyLimits
 from codexd.lowlevel import workers
 from codexd.protocol import decoding
-from codexd.reasons import reason_of
+from codexd.reasons import quoted, reason_of
 from codexd.state.files import Newest, set_aside
 
 PREFIX = "sk-codexd-"
@@ -184,12 +184,12 @@ class Keys:
         """Makes a key and returns it; it is not stored anywhere. Raises ApiError for a name that cannot be used."""
         if not _NAME.fullmatch(name):
             raise errors.bad_request(
-                f"{name!r} is not a valid key name: use up to 64 letters, digits or . _ @ -, "
+                f"{quoted(name)} is not a valid key name: use up to 64 letters, digits or . _ @ -, "
                 "starting with a letter or digit."
             )
         if name in self._made or name in self._configured:
             raise errors.bad_request(
-                f"The key {name!r} already exists. Use another name, or run `codexctl keys revoke {name}` first."
+                f"The key {quoted(name)} already exists. Use another name, or run `codexctl keys revoke {name}` first."
             )
         if len(self._made) >= MAX_KEYS:
             raise errors.bad_request(f"There are already {MAX_KEYS} keys: revoke some that are no longer used.")
@@ -215,11 +215,11 @@ class Keys:
         """Removes a key. Raises ApiError when it does not exist or is in the configuration."""
         if name in self._configured:
             raise errors.bad_request(
-                f"{name!r} is set in [server.client_keys]: remove it there, and run `codexctl reload`."
+                f"{quoted(name)} is set in [server.client_keys]: remove it there, and run `codexctl reload`."
             )
         if name not in self._made:
             known = ", ".join(self._made) or "none"
-            raise errors.bad_request(f"Unknown key {name!r}. Keys created with codexctl: {known}.")
+            raise errors.bad_request(f"Unknown key {quoted(name)}. Keys created with codexctl: {known}.")
         self._replace({other: key for other, key in self._made.items() if other != name})
         self._used.pop(name, None)
         self._uses.pop(name, None)
@@ -316,7 +316,7 @@ class Keys:
                 raise ValueError(f"its version is {file.version}, but this codexd supports only version 1")
             for key in file.keys:
                 if len(bytes.fromhex(key.sha256)) != hashlib.sha256().digest_size:
-                    raise ValueError(f"the hash of {key.name!r} is not a SHA-256")
+                    raise ValueError(f"the hash of {quoted(key.name)} is not a SHA-256")
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:

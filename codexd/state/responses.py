@@ -158,7 +158,7 @@ class ResponseStore:
         self._put(entry, write=True)
 
     def private(self, entry: Entry) -> Entry | None:
-        """Sees that an entry which its holder alone has is encoded; None if it is too large to keep."""
+        """Has an entry encoded that is not in the store, and returns it; None if it is too large to keep."""
         if entry.size > max(self._config.response_bytes, PRIVATE):
             return None
         self._encode_later(entry)

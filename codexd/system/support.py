@@ -23,7 +23,7 @@ TESTED = {
 def unsupported(platform: str = sys.platform) -> str | None:
     """Returns why codexd cannot run on this system; None where it can."""
     if platform in ("win32", "cygwin"):
-        return "codexd does not run on Windows itself. Install and run it in WSL: wsl --install."
+        return "codexd does not run natively on Windows. Install WSL with `wsl --install`, and codexd inside it."
     if platform in ("emscripten", "wasi"):
         return "codexd does not run in WebAssembly. Run it on Linux."
     return None

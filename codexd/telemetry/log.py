@@ -174,7 +174,7 @@ class _Files:
             file.write(line)
 
     def _tidy(self, day: str, path: Path) -> None:
-        """Removes old files, and the oldest where there is too much; looks again after a sixteenth of what may be."""
+        """Removes old files, and the oldest where there is too much; is due again after max_bytes / 16."""
         self._day, self._room = day, self._max_bytes // 16
         oldest = datetime.date.fromisoformat(day) - datetime.timedelta(days=self._keep_days)
         with suppress(OSError):
@@ -194,7 +194,7 @@ class _Files:
 
 
 class Repeated:
-    """Lines that somebody can cause as often as he likes, such as refusals: one of each kind a minute, and a number."""
+    """Lines that clients can cause at any rate, such as refusals: one of each kind a minute, with a count."""
 
     def __init__(self) -> None:
         self._kinds: dict[object, tuple[float, int]] = {}

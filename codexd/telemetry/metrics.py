@@ -193,7 +193,7 @@ class Metrics:
             (((outcome,), count) for outcome, count in self._hosted.items()),
         )  # fmt: skip
         yield counter(
-            "token_refreshes", "Attempts to renew the access token.", ["outcome"],
+            "token_refreshes", "Attempts to refresh the access token.", ["outcome"],
             [(("ok",), gauges.refreshes), (("failed",), gauges.refresh_failures)],
         )  # fmt: skip
         yield histogram(
@@ -204,7 +204,7 @@ class Metrics:
             "event_loop_lag_seconds", "Delay of the event loop, sampled every five seconds.", "",
             {"": self.lag},
         )  # fmt: skip
-        yield gauge("streams_open", "Answers in progress.", [], [((), gauges.streams_open)])
+        yield gauge("streams_open", "Requests in progress.", [], [((), gauges.streams_open)])
         yield gauge(
             "backend_websockets", "Open websockets to the backend.", ["state"],
             [(("idle",), gauges.websockets_idle), (("answering",), gauges.websockets - gauges.websockets_idle)],

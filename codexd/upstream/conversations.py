@@ -148,7 +148,7 @@ class Conversations:
     def room(self, *, patience: float | None = None) -> Iterator[float | None]:
         """Holds a place while a connection is opened; closes an idle one for it. Gives the seconds to wait before.
 
-        None if all are answering, or if the wait, because of the handshakes before this one, were over ``patience``.
+        None if all are answering, or if the wait for earlier handshakes would exceed ``patience``.
         Without ``patience`` there is no wait.
         """
         now = trio.current_time()

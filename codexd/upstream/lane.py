@@ -62,5 +62,5 @@ class Lane:
         return pause if first else None
 
     def gave_up(self) -> None:
-        """Takes back ``take``: the request ended before it could be told."""
+        """Undoes ``take``: the request ended before its outcome was known."""
         self._trying = False

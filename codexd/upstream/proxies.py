@@ -13,6 +13,8 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 from urllib.request import getproxies
 
+from codexd.reasons import quoted
+
 PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 """The supported schemes and their default ports."""
 
@@ -66,7 +68,7 @@ def route(environ: Mapping[str, str], origin: Origin) -> ProxyRoute:
     if (excluded := _setting(environ, "no_proxy")) is not None:
         name, text = excluded
         if (entry := _matching(text, host, port)) is not None:
-            return ProxyRoute(None, f"{entry!r} in {name}")
+            return ProxyRoute(None, f"{quoted(entry)} in {name}")
     return ProxyRoute(parse(value, source), source)
 
 

@@ -28,6 +28,7 @@ import httpx
 import trio
 
 from codexd.lowlevel import reactor
+from codexd.reasons import quoted
 from codexd.system import certificates
 from codexd.system.certificates import CannotTrust
 from codexd.upstream.connection import Connection, connect
@@ -231,7 +232,7 @@ class Transport(httpx.AsyncBaseTransport):
         """Opens a connection. Raises CannotConnect and httpx.UnsupportedProtocol."""
         scheme = origin[0]
         if scheme not in ("http", "https"):
-            raise httpx.UnsupportedProtocol(f"use an http or https URL, not {scheme!r}")
+            raise httpx.UnsupportedProtocol(f"use an http or https URL, not {quoted(scheme)}")
         try:
             proxy = self.route(origin).proxy
         except BadProxy as error:

@@ -144,7 +144,7 @@ async def test_a_bug_on_the_way_ends_its_answer_alone(
         (b'{"model": "", "messages": [{"role": "user", "content": "x"}]}', "must not be empty", "model"),
         (
             b'{"model": "gpt-5.5", "messages": [{"role": "user", "content": [{"type": "x"}]}]}',
-            "'x'",
+            'messages[0].content[0].type: unknown value "x".',
             "messages[0].content[0].type",
         ),
         (

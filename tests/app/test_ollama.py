@@ -144,7 +144,7 @@ async def test_options_are_honoured_or_told(autojump_clock: MockClock, tmp_path:
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
-        ("/api/chat", {"model": "gpt-nix", "messages": HELLO}, 404, "'gpt-nix'"),
+        ("/api/chat", {"model": "gpt-nix", "messages": HELLO}, 404, '"gpt-nix"'),
         ("/api/chat", {"model": "gpt-5.5", "messages": [{"role": "x"}]}, 400, "role"),
         ("/api/chat", {"model": "gpt-5.5", "messages": HELLO, "format": 7}, 400, "format must be"),
         (
@@ -156,8 +156,8 @@ async def test_options_are_honoured_or_told(autojump_clock: MockClock, tmp_path:
         ("/api/chat", {"model": "gpt-5.5", "messages": [{"role": "user", "images": ["?"]}]}, 400, "images[0]"),
         ("/api/chat", {"model": "gpt-5.5", "messages": [{"role": "user", "images": ["A"]}]}, 400, "as base64"),
         ("/api/generate", {"model": "gpt-5.5", "images": [base64.b64encode(b"x").decode()]}, 400, "is not an image"),
-        ("/api/show", {"model": "gpt-nix"}, 404, "'gpt-nix'"),
-        ("/api/pull", {"name": "gpt-nix"}, 404, "'gpt-nix'"),
+        ("/api/show", {"model": "gpt-nix"}, 404, '"gpt-nix"'),
+        ("/api/pull", {"name": "gpt-nix"}, 404, '"gpt-nix"'),
         ("/api/embed", {"model": "gpt-5.5", "input": "x"}, 404, "not offer embeddings"),
         ("/api/delete", {"model": "gpt-5.5"}, 404, "belong to ChatGPT"),
         ("/api/nothing", {}, 404, "There is no"),

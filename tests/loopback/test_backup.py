@@ -210,4 +210,4 @@ def test_what_is_no_backup_changes_nothing(tmp_path: Path) -> None:
         command("backup", "--state", str(tmp_path / "none"), "x"), capture_output=True, text=True,
         env=environment(tmp_path), timeout=PATIENCE, check=False,
     )  # fmt: skip
-    assert (done.returncode, "There is no state directory at" in done.stderr) == (2, True)
+    assert (done.returncode, "No state directory at" in done.stderr) == (2, True)

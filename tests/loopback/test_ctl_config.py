@@ -23,7 +23,7 @@ async def test_each_value_is_shown_with_where_it_comes_from(setup: Make, tmp_pat
         changed = await it.ctl("config", "show", "--changed")
         assert "default" not in changed.out
         wrong = await it.ctl("config", "show", "loging")
-        assert (wrong.code, "Unknown key or section 'loging'" in wrong.err) == (2, True)
+        assert (wrong.code, 'Unknown key or section "loging"' in wrong.err) == (2, True)
 
 
 async def test_a_file_that_is_edited_is_reloaded(setup: Make, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ async def test_a_file_that_is_edited_is_reloaded(setup: Make, tmp_path: Path) ->
             wrong.code != 0 and "did you mean keep_days?" in wrong.err and "previous configuration stays" in wrong.err
         )
         shown = await it.ctl("config", "show", "logging.keep_days")
-        assert re.search(r"logging\.keep_days +7 +before the change", shown.out) and "stay in force" in shown.err
+        assert re.search(r"logging\.keep_days +7 +before the change", shown.out) and "stay in effect" in shown.err
         assert "did you mean keep_days?" in shown.err and "?." not in f"{wrong.err}{shown.err}"
 
 
@@ -51,8 +51,8 @@ async def test_what_changed_in_the_file_and_is_not_in_force_is_named(setup: Make
         path.write_text(path.read_text().replace('"logging":{', '"logging":{"keep_days":3,'))
         path.write_text(path.read_text()[:-1] + ',"storage":{"responses":true}}')
         shown = await it.ctl("config", "show")
-        assert "not yet in force: logging.keep_days. Run `codexctl reload`" in shown.err
-        assert "not yet in force: storage.responses. Restart codexd" in shown.err
+        assert "not yet in effect: logging.keep_days. Run `codexctl reload`" in shown.err
+        assert "not yet in effect: storage.responses. Restart codexd" in shown.err
         assert re.search(r"storage\.responses +false +before the change", shown.out)
 
 

@@ -85,7 +85,7 @@ async def test_a_key_has_limits(shared: Setup) -> None:
         refused = await client.post("/v1/chat/completions", json=body, headers={"x-api-key": made})
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
         listed = (await shared.ctl("keys", "list")).out
-        assert re.search(r"phone .*gpt-5.5 gpt-6-\*, 30 per minute, 2 at once, until ", listed)
+        assert re.search(r"phone .*gpt-5.5 gpt-6-\*, 30 per minute, 2 at once, expires ", listed)
 
 
 @pytest.mark.parametrize(
@@ -104,20 +104,20 @@ async def test_a_budget_that_is_none(shared: Setup, terms: tuple[str, ...], said
 async def test_a_key_has_a_budget(shared: Setup) -> None:
     async with shared.client() as client, shared.key("batch", "--until", "12%", "--tokens-per-day", "2k") as made:
         listed = (await shared.ctl("keys", "list")).out
-        assert re.search(r"batch .*until 12 %, 2 000 tokens a day", listed)
+        assert re.search(r"batch .*up to 12 % of the account, 2 000 tokens a day", listed)
         headers = {"x-api-key": made}
         # The simulated account has used 12 % of one window and 34 % of the other.
         await client.post("/v1/chat/completions", json=hello(), headers=headers)
         refused = await client.post("/v1/chat/completions", json=hello(), headers=headers)
         error = refused.json()["error"]
         assert (refused.status_code, error["code"]) == (429, "key_budget_spent")
-        assert re.search(r"weekly window is 34 % used. It can continue in \d+ [dh]", error["message"])
+        assert re.search(r"weekly window is 34 % used. Try again in \d+ [dh]", error["message"])
         said = (await shared.ctl("usage", "--by", "key")).out
         assert re.search(r"of the weekly window", said) and re.search(r"\(elsewhere\) +12.0 % +34.0 %", said)
 
 
-@pytest.mark.parametrize("now", [True, False])
-async def test_a_revoked_keys_answers_finish_or_end(tmp_path: Path, logs: Path, upstream: Upstream, now: bool) -> None:
+@pytest.mark.parametrize("how", ["finish", "end", "end later"])
+async def test_a_revoked_keys_answers_finish_or_end(tmp_path: Path, logs: Path, upstream: Upstream, how: str) -> None:
     go_on = trio.Event()
 
     async def play(call: Call) -> None:
@@ -134,11 +134,12 @@ async def test_a_revoked_keys_answers_finish_or_end(tmp_path: Path, logs: Path, 
         async with connected(daemon) as client:
             await client.send(post("/v1/chat/completions", hello(stream=True), f"authorization: Bearer {key}"))
             await client.until(b"Hel")
-            said = await codexctl(daemon, "keys", "revoke", "lent", *(["--now"] if now else []))
-            assert (said.code, ("were ended: 1" if now else "will finish: 1") in said.err) == (0, True)
+            for now in {"finish": [False], "end": [True], "end later": [False, True]}[how]:
+                said = await codexctl(daemon, "keys", "revoke", "lent", *(["--now"] if now else []))
+                assert (said.code, ("Ended 1 request" if now else "Not ended: 1 request") in said.err) == (0, True)
             go_on.set()
-            answer = await client.until(b"was revoked" if now else b"[DONE]")
-            assert (b"[DONE]" in answer) is not now
+            answer = await client.until(b"[DONE]" if how == "finish" else b"was revoked")
+            assert (b"[DONE]" in answer) is (how == "finish")
         async with connected(daemon) as client:
             await client.send(post("/v1/chat/completions", hello(), f"authorization: Bearer {key}"))
             assert b"200" in (await client.until(b"\r\n"))[:20]  # it was the last key: none is asked for

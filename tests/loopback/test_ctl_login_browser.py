@@ -54,7 +54,7 @@ async def test_control_c_ends_a_browser_login(setup: Make) -> None:
             terminal.process.send_signal(signal.SIGINT)
             assert await terminal.end() == 130
         assert "codexctl was stopped" in await it.daemon.logged("sign-in failed")
-        assert "in progress" not in (await it.ctl("status")).out
+        assert "to join it" not in (await it.ctl("status")).out
 
 
 async def test_a_login_by_pasting(setup: Make) -> None:

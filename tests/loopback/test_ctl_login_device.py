@@ -16,7 +16,7 @@ pytestmark = pytest.mark.loopback
 
 async def test_a_login_in_a_terminal(setup: Make) -> None:
     async with setup(signed_in=False) as it:
-        assert "run codexctl login" in await it.daemon.logged("not signed in")
+        assert "run `codexctl login`" in await it.daemon.logged("not signed in")
         async with in_terminal(it.daemon, "login") as terminal:
             code = await device_code(terminal)
             assert f"{it.chatgpt.url}/codex/device" in terminal.screen

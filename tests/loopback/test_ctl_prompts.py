@@ -1,4 +1,4 @@
-"""``codexctl prompts``: the instruction texts that requests go up with."""
+"""``codexctl prompts``: the prompts that requests go up with."""
 
 import re
 from pathlib import Path
@@ -61,9 +61,9 @@ async def test_a_text_outlives_the_daemon_until_it_is_reset(setup: Make, tmp_pat
     ("words", "text", "code", "why"),
     [
         ("set gpt-5-2 /nowhere", b"", 2, "Cannot read /nowhere: No such file"),
-        ("set gpt-9 -", b"x", 5, "neither a family of instruction texts"),
-        ("show gpt-9", b"", 5, "neither a family of instruction texts"),
-        ("set gpt-5-2 -", b" \n", 5, "The text is empty"),
+        ("set gpt-9 -", b"x", 5, "neither a family of prompts"),
+        ("show gpt-9", b"", 5, "neither a family of prompts"),
+        ("set gpt-5-2 -", b" \n", 5, "The prompt is empty"),
         ("set gpt-5-2 -", b"\xff", 2, "not UTF-8 text"),
     ],
 )
@@ -81,7 +81,7 @@ async def test_official_texts_are_shown_before_they_are_used(setup: Make) -> Non
         assert summary.code == 0
         assert re.search(r"gpt-5\.5 +\+1 +-\d+ +26", summary.out) and "simulated" not in summary.out
         shown = await it.ctl("prompts", "update", "gpt-5.5", "--diff")
-        assert "--- gpt-5.5 in force" in shown.out and "+You are a simulated model." in shown.out
+        assert "--- gpt-5.5 in use" in shown.out and "+You are a simulated model." in shown.out
         assert "gpt-5.2" not in shown.out
         none = await it.ctl("prompts", "update", "gpt-9")
         assert (none.code, "Nothing to update for gpt-9" in none.err, "gpt-5.5" in none.err) == (5, True, True)
@@ -102,7 +102,7 @@ async def test_official_texts_are_used_after_a_yes(setup: Make) -> None:
         (listed, _) = (await it.ctl("prompts", "list", "--json")).json
         (entry,) = [entry for entry in listed["prompts"] if entry["name"] == "gpt-5.5"]
         assert entry["source"].endswith("/codex/models") and entry["set_at"] and len(entry["sha256"]) == 64
-        assert "The texts in use are the official ones." in (await it.ctl("prompts", "update")).err
+        assert "The prompts in use are the official ones." in (await it.ctl("prompts", "update")).err
 
 
 @pytest.mark.parametrize(
@@ -114,5 +114,5 @@ async def test_texts_that_cannot_be_read_are_kept_aside(setup: Make, tmp_path: P
     (state / "prompts.json").write_bytes(spoiled)
     async with setup() as it:
         assert await instructions(it) == (await it.ctl("prompts", "show", "gpt-5-2")).out.strip()
-        assert "the saved instruction texts cannot be used" in it.daemon.log.read_text()
+        assert "the saved prompts cannot be used" in it.daemon.log.read_text()
     assert spoiled in [path.read_bytes() for path in state.iterdir() if path.is_file()]

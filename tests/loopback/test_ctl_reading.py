@@ -99,7 +99,7 @@ async def test_failures_speak_json(setup: Make) -> None:
 async def test_health_is_an_exit_code(setup: Make) -> None:
     async with setup(signed_in=False) as it:
         said = await it.ctl("health")
-        text = f"codexd {__version__} is responding; signed out: run codexctl login.\n"
+        text = f"codexd {__version__} is responding; signed out: run `codexctl login`.\n"
         assert (said.code, said.err, said.out) == (0, "", text)
         ready = await it.ctl("health", "--ready")
         assert (ready.code, "codexctl login" in ready.err) == (3, True)
@@ -122,7 +122,7 @@ async def test_usage_comes_from_the_last_answer_when_its_page_does_not(
         assert (report["source"], "usage data cannot be read" in report["why"]) == ("headers", True)
         assert [window["used_percent"] for window in report["windows"]] == [12.5, 60]
         shown = await codexctl(daemon, "usage")
-        assert "From the headers of the last answer" in shown.err
+        assert "because the current ones could not be fetched" in shown.err
 
 
 # --- what was used

@@ -67,7 +67,7 @@ async def test_a_signal_reloads_too(setup: Make, tmp_path: Path) -> None:
         for text, said in (("{", "not valid JSON"), ('{"backend": {"url": "http://x:abc"}}', "backend.url")):
             (tmp_path / "config.json").write_text(text)
             it.daemon.signal(signal.SIGHUP)
-            await it.daemon.logged(f"the old one stays in force.*{said}")
+            await it.daemon.logged(f"the old one stays in effect.*{said}")
         assert (await client.get("/v1/models/other")).status_code == 200
 
 

@@ -28,7 +28,7 @@ async def test_it_answers_while_the_api_drains(setup: Make) -> None:
             it.daemon.signal()
             await it.daemon.logged("stopping")
             status = await it.ctl("status")
-            assert (status.code, "stopping: open streams may finish" in status.out) == (0, True)
+            assert (status.code, "stopping: requests in progress may finish" in status.out) == (0, True)
             assert [(await it.ctl("health", *words)).code for words in ([], ["--ready"])] == [0, 5]
 
 

@@ -36,7 +36,7 @@ async def test_a_question_with_an_image_as_json(shared: Setup, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "code", "why"),
     [
-        (["x", "-m", "gpt-nix"], 5, "The model 'gpt-nix' does not exist"),
+        (["x", "-m", "gpt-nix"], 5, 'The model "gpt-nix" does not exist'),
         (["x", "--image", "/nowhere.png"], 2, "Cannot read /nowhere.png"),
         (["x", "--image", "/etc/passwd"], 2, 'Unsupported image type "/etc/passwd"'),
         ([], 2, "Ask something"),

@@ -344,7 +344,7 @@ async def test_a_socket_that_a_successor_has_made_is_left_alone(tmp_path: Path, 
         with trio.fail_after(PATIENCE):
             await upstream.until(lambda: bool(upstream.calls))
         first.signal()
-        await first.logged("stopping: open streams may finish")
+        await first.logged("stopping: requests in progress may finish")
         with trio.fail_after(PATIENCE):
             while await accepts(path):  # polled: it is another process that stops listening
                 await trio.sleep(0.02)

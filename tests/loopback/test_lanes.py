@@ -649,7 +649,7 @@ async def test_a_drain_waits_for_answers_and_closes_idle_websockets(
             await client.until(b'"Hel"')
             assert upstream.websockets == 2
             it.daemon.signal()
-            await it.daemon.logged("stopping: open streams may finish")
+            await it.daemon.logged("stopping: requests in progress may finish")
             go_on.set()
             assert b"data: [DONE]" in await client.all()
         with trio.fail_after(PATIENCE):
@@ -684,7 +684,7 @@ async def test_a_second_signal_stops_at_once_with_websockets_too(
             await client.until(b'"Hel"')
             assert upstream.websockets == 2
             it.daemon.signal(signal.SIGINT)
-            await it.daemon.logged("stopping: open streams may finish")
+            await it.daemon.logged("stopping: requests in progress may finish")
             it.daemon.signal()
             with trio.fail_after(PATIENCE):
                 assert await it.daemon.process.wait() == 0

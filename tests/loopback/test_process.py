@@ -47,7 +47,7 @@ def test_version(tmp_path: Path) -> None:
         ("[server]\nbind = ['0.0.0.0:3000']\n", "[server.client_keys]"),
         (
             "[logging]\nlevel = 'loud'\n",
-            "config.toml:2: logging.level: must be one of debug, info, warn, error, not 'loud'",
+            'config.toml:2: logging.level: must be one of debug, info, warn, error, not "loud"',
         ),
         ("server = 3\n", "server is a section: put its keys below a [server] header"),
         ("[server\n", "not valid TOML"),
@@ -77,7 +77,10 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         port = str(taken.getsockname()[1])
         refused = codexd(tmp_path, PORT=port)
     assert refused.returncode == 1
-    assert f"cannot listen on 127.0.0.1:{port}: another program uses this address. Stop it, or" in refused.stderr
+    assert (
+        f"cannot listen on 127.0.0.1:{port}: the address is already in use. Stop the other program, or"
+        in refused.stderr
+    )
 
 
 async def test_it_drains_and_a_stream_ends_well(tmp_path: Path, logs: Path, upstream: Upstream) -> None:
@@ -95,7 +98,7 @@ async def test_it_drains_and_a_stream_ends_well(tmp_path: Path, logs: Path, upst
         await client.send(post("/v1/chat/completions", hello(stream=True)))
         await client.until(b'"Hel"')
         daemon.signal()
-        await daemon.logged("stopping: open streams may finish")
+        await daemon.logged("stopping: requests in progress may finish")
         with pytest.raises(OSError), trio.fail_after(PATIENCE):
             while True:
                 async with connected(daemon) as late:
@@ -132,7 +135,7 @@ async def test_a_second_signal_stops_at_once(tmp_path: Path, logs: Path, upstrea
         await client.send(post("/v1/chat/completions", hello(stream=True)))
         await client.until(b'"Hel"')
         daemon.signal(signal.SIGINT)
-        await daemon.logged("stopping: open streams may finish")
+        await daemon.logged("stopping: requests in progress may finish")
         daemon.signal()
         with trio.fail_after(PATIENCE):
             assert await daemon.process.wait() == 0
@@ -193,7 +196,7 @@ async def test_systemd_is_told(tmp_path: Path, logs: Path, upstream: Upstream) -
         notify.bind(str(path))
         notify.settimeout(PATIENCE)
         async with running(tmp_path, logs, upstream, env={"NOTIFY_SOCKET": str(path)}) as daemon:
-            assert await trio.to_thread.run_sync(notify.recv, 4096) == b"READY=1\nSTATUS=signed in, 0 streams"
+            assert await trio.to_thread.run_sync(notify.recv, 4096) == b"READY=1\nSTATUS=signed in, 0 in progress"
             daemon.signal()
             assert await trio.to_thread.run_sync(notify.recv, 4096) == b"STOPPING=1\nSTATUS=draining"
             assert await daemon.process.wait() == 0
@@ -206,16 +209,16 @@ async def test_systemd_is_told_who_signs_in_and_out(tmp_path: Path, logs: Path, 
         notify.settimeout(PATIENCE)
         environment = {"NOTIFY_SOCKET": str(path)}
         async with running(tmp_path, logs, upstream, signed_in=False, env=environment) as daemon:
-            ready = b"READY=1\nSTATUS=signed out: run codexctl login"
+            ready = b"READY=1\nSTATUS=signed out: run `codexctl login`"
             assert await trio.to_thread.run_sync(notify.recv, 4096) == ready
             credentials(daemon.state)
             async with httpx.AsyncClient(base_url=daemon.base, timeout=PATIENCE) as http:
                 await http.get("/health")
-                assert await trio.to_thread.run_sync(notify.recv, 4096) == b"STATUS=signed in, 0 streams"
+                assert await trio.to_thread.run_sync(notify.recv, 4096) == b"STATUS=signed in, 0 in progress"
                 (daemon.state / "tokens.json").unlink()
                 await http.get("/health")
                 told = await trio.to_thread.run_sync(notify.recv, 4096)
-                assert told == b"STATUS=signed out: run codexctl login"
+                assert told == b"STATUS=signed out: run `codexctl login`"
 
 
 async def test_signing_in_later_needs_no_restart(tmp_path: Path, logs: Path, upstream: Upstream) -> None:

@@ -150,7 +150,7 @@ async def test_a_person_signs_in_and_another_one_declines(
         await decide("no")
         assert browser.title == "Not signed in – codexd"
         text = browser.find_element(By.TAG_NAME, "main").text
-        assert "The person declined (access_denied)" in text
+        assert "The user declined (access_denied)" in text
         assert browser.find_element(By.TAG_NAME, "code").text == "codexctl login"
         await trio.to_thread.run_sync(page.look, "declined")
         assert (await client.get("/auth/login")).json()["state"] == "failed"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from codexd.ctl.session import Output, failed
 from codexd.ctl.state import FILES, FOLDER, add_arguments, as_owner, directory
+from codexd.reasons import quoted
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +37,9 @@ def _save(state: Path, target: Path) -> int:
                 with contextlib.suppress(FileNotFoundError):
                     found[str(path.relative_to(state))] = path.read_bytes()
     except OSError as error:
-        raise failed("refused", "not_readable", f"Cannot read {state}: {error.strerror}. Use sudo codexctl.") from error
+        raise failed("refused", "not_readable", f"Cannot read {state}: {error.strerror}.") from error
     if not target.name:
-        raise failed("usage", "no_file", f"{str(target)!r} is not a file name.")
+        raise failed("usage", "no_file", f"{quoted(str(target))} is not a file name.")
     part = target.with_name(f"{target.name}.part")
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -6,7 +6,7 @@ from codexd.ctl.session import Output
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"))
 
 
 def run(options: argparse.Namespace, _: Output) -> int:

@@ -1,4 +1,4 @@
-"""``codexctl config``: the configuration in force, and the file that it comes from."""
+"""``codexctl config``: the configuration in effect, and the file that it comes from."""
 
 import argparse
 import os
@@ -14,6 +14,7 @@ from codexd.ctl import drawing
 from codexd.ctl.arguments import Parser, actions
 from codexd.ctl.session import Output, failed, replies, show
 from codexd.errors import ConfigError
+from codexd.reasons import quoted
 
 _NO_FILE = "This codexd was started without a configuration file. Start it with --config FILE."
 
@@ -83,7 +84,7 @@ def _draw(report: wire.ConfigurationReport, options: argparse.Namespace) -> None
     """Draws a row for each key. Raises VerbFailed for a key that does not exist."""
     for key in options.keys:
         if not any(_matches(entry.key, key) for entry in report.entries):
-            raise failed("usage", "key", f"Unknown key or section {key!r}. `codexctl config show` lists them.")
+            raise failed("usage", "key", f"Unknown key or section {quoted(key)}. `codexctl config show` lists them.")
     rows: list[list[drawing.Drawn]] = []
     for entry in report.entries:
         if options.keys and not any(_matches(entry.key, key) for key in options.keys):
@@ -100,12 +101,12 @@ def _draw(report: wire.ConfigurationReport, options: argparse.Namespace) -> None
     if not report.exists and report.file:
         drawing.note(f"There is no configuration file. `codexctl config edit` creates {report.file}.")
     if report.why is not None:
-        drawing.note(f"The file cannot be used; the values above stay in force. {report.why}")
+        drawing.note(f"The file cannot be used; the values above stay in effect. {report.why}")
     if report.changed:
-        drawing.note(f"Changed in the file, not yet in force: {', '.join(report.changed)}. Run `codexctl reload`.")
+        drawing.note(f"Changed in the file, not yet in effect: {', '.join(report.changed)}. Run `codexctl reload`.")
     if report.restart:
         names = ", ".join(report.restart)
-        drawing.note(f"Changed in the file, not yet in force: {names}. Restart codexd; `codexctl restart` shows how.")
+        drawing.note(f"Changed in the file, not yet in effect: {names}. Restart codexd; `codexctl restart` shows how.")
 
 
 def _matches(key: str, wanted: str) -> bool:

@@ -13,7 +13,7 @@ from codexd.control import wire
 from codexd.control.client import DaemonUnreachable
 from codexd.control.wire import Check
 from codexd.ctl import drawing
-from codexd.ctl.session import EXIT, Output, failed, replies, socket_of
+from codexd.ctl.session import EXIT, Output, failed, hint, replies, socket_of
 from codexd.errors import ConfigError
 from codexd.reasons import reason_of
 
@@ -60,11 +60,7 @@ def _checks(options: argparse.Namespace, out: Output) -> Iterator[Check]:
     try:
         yield from _daemon(options, out)
     except DaemonUnreachable as error:
-        advice = (
-            "If codexd runs with another control socket, name it with --socket. `codexctl start` shows how to start it."
-        )
-        if error.denied:
-            advice = "Run `sudo codexctl doctor`, or join the group of the socket."
+        advice = hint(error, getattr(options, "instance", None))
         yield Check(name="daemon", outcome="failed", message=str(error), advice=advice, kind="unreachable")
         yield _configuration()
     if options.url:

@@ -46,7 +46,7 @@ def draw(reply: wire.Explained) -> None:
         ),
         ("model", _model(trace)),
         ("answer", f"{'streamed' if trace.streamed else 'not streamed'}, {trace.events} events from the backend"),
-        ("ended", drawing.text(ending, style)),
+        ("status", drawing.text(ending, style)),
     ]
     if trace.error is not None:
         error = f"{trace.error}: {trace.message or ''}".rstrip(": ")

@@ -19,7 +19,7 @@ def run(options: argparse.Namespace, out: Output) -> int:
 
 
 def draw(report: wire.HealthReport) -> None:
-    who = "signed in" if report.signed_in else "signed out: run codexctl login"
+    who = "signed in" if report.signed_in else "signed out: run `codexctl login`"
     drawing.line(f"codexd {report.daemon_version} is responding; {who}.")
     for name, why in report.faults.items():
-        drawing.line(f"A background task has failed: {name}, {why} (see codexctl log).")
+        drawing.line(f"A background task has failed: {name}, {why} (see `codexctl log`).")

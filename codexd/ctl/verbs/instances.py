@@ -30,8 +30,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
     if not rows:
         out.note("No instance of codexd was found on this machine.")
         return 0
-    columns = ["instance", "state", "signed in as", "limits", "streams", "version"]
-    drawing.put(drawing.table(columns, rows, fold=["version", "streams", "limits"], right=["streams"]))
+    columns = ["instance", "state", "signed in as", "limits", "requests", "version"]
+    drawing.put(drawing.table(columns, rows, fold=["version", "requests", "limits"], right=["requests"]))
     return 0
 
 

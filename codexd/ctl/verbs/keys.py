@@ -11,6 +11,7 @@ from codexd.control.client import DaemonUnreachable
 from codexd.ctl import drawing
 from codexd.ctl.arguments import Parser, actions, number
 from codexd.ctl.session import Output, VerbFailed, ask, replies
+from codexd.reasons import quoted
 
 COMPLETION_SECONDS = 2.0
 """Seconds to wait for the names of the keys when a shell completes one."""
@@ -24,8 +25,8 @@ def arguments(parser: Parser) -> None:
     add.add_argument(
         "--models", metavar="NAMES", help="allow only these models: names or patterns, separated by commas"
     )
-    add.add_argument("--rpm", metavar="N", type=number, help="requests per minute")
-    add.add_argument("--concurrent", metavar="N", type=number, help="requests in progress at the same time")
+    add.add_argument("--rpm", metavar="N", type=number, help="maximum requests per minute")
+    add.add_argument("--concurrent", metavar="N", type=number, help="maximum requests in progress at the same time")
     add.add_argument(
         "--expires", metavar="WHEN", type=_expiry, help="when it expires: 12h, 30d, or a date such as 2030-12-31"
     )
@@ -33,7 +34,7 @@ def arguments(parser: Parser) -> None:
         "--until",
         metavar="PERCENT",
         type=_percent,
-        help="refuse when this percentage of the account's fullest window is used",
+        help="refuse requests when this percentage of the account's fullest window is used",
     )
     add.add_argument(
         "--tokens-per-day",
@@ -42,8 +43,8 @@ def arguments(parser: Parser) -> None:
         help="input and output tokens per day, such as 500000, 500k or 2M",
     )
     action("list", "list the keys and when they were last used", "ls")
-    revoke = action("revoke", "revoke a key; its answers in progress finish, unless --now is given", "rm", "delete")
-    revoke.add_argument("--now", action="store_true", help="also end the key's answers in progress, with an error")
+    revoke = action("revoke", "revoke a key; its requests in progress finish, unless --now is given", "rm", "delete")
+    revoke.add_argument("--now", action="store_true", help="also end the key's requests in progress, with an error")
     name = revoke.add_argument("name", metavar="NAME")
     name.completer = _complete  # type: ignore[attr-defined]  # argcomplete's
 
@@ -118,7 +119,7 @@ def _add(options: argparse.Namespace, out: Output) -> None:
     except OSError:
         for _ in replies(options, wire.KeysRevoke(name=options.name)):
             pass
-        out.note(f"The key {options.name!r} could not be shown, so it was revoked.")
+        out.note(f"The key {quoted(options.name)} could not be shown, so it was revoked.")
         raise
 
 
@@ -136,21 +137,26 @@ def draw_added(reply: wire.KeyAdded) -> None:
 def draw_revoked(reply: wire.KeyRevoked, *, now: bool) -> None:
     drawing.line(f"Revoked {reply.name}.")
     if reply.answers and now:
-        drawing.note(f"Answers in progress that were ended: {reply.answers}.")
+        drawing.note(f"Ended {_requests(reply.answers)} in progress with this key.")
     elif reply.answers:
-        drawing.note(f"Answers in progress that will finish: {reply.answers}. --now ends them.")
+        left = _requests(reply.answers)
+        drawing.note(f"Not ended: {left} in progress. `codexctl keys revoke {reply.name} --now` ends them.")
     if not reply.required:
         drawing.note("That was the last key. Every program on this machine can now use the API without a key.")
+
+
+def _requests(number: int) -> str:
+    return f"{number} request{'' if number == 1 else 's'}"
 
 
 def draw(report: wire.KeysReport) -> None:
     """Draws a row for each key; the column of limits only where a key has any."""
     if report.why:
         advice = "`codexctl keys add NAME` moves the file aside and starts a new one."
-        drawing.note(f"{report.why}: no key is accepted. {advice}")
+        drawing.note(f"{report.why}. Keys created with codexctl are refused until this is fixed; {advice}")
     if not report.keys:
-        state = "clients must send one: run `codexctl keys add NAME`" if report.required else "local programs need none"
-        drawing.line(f"No client keys; {state}.")
+        needed = "Clients must send one: create it with `codexctl keys add NAME`."
+        drawing.line(f"No client keys. {needed if report.required else 'Programs on this machine need none.'}")
         return
     rows = [
         [
@@ -178,9 +184,9 @@ def _terms(key: wire.KeyEntry) -> Iterator[str]:
     if limits.concurrent_requests is not None:
         yield f"{limits.concurrent_requests} at once"
     if limits.until_percent is not None:
-        yield f"until {limits.until_percent} %"
+        yield f"up to {limits.until_percent} % of the account"
     if limits.tokens_per_day is not None:
         yield f"{drawing.count(limits.tokens_per_day)} tokens a day"
     if limits.expires_at is not None:
-        over = "expired" if limits.expires_at <= drawing.now() else "until"
+        over = "expired" if limits.expires_at <= drawing.now() else "expires"
         yield f"{over} {drawing.moment(limits.expires_at)}"

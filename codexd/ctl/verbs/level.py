@@ -6,6 +6,7 @@ from codexd.control import wire
 from codexd.ctl import drawing
 from codexd.ctl.arguments import LEVELS, number
 from codexd.ctl.session import Output, ask
+from codexd.reasons import quoted
 
 MAX_MINUTES = wire.MAX_LEVEL_SECONDS // 60
 
@@ -26,7 +27,9 @@ def _minutes(text: str) -> int:
     """Returns a number of minutes. Raises ArgumentTypeError."""
     minutes = number(text)
     if minutes > MAX_MINUTES:
-        raise argparse.ArgumentTypeError(f"must be {MAX_MINUTES} ({MAX_MINUTES // 1440} days) or less, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be {MAX_MINUTES} ({MAX_MINUTES // 1440} days) or less, not {quoted(text)}"
+        )
     return minutes
 
 

@@ -27,7 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--device", action="store_true", help="use a code that you enter on any device (default over SSH)")
     how.add_argument("--browser", action="store_true", help="use a browser on this machine (default on a desktop)")
-    how.add_argument("--paste", action="store_true", help="use any browser, then paste the address that it ends at")
+    how.add_argument(
+        "--paste", action="store_true", help="use any browser, then paste the URL that it is redirected to"
+    )
     how.add_argument(
         "--import", dest="auth_json", nargs="?", const="", metavar="FILE",
         help="import the sign-in of the Codex CLI (default: ~/.codex/auth.json)",
@@ -191,19 +193,25 @@ def _read(path: Path) -> bytes:
         raise failed(
             "usage",
             "import",
-            f"There is no {path}. The Codex CLI may keep its login in $CODEX_HOME, or in the system's keyring (set "
+            f"There is no {path}. The Codex CLI may keep its sign-in in $CODEX_HOME, or in the system's keyring (set "
             'cli_auth_credentials_store = "file" in its config.toml and sign in to it again). '
             "`codexctl login` signs in without it.",
         ) from None
     except OSError as error:
-        raise failed("usage", "import", f"Cannot read {path}: {error.strerror}. Name another file.") from None
+        raise failed(
+            "usage", "import", f"Cannot read {path}: {error.strerror}. Pass another file with `--import FILE`."
+        ) from None
     if len(auth) > MAX_AUTH_JSON:
-        raise failed("usage", "import", f"{path} is too large to be an auth.json. Name another file.")
+        raise failed(
+            "usage", "import", f"{path} is too large to be an auth.json. Pass another file with `--import FILE`."
+        )
     try:
         return msgspec.json.encode(decoding.decode(auth))
     except msgspec.DecodeError:
         raise failed(
-            "usage", "import", f"{path} is not an auth.json of the Codex CLI: it is not JSON. Name another file."
+            "usage",
+            "import",
+            f"{path} is not an auth.json of the Codex CLI: it is not JSON. Pass another file with `--import FILE`.",
         ) from None
 
 
@@ -212,12 +220,12 @@ def _ask_first(options: argparse.Namespace, path: Path, out: Output) -> None:
     account = _signed_in(options)
     instead = f", replacing the sign-in as {account}" if account is not None else ""
     out.note(
-        f"This copies the login of the Codex CLI from {path} into codexd{instead}. Refresh tokens are single-use: "
-        "once codexd renews this login, the copy of the Codex CLI stops working, and vice versa. After the "
+        f"This copies the sign-in of the Codex CLI from {path} into codexd{instead}. Refresh tokens are single-use: "
+        "once codexd refreshes its tokens, the copy of the Codex CLI stops working, and vice versa. After the "
         "import, sign in to the Codex CLI again (`codex login`), or the two will sign each other out."
     )
     if out.json or not sys.stdin.isatty():
-        raise failed("usage", "import", "Add --yes to import without being asked.")
+        raise failed("usage", "import", "This needs your confirmation, and there is no terminal. Add --yes.")
     try:
         wanted = input("Import it? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

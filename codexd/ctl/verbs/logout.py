@@ -19,6 +19,6 @@ def draw(reply: wire.SignedOut) -> None:
         return
     drawing.line("Signed out: the file was deleted.")
     drawing.note(
-        f"The sign-in could not be revoked at the issuer ({reply.why}). To be sure, end its session in ChatGPT, "
-        "Settings, Security."
+        f"The sign-in could not be revoked at the ChatGPT sign-in server ({reply.why}). To be sure, end its "
+        "session in ChatGPT, Settings, Security."
     )

@@ -1,4 +1,4 @@
-"""``codexctl prompts``: the instruction texts, by family and by model."""
+"""``codexctl prompts``: the prompts, by family and by model."""
 
 import argparse
 import difflib
@@ -14,16 +14,16 @@ from codexd.ctl.session import Output, failed, replies, show
 
 def arguments(parser: Parser) -> None:
     action = actions(parser)
-    action("list", "list the texts and where each came from")
-    action("show", "print the current text for a family or a model").add_argument("name", metavar="NAME")
-    put = action("set", "use the text of a file, for a family or a model")
+    action("list", "list the prompts and where each came from")
+    action("show", "print the current prompt of a family or a model").add_argument("name", metavar="NAME")
+    put = action("set", "use a file as the prompt of a family or a model")
     put.add_argument("name", metavar="NAME")
     put.add_argument("file", metavar="FILE", help="a file, or - for standard input")
-    reset = action("reset", "restore the built-in text of one model or family, or of all")
+    reset = action("reset", "restore the built-in prompt of one model or family, or of all")
     reset.add_argument("name", metavar="NAME", nargs="?")
-    update = action("update", "use the official texts for all of the account's models, or for those named")
+    update = action("update", "use the official prompts of all of the account's models, or of those named")
     update.add_argument("names", metavar="NAME", nargs="*")
-    update.add_argument("--diff", action="store_true", help="show how the texts differ")
+    update.add_argument("--diff", action="store_true", help="show how the prompts differ")
     update.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
@@ -63,7 +63,7 @@ def _update(options: argparse.Namespace, out: Output) -> None:
     if options.names:
         offered = _named(offered, options.names, out)
     elif not offered:
-        out.note("The texts in use are the official ones.")
+        out.note("The prompts in use are the official ones.")
     if out.json or options.diff:
         for offer in offered:
             out.reply(offer, draw_offer)
@@ -81,7 +81,7 @@ def _named(offered: list[wire.PromptOffered], names: list[str], out: Output) -> 
     """Returns the texts for these models. Raises VerbFailed if there is none for any of them."""
     found = [offer for offer in offered if offer.name in names]
     for name in sorted(set(names) - {offer.name for offer in found}):
-        out.note(f"Nothing to update for {name}: its text is the official one, or there is none.")
+        out.note(f"Nothing to update for {name}: its prompt is the official one, or there is none.")
     if not found:
         known = ", ".join(offer.name for offer in offered) or "none"
         raise failed("refused", "no_update", f"Nothing was changed. Models with an update: {known}.")
@@ -94,11 +94,11 @@ def _agreed(offered: list[wire.PromptOffered], out: Output) -> bool:
     if out.json or not sys.stdin.isatty():
         out.note(f"Nothing was changed. `codexctl prompts update --yes` sets {names}.")
         return False
-    return input(f"Use these texts for {names}? [y/N] ").strip().lower() in ("y", "yes")
+    return input(f"Use these prompts for {names}? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def draw(reply: wire.PromptsReport) -> None:
-    """Draws a row for each text that is in force."""
+    """Draws a row for each prompt that is in use."""
     rows = [
         [
             entry.name,
@@ -112,7 +112,7 @@ def draw(reply: wire.PromptsReport) -> None:
     columns = ["for", "characters", "from", "set", "SHA-256"]
     drawing.put(drawing.table(columns, rows, right=["characters"], fold=["SHA-256", "set"]))
     if not reply.in_use:
-        drawing.note("codex.mode is off: no text is added to requests.")
+        drawing.note("codex.mode is off: no prompt is added to requests.")
 
 
 def draw_text(reply: wire.PromptText) -> None:
@@ -147,7 +147,7 @@ def _difference(offer: wire.PromptOffered) -> Iterator[str]:
     return difflib.unified_diff(
         offer.before.splitlines(),
         offer.text.splitlines(),
-        f"{offer.name} in force",
+        f"{offer.name} in use",
         f"{offer.name} official",
         lineterm="",
     )

@@ -1,4 +1,4 @@
-"""``codexctl refresh``: renews the access token now."""
+"""``codexctl refresh``: refreshes the access token now."""
 
 import argparse
 
@@ -8,5 +8,5 @@ from codexd.ctl.session import Output, ask
 
 
 def run(options: argparse.Namespace, out: Output) -> int:
-    ask(options, out, wire.Refresh(), drawing.account, "Renewing the access token")
+    ask(options, out, wire.Refresh(), drawing.account, "Refreshing the access token")
     return 0

@@ -25,9 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, out: Output) -> int:
     state = directory(options.state)
     count = _restore(Path(options.file), state)
-    out.report("backup", f"Restored {count} files to {state}. The sign-in was not touched.")
+    out.report("restore", f"Restored {count} files to {state}. The sign-in was not touched.")
     if not (state / "tokens.json").exists():
-        out.note("Start codexd, then sign in with: codexctl login")
+        out.note("Start codexd, then sign in with `codexctl login`.")
     return 0
 
 
@@ -37,14 +37,15 @@ def _restore(source: Path, state: Path) -> int:
     if not found:
         raise failed("usage", "not_a_backup", f"{source} contains no codexd state.")
     if not os.access(state, os.W_OK):
-        raise failed("refused", "not_writable", f"Cannot write to {state}. Use sudo codexctl.")
+        raise failed(
+            "refused", "not_writable", f"Cannot write to {state}: permission denied. Run the command with sudo."
+        )
     try:
         with as_owner(state), lock_directory(state):
             for name, data in found.items():
                 _put(state, name, data)
     except InUse as error:
-        stop = "systemctl stop codexd.socket codexd-control.socket codexd-tcp.socket codexd"
-        message = f"codexd is using {state} ({error.holder}). Stop it first, such as with: {stop}"
+        message = f"codexd is using {state} ({error.holder}). Stop it first; `codexctl stop` shows how."
         raise failed("refused", "running", message) from error
     except OSError as error:
         raise failed("refused", "not_written", f"Cannot write to {state}: {error.strerror}.") from error

@@ -70,7 +70,7 @@ def _install(out: Output) -> int:
         raise failed(
             "refused", "not_started", f"{told} codexd did not start. See: journalctl --user -u codexd -n 20"
         ) from error
-    out.report("service", f"{told} codexd is running. Sign in with: codexctl login")
+    out.report("service", f"{told} codexd is running. Sign in with `codexctl login`.")
     if not _lingers():
         out.note(f"It stops when you log out. To keep it running: sudo loginctl enable-linger {getpass.getuser()}")
     return 0
@@ -81,7 +81,7 @@ def _remove(out: Output) -> int:
     path = unit_path()
     if not path.exists() and _property("UnitFileState") in ("", "disabled"):
         raise failed(
-            "refused", "not_installed", "The service is not installed. Install it with: codexctl service install"
+            "refused", "not_installed", "The service is not installed. Install it with `codexctl service install`."
         )
     _systemctl("disable", "--now", UNIT)
     try:
@@ -98,7 +98,7 @@ def _status(out: Output) -> int:
     state, enabled, place = _property("ActiveState"), _property("UnitFileState"), _property("FragmentPath")
     if not place:
         raise failed(
-            "refused", "not_installed", "The service is not installed. Install it with: codexctl service install"
+            "refused", "not_installed", "The service is not installed. Install it with `codexctl service install`."
         )
     linger = "keeps running after logout" if _lingers() else "stops at logout"
     out.report("service", f"{place}: {state}, {enabled}, {linger}")
@@ -121,11 +121,15 @@ class _SystemctlFailed(Exception):
 def _check_session() -> None:
     """Raises VerbFailed unless this user has a systemd of their own."""
     if os.geteuid() == 0 and "XDG_RUNTIME_DIR" not in os.environ:
-        advice = "As root use: systemctl enable --now codexd" if PACKAGED.exists() else "Run it as another user."
-        raise failed("refused", "root", f"This is for ordinary users. {advice}")
+        message = "`codexctl service` manages a service of an ordinary user. Run it as one, not as root."
+        if PACKAGED.exists():
+            message += " For the service of the system, run `systemctl enable --now codexd`."
+        raise failed("refused", "root", message)
     if shutil.which("systemctl") is None:
         raise failed(
-            "refused", "no_systemd", "This system does not use systemd. Start codexd with its own service manager."
+            "refused",
+            "no_systemd",
+            "This system does not use systemd. Use the service manager of this system to start codexd.",
         )
     try:
         _systemctl("show-environment")

@@ -84,12 +84,13 @@ def _write(options: argparse.Namespace, out: Output) -> int:
             edits.write(path, after, private=key != NO_KEY)
             out.report("setup", f"Wrote {path}.")
             if os.environ.get("SUDO_USER"):
-                out.note(f"That is root's file. For {os.environ['SUDO_USER']}'s own, run it without sudo.")
+                user = os.environ["SUDO_USER"]
+                out.note(f"This is root's file. To configure {user}'s client, run the command without sudo.")
         if not edits.is_chosen(file, after):
             chosen = False
             out.note(f"{path} already sets another model, which was kept. {_by_hand(file)}")
     if found.needed:
-        out.report("setup", f"Set in its environment:\n{exports(found.needed)}")
+        out.report("setup", f"Set these variables for the client:\n{exports(found.needed)}")
     if chosen:
         out.note(f"Start it with: {found.start}")
     return 0
@@ -98,7 +99,11 @@ def _write(options: argparse.Namespace, out: Output) -> int:
 def _remove(options: argparse.Namespace, out: Output) -> int:
     found = _setup(options, Target("", "", []))
     if not found.files:
-        raise failed("usage", "nothing_to_remove", f"codexctl has not configured {options.client}.")
+        raise failed(
+            "usage",
+            "nothing_to_remove",
+            f"`codexctl setup` writes no file for {options.client}. Undo the change in its settings.",
+        )
     for file in found.files:
         path = _place(file)
         before, kept = edits.read(path), _kept(path)

@@ -18,7 +18,7 @@ def draw(report: wire.StatusReport) -> None:
     """Draws a table of labels and values, and the limits below it."""
     rows = _account(report.account)
     if report.login:
-        rows.append(("sign-in", f"in progress ({report.login}); run codexctl login to join it"))
+        rows.append(("sign-in", f"in progress ({report.login}); run `codexctl login` to join it"))
     fetched = f", fetched {drawing.ago(report.models_fetched_at)}" if report.models_fetched_at else ", built in"
     keys = (
         f"{report.client_keys}; clients must send one" if report.keys_required else "none: local programs need no key"
@@ -27,18 +27,19 @@ def draw(report: wire.StatusReport) -> None:
     rows += [
         ("models", f"{report.models_listed} listed{fetched}"),
         ("client keys", keys),
-        ("streams", str(report.streams_open)),
+        ("requests", f"{report.streams_open} in progress"),
         ("backend", _backend(report)),
         ("listening on", "\n".join(report.listeners)),
         ("daemon", f"codexd {report.daemon_version}, process {report.pid}, up {up}"),
     ]
     rows += [
-        ("fault", drawing.text(f"{name}: {why} (see codexctl log)", "bold red")) for name, why in report.faults.items()
+        ("fault", drawing.text(f"{name}: {why} (see `codexctl log`)", "bold red"))
+        for name, why in report.faults.items()
     ]
     if report.draining:
-        rows.append(("", drawing.text("stopping: open streams may finish", "yellow")))
+        rows.append(("", drawing.text("stopping: requests in progress may finish", "yellow")))
     if report.daemon_version != __version__:
-        skew = f"codexctl is {__version__}: restart codexd after an upgrade"
+        skew = f"codexctl is {__version__}: restart codexd after an upgrade (`codexctl restart` shows how)"
         rows.append(("", drawing.text(skew, "yellow")))
     rows.append(("configuration", report.config))
     rows.append(("state", report.state_directory))
@@ -64,7 +65,7 @@ def _account(account: wire.Account) -> list[tuple[str, drawing.Drawn]]:
         rows.append(("access token", _token(account)))
     else:
         why = f" {account.why}." if account.ended else ""
-        rows.append(("signed in", drawing.text(f"no.{why} Run codexctl login", "bold red")))
+        rows.append(("signed in", drawing.text(f"no.{why} Run `codexctl login`", "bold red")))
     if account.unsaved:
         rows.append(("", drawing.text(drawing.UNSAVED, "red")))
     if account.refresh_failed:
@@ -74,4 +75,4 @@ def _account(account: wire.Account) -> list[tuple[str, drawing.Drawn]]:
 
 def _token(account: wire.Account) -> str:
     valid = f"valid until {drawing.moment(account.expires_at)}" if account.expires_at else "expiry unknown"
-    return f"{valid}, renewed {drawing.ago(account.refreshed_at)}" if account.refreshed_at else valid
+    return f"{valid}, refreshed {drawing.ago(account.refreshed_at)}" if account.refreshed_at else valid

@@ -32,7 +32,7 @@ SORTS: dict[str, Callable[[Trace], tuple[float | str, float]]] = {
 }
 """The orders of requests in progress: oldest first, most tokens first, by name."""
 
-_NARROW = ("sent by", "first token", "per second", "key", "age")
+_NARROW = ("transport", "first token", "per second", "key", "age")
 _NARROW_FAILED = ("key", "model", "failed")
 """The columns that a narrow terminal does not show, the first to go first. The ids are always shown."""
 
@@ -95,7 +95,7 @@ class View:
     def keys(self) -> drawing.Drawn:
         """Returns the last line of the live screen."""
         if self.typing:
-            return drawing.text(f"filter: {self.filter}▏  Enter: done  Esc: all", "bold")
+            return drawing.text(f"filter: {self.filter}▏  Enter: done  Esc: clear", "bold")
         shown = f"  / filter: {self.filter}" if self.filter else "  / filter"
         return drawing.text(f"q quit  s sort: {self.sort}{shown}", "dim")
 
@@ -148,11 +148,11 @@ def _keys() -> Iterator[Callable[[float], str]]:
 
 def screen(report: wire.TopReport, before: Seen, view: View) -> drawing.Drawn:
     """Returns one screen. The rates are those since ``before``; those of requests that are not in it are averages."""
-    signed_in = "signed in" if report.signed_in else "signed out: run codexctl login"
+    signed_in = "signed in" if report.signed_in else "signed out: run `codexctl login`"
     head = drawing.text(f"codexd {report.daemon_version}", "bold")
     head.append(
         f"  up {drawing.span(report.uptime_seconds)}, {signed_in}, {len(report.requests)} in progress, "
-        f"{report.finished} in the last day",
+        f"{report.finished} requests in the last 24 h",
         style="default",
     )
     parts: list[drawing.Drawn] = [head]
@@ -190,7 +190,7 @@ def _in_progress(report: wire.TopReport, before: Seen, view: View) -> drawing.Dr
         age = drawing.span(report.now - trace.at)
         sent = {"websocket": "delta" if trace.delta else "websocket", "http": "HTTP", None: ""}[trace.lane]
         rows.append([trace.id[:ID_SHOWN], name, trace.key or "", sent, age, first, f"{trace.events}", rate])
-    columns = ["request", "model", "key", "sent by", "age", "first token", "tokens", "per second"]
+    columns = ["request", "model", "key", "transport", "age", "first token", "tokens", "per second"]
     return drawing.table(columns, rows, right=columns[4:], fold=_NARROW)
 
 

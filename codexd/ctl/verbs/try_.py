@@ -26,7 +26,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--effort", metavar="EFFORT", help="reasoning effort, such as low, medium or high")
     parser.add_argument("--search", action="store_true", help="let the model search the web")
     parser.add_argument(
-        "--draw", metavar="FILE", help="draw an image, or change that of --image, and save it to this file (PNG)"
+        "--draw",
+        metavar="FILE",
+        help="draw an image, or edit the one given with --image, and save it to this file (PNG)",
     )
     parser.add_argument("--image", metavar="FILE", action="append", help="an image file; may be given more than once")
 
@@ -124,7 +126,7 @@ def _question(options: argparse.Namespace) -> str:
         except UnicodeDecodeError as error:
             raise failed("usage", "question", "The standard input is not UTF-8 text.") from error
     if not text.strip():
-        raise failed("usage", "question", 'Ask something: codexctl try "why is the sky blue?"')
+        raise failed("usage", "question", 'Ask something, such as `codexctl try "why is the sky blue?"`.')
     return text
 
 

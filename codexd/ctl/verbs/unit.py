@@ -17,4 +17,4 @@ def run(options: argparse.Namespace, _: Output) -> int:
     found = command(options.verb, getattr(options, "instance", None))
     if found is None:
         raise failed("usage", "no_service", f"codexd is not installed as a service. {_NO_SERVICE[options.verb]}")
-    raise failed("usage", "systemctl", f"Run: {found}")
+    raise failed("usage", "systemctl", f"codexctl does not {options.verb} codexd itself. Run: {found}")

@@ -113,7 +113,10 @@ def draw(report: wire.UsageReport) -> None:
     windows = drawing.windows(report) if report.windows else drawing.text("No limits are known.")
     drawing.put(drawing.stack(drawing.grid(rows), drawing.below(windows)))
     if report.why:
-        drawing.note(f"From the headers of the last answer, {drawing.ago(report.as_of)}: {report.why}")
+        drawing.note(
+            f"These limits are from {drawing.ago(report.as_of)}, because the current ones could not be fetched. "
+            f"{report.why}"
+        )
 
 
 def draw_history(reply: wire.HistoryReport) -> None:

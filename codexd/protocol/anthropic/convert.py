@@ -44,6 +44,7 @@ from codexd.protocol.codex.tools import SEARCH
 from codexd.protocol.convert import Thinking, effort_of_budget
 from codexd.protocol.raw import given
 from codexd.protocol.reasoning import Items, of_call, of_text
+from codexd.reasons import quoted
 
 
 class AsChat(NamedTuple):
@@ -256,7 +257,7 @@ def _url(source: Source, where: str, what: str) -> str:
 
 def _unsupported_source(source: Source, where: str, what: str) -> ApiError:
     return errors.unsupported(
-        where, f"The source {source.type!r} is not supported: send the {what} with the request, as base64."
+        where, f"The source {quoted(source.type)} is not supported: send the {what} with the request, as base64."
     )
 
 
@@ -266,7 +267,8 @@ def _tool(tool: Tool, where: str) -> Raw:
     if tool.type not in (None, "custom"):
         raise errors.unsupported(
             where,
-            f"Tools of type {tool.type!r} run at Anthropic. Of these, codexd has only web search. Remove the tool.",
+            f"Tools of type {quoted(tool.type)} run at Anthropic. Of these, codexd has only web search. "
+            "Remove the tool.",
         )
     function: dict[str, object] = {"name": tool.name, "description": tool.description, "strict": tool.strict}
     if given(tool.input_schema):

@@ -14,7 +14,7 @@ from codexd.protocol import decoding
 class Annotation(Struct, frozen=True, kw_only=True):
     """A mark on a text; the keys are those of a ``url_citation``. Indexes count the characters of the part.
 
-    No shape is asked for, because an odd mark must not cost the text.
+    Its shape is not checked, so that a malformed annotation does not lose the text.
     """
 
     type: Any = ""

@@ -17,6 +17,7 @@ from codexd.protocol.adjustments import NONE, Adjustment, Adjustments
 from codexd.protocol.codex.request import Tool, UpstreamRequest
 from codexd.protocol.codex.tools import SEARCH, Choice, kind_of, name_of
 from codexd.protocol.raw import RawObject, encoded, type_of, unchanged
+from codexd.reasons import quoted
 
 SearchMode = Literal["off", "on request", "always"]
 
@@ -171,7 +172,7 @@ def _parted(tools: Sequence[Tool], model: str) -> tuple[list[Tool], SearchOption
             case "image_generation":
                 image = _options(tool, ImageOptions, where)
             case kind if kind not in _ACCEPTED:
-                message = f"Tools of type {kind!r} run neither on {model} nor in codexd. Remove this one from tools."
+                message = f"Tools of type {quoted(kind)} are not supported for {model}. Remove it from tools."
                 raise errors.unsupported(where, message)
             case _:
                 own.append(tool)

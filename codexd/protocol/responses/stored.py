@@ -10,6 +10,7 @@ from msgspec import Raw, Struct
 from codexd import errors
 from codexd.protocol import decoding
 from codexd.protocol.raw import RawObject, plain
+from codexd.reasons import quoted
 
 MAX_PAGE = 100
 
@@ -37,7 +38,7 @@ def input_items(items: list[RawObject], *, limit: int = 20, order: str = "desc",
         found.reverse()
     ids = [decoding.decode(item["id"], type=str) for item in found]
     if after is not None and after not in ids:
-        raise errors.bad_request(f"This response has no input item {after!r}.", param="after")
+        raise errors.bad_request(f"This response has no input item {quoted(after)}.", param="after")
     start = 0 if after is None else ids.index(after) + 1
     page, names = found[start : start + limit], ids[start : start + limit]
     return ItemList(

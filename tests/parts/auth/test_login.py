@@ -298,7 +298,7 @@ async def test_a_person_who_declines_is_heard(autojump_clock: MockClock, setup: 
     async with setup() as it:
         attempt, _ = await it.logins.start("paste")
         await it.logins.paste(await authorize(it, attempt, allow="no"))
-        assert "The person declined (access_denied)" in await failure(attempt)
+        assert "The user declined (access_denied)" in await failure(attempt)
 
 
 async def test_a_wrong_verifier_is_caught_by_the_simulated_issuer(autojump_clock: MockClock, setup: Make) -> None:
@@ -434,7 +434,7 @@ async def test_a_refusal_is_a_page_with_the_reason(setup: Make) -> None:
         location = await authorize(it, attempt, allow="no")
         page = await get(port, location.removeprefix(f"http://127.0.0.1:{port}"))
         assert page.startswith(b"HTTP/1.1 400")
-        assert b"The person declined" in page
+        assert b"The user declined" in page
         assert b"<code>codexctl login</code>" in page
 
 

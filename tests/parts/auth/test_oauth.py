@@ -73,7 +73,7 @@ def test_the_exchange_is_the_official_clients(name: str, code: str, redirect_uri
     [
         ("code=c1&state=s", Code("c1")),
         ("state=s&code=c1&scope=x+y", Code("c1")),
-        ("error=access_denied&error_description=The+person+declined&state=s", Denied("The person declined (access_denied)")),
+        ("error=access_denied&error_description=The+user+declined&state=s", Denied("The user declined (access_denied)")),
         ("error=server_error&state=s", Denied("server_error")),
         ("code=c1&state=other", Stray("its state parameter belongs to another sign-in")),
         ("code=c1", Stray("it contains no state parameter")),

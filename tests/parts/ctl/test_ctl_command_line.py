@@ -43,15 +43,15 @@ def test_a_value_that_is_wrong_is_named(capsys: pytest.CaptureFixture[str], word
 @pytest.mark.parametrize(("words", "near"), [(["stauts"], "status"), (["keys", "lst"], "list")], ids=str)
 def test_the_nearest_word_is_suggested(capsys: pytest.CaptureFixture[str], words: list[str], near: str) -> None:
     assert exit_code(*words) == 2
-    assert f"did you mean {near!r}?" in capsys.readouterr().err
+    assert f'did you mean "{near}"?' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("keys", "an action is missing; use add, list or revoke"),
-        ("zzz", "unknown verb 'zzz'; see `codexctl help`"),
-        ("keys zzz", "ACTION: unknown value 'zzz'; use add, list or revoke\n"),
+        ("zzz", 'unknown verb "zzz"; see `codexctl help`'),
+        ("keys zzz", 'unknown action "zzz"; use add, list or revoke\n'),
         ("setup zzz", "cursor, open-webui, llm or n8n"),
         ("status --jsn", "unknown option --jsn; did you mean --json?"),
         ("top --filtr x", "did you mean --filter?"),

@@ -91,8 +91,8 @@ def test_a_choice_of_the_users_stays() -> None:
 @pytest.mark.parametrize(
     ("file", "before", "said"),
     [
-        (JSONS[0], "// a comment\n{}", "plain JSON"),
-        (JSONS[0], "[]", "plain JSON"),
+        (JSONS[0], "// a comment\n{}", "not valid JSON, or contains comments"),
+        (JSONS[0], "[]", "not valid JSON, or contains comments"),
         (CODEX, "not = [toml", "valid TOML"),
         (CODEX, '[model_providers.codexd]\nname = "x"', "valid TOML"),
     ],

@@ -66,7 +66,7 @@ def chunks(*deltas: Any, last: Any = "[DONE]", id: str = "a") -> list[tuple[str,
 def test_what_is_wrong_is_found(name: str, answers: list[Any]) -> None:
     found = selftest.checked(name, Said(*answers))
     assert found.outcome == "failed"
-    assert found.advice
+    assert found.message
 
 
 def test_what_is_right_is_right() -> None:

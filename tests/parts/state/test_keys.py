@@ -72,7 +72,7 @@ def test_names_and_doubles_are_refused_with_a_reason(tmp_path: Path) -> None:
     keys.add("a")
     for name in ("a", "fixed"):
         assert "already" in refusal(keys.add, name)
-    assert "Unknown key 'b'" in refusal(keys.revoke, "b")
+    assert 'Unknown key "b"' in refusal(keys.revoke, "b")
     assert "[server.client_keys]" in refusal(keys.revoke, "fixed")
     assert [(key.name, key.source) for key in keys.list()] == [("a", "codexctl"), ("fixed", "configuration")]
     assert keys.check("0123456789abcdef") == "fixed"

@@ -43,7 +43,10 @@ def test_on_windows_it_says_one_sentence(tmp_path: Path, name: str, module: str)
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{name}: codexd does not run on Windows itself. Install and run it in WSL: wsl --install.\n"
+    assert (
+        done.stderr
+        == f"{name}: codexd does not run natively on Windows. Install WSL with `wsl --install`, and codexd inside it.\n"
+    )
 
 
 def test_what_differs_elsewhere_is_said() -> None:

@@ -48,7 +48,7 @@ def test_todays_catalogue_is_built_in_with_its_shapes() -> None:
 def test_an_unknown_name_gets_the_nearest_and_the_list() -> None:
     error = refused(Catalogue({}), "gpt-5.1-codecs")
     assert (error.status, error.error.code, error.error.param) == (404, "model_not_found", "model")
-    assert "Did you mean 'gpt-5.1-codex'" in error.error.message
+    assert 'Did you mean "gpt-5.1-codex"' in error.error.message
     assert "gpt-6-sol" in error.error.message
     assert "Did you mean" not in refused(Catalogue({}), "zzz").error.message
 
@@ -66,7 +66,7 @@ def test_an_alias_stands_for_a_model_and_takes_an_effort() -> None:
 def test_an_alias_that_leads_nowhere_is_an_unknown_name(aliases: dict[str, str]) -> None:
     error = refused(Catalogue(aliases), "a")
     assert (error.status, error.error.code) == (404, "model_not_found")
-    assert f"'a' is an alias in [models.aliases]: its model {aliases['a']!r} does not exist" in error.error.message
+    assert f'"a" is an alias in [models.aliases]: its model "{aliases["a"]}" does not exist' in error.error.message
     assert "a" not in Catalogue(aliases).listed
     assert refused(Catalogue(aliases), "a-high").status == 404
 
@@ -170,7 +170,7 @@ def test_the_accounts_own_models_stand_for_claudes() -> None:
 def test_a_suggestion_is_in_the_list() -> None:
     live = [Model(slug="gpt-5.5", efforts=("low", "high"), default_effort="low")]
     message = refused(Catalogue({"gpt-5.7-mine": "gpt-5.5"}, live), "gpt-5.7").error.message
-    assert "Did you mean 'gpt-5.5' or 'gpt-5.7-mine'?" in message
+    assert 'Did you mean "gpt-5.5" or "gpt-5.7-mine"?' in message
     assert "gpt-5.2" not in message
 
 

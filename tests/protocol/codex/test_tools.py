@@ -71,7 +71,7 @@ def test_allowed_tools_leave_the_others_out() -> None:
     [
         ("always", "must be none, auto, required or name a tool"),
         ({"type": "function"}, "does not name a tool"),
-        ({"type": "function", "function": {"name": "g"}}, "names 'g', which is not among the tools"),
+        ({"type": "function", "function": {"name": "g"}}, 'names "g", which is not among the tools'),
     ],
 )
 def test_a_choice_that_is_none_is_refused(choice: Any, said: str) -> None:
