@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rig import servers
+from rig import conversion, servers
 from rig.measuring import Plan, instructions, loaded, matrix, memory
 from rig.servers import CERTIFICATE, NGINX_TLS, OUT, PEERS, missing, prepare
 
@@ -270,6 +270,7 @@ def main() -> None:
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument("--icount", action="store_true")
     parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--conversion", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--accept", action="store_true")
     parser.add_argument("--loaded", type=int, metavar="STREAMS")
@@ -289,6 +290,9 @@ def measure(options: argparse.Namespace) -> None:
     ]
     if options.check or options.accept:
         check() if options.check else accept()
+        return
+    if options.conversion:
+        conversion.report()
         return
     if not options.report_only:
         if why := missing("rustc", *(["valgrind"] if options.icount else ["nginx", "openssl"])):

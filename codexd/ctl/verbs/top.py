@@ -152,7 +152,7 @@ def screen(report: wire.TopReport, before: Seen, view: View) -> drawing.Drawn:
     head = drawing.text(f"codexd {report.daemon_version}", "bold")
     head.append(
         f"  up {drawing.span(report.uptime_seconds)}, {signed_in}, {len(report.requests)} in progress, "
-        f"{report.finished} requests in the last 24 h",
+        f"{report.finished} in the last 24 h",
         style="default",
     )
     parts: list[drawing.Drawn] = [head]
