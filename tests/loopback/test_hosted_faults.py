@@ -57,15 +57,15 @@ async def endless(call: Call) -> None:
 
 
 TOOL_FAULTS: dict[str, Script] = {
-    "closed without a word": cut,
+    "closed before any response": cut,
     "silence": silence,
     "400": refuse(400, {"detail": "no"}),
     "403 as an HTML page": refuse(403, b"<!DOCTYPE html><title>Just a moment...</title>", "content-type: text/html"),
     "404": refuse(404, {"detail": "Not Found"}),
     "429, usage_limit_reached": refuse(429, {"error": {"type": "usage_limit_reached", "resets_in_seconds": 90}}),
     "500": refuse(500, b"oops"),
-    "no JSON": refuse(200, b"<html>"),
-    "another shape": refuse(200, {"data": 7}),
+    "not JSON": refuse(200, b"<html>"),
+    "unexpected JSON": refuse(200, {"data": 7}),
     "an endless answer": endless,
 }
 
@@ -89,7 +89,7 @@ def silent_after(number: int) -> Script:
 
 
 ROUND_FAULTS: dict[str, Script] = {
-    "closed without a word": cut,
+    "closed before any response": cut,
     "closed after response.created": cut_after(1),
     "closed in the text": cut_after(3),
     "silence": silence,
@@ -98,7 +98,7 @@ ROUND_FAULTS: dict[str, Script] = {
     "429, usage_limit_reached": refuse(429, {"error": {"type": "usage_limit_reached", "resets_in_seconds": 90}}),
     "500": refuse(500, b"oops"),
     "response.failed": stream_of(CREATED, failed("server_error")),
-    "one more search, without end": SEARCHING,
+    "searches without end": SEARCHING,
 }
 
 LIMITED = refuse(429, {"error": {"type": "usage_limit_reached", "resets_in_seconds": 90}})
@@ -107,7 +107,7 @@ FALLBACK_FAULTS: dict[str, Script] = {
     "429, usage_limit_reached": LIMITED,
     "400": refuse(400, {"detail": "no"}),
     "500": refuse(500, b"oops"),
-    "closed without a word": cut,
+    "closed before any response": cut,
     "closed in the text": cut_after(3),
     "response.failed": stream_of(CREATED, failed("server_error")),
 }
@@ -202,10 +202,10 @@ async def test_one_outcome_for_each_fault_after_a_search(tmp_path: Path, logs: P
             await daemon.logged("model catalogue refreshed")
             for name, fault in ROUND_FAULTS.items():
                 for streamed in (True, False):
-                    plays = [SEARCHING, fault, fault if name.startswith("one more") else stream_of(*HELLO)]
+                    plays = [SEARCHING, fault, fault if fault is SEARCHING else stream_of(*HELLO)]
                     outcome = await ask(upstream, daemon, plays, [FOUND], streamed=streamed)
                     cells[name].append(shown(outcome))
-                    assert len(upstream.tool_calls) == (8 if name.startswith("one more") else 1), name
+                    assert len(upstream.tool_calls) == (8 if fault is SEARCHING else 1), name
     rows += [f"| {name} | {' | '.join(each)} |" for name, each in cells.items()]
     rewrite("faults after a search", rows, accept=accept)
 

@@ -223,36 +223,36 @@ LIMIT_REACHED: Json = {"error": {"type": "usage_limit_reached", "message": "The 
 
 EITHER: dict[str, Script] = {
     "none": polite,
-    "closed without a word": cut,
-    "reset without a word": reset,
+    "closed before any response": cut,
+    "reset before any response": reset,
     "silence before the answer": silence,
-    **{f"closed after {number} events": after(number, cut) for number in range(1, 6)},
-    **{f"reset after {number} events": after(number, reset) for number in (1, 3, 5)},
-    **{f"silence after {number} events": after(number, silence) for number in (1, 3, 5, 6)},
+    **{f"closed after {number} event{'' if number == 1 else 's'}": after(number, cut) for number in range(1, 6)},
+    **{f"reset after {number} event{'' if number == 1 else 's'}": after(number, reset) for number in (1, 3, 5)},
+    **{f"silence after {number} event{'' if number == 1 else 's'}": after(number, silence) for number in (1, 3, 5, 6)},
     "an event of 8 MiB": large(8 * 1024 * 1024),
     "400": refuse(400, {"detail": "Unsupported parameter: foo"}),
     "404": refuse(404, b""),
     "413": refuse(413, b""),
     "429 with Retry-After": refuse(429, {"error": {"message": "slow"}}, "retry-after: 7"),
-    "429 without": refuse(429, b"{}"),
+    "429 without Retry-After": refuse(429, b"{}"),
     "429, usage_limit_reached": refuse(429, LIMIT_REACHED),
     "500": refuse(500, b"oops"),
     "503 with Retry-After": refuse(503, {"error": {"code": "slow_down"}}, "retry-after: 7"),
     "503, server_is_overloaded": refuse(503, {"error": {"code": "server_is_overloaded"}}),
     "response.failed first": stream_of(CREATED, failed("server_error")),
-    "response.failed on the way": after(3, ending(failed("server_error"))),
-    "error event on the way": after(3, ending({"type": "error", "code": "server_error", "message": "x"})),
+    "response.failed during the answer": after(3, ending(failed("server_error"))),
+    "error event during the answer": after(3, ending({"type": "error", "code": "server_error", "message": "x"})),
     "complete without content": stream_of(CREATED, COMPLETED),
-    "events that nobody knows": stream_of({"type": "codex.brand_new", "x": 1}, *ANSWER),
-    "more after the end": stream_of(*ANSWER, *ANSWER),
+    "unknown event types": stream_of({"type": "codex.brand_new", "x": 1}, *ANSWER),
+    "events after the last one": stream_of(*ANSWER, *ANSWER),
 }
 """Faults that both lanes have, and scripts that play on both."""
 
 HTTP = EITHER | {
     "half a status line": raw(b"HTTP/1.1 2"),
-    "no HTTP": raw(b"\x15\x03\x01\x00\x02\x02\x46"),
+    "not HTTP": raw(b"\x15\x03\x01\x00\x02\x02\x46"),
     "headers without an end": raw(HEAD + b"x: y\r\n" * 20_000),
-    "silence inside the headers": raw(HEAD + b"x-a: b\r\n", close=False),
+    "silence within the headers": raw(HEAD + b"x-a: b\r\n", close=False),
     "103 Early Hints first": raw(
         b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
         + HEAD
@@ -260,21 +260,23 @@ HTTP = EITHER | {
         + encoded(*ANSWER)
     ),
     "101 Switching Protocols": raw(b"HTTP/1.1 101 X\r\nupgrade: h2c\r\n\r\n"),
-    "HTTP/1.0, until the end": raw(b"HTTP/1.0 200 OK\r\n\r\n" + encoded(*ANSWER)),
+    "HTTP/1.0, until the connection ends": raw(b"HTTP/1.0 200 OK\r\n\r\n" + encoded(*ANSWER)),
     "content length too small": raw(HEAD + b"content-length: 20\r\n\r\n" + encoded(*ANSWER)),
     "content length too large": raw(HEAD + b"content-length: 99999\r\n\r\n" + encoded(*ANSWER[:4])),
     "two content lengths": raw(HEAD + b"content-length: 1\r\ncontent-length: 2\r\n\r\n" + encoded(*ANSWER)),
-    "a chunk of no size": raw(HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n"),
+    "a chunk with an invalid size": raw(HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n"),
     "an unknown transfer coding": raw(HEAD + b"transfer-encoding: br\r\n\r\n" + encoded(*ANSWER)),
     "closed after the headers": after(0, cut),
     "reset after the headers": after(0, reset),
     "silence after the headers": after(0, silence),
-    **{f"a clean end after {number} events": after(number, early_end) for number in range(6)},
+    **{
+        f"a clean end after {number} event{'' if number == 1 else 's'}": after(number, early_end) for number in range(6)
+    },
     "closed inside an event": after(3, inside_an_event),
-    "one byte a write": byte_by_byte,
+    "one byte per write": byte_by_byte,
     "lines ended by CR": in_one(encoded(*ANSWER, end=b"\r")),
     "lines ended by CR LF": in_one(encoded(*ANSWER, end=b"\r\n")),
-    "U+2028 and U+0085 in a text": in_one(
+    "U+2028 and U+0085 in the text": in_one(
         "".join(f"data: {msgspec.json.encode(e).decode()}\n\n" for e in SEPARATORS).encode()
     ),
     "invalid JSON": in_one(b"data: {bad\n\n" + encoded(*ANSWER)),
@@ -293,8 +295,8 @@ HTTP = EITHER | {
 
 RUDE: dict[str, Play] = {
     "closed inside an event": raw_after(3, framed(b'{"type":"response.output_text.delta"}')[:20], cut),
-    "one byte a write": frame_byte_by_byte,
-    "U+2028 and U+0085 in a text": framing(frames(*SEPARATORS)),
+    "one byte per write": frame_byte_by_byte,
+    "U+2028 and U+0085 in the text": framing(frames(*SEPARATORS)),
     "invalid JSON": framing(framed(b"{bad") + frames(*ANSWER)),
     "bytes that are not UTF-8": framing(framed(b"\xff\xfe") + frames(*ANSWER)),
     "a frame of 1 TiB": framing(b"\x81\x7f" + (1 << 40).to_bytes(8)),
@@ -304,7 +306,7 @@ RUDE: dict[str, Play] = {
         b"".join(framed(msgspec.json.format(msgspec.json.encode(event), indent=2)) for event in ANSWER)
     ),
     "two JSON objects in a frame": framing(framed(b'{"type":"a"}\n{"type":"b"}') + frames(*ANSWER)),
-    "an array, an empty text, no type": framing(framed(b"[]") + framed(b"") + framed(b"{}") + frames(*ANSWER)),
+    "an array, an empty message, no type": framing(framed(b"[]") + framed(b"") + framed(b"{}") + frames(*ANSWER)),
     "a binary frame at once": framing(framed(b"\0", BINARY)),
     "a binary frame in the text": raw_after(3, framed(b"\0", BINARY)),
     "a masked frame": framing(b"\x81\x82mask{}"),
@@ -314,10 +316,10 @@ RUDE: dict[str, Play] = {
     "an answer without response.created": stream_of(*ANSWER[1:]),
     "an answer to another request": stream_of(*ANSWER[:5], other(COMPLETED)),
     "two answers in one": stream_of(CREATED, other(CREATED), *ANSWER[1:]),
-    "a stray answer behind the last event": framing(frames(*ANSWER, other(CREATED), text("stray"))),
+    "an extra answer after the last event": framing(frames(*ANSWER, other(CREATED), text("stray"))),
     "a stray event while idle": stray,
     "previous_response_not_found": stream_of(error(400, "previous_response_not_found")),
-    "previous_response_not_found, in words": stream_of(error(400, None, "Invalid previous_response_id.")),
+    "previous_response_not_found, only in the message": stream_of(error(400, None, "Invalid previous_response_id.")),
     "previous_response_not_found, failed": stream_of(CREATED, failed("previous_response_not_found")),
     "websocket_connection_limit_reached": stream_of(error(400, "websocket_connection_limit_reached")),
     "401": refuse(401, {"error": {"code": "token_expired", "message": "expired"}}),
