@@ -99,7 +99,7 @@ class MessagesEndpoints:
         return await self._pipeline.answer(exchange.record, context, partial(prepare, asked))
 
     async def count_tokens(self, exchange: Exchange) -> Reply:
-        """Estimates the number of input tokens. The backend has no such endpoint for this sign-in."""
+        """Estimates the number of input tokens. The backend has no such endpoint for ChatGPT accounts."""
         asked, context = await self._pipeline.read(exchange, MESSAGES)
 
         def count() -> tuple[Adjustments, int]:

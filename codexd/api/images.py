@@ -56,11 +56,11 @@ class ImagesEndpoints:
         ]
 
     async def generations(self, exchange: Exchange) -> Reply:
-        """Makes images (OpenAI's Images API)."""
+        """Generates images (OpenAI's Images API)."""
         return await self._answer(exchange, edits=False)
 
     async def edits(self, exchange: Exchange) -> Reply:
-        """Changes images; takes JSON or a form."""
+        """Edits images; accepts JSON or a form."""
         return await self._answer(exchange, edits=True)
 
     async def file(self, exchange: Exchange) -> Reply:

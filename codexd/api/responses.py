@@ -223,7 +223,7 @@ class ResponsesEndpoints:
         workers.on_loop(keep)
 
     async def input_tokens(self, exchange: Exchange) -> Reply:
-        """Estimates the number of input tokens. The backend has no such endpoint for this sign-in."""
+        """Estimates the number of input tokens. The backend has no such endpoint for ChatGPT accounts."""
         found, context = await self._read(exchange)
         count = partial(_tokens_of, found, context)
         return json(_InputTokens(await workers.run(exchange.record.weight, count)))

@@ -24,7 +24,7 @@ class SearchEndpoints:
         return [Route("POST", "/alpha/search", self.search)]
 
     async def search(self, exchange: Exchange) -> Reply:
-        """Searches the web for the Codex CLI. The request and its answer are the backend's own."""
+        """Searches the web for the Codex CLI. Request and answer have the backend's format."""
         record = exchange.record
         given = await exchange.body()
         found = await workers.run(len(given), partial(members.split, given))

@@ -253,7 +253,7 @@ class ServiceEndpoints:
         )
 
     async def health(self, exchange: Exchange) -> Reply:
-        """Returns the health of codexd; with `ready=1`, 503 unless requests would get a token."""
+        """Returns the health of codexd; with `ready=1`, 503 if requests would fail for lack of a token."""
         query = exchange.query
         if query.get("stream", "0") not in ("0", "false"):
             exchange.record.streamed = True

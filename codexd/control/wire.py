@@ -268,7 +268,7 @@ class AuthorizationUrl(_Reply, frozen=True, kw_only=True, tag="authorization_url
 
 
 class Account(_Reply, frozen=True, kw_only=True, tag="account"):
-    """The sign-in. ``why`` is the reason if not signed in; ``ended``: there was one, but it cannot be used any more.
+    """The sign-in. ``why`` is the reason if not signed in; ``ended``: there is one, but it can no longer be used.
 
     ``unsaved``: it is not on disk yet. Do not stop codexd.
     """

@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 _BACKEND = "the backend does not support it"
 _MAX_TOKENS = (
-    "codexd estimates the tokens of text and tool arguments, never too high, and closes the "
+    "codexd estimates the tokens of text and tool arguments, never above the real count, and closes the "
     "backend's stream at the limit; reasoning is not counted, and the usage of an answer that was cut off is estimated"
 )
 _SEARCHES = "the model searches, or codexd does if the model cannot"
@@ -137,7 +137,7 @@ RESPONSES: dict[str, Rule] = _SHARED | {
     "previous_response_id": Rule("emulated", "codexd stores answers, the backend does not"),
     "store": Rule("emulated", "stored in codexd, within limits of size and age, unless it is `false`", (False, True)),
     "conversation": Rule("refused", "use `previous_response_id`, or send the whole input"),
-    "prompt": Rule("refused", "the backend has no prompt templates for this sign-in"),
+    "prompt": Rule("refused", "the backend has no prompt templates for ChatGPT accounts"),
 }
 
 MESSAGES: dict[str, Rule] = {
@@ -170,7 +170,7 @@ MESSAGES: dict[str, Rule] = {
     "cache_control": Rule("dropped", "the backend caches automatically"),
     "context_management": Rule("dropped", _BACKEND),
     "inference_geo": Rule("dropped", _BACKEND),
-    "thread": Rule("refused", "send the whole conversation without it, as the SDK then does"),
+    "thread": Rule("refused", "send the whole conversation; after this error the SDK does so by itself"),
     "container": Rule("refused", "the backend has no containers"),
     "mcp_servers": Rule("refused", "the backend cannot reach MCP servers", ([],)),
 }
