@@ -138,7 +138,7 @@ async def test_images_are_streamed(http: httpx.AsyncClient) -> None:
         (EDIT, {"prompt": "x", "image": "nothing!"}, "base64"),
         (EDIT, {"prompt": "x", "image": base64.b64encode(b"no image").decode()}, "is not an image"),
         (EDIT, {"prompt": "x", "images": [{"file_id": "f"}]}, "no files API"),
-        (EDIT, {"prompt": "x", "image": DATA, "mask": DATA}, "'mask' is not supported"),
+        (EDIT, {"prompt": "x", "image": DATA, "mask": DATA}, '"mask" is not supported'),
     ],
 )
 async def test_bad_requests_for_images(http: httpx.AsyncClient, path: str, body: dict[str, Any], said: str) -> None:

@@ -211,4 +211,4 @@ async def test_searches_are_bounded(ask: Asking) -> None:
 async def test_what_nobody_would_run_is_refused(ask: Asking, kind: str) -> None:
     refused = await ask.post("/v1/responses", model="gpt-6-sol", input="x", tools=[{"type": kind}])
     assert refused.status_code == 400
-    assert f"'{kind}' run neither on gpt-6-sol" in refused.json()["error"]["message"]
+    assert f'Tool type "{kind}" is not supported for gpt-6-sol' in refused.json()["error"]["message"]

@@ -62,7 +62,7 @@ def test_it_is_installed_and_waits_for_somebody(box: Box) -> None:
     assert box.run("codexd", "--check-config") == "/etc/codexd/config.toml: ok"
     assert '"signed_in":false' in health(box)
     assert active(box) == ["active"] * 3
-    assert "Run codexctl login" in box.run("codexctl", "status", check=False)
+    assert "Run `codexctl login`" in box.run("codexctl", "status", check=False)
 
 
 def test_an_upgrade_restarts_it_and_keeps_what_was_changed(box: Box) -> None:

@@ -172,7 +172,7 @@ def _parted(tools: Sequence[Tool], model: str) -> tuple[list[Tool], SearchOption
             case "image_generation":
                 image = _options(tool, ImageOptions, where)
             case kind if kind not in _ACCEPTED:
-                message = f"Tools of type {quoted(kind)} are not supported for {model}. Remove it from tools."
+                message = f"Tool type {quoted(kind)} is not supported for {model}. Remove it from tools."
                 raise errors.unsupported(where, message)
             case _:
                 own.append(tool)
