@@ -187,7 +187,7 @@ class Keys:
                 f"{quoted(name)} is not a valid key name: use up to 64 letters, digits or . _ @ -, "
                 "starting with a letter or digit."
             )
-        if name in self._made or name in self._configured:
+        if self.knows(name):
             raise errors.bad_request(
                 f"The key {quoted(name)} already exists. Use another name, or run `codexctl keys revoke {name}` first."
             )
@@ -210,6 +210,10 @@ class Keys:
             yield key
         finally:
             self._lent.pop(name, None)
+
+    def knows(self, name: str) -> bool:
+        """Returns whether there is a key of that name, created with codexctl or in the configuration."""
+        return name in self._made or name in self._configured
 
     def revoke(self, name: str) -> None:
         """Removes a key. Raises ApiError when it does not exist or is in the configuration."""

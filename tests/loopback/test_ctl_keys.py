@@ -116,6 +116,24 @@ async def test_a_key_has_a_budget(shared: Setup) -> None:
         assert re.search(r"of the weekly window", said) and re.search(r"\(elsewhere\) +12.0 % +34.0 %", said)
 
 
+async def test_a_key_of_the_configuration_is_not_said_to_be_revoked(
+    tmp_path: Path, logs: Path, upstream: Upstream
+) -> None:
+    async def play(call: Call) -> None:
+        await call.start()
+        await call.events(CREATED, ADDED, text("Hel"))
+        await trio.sleep_forever()
+
+    upstream.plays = [play]
+    key = "sk-of-the-configuration"
+    configured = {"client_keys": {"own": key}}
+    async with running(tmp_path, logs, upstream, server=configured) as daemon, connected(daemon) as client:
+        await client.send(post("/v1/chat/completions", hello(stream=True), f"authorization: Bearer {key}"))
+        await client.until(b"Hel")
+        said = await codexctl(daemon, "keys", "revoke", "own", "--now")
+        assert (said.code, "is set in [server.client_keys]" in said.err, said.out) == (5, True, "")
+
+
 @pytest.mark.parametrize("how", ["finish", "end", "end later"])
 async def test_a_revoked_keys_answers_finish_or_end(tmp_path: Path, logs: Path, upstream: Upstream, how: str) -> None:
     go_on = trio.Event()
