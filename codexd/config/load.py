@@ -313,8 +313,8 @@ def _expected(said: str, section: str, name: str) -> str:
     kind = get_type_hints(_sections()[section]).get(name) if section in _sections() else None
     if said.startswith("invalid enum value"):
         choices = _choices(kind)
-        given = said.removeprefix("invalid enum value ")
-        return f"must be one of {', '.join(choices)}, not {quoted(given.strip(chr(39)))}"
+        given = said.removeprefix("invalid enum value ").strip("'")
+        return f"must be one of {', '.join(choices)}, not {quoted(given)}"
     if "matching regex" in said:
         if "http" in said:
             return "must be an http or https address"

@@ -86,7 +86,7 @@ class ControlConnection:
             raise DaemonUnreachable(path, "permission denied", denied=True) from error
         except OSError as error:
             self._socket.close()
-            raise DaemonUnreachable(path, error.strerror or str(error)) from error
+            raise DaemonUnreachable(path, reason_of(error)) from error
 
     def __enter__(self) -> Self:
         return self
@@ -115,10 +115,9 @@ class ControlConnection:
         while b"\n" not in self._data:
             try:
                 data = self._socket.recv(65536)
-            except TimeoutError as error:
-                raise DaemonUnreachable(self.path, "no answer in time", silent=True) from error
             except OSError as error:
-                raise DaemonUnreachable(self.path, error.strerror or str(error)) from error
+                silent = isinstance(error, TimeoutError)
+                raise DaemonUnreachable(self.path, reason_of(error), silent=silent) from error
             if not data:
                 if self._data:
                     raise DaemonUnreachable(self.path, "it closed the connection in the middle of an answer")

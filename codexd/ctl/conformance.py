@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from codexd.protocol import decoding
-from codexd.reasons import quoted, reason_of
+from codexd.reasons import reason_of
 from codexd.telemetry.trace import SELFTEST
 
 ANSWER_SECONDS = 180.0
@@ -139,10 +139,10 @@ def _chat(at: Listener, **more: object) -> Json:
 
 def chat_whole(at: Listener) -> str:
     document = at.document("POST", "/v1/chat/completions", _chat(at))
-    demand(document["object"] == "chat.completion", f"object is {quoted(document['object'])}")
+    demand(document["object"] == "chat.completion", f"object is {_shown(document['object'])}")
     (choice,) = document["choices"]
     demand(choice["message"]["content"], "the message is empty")
-    demand(choice["finish_reason"] == "stop", f"finish_reason is {quoted(choice['finish_reason'])}")
+    demand(choice["finish_reason"] == "stop", f"finish_reason is {_shown(choice['finish_reason'])}")
     usage = document["usage"]
     total = usage["prompt_tokens"] + usage["completion_tokens"]
     demand(usage["total_tokens"] == total, f"the usage does not add up: {_shown(usage)}")
@@ -170,7 +170,7 @@ def tool_call(at: Listener) -> str:
     body = {"model": at.model, "messages": asked, "tools": [tool], "tool_choice": "required"}
     document = at.document("POST", "/v1/chat/completions", body)
     (choice,) = document["choices"]
-    demand(choice["finish_reason"] == "tool_calls", f"finish_reason is {quoted(choice['finish_reason'])}")
+    demand(choice["finish_reason"] == "tool_calls", f"finish_reason is {_shown(choice['finish_reason'])}")
     call = choice["message"]["tool_calls"][0]
     arguments = decoding.decode(call["function"]["arguments"])
     demand("city" in arguments, f"the arguments do not fit the schema: {_shown(arguments)}")
@@ -193,7 +193,7 @@ def responses_whole(at: Listener) -> str:
     document = at.document("POST", "/v1/responses", {"model": at.model, "input": "Say hello."})
     demand(
         document["object"] == "response" and document["status"] == "completed",
-        f"status is {quoted(document['status'])}",
+        f"status is {_shown(document['status'])}",
     )
     demand(any(item["type"] == "message" for item in document["output"]), "the output has no message")
     body = {"model": at.model, "input": "And again.", "previous_response_id": document["id"]}
@@ -210,7 +210,7 @@ def responses_streamed(at: Listener) -> str:
     found = at.events("/v1/responses", {"model": at.model, "input": "Say hello.", "stream": True})
     events = [data for _, data in found if data != "[DONE]"]
     for name, data in found:
-        demand(data == "[DONE]" or name == data["type"], f"the event {quoted(name)} has type {_shown(data)}")
+        demand(data == "[DONE]" or name == data["type"], f"the event {_shown(name)} has type {_shown(data)}")
     kinds = [event["type"] for event in events]
     demand(kinds[0] == "response.created", f"the stream starts with {kinds[0]}")
     demand(kinds[-1] == "response.completed", f"the stream ends with {kinds[-1]}")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from codexd.config.addresses import split_bind
+from codexd.reasons import reason_of
 
 WRITE_TIMEOUT = 60.0
 """Seconds for a client to read what was sent to it. After that its connection is closed."""
@@ -38,7 +39,7 @@ def listen(bind: str) -> socket.socket:
                 "the address is already in use. Stop the other program, or set another address (server.bind or $PORT)."
             )
             raise AddressInUse(f"cannot listen on {bind}: {advice}") from error
-        raise CannotListen(f"cannot listen on {bind}: {error.strerror or error}") from error
+        raise CannotListen(f"cannot listen on {bind}: {reason_of(error)}") from error
 
 
 def _listen_tcp(host: str, port: int) -> socket.socket:
