@@ -27,6 +27,7 @@ looked up once, in ``_inside``; where one is missing, in guest mode, or on anoth
 """
 
 from collections.abc import Callable, Collection, Sized
+from contextlib import suppress
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
@@ -96,9 +97,10 @@ class _Hook(trio.abc.Instrument):
             if self._serve(timeout):
                 self._wake()
         except Exception as error:
-            log.error("internal error while waiting for streams", exc_info=error)
             self._streams.fail(error)
             self._wake()
+            with suppress(Exception):  # trio would remove this hook, and nothing would be served any more
+                log.error("internal error while waiting for streams", exc_info=error)
 
     def _serve(self, timeout: float) -> bool:
         """Serves until trio has something to do; returns whether trio's own wait has to be cut short."""

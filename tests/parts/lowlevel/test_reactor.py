@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from time import perf_counter
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 import trio
@@ -411,13 +412,18 @@ async def test_what_is_served_is_no_idleness(
     assert trio.current_time() == begun + 12
 
 
+@pytest.mark.parametrize("logged", [True, False])
 async def test_a_wait_that_fails_ends_the_streams_that_are_open_and_nothing_else(
-    pairs: Callable[[], tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch, hooked: bool
+    pairs: Callable[[], tuple[socket.socket, socket.socket]],
+    monkeypatch: pytest.MonkeyPatch,
+    hooked: bool,
+    logged: bool,
 ) -> None:
+    """Also where the failure cannot be logged, for want of memory."""
     if not hooked:
         pytest.skip("a task that fails ends the daemon, which systemd starts again")
 
-    def fails(timeout: float) -> tuple[int, bool, bool]:
+    def fails(*_: object, **__: object) -> NoReturn:
         raise MemoryError
 
     failed = list[int]()
@@ -434,6 +440,8 @@ async def test_a_wait_that_fails_ends_the_streams_that_are_open_and_nothing_else
             await trio.testing.wait_all_tasks_blocked()
             with monkeypatch.context() as patch:
                 patch.setattr(reactor.running(), "serve", fails)
+                if not logged:
+                    patch.setattr(io_wait, "log", SimpleNamespace(error=fails))
                 while len(failed) < 3:
                     await trio.lowlevel.checkpoint()
     ours, theirs = pairs()
